@@ -1,0 +1,117 @@
+"""`Batch`: the only thing the data plane and the model share.
+
+Legend for shape suffixes: B sequences, L positions a sequence, N media items, T tokens of one kind.
+Every index tensor is made on the host when the batch is packed, so a forward pass never asks the device
+how many of anything there are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PADDING = 0
+TEXT = 1
+IMAGE = 2
+AUDIO = 3
+
+
+@dataclass
+class Batch:
+    """Packed sequences of one micro-batch.
+
+    A *segment* is a run of positions that attend to each other and to nothing else. Inside a segment text
+    is causal; the tokens of one picture or clip (a *span*) see their whole span.
+    """
+
+    tokens_BL: Tensor  # int64, text token id; 0 where the position is not text
+    kind_BL: Tensor  # uint8, PADDING, TEXT, IMAGE or AUDIO
+    segment_BL: Tensor  # int32, number of the segment inside its sequence from 1; 0: padding
+    span_BL: Tensor  # int32, number of the media span inside its sequence from 1; 0: not media
+    position_BL3: Tensor  # int32, rotary position in (time, row, column)
+
+    image_N3HW: Tensor  # uint8 pictures; N may be 0
+    image_at_T: Tensor  # int64, flat position (b * L + l) of every picture token, pictures in order
+    audio_NFM: Tensor  # float32 log-mel, padded with zeros to the longest clip; N may be 0
+    audio_frames_N: Tensor  # int64, frames that are real
+    audio_take_T: Tensor  # int64, flat index (n * tokens_per_clip + t) of every real audio token
+    audio_at_T: Tensor  # int64, flat position of every audio token, in the order of audio_take_T
+
+    target_at_T: Tensor  # int64, flat position whose output predicts target_T
+    target_T: Tensor  # int64, token ids
+    target_weight_T: Tensor  # float32, task weight over the step's total of target weight; masked: 0
+
+    embed_at_T: Tensor  # int64, flat position of every <|embed|> token
+    embed_task_T: Tensor  # int64, number of the contrastive task, unique over data sets
+    embed_side_T: Tensor  # int64, which of the task's fields was embedded
+    embed_match_T: Tensor  # int64, equal values belong together
+    embed_weight_T: Tensor  # float32, task weight over the step's number of embeddings; masked: 0
+
+    dropout_key_B: Tensor  # int64 < 2**31, from (seed, step, sequence)
+
+    step: int = 0
+    sequences: list[int] = field(default_factory=list)  # positions inside the step
+    keys: list[list[str]] = field(default_factory=list)  # sample keys of every sequence
+    faults: list[dict[str, Any]] = field(default_factory=list)  # samples masked because they are broken
+    samples: int = 0  # samples packed, the masked ones included
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name."""
+        return {
+            item.name: getattr(self, item.name)
+            for item in dataclasses.fields(self)
+            if isinstance(getattr(self, item.name), Tensor)
+        }
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on ``device``; copies overlap with compute when the memory is pinned."""
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True) for name, value in self.tensors().items()
+        }
+        return dataclasses.replace(self, **moved)
+
+    def pin_memory(self) -> Batch:
+        """Called by `torch.utils.data.DataLoader` when it pins memory."""
+        pinned: dict[str, Any] = {name: value.pin_memory() for name, value in self.tensors().items()}
+        return dataclasses.replace(self, **pinned)
+
+    def real_tokens(self) -> int:
+        """Positions that are not padding (synchronises if the batch is on a GPU)."""
+        return int((self.segment_BL > 0).sum())
+
+    def checksums(self) -> list[str]:
+        """SHA-256 of each sequence's content (hex), independent of how sequences are grouped into batches."""
+        length = self.tokens_BL.shape[1]
+        out = []
+        for b in range(self.tokens_BL.shape[0]):
+            digest = hashlib.sha256()
+            for name in ("tokens_BL", "kind_BL", "segment_BL", "span_BL", "position_BL3", "dropout_key_B"):
+                digest.update(getattr(self, name)[b].contiguous().numpy().tobytes())
+            for at, values in self._rows_by_position():
+                inside = (at // length) == b
+                digest.update((at[inside] - b * length).numpy().tobytes())
+                for value in values:
+                    digest.update(value[inside].contiguous().numpy().tobytes())
+            out.append(digest.hexdigest())
+        return out
+
+    def _rows_by_position(self) -> list[tuple[Tensor, list[Tensor]]]:
+        """(flat positions, rows that belong to them) of everything that is not laid out as [B, L]."""
+        per_image = self.image_at_T.numel() // max(1, self.image_N3HW.shape[0])
+        first_of_image = self.image_at_T[:: max(1, per_image)]
+        clips = self.audio_NFM.shape[0]
+        per_clip = int(self.audio_take_T.max()) // clips + 1 if self.audio_take_T.numel() else 1
+        clip_of_token = self.audio_take_T // per_clip if clips else self.audio_take_T
+        first = torch.ones_like(clip_of_token, dtype=torch.bool)
+        first[1:] = clip_of_token[1:] != clip_of_token[:-1]
+        return [
+            (first_of_image, [self.image_N3HW]),
+            (self.audio_at_T[first], [self.audio_frames_N]),
+            (self.target_at_T, [self.target_T, self.target_weight_T]),
+            (self.embed_at_T, [self.embed_task_T, self.embed_side_T, self.embed_match_T, self.embed_weight_T]),
+        ]

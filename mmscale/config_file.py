@@ -1,0 +1,205 @@
+"""Reading a run's config: YAML with ``base`` files, ``key=value`` overrides, strict names and types."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmscale.config import Config
+from mmscale.errors import UserError
+
+_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+_FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_MAX_BASES = 16
+
+
+def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
+    """Read ``path``, apply ``overrides`` such as ``train.steps=200``, check everything.
+
+    Any mapping may hold ``base: other.yaml`` (relative to the file it stands in), which is read first and
+    then overlaid. ``${NAME:-default}`` in a string is replaced from the environment.
+
+    Raises:
+        UserError: unreadable file, unknown key, wrong type, or a rule of `Config.check` broken; the
+            message names the file or key and the remedy.
+    """
+    tree = _read(Path(path), depth=0)
+    for override in overrides:
+        _override(tree, override)
+    return config_from_tree(tree, str(path))
+
+
+def config_from_tree(tree: dict[str, Any], source: str) -> Config:
+    """Build and check a `Config` from plain dictionaries; ``source`` names the file in messages."""
+    config = _build(Config, tree, "", source)
+    try:
+        config.check()
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    return config
+
+
+def to_tree(config: Any) -> dict[str, Any]:
+    """The config as plain dictionaries, every key present."""
+    return dataclasses.asdict(config)
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as YAML; `load_config` reads it back unchanged."""
+    return yaml.safe_dump(to_tree(config), sort_keys=False, allow_unicode=True)
+
+
+def describe_keys() -> list[tuple[str, str, str]]:
+    """(dotted key, default, documentation) of every config key, in order."""
+    rows: list[tuple[str, str, str]] = []
+
+    def visit(cls: type, prefix: str) -> None:
+        hints = typing.get_type_hints(cls)
+        for item in dataclasses.fields(cls):
+            hint, name = hints[item.name], prefix + item.name
+            inner = typing.get_args(hint)
+            if dataclasses.is_dataclass(hint):
+                visit(typing.cast(type, hint), name + ".")
+                continue
+            default = item.default if item.default is not dataclasses.MISSING else item.default_factory()  # type: ignore[misc]
+            doc = item.metadata["doc"]
+            if item.metadata["choices"]:
+                doc += f" One of: {', '.join(choice or '(empty)' for choice in item.metadata['choices'])}."
+            rows.append((name, str(default), doc))
+            if inner and dataclasses.is_dataclass(inner[-1]):
+                visit(typing.cast(type, inner[-1]), name + (".<name>." if len(inner) == 2 else "[]."))
+
+    visit(Config, "")
+    return rows
+
+
+def _read(path: Path, depth: int) -> dict[str, Any]:
+    if depth > _MAX_BASES:
+        raise UserError(f"{path}: more than {_MAX_BASES} levels of 'base'; do two files name each other?")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such config file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8; save the file as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', None) or error})") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a config is a mapping of keys; this file holds a {type(tree).__name__}")
+    return _resolve(tree, path, depth)
+
+
+def _resolve(tree: dict[str, Any], path: Path, depth: int) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    base = tree.pop("base", None)
+    if base is not None:
+        if not isinstance(base, str):
+            raise UserError(f"{path}: base: name one file, got {base!r}")
+        out = _read(path.parent / _expand(base), depth + 1)
+    for name, value in tree.items():
+        if not isinstance(name, str):
+            raise UserError(f"{path}: key {name!r} is not a string; put it in quotes")
+        if isinstance(value, dict):
+            value = _merge(out.get(name), _resolve(value, path, depth))
+        elif isinstance(value, list):
+            value = [_resolve(v, path, depth) if isinstance(v, dict) else _expand(v) for v in value]
+        else:
+            value = _expand(value)
+        out[name] = value
+    return out
+
+
+def _merge(under: Any, over: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(under, dict):
+        return over
+    out = dict(under)
+    for name, value in over.items():
+        out[name] = _merge(out.get(name), value) if isinstance(value, dict) else value
+    return out
+
+
+def _expand(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return _VARIABLE.sub(lambda match: os.environ.get(match[1], match[2] or ""), value)
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise UserError(f"{override!r}: an override is written key=value, such as train.steps=200")
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError:
+        raise UserError(f"{name}: {text!r} is not a valid value") from None
+    *parents, last = name.split(".")
+    for parent in parents:
+        child = tree.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise UserError(f"{name}: {parent} is not a group of keys")
+        tree = child
+    tree[last] = value
+
+
+def _build(hint: Any, value: Any, where: str, source: str) -> Any:
+    """Convert ``value`` to the annotated type ``hint``, naming the dotted key in every complaint."""
+    if dataclasses.is_dataclass(hint):
+        return _build_object(typing.cast(type, hint), value, where, source)
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is list:
+        items = value if isinstance(value, list) else [value]
+        return [_build(inner[0], item, f"{where}[{i}]", source) for i, item in enumerate(items)]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"{source}: {where}: expected a mapping of names, got {value!r}")
+        return {str(name): _build(inner[1], item, f"{where}.{name}", source) for name, item in value.items()}
+    assert not isinstance(hint, types.UnionType), "config keys have one type each"
+    if hint is float and isinstance(value, str) and _FLOAT.fullmatch(value):
+        return float(value)  # YAML 1.1 reads 1e-3 as a string
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if type(value) is not hint:
+        raise UserError(f"{source}: {where}: expected {hint.__name__}, got {value!r}")
+    return value
+
+
+def _build_object(cls: type, value: Any, where: str, source: str) -> Any:
+    if not isinstance(value, dict):
+        raise UserError(f"{source}: {where}: expected a group of keys, got {value!r}")
+    hints = typing.get_type_hints(cls)
+    known = {item.name: item for item in dataclasses.fields(cls)}
+    made: dict[str, Any] = {}
+    for name, item in value.items():
+        place = f"{where}.{name}" if where else name
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            remedy = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+            raise UserError(f"{source}: unknown key {place!r}; {remedy}")
+        made[name] = _build(hints[name], item, place, source)
+        _check_bounds(known[name].metadata, made[name], place, source)
+    return cls(**made)
+
+
+def _check_bounds(metadata: typing.Mapping[str, Any], value: Any, where: str, source: str) -> None:
+    choices, low = metadata["choices"], metadata["low"]
+    if choices and value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise UserError(f"{source}: {where}: {value!r} is not one of {listed}")
+    if low is not None and not value >= low:
+        raise UserError(f"{source}: {where}: {value} is below the least value {low:g}")
