@@ -8,7 +8,6 @@ how many of anything there are.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +35,8 @@ class Batch:
     position_BL3: Tensor  # int32, rotary position in (time, row, column)
 
     image_N3HW: Tensor  # uint8 pictures; N may be 0
-    image_at_T: Tensor  # int64, flat position (b * L + l) of every picture token, pictures in order
+    image_take_T: Tensor  # int64, flat index (n * tokens_per_image + t) of every picture token used
+    image_at_T: Tensor  # int64, flat position (b * L + l) of every picture token, in the order of image_take_T
     audio_NFM: Tensor  # float32 log-mel, padded with zeros to the longest clip; N may be 0
     audio_frames_N: Tensor  # int64, frames that are real
     audio_take_T: Tensor  # int64, flat index (n * tokens_per_clip + t) of every real audio token
@@ -83,35 +83,3 @@ class Batch:
     def real_tokens(self) -> int:
         """Positions that are not padding (synchronises if the batch is on a GPU)."""
         return int((self.segment_BL > 0).sum())
-
-    def checksums(self) -> list[str]:
-        """SHA-256 of each sequence's content (hex), independent of how sequences are grouped into batches."""
-        length = self.tokens_BL.shape[1]
-        out = []
-        for b in range(self.tokens_BL.shape[0]):
-            digest = hashlib.sha256()
-            for name in ("tokens_BL", "kind_BL", "segment_BL", "span_BL", "position_BL3", "dropout_key_B"):
-                digest.update(getattr(self, name)[b].contiguous().numpy().tobytes())
-            for at, values in self._rows_by_position():
-                inside = (at // length) == b
-                digest.update((at[inside] - b * length).numpy().tobytes())
-                for value in values:
-                    digest.update(value[inside].contiguous().numpy().tobytes())
-            out.append(digest.hexdigest())
-        return out
-
-    def _rows_by_position(self) -> list[tuple[Tensor, list[Tensor]]]:
-        """(flat positions, rows that belong to them) of everything that is not laid out as [B, L]."""
-        per_image = self.image_at_T.numel() // max(1, self.image_N3HW.shape[0])
-        first_of_image = self.image_at_T[:: max(1, per_image)]
-        clips = self.audio_NFM.shape[0]
-        per_clip = int(self.audio_take_T.max()) // clips + 1 if self.audio_take_T.numel() else 1
-        clip_of_token = self.audio_take_T // per_clip if clips else self.audio_take_T
-        first = torch.ones_like(clip_of_token, dtype=torch.bool)
-        first[1:] = clip_of_token[1:] != clip_of_token[:-1]
-        return [
-            (first_of_image, [self.image_N3HW]),
-            (self.audio_at_T[first], [self.audio_frames_N]),
-            (self.target_at_T, [self.target_T, self.target_weight_T]),
-            (self.embed_at_T, [self.embed_task_T, self.embed_side_T, self.embed_match_T, self.embed_weight_T]),
-        ]

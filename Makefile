@@ -1,0 +1,30 @@
+# Two commands need nothing but Python >= 3.11, pip and make:
+#   make demo   build the embedded data, train on two processes, evaluate, release, recognise
+#   make test   lint, types and tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= runs/demo
+
+.PHONY: demo test lint recipes clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python tools/demo.py --run-dir $(DEMO)
+
+test: $(VENV)/.installed lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The marker is written last, so an installation cut short is taken up again.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("mmscale needs Python 3.11 or 3.12, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12") if not (3, 11) <= sys.version_info[:2] <= (3, 12) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf build runs

@@ -1,0 +1,18 @@
+"""mmscale: one fusion transformer over images, text and speech, trained at any scale from plain tar shards."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mmscale.checkpoint.pretrained import Pretrained
+
+__version__ = "0.1.0"
+
+
+def load(folder: str | PathLike[str]) -> Pretrained:
+    """Open a release made by ``mmscale export``. Raises `UserError` if the folder is none, or is damaged."""
+    from mmscale.checkpoint.pretrained import load as load_release  # torch is slow to import
+
+    return load_release(folder)

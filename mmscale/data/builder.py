@@ -1,0 +1,174 @@
+"""Laying segments into packed sequences. Training and evaluation build their batches with the same class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mmscale.batch import AUDIO, IMAGE, TEXT, Batch
+from mmscale.config import MediaConfig
+
+class BatchBuilder:
+    """Builds one `Batch`: open a sequence, open a segment, add parts, repeat, finish.
+
+    Args:
+        sequences: B, the most sequences the batch holds.
+        seq_len: L, positions of each.
+        media: sizes of pictures and spectrograms.
+    """
+
+    def __init__(self, sequences: int, seq_len: int, media: MediaConfig) -> None:
+        shape = (sequences, seq_len)
+        self._media, self._length = media, seq_len
+        self._tokens = np.zeros(shape, np.int64)
+        self._kind = np.zeros(shape, np.uint8)
+        self._segment = np.zeros(shape, np.int32)
+        self._span = np.zeros(shape, np.int32)
+        self._position = np.zeros((*shape, 3), np.int32)
+        self._dropout_key = np.zeros(sequences, np.int64)
+        self._images: list[NDArray[np.uint8]] = []
+        self._clips: list[NDArray[np.float32]] = []
+        self._image_use: list[tuple[int, int]] = []  # (picture, first flat position)
+        self._clip_use: list[tuple[int, int]] = []
+        self._targets: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = []
+        self._embeddings: list[tuple[int, int, int, int, float]] = []
+        self._row = -1
+        self._at = self._segments = self._spans = self._clock = 0
+
+    @property
+    def room(self) -> int:
+        """Positions left in the open sequence."""
+        return self._length - self._at
+
+    def open_sequence(self, dropout_key: int = 0) -> None:
+        """Start the next sequence."""
+        self._row += 1
+        self._at = self._segments = self._spans = self._clock = 0
+        self._dropout_key[self._row] = dropout_key
+
+    def open_segment(self) -> None:
+        """Start a segment; its positions count from zero."""
+        self._segments += 1
+        self._clock = 0
+
+    def add_text(self, ids: list[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Add text tokens; returns their flat positions, int64 [n]."""
+        count = len(ids)
+        clock = self._clock + np.arange(count)
+        at = self._take(count, TEXT, np.repeat(clock[:, None], 3, axis=1))
+        self._tokens.reshape(-1)[at] = ids
+        self._clock += count
+        return at
+
+    def new_image(self, image: NDArray[np.uint8]) -> int:
+        """Register a picture, uint8 [3, H, W]; returns its number for `add_image`, as often as needed."""
+        self._images.append(image)
+        return len(self._images) - 1
+
+    def add_image(self, number: int) -> None:
+        """Add the tokens of a registered picture: time stands still, row and column count from the clock."""
+        media = self._media
+        rows, columns = media.image_height // media.image_patch, media.image_width // media.image_patch
+        grid = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1).reshape(-1, 2)
+        position = np.concatenate([np.zeros((len(grid), 1), np.int64), grid], axis=1) + self._clock
+        at = self._take(len(grid), IMAGE, position)
+        self._image_use.append((number, int(at[0])))
+        self._clock += max(rows, columns)
+
+    def new_clip(self, mel: NDArray[np.float32]) -> int:
+        """Register a log-mel spectrogram, float32 [frames, mel_bins]; returns its number."""
+        self._clips.append(mel)
+        return len(self._clips) - 1
+
+    def add_clip(self, number: int) -> None:
+        """Add the tokens of a registered clip."""
+        count = self.clip_tokens(number)
+        clock = self._clock + np.arange(count)
+        at = self._take(count, AUDIO, np.repeat(clock[:, None], 3, axis=1))
+        self._clip_use.append((number, int(at[0])))
+        self._clock += count
+
+    def clip_tokens(self, number: int) -> int:
+        """Tokens of a registered clip."""
+        return -(-len(self._clips[number]) // self._media.frames_per_token)
+
+    def add_targets(
+        self, at: NDArray[np.int64], ids: NDArray[np.int64], weights: NDArray[np.float32] | float
+    ) -> None:
+        """The output at flat position ``at[i]`` is to predict token ``ids[i]`` with a weight."""
+        self._targets.append((at, ids, np.broadcast_to(np.float32(weights), at.shape)))
+
+    def add_embedding(self, at: int, task: int, side: int, match: int, weight: float) -> None:
+        """The output at flat position ``at`` is an embedding; see `Batch` for the rest."""
+        self._embeddings.append((at, task, side, match, weight))
+
+    def finish(self, **facts: Any) -> Batch:
+        """The batch; ``facts`` are its plain fields (step, keys, …)."""
+        media = self._media
+        image_shape = (0, 3, media.image_height, media.image_width)
+        images = np.stack(self._images) if self._images else np.zeros(image_shape, np.uint8)
+        image_take, image_at = _uses(self._image_use, media.image_tokens(), [media.image_tokens()] * len(images))
+
+        frames = np.array([len(clip) for clip in self._clips], np.int64)
+        # Whole tokens, so that the stems' strides divide the padded length.
+        per_clip = -(-int(frames.max(initial=0)) // media.frames_per_token)
+        audio = np.zeros((len(frames), per_clip * media.frames_per_token, media.mel_bins), np.float32)
+        for number, clip in enumerate(self._clips):
+            audio[number, : len(clip)] = clip
+        audio_take, audio_at = _uses(self._clip_use, per_clip, [self.clip_tokens(n) for n in range(len(frames))])
+
+        def joined(parts: list[NDArray[Any]], dtype: type) -> torch.Tensor:
+            return torch.from_numpy(np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype))
+
+        at, task, side, match, weight = zip(*self._embeddings, strict=True) if self._embeddings else ((),) * 5
+        return Batch(
+            tokens_BL=torch.from_numpy(self._tokens),
+            kind_BL=torch.from_numpy(self._kind),
+            segment_BL=torch.from_numpy(self._segment),
+            span_BL=torch.from_numpy(self._span),
+            position_BL3=torch.from_numpy(self._position),
+            image_N3HW=torch.from_numpy(images),
+            image_take_T=torch.from_numpy(image_take),
+            image_at_T=torch.from_numpy(image_at),
+            audio_NFM=torch.from_numpy(audio),
+            audio_frames_N=torch.from_numpy(frames),
+            audio_take_T=torch.from_numpy(audio_take),
+            audio_at_T=torch.from_numpy(audio_at),
+            target_at_T=joined([one[0] for one in self._targets], np.int64),
+            target_T=joined([one[1] for one in self._targets], np.int64),
+            target_weight_T=joined([one[2] for one in self._targets], np.float32),
+            embed_at_T=torch.tensor(at, dtype=torch.int64),
+            embed_task_T=torch.tensor(task, dtype=torch.int64),
+            embed_side_T=torch.tensor(side, dtype=torch.int64),
+            embed_match_T=torch.tensor(match, dtype=torch.int64),
+            embed_weight_T=torch.tensor(weight, dtype=torch.float32),
+            dropout_key_B=torch.from_numpy(self._dropout_key),
+            **facts,
+        )
+
+    def _take(self, count: int, kind: int, position: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Claim ``count`` positions of the open segment; returns them flat."""
+        assert count <= self.room, "the plan promised that this sample fits"
+        here = slice(self._at, self._at + count)
+        self._kind[self._row, here] = kind
+        self._segment[self._row, here] = self._segments
+        self._position[self._row, here] = position
+        if kind != TEXT:
+            self._spans += 1
+            self._span[self._row, here] = self._spans
+        self._at += count
+        return self._row * self._length + np.arange(here.start, here.stop)
+
+
+def _uses(
+    uses: list[tuple[int, int]], per_item: int, counts: list[int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(index into the stem's output, flat position) of every media token in use; both int64 [T]."""
+    take = [number * per_item + np.arange(counts[number]) for number, _ in uses]
+    at = [first + np.arange(counts[number]) for number, first in uses]
+    if not uses:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    return np.concatenate(take).astype(np.int64), np.concatenate(at).astype(np.int64)

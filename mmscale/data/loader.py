@@ -1,0 +1,61 @@
+"""Micro-batches of one rank as a map-style data set behind PyTorch's own DataLoader.
+
+Workers, prefetching and pinning are the DataLoader's job. Because item k is a pure function of k, resuming is
+starting at another k, and the number of workers changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from mmscale.batch import Batch
+from mmscale.data.assemble import Assembler
+from mmscale.data.plan import Plan, check_world
+
+
+class MicroBatches(Dataset[Batch]):
+    """Item k is micro-batch ``k % per_step`` of step ``k // per_step`` of this rank."""
+
+    def __init__(self, plan: Plan, assembler: Assembler, *, steps: int, micro_batch: int, rank: int, world: int) -> None:
+        check_world(plan.sequences, world)
+        self._plan, self._assembler = plan, assembler
+        self._steps, self._micro_batch, self._rank, self._world = steps, micro_batch, rank, world
+        self.per_step = -(-(plan.sequences // world) // micro_batch)
+
+    def __len__(self) -> int:
+        return self._steps * self.per_step
+
+    def __getitem__(self, index: int) -> Batch:
+        step, micro = divmod(index, self.per_step)
+        mine = self._plan.share(step, self._rank, self._world)
+        chosen = mine[micro * self._micro_batch : (micro + 1) * self._micro_batch]
+        return self._assembler.batch(self._plan.step(step), chosen)
+
+
+def iterate_steps(
+    data: MicroBatches, start: int, *, workers: int, prefetch: int, pin_memory: bool
+) -> Iterator[list[Batch]]:
+    """The micro-batches of each step from ``start`` on."""
+    loader = DataLoader(
+        data,
+        batch_size=None,
+        sampler=range(start * data.per_step, len(data)),
+        num_workers=workers,
+        prefetch_factor=prefetch if workers else None,
+        pin_memory=pin_memory,
+        worker_init_fn=_one_thread,
+        multiprocessing_context="forkserver" if workers else None,
+    )
+    micro: list[Batch] = []
+    for batch in loader:
+        micro.append(batch)
+        if len(micro) == data.per_step:
+            yield micro
+            micro = []
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)  # workers are the parallelism; more threads would fight with training

@@ -1,0 +1,52 @@
+"""Which data set fills which sequence: a closed-form integer schedule over positions.
+
+Weights are rounded to shares of ``PERIOD`` positions. Inside a period the turns of each set are spread evenly;
+how many turns a set has had before any position is then a multiplication and a table look-up.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmscale.errors import UserError
+
+PERIOD = 4096
+
+
+class Mixture:
+    """A schedule of data sets by weight.
+
+    Args:
+        names: the sets, in the config's order.
+        weights: non-negative, not all zero; a positive weight below 1/PERIOD of the sum is an error,
+            because it would round to nothing.
+    """
+
+    def __init__(self, names: list[str], weights: list[float]) -> None:
+        total = sum(weights)
+        exact = np.array(weights, dtype=np.float64) / total * PERIOD
+        shares = np.floor(exact).astype(np.int64)
+        # Largest remainders first; ties go to the earlier set, so the result does not depend on a sort's whim.
+        for turn in np.argsort(-(exact - shares), kind="stable")[: PERIOD - int(shares.sum())]:
+            shares[turn] += 1
+        for name, weight, share in zip(names, weights, shares, strict=True):
+            if weight > 0 and share == 0:
+                raise UserError(f"data.sets.{name}.weight: {weight:g} is below 1/{PERIOD} of the sum; raise it or set 0")
+        self.shares: NDArray[np.int64] = shares
+        stamps = np.concatenate([(np.arange(share) + 0.5) / share for share in shares if share])
+        owners = np.concatenate([np.full(share, index) for index, share in enumerate(shares)])
+        self._table: NDArray[np.int64] = owners[np.argsort(stamps, kind="stable")]
+        hot = self._table[:, None] == np.arange(len(names))
+        self._before = np.concatenate([np.zeros((1, len(names)), np.int64), np.cumsum(hot, axis=0)])
+
+    def turn(self, position: int) -> tuple[int, int]:
+        """(index of the data set, number of its earlier turns) for a position ≥ 0."""
+        period, inside = divmod(position, PERIOD)
+        owner = int(self._table[inside])
+        return owner, period * int(self.shares[owner]) + int(self._before[inside, owner])
+
+    def turns_before(self, position: int) -> NDArray[np.int64]:
+        """int64 [sets]: turns each set has had before a position ≥ 0."""
+        period, inside = divmod(position, PERIOD)
+        return period * self.shares + self._before[inside]

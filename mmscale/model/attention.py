@@ -1,0 +1,197 @@
+"""Attention over packed segments: one rule of who sees whom, three ways to compute it.
+
+A position sees the positions of its own segment that come before it, and itself; the tokens of one picture or
+clip (a span) also see their whole span. ``visible`` is that rule; every path uses it.
+
+- dense:   one boolean mask [B, 1, L, L] for scaled_dot_product_attention. The reference; quadratic in L.
+- grouped: segments of like length are gathered into padded groups, so nothing is computed across segments.
+           The fast path on CPU, where FlexAttention has no backward.
+- flex:    FlexAttention with a block mask. The fast path on GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from mmscale.batch import Batch
+
+_GROUP_SLACK = 0.7  # a group's shortest segment is at least this share of its longest, or within 8 positions
+
+
+def visible(segment_q: Tensor, segment_k: Tensor, span_q: Tensor, span_k: Tensor, causal: Tensor) -> Tensor:
+    """The rule. ``causal`` is true where the key's position is not after the query's; all shapes broadcast."""
+    same_span = (span_q == span_k) & (span_q > 0)
+    return (segment_q == segment_k) & (causal | same_span)
+
+
+@dataclass
+class Group:
+    """Segments of like length, padded to the longest: G segments of P positions."""
+
+    size: tuple[int, int]  # (G, P)
+    mask: Tensor | None  # bool [G, 1, P, P]; None: plain causal
+
+
+@dataclass
+class AttentionPlan:
+    """How to attend within one batch; made once per forward pass and used by every block."""
+
+    path: str
+    dense_mask: Tensor | None = None  # bool [B, 1, L, L]
+    block_mask: Any = None
+    groups: list[Group] | None = None
+    slot_to_flat: Tensor | None = None  # int64 [slots], flat position each slot of the groups reads
+    slot_is_real: Tensor | None = None  # bool [slots]
+    flat_to_slot: Tensor | None = None  # int64 [B * L], slot of each position (0 for padding)
+    flat_is_real: Tensor | None = None  # bool [B * L]
+
+
+def make_plan(batch: Batch, path: str) -> AttentionPlan:
+    """Plan attention for ``batch``; ``auto`` takes flex on a GPU and grouped elsewhere."""
+    device = batch.segment_BL.device
+    if path == "auto":
+        path = "flex" if device.type == "cuda" else "grouped"
+    segment, span = batch.segment_BL, batch.span_BL
+    if path == "dense":
+        length = segment.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+        mask = visible(segment[:, :, None], segment[:, None, :], span[:, :, None], span[:, None, :], causal)
+        return AttentionPlan(path, dense_mask=mask[:, None])
+    if path == "flex":
+        return AttentionPlan(path, block_mask=_block_mask(segment, span))
+    return _group_segments(segment, span)
+
+
+def attend(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, plan: AttentionPlan) -> Tensor:
+    """Attention output [B, L, H, D]; keys and values may have fewer heads (grouped-query attention)."""
+    if plan.path == "grouped":
+        return _attend_grouped(q_BLHD, k_BLHD, v_BLHD, plan)
+    gqa = q_BLHD.shape[2] != k_BLHD.shape[2]
+    q, k, v = (x.transpose(1, 2) for x in (q_BLHD, k_BLHD, v_BLHD))
+    if plan.path == "dense":
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=plan.dense_mask, enable_gqa=gqa)
+    else:
+        out = _flex(q.device.type)(q, k, v, block_mask=plan.block_mask, enable_gqa=gqa)
+    return out.transpose(1, 2)
+
+
+def _block_mask(segment: Tensor, span: Tensor) -> Any:
+    def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return visible(segment[b, q], segment[b, k], span[b, q], span[b, k], q >= k)
+
+    batch, length = segment.shape
+    return create_block_mask(rule, batch, None, length, length, device=segment.device)
+
+
+_compiled_flex: Any = None
+
+
+def _flex(device: str) -> Any:
+    """FlexAttention is only fast compiled; on CPU it is used in tests alone, where compiling costs more than it saves."""
+    global _compiled_flex
+    if device != "cuda":
+        return flex_attention
+    if _compiled_flex is None:
+        _compiled_flex = torch.compile(flex_attention, dynamic=False)
+    return _compiled_flex
+
+
+def _group_segments(segment_BL: Tensor, span_BL: Tensor) -> AttentionPlan:
+    device = segment_BL.device
+    segment, span = segment_BL.cpu().numpy(), span_BL.cpu().numpy().reshape(-1)
+    batch, length = segment.shape
+    # A run starts where the segment number changes or a sequence begins.
+    change = np.ones((batch, length), dtype=bool)
+    change[:, 1:] = segment[:, 1:] != segment[:, :-1]
+    starts = np.nonzero(change.reshape(-1))[0]
+    sizes = np.diff(np.append(starts, batch * length))
+    real = segment.reshape(-1)[starts] > 0
+    starts, sizes = starts[real], sizes[real]
+    order = np.argsort(-sizes, kind="stable")
+    starts, sizes = starts[order], sizes[order]
+
+    flat_to_slot = np.zeros(batch * length, np.int64)
+    flat_is_real = np.zeros(batch * length, bool)
+    groups, slots, slot_real = [], [], []
+    first = filled = 0
+    while first < len(starts):
+        longest = int(sizes[first])
+        last = int(np.searchsorted(-sizes, -min(longest * _GROUP_SLACK, longest - 8), side="right"))
+        last = max(last, first + 1)
+        offset = np.arange(longest)
+        inside = offset < sizes[first:last, None]  # [G, P]
+        flat = starts[first:last, None] + np.where(inside, offset, 0)
+        flat_to_slot[flat[inside]] = filled + np.nonzero(inside.reshape(-1))[0]
+        flat_is_real[flat[inside]] = True
+        filled += flat.size
+        group_span = np.where(inside, span[flat], 0)
+        mask = None
+        if group_span.any():
+            # Padded keys get segment 0; padded queries keep segment 1 and so see at least one key (no NaN).
+            valid = torch.from_numpy(inside).to(device)
+            span_t = torch.from_numpy(group_span).to(device)
+            causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
+            ones = torch.ones_like(span_t)
+            mask = visible(
+                ones[:, :, None], valid.to(ones.dtype)[:, None, :], span_t[:, :, None], span_t[:, None, :], causal
+            )[:, None]
+        groups.append(Group(flat.shape, mask))
+        slots.append(flat.reshape(-1))
+        slot_real.append(inside.reshape(-1))
+        first = last
+
+    def tensor(parts: list[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts) if parts else np.zeros(0, np.int64)).to(device)
+
+    return AttentionPlan(
+        "grouped",
+        groups=groups,
+        slot_to_flat=tensor(slots).long(),
+        slot_is_real=tensor(slot_real).bool(),
+        flat_to_slot=torch.from_numpy(flat_to_slot).to(device),
+        flat_is_real=torch.from_numpy(flat_is_real).to(device),
+    )
+
+
+class _Gather(torch.autograd.Function):
+    """Rows by index where the index is a partial permutation, so the gradient is a gather too, not a scatter-add."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor, inverse: Tensor, inverse_real: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse, inverse_real)
+        return rows.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        inverse, inverse_real = ctx.saved_tensors
+        grad = grads[0].contiguous().index_select(0, inverse)
+        return grad.masked_fill_(~inverse_real.view(-1, *[1] * (grad.dim() - 1)), 0), None, None, None
+
+
+def _attend_grouped(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, plan: AttentionPlan) -> Tensor:
+    batch, length, heads, width = q_BLHD.shape
+    kv_heads = k_BLHD.shape[2]
+    assert plan.groups is not None and plan.flat_is_real is not None and plan.slot_is_real is not None
+    # One gather for queries, keys and values together.
+    qkv = torch.cat([q_BLHD, k_BLHD, v_BLHD], dim=2).reshape(batch * length, heads + 2 * kv_heads, width)
+    slots = _Gather.apply(qkv, plan.slot_to_flat, plan.flat_to_slot, plan.flat_is_real)
+    outs, start = [], 0
+    for group in plan.groups:
+        count = group.size[0] * group.size[1]
+        part = slots[start : start + count].view(*group.size, heads + 2 * kv_heads, width).transpose(1, 2)
+        start += count
+        q, k, v = part.split([heads, kv_heads, kv_heads], dim=1)
+        if kv_heads != heads:
+            k, v = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (k, v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask, is_causal=group.mask is None)
+        outs.append(out.transpose(1, 2).reshape(count, heads, width))
+    joined = torch.cat(outs) if outs else slots[:, :heads]
+    flat = _Gather.apply(joined, plan.flat_to_slot, plan.slot_to_flat, plan.slot_is_real) if outs else q_BLHD * 0
+    return flat.view(batch, length, heads, width)

@@ -1,0 +1,43 @@
+"""FSDP2: every parameter is sharded along its first axis over all ranks (`torch.distributed.fsdp.fully_shard`)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from mmscale.batch import Batch
+from mmscale.config import Config
+from mmscale.model.fusion import FusionTransformer
+from mmscale.model.initialise import initialise
+from mmscale.parallel.ranks import Ranks
+
+
+class FsdpStrategy:
+    """One unit per stem and per block, the rest in the root; gradients are summed in fp32."""
+
+    name = "fsdp"
+
+    def __init__(self, model: FusionTransformer, config: Config, ranks: Ranks, compute: torch.dtype) -> None:
+        mesh = init_device_mesh(ranks.device.type, (ranks.world,), mesh_dim_names=("shard",))
+        # Inputs keep their types: rotary angles and targets must not be rounded to bf16.
+        precision = MixedPrecisionPolicy(
+            param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+        for unit in (model.image_stem, model.audio_stem, *model.blocks, model):
+            fully_shard(unit, mesh=mesh, mp_policy=precision)
+            assert isinstance(unit, FSDPModule)
+            unit.set_gradient_divide_factor(1.0)  # a sum, not a mean: losses are divided by the step's counts
+        model.to_empty(device=ranks.device)
+        initialise(model, config.model, config.seed)
+        self.model = model
+
+    def forward_backward(self, batch: Batch, last: bool) -> dict[str, Tensor]:
+        """See `Strategy`."""
+        assert isinstance(self.model, FSDPModule)
+        self.model.set_requires_gradient_sync(last)
+        self.model.set_is_last_backward(last)
+        losses = self.model(batch)
+        torch.stack(list(losses.values())).sum().backward()
+        return {name: loss.detach() for name, loss in losses.items()}

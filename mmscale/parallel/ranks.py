@@ -1,0 +1,84 @@
+"""Who am I among the ranks: read from the launcher's environment, and the process group that joins them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from mmscale.config import ParallelConfig
+from mmscale.errors import UserError
+
+_LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place. ``local_*`` count the processes of this machine."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """True on the one rank that writes files and shows progress."""
+        return self.rank == 0
+
+
+def join_ranks(config: ParallelConfig) -> Ranks:
+    """Join the process group the launcher describes, or a group of one if there is no launcher.
+
+    Raises:
+        UserError: the launcher's environment is incomplete, or holds no integers.
+    """
+    rank, world, local_rank, local_world = read_environment()
+    if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"LOCAL_RANK={local_rank}, but this machine has {torch.cuda.device_count()} GPUs; start fewer processes"
+            )
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"
+    else:
+        device, backend = torch.device("cpu"), "gloo"
+    torch.set_num_threads(config.threads or max(1, _cores() // local_world))
+    timeout = timedelta(seconds=config.timeout_s)
+    if "MASTER_ADDR" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    return Ranks(rank, world, local_rank, local_world, device)
+
+
+def leave_ranks() -> None:
+    """Leave the process group, if one was joined."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def read_environment() -> tuple[int, int, int, int]:
+    """(rank, world, local rank, local world) as torchrun, accelerate, deepspeed and srun scripts set them."""
+    present = [name for name in _LAUNCHER_VARIABLES if name in os.environ]
+    if not present:
+        return 0, 1, 0, 1
+    missing = [name for name in _LAUNCHER_VARIABLES if name not in os.environ]
+    if missing:
+        raise UserError(f"the environment sets {', '.join(present)} but not {', '.join(missing)}; start with torchrun")
+    try:
+        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    except ValueError:
+        raise UserError("RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE must be integers; start with torchrun") from None
+    return rank, world, local_rank, local_world
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

@@ -1,0 +1,68 @@
+"""One small interface for every way to split a model over ranks.
+
+In every strategy the weights, the optimiser's moments and the summed gradients are fp32; ``bf16`` means that
+forward and backward see bf16 copies of the weights. The gradient of a step is the *sum* over micro-batches and
+ranks, because every loss is already divided by the whole step's count.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from mmscale.batch import Batch
+from mmscale.config import Config
+from mmscale.errors import UserError
+from mmscale.model.fusion import FusionTransformer
+from mmscale.parallel.ranks import Ranks
+
+COMPUTE_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Strategy(Protocol):
+    """A model that lies on its devices and knows how to sum gradients over the ranks."""
+
+    name: str
+    model: nn.Module  # its parameters are what is optimised and saved: fp32, sharded or whole
+
+    def forward_backward(self, batch: Batch, last: bool) -> dict[str, Tensor]:
+        """Losses of a micro-batch (detached float32 scalars); gradients are added to the parameters'.
+
+        ``last`` marks the step's last micro-batch, after which the gradients are summed over all ranks.
+        """
+
+
+def build_strategy(config: Config, ranks: Ranks) -> Strategy:
+    """The strategy ``config.parallel.strategy`` names, with the model built and its weights drawn.
+
+    Raises:
+        UserError: the strategy does not fit the number of ranks.
+    """
+    from mmscale.parallel.fsdp import FsdpStrategy
+    from mmscale.parallel.single import SingleStrategy
+
+    name = config.parallel.strategy
+    if name == "auto":
+        name = "fsdp" if ranks.world > 1 else "single"
+    if name == "single" and ranks.world > 1:
+        raise UserError(
+            f"parallel.strategy=single, but the launcher started {ranks.world} ranks; use fsdp, or start one process"
+        )
+    compute = COMPUTE_TYPES[config.train.precision]
+    with torch.device("meta"):
+        model = FusionTransformer(config.model, config.media)
+    return SingleStrategy(model, config, ranks, compute) if name == "single" else FsdpStrategy(model, config, ranks, compute)
+
+
+def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
+    """Scale the gradients to a global norm of at most ``max_norm`` (0: leave them); returns the norm before."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    if max_norm > 0.0:
+        torch.nn.utils.clip_grads_with_norm_(list(model.parameters()), max_norm, norm)
+    return norm

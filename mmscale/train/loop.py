@@ -1,0 +1,110 @@
+"""The life of a run."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmscale.checkpoint.store import CheckpointStore, RunState
+from mmscale.config import Config
+from mmscale.data.assemble import Assembler
+from mmscale.data.loader import MicroBatches, iterate_steps
+from mmscale.data.plan import Plan, check_world
+from mmscale.errors import UserError
+from mmscale.parallel.ranks import join_ranks, leave_ranks
+from mmscale.parallel.strategy import build_strategy, clip_gradients
+from mmscale.train.metrics import LOSSES, Metrics
+from mmscale.train.optimizer import build_optimizer, learning_rate, set_learning_rate
+from mmscale.train.prepare import prepare
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where a finished run lies and how it ended."""
+
+    run_dir: str
+    steps: int
+    resumed_from: int
+    parameters: int
+    tokens: int
+    seconds: float
+
+
+def train(config: Config) -> TrainResult:
+    """Train as ``config`` says, from its newest checkpoint if there is one. Called on every rank.
+
+    Raises:
+        UserError: bad config, data that cannot be used, or a checkpoint that does not fit.
+    """
+    began = time.perf_counter()
+    ranks = join_ranks(config.parallel)
+    try:
+        check_world(config.data.sequences, ranks.world)
+        tokenizer, plan = prepare(config, ranks)
+        strategy = build_strategy(config, ranks)
+        model = strategy.model
+        optimizer = build_optimizer(model, config.train.optimizer)
+        store = CheckpointStore(Path(config.run.dir) / "checkpoints", config.train.keep_last)
+        state = _resume(config, plan, store, model, optimizer)
+
+        data = MicroBatches(
+            plan, Assembler(config, plan, tokenizer), steps=config.train.steps,
+            micro_batch=config.train.micro_batch, rank=ranks.rank, world=ranks.world,
+        )  # fmt: skip
+        steps = iterate_steps(
+            data, state.step, workers=config.data.workers, prefetch=config.data.prefetch,
+            pin_memory=ranks.device.type == "cuda",
+        )  # fmt: skip
+        metrics = Metrics(config, ranks, state.step, state.seen, state.bad)
+        first, tokens = state.step, 0
+        model.train()
+        try:
+            for step in range(first, config.train.steps):
+                waiting = time.perf_counter()
+                batches = next(steps)
+                wait = time.perf_counter() - waiting
+
+                losses = {name: 0.0 for name in LOSSES}
+                for number, batch in enumerate(batches):
+                    parts = strategy.forward_backward(batch.to(ranks.device), last=number == len(batches) - 1)
+                    losses = {name: losses[name] + parts[name] for name in LOSSES}
+
+                grad_norm = clip_gradients(model, config.train.optimizer.clip_norm)
+                lr = learning_rate(config.train.optimizer, step, config.train.steps)
+                set_learning_rate(optimizer, lr)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+
+                tokens += plan.step(step).tokens
+                metrics.record(step, losses, grad_norm, lr, plan.step(step).tokens, wait, batches)
+                if (step + 1) % config.train.checkpoint_every == 0 or step + 1 == config.train.steps:
+                    metrics.flush()
+                    store.save(model, optimizer, RunState(step + 1, plan.fingerprint, metrics.seen, metrics.bad))
+            store.wait()
+        finally:
+            metrics.finish()
+        return TrainResult(
+            config.run.dir, config.train.steps, first, sum(p.numel() for p in model.parameters()), tokens,
+            time.perf_counter() - began,
+        )  # fmt: skip
+    finally:
+        leave_ranks()
+
+
+def _resume(config: Config, plan: Plan, store: CheckpointStore, model, optimizer) -> RunState:
+    newest = store.newest()
+    if newest is None:
+        return RunState(0, plan.fingerprint)
+    if config.train.resume == "never":
+        raise UserError(f"{newest}: train.resume=never, but the run has a checkpoint; choose another run.dir")
+    state = store.restore(newest, model, optimizer)
+    if state.fingerprint != plan.fingerprint:
+        raise UserError(
+            f"{newest}: was trained on other data or another order (seed, data.* or media.* changed); "
+            "restore them, or choose another run.dir"
+        )
+    if state.step > config.train.steps:
+        raise UserError(f"{newest}: is past train.steps={config.train.steps}; raise it, or choose another run.dir")
+    return state

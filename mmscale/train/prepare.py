@@ -1,0 +1,91 @@
+"""What must exist before the ranks can plan: embedded data, the tokenizer, the counted tokens.
+
+The first rank makes them; the others wait and then read the same files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch.distributed as dist
+
+from mmscale.config import Config
+from mmscale.config_file import dump_config
+from mmscale.data.corpus import Corpus
+from mmscale.data.plan import Plan
+from mmscale.data.segments import text_fields
+from mmscale.data.text_lengths import iterate_texts
+from mmscale.data.tokenizer import Tokenizer
+from mmscale.errors import UserError
+from mmscale.parallel.ranks import Ranks
+
+
+def prepare(config: Config, ranks: Ranks) -> tuple[Tokenizer, Plan]:
+    """Tokenizer and plan, equal on every rank; resolves ``config.model.vocab_size`` and writes run.dir."""
+    failure: list[str | None] = [None]
+    if ranks.is_first:
+        try:
+            _first_rank(config)
+        except UserError as error:
+            failure[0] = str(error)
+    if ranks.world > 1:
+        dist.broadcast_object_list(failure, src=0)
+    if failure[0]:
+        raise UserError(failure[0])
+    tokenizer = Tokenizer.load(Path(config.run.dir) / "tokenizer.json")
+    resolve_vocabulary(config, tokenizer)
+    plan = Plan(config, tokenizer)
+    if ranks.is_first:
+        (Path(config.run.dir) / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    return tokenizer, plan
+
+
+def prepare_data(config: Config) -> None:
+    """Build the embedded data set the config asks for, where it is missing."""
+    if config.data.prepare == "digits":
+        from mmscale.data.digits import build_digits
+
+        roots = {Path(shards).parent for one in config.data.sets.values() for shards in one.shards}
+        for root in sorted(roots):
+            build_digits(root, progress=config.run.progress)
+
+
+def prepare_tokenizer(config: Config) -> Tokenizer:
+    """The configured tokenizer, or one trained on every text the tasks read."""
+    if config.data.tokenizer.file:
+        return Tokenizer.load(config.data.tokenizer.file)
+    texts: list[str] = []
+    for one in config.data.sets.values():
+        corpus = Corpus.open(one.shards)
+        for field in text_fields(one.tasks):
+            texts += iterate_texts(corpus, field)
+        texts += [task.prompt for task in one.tasks if task.prompt]
+    return Tokenizer.train(texts, config.data.tokenizer.vocab_size)
+
+
+def run_tokenizer(config: Config) -> Tokenizer:
+    """The tokenizer of ``run.dir`` if the run has begun, else the one it would begin with."""
+    path = Path(config.run.dir) / "tokenizer.json"
+    return Tokenizer.load(path) if path.exists() else prepare_tokenizer(config)
+
+
+def resolve_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
+    """Set ``model.vocab_size`` from the tokenizer (rounded up to 64) or check that it is large enough."""
+    if config.model.vocab_size == 0:
+        config.model.vocab_size = -(-len(tokenizer) // 64) * 64
+    elif config.model.vocab_size < len(tokenizer):
+        raise UserError(
+            f"model.vocab_size={config.model.vocab_size} is below the tokenizer's {len(tokenizer)}; use 0 to follow it"
+        )
+
+
+def _first_rank(config: Config) -> None:
+    folder = Path(config.run.dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run.dir={folder}: cannot be created ({error.strerror}); choose another folder") from None
+    prepare_data(config)
+    tokenizer = run_tokenizer(config)
+    tokenizer.save(folder / "tokenizer.json")
+    Plan(config, tokenizer, progress=config.run.progress)  # counts the tokens and leaves them beside the index

@@ -1,0 +1,197 @@
+"""Sound of exact length, resampled faithfully; broken files as faults; spectrograms by the formula."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import soundfile
+
+from mmscale.config import MediaConfig
+from mmscale.data.audio import decode_audio, fit_length
+from mmscale.data.mel import LogMel, hz_to_mel, mel_filters, mel_to_hz
+from mmscale.errors import SampleFault
+from mmscale.prf import normal
+
+MEDIA = MediaConfig()
+
+
+def encode(wave: np.ndarray, rate: int, kind: str = "WAV", subtype: str | None = None) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, wave, rate, format=kind, subtype=subtype)
+    return buffer.getvalue()
+
+
+def sine(hertz: float, rate: int, seconds: float = 0.5, amplitude: float = 0.5) -> np.ndarray:
+    return (amplitude * np.sin(2 * np.pi * hertz * np.arange(round(rate * seconds)) / rate)).astype(
+        np.float32
+    )
+
+
+def tone(wave: np.ndarray, rate: int) -> tuple[float, float]:
+    """Frequency and amplitude of the strongest sine in the middle of the clip."""
+    middle = wave[len(wave) // 4 : 3 * len(wave) // 4]
+    window = np.hanning(len(middle))
+    spectrum = np.abs(np.fft.rfft(middle * window, 16 * len(middle)))
+    peak = int(spectrum.argmax())
+    return peak * rate / (16 * len(middle)), 2 * spectrum[peak] / window.sum()
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000])
+def test_resampling_keeps_frequency_and_amplitude(rate):
+    wave = decode_audio(encode(sine(1000, rate), rate, subtype="FLOAT"), MEDIA)
+    frequency, amplitude = tone(wave, MEDIA.sample_rate)
+    assert frequency == pytest.approx(1000, abs=1)
+    assert amplitude == pytest.approx(0.5, rel=0.005)
+
+
+def test_resampling_removes_what_would_alias():
+    wave = decode_audio(encode(sine(12_000, 48_000), 48_000, subtype="FLOAT"), MEDIA)
+    assert np.abs(wave[1000:-1000]).max() < 1e-3
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 44_100, 48_000])
+@pytest.mark.parametrize("frames", [1, 2, 37, 4_001])
+def test_length_is_the_planned_one(rate, frames):
+    wave = decode_audio(encode(np.full(frames, 0.25, np.float32), rate), MEDIA)
+    assert wave.dtype == np.float32
+    assert wave.shape == (MEDIA.audio_samples(frames, rate),)
+    assert np.isfinite(wave).all()
+
+
+def test_samples_at_the_same_rate_are_untouched():
+    pcm = (normal(1, 1000) * 5000).astype(np.int16)
+    assert np.array_equal(decode_audio(encode(pcm, 16_000), MEDIA), (pcm / 32768).astype(np.float32))
+
+
+def test_channels_are_averaged():
+    stereo = np.stack([sine(440, 16_000), -0.5 * sine(440, 16_000)], axis=1)
+    wave = decode_audio(encode(stereo, 16_000, subtype="FLOAT"), MEDIA)
+    assert np.allclose(wave, stereo.mean(axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "kind, subtype",
+    [("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III"), ("WAV", "ULAW")],
+)
+def test_formats(kind, subtype):
+    if subtype not in soundfile.available_subtypes(kind):
+        pytest.skip(f"this libsndfile cannot write {kind} {subtype}")
+    data = encode(sine(1000, 16_000, seconds=1.0), 16_000, kind, subtype)
+    told = soundfile.info(io.BytesIO(data))
+    wave = decode_audio(data, MEDIA)
+    assert len(wave) == MEDIA.audio_samples(told.frames, told.samplerate)
+    frequency, amplitude = tone(wave, 16_000)
+    assert frequency == pytest.approx(1000, abs=2)
+    assert amplitude == pytest.approx(0.5, rel=0.05)
+
+
+def test_limits_are_read_from_the_header():
+    with pytest.raises(SampleFault, match=r"2\.0 s is over media\.max_audio_s=1\.5"):
+        decode_audio(encode(np.zeros(16_000, np.float32), 8_000), MediaConfig(max_audio_s=1.5))
+    with pytest.raises(SampleFault, match="channels"):
+        decode_audio(encode(np.zeros((10, 9), np.float32), 8_000), MEDIA)
+    with pytest.raises(SampleFault, match="at most 384000"):
+        decode_audio(encode(np.zeros(10, np.float32), 500_000), MEDIA)
+
+
+FLAC = encode(normal(2, 16_000) * 0.1, 16_000, "FLAC")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"RIFF nonsense",
+        encode(np.zeros(0, np.float32), 16_000),
+        FLAC[: len(FLAC) // 2],
+        encode(np.array([0.0, np.nan, 0.0], np.float32), 16_000, subtype="FLOAT"),
+        encode(np.array([0.0, np.inf, 0.0], np.float32), 16_000, subtype="FLOAT"),
+        encode(np.array([0.0, 1e30, 0.0], np.float32), 16_000, subtype="FLOAT"),
+    ],
+    ids=["empty", "nonsense", "no samples", "cut flac", "nan", "inf", "huge"],
+)
+def test_broken_sound_is_a_fault(data):
+    with pytest.raises(SampleFault) as caught:
+        decode_audio(data, MEDIA)
+    message = str(caught.value)
+    assert "\n" not in message and "0x" not in message and len(message) < 200
+
+
+def test_fit_length():
+    wave = np.arange(1, 4, dtype=np.float32)
+    assert fit_length(wave, 2).tolist() == [1, 2]
+    assert fit_length(wave, 5).tolist() == [1, 2, 3, 0, 0]
+
+
+def published_log_mel(wave: np.ndarray, media: MediaConfig) -> np.ndarray:
+    """Whisper's formula written out in float64 numpy, frame by frame and filter by filter."""
+    n_fft, hop, rate = media.mel_window, media.mel_hop, media.sample_rate
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)
+    padded = np.pad(wave.astype(np.float64), n_fft // 2, mode="reflect")
+    frames = -(-len(wave) // hop)
+    power = np.stack(
+        [np.abs(np.fft.rfft(padded[f * hop : f * hop + n_fft] * window)) ** 2 for f in range(frames)]
+    )
+
+    def to_hz(mel: float) -> float:
+        return mel * 200 / 3 if mel < 15 else 1000 * 6.4 ** ((mel - 15) / 27)
+
+    top = 15 + 27 * np.log(rate / 2 / 1000) / np.log(6.4)
+    edges = [to_hz(top * i / (media.mel_bins + 1)) for i in range(media.mel_bins + 2)]
+    filters = np.zeros((media.mel_bins, n_fft // 2 + 1))
+    for b in range(media.mel_bins):
+        low, middle, high = edges[b : b + 3]
+        for k in range(n_fft // 2 + 1):
+            hz = k * rate / n_fft
+            if low < hz <= middle:
+                filters[b, k] = (hz - low) / (middle - low)
+            elif middle < hz < high:
+                filters[b, k] = (high - hz) / (high - middle)
+        filters[b] *= 2 / (high - low)
+    log = np.log10(np.maximum(power @ filters.T, 1e-10))
+    return (np.maximum(log, log.max() - 8) + 4) / 4
+
+
+@pytest.mark.parametrize(
+    "media",
+    [
+        MEDIA,
+        MediaConfig(sample_rate=8_000, mel_bins=40, mel_window=200, mel_hop=80),
+        MediaConfig(sample_rate=22_050, mel_bins=64, mel_window=512, mel_hop=200),
+        MediaConfig(mel_bins=23, mel_window=321, mel_hop=100),
+    ],
+    ids=["whisper", "8 kHz", "22 kHz", "odd window"],
+)
+@pytest.mark.parametrize("samples", [4_800, 5_000, 701])
+def test_log_mel_agrees_with_the_formula(media, samples):
+    wave = 0.1 * normal(3, samples) + sine(700, media.sample_rate, 1.0)[:samples]
+    mel = LogMel(media)(wave)
+    assert mel.dtype == np.float32
+    assert mel.shape == (media.audio_frames(samples), media.mel_bins)
+    assert np.allclose(mel, published_log_mel(wave, media), atol=2e-4)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 159, 160, 161, 199, 200, 201, 320, 400, 401])
+def test_log_mel_of_very_short_clips(samples):
+    mel = LogMel(MEDIA)(sine(500, 16_000)[1 : samples + 1])
+    assert mel.shape == (MEDIA.audio_frames(samples), 80)
+    assert np.isfinite(mel).all()
+
+
+def test_log_mel_of_silence_is_flat_and_finite():
+    mel = LogMel(MEDIA)(np.zeros(1600, np.float32))
+    assert mel.shape == (10, 80)
+    assert np.allclose(mel, -1.5)
+
+
+def test_mel_scale_and_filters():
+    assert hz_to_mel(np.array([0.0, 1000.0, 6400.0])).tolist() == pytest.approx([0.0, 15.0, 42.0])
+    hertz = np.linspace(0, 8000, 50)
+    assert np.allclose(mel_to_hz(hz_to_mel(hertz)), hertz)
+    filters = mel_filters(16_000, 400, 80)
+    assert filters.shape == (80, 201) and filters.min() == 0.0
+    # Values of the `mel_80` filters that Whisper ships.
+    assert filters[0, 1] == pytest.approx(0.02486259, abs=1e-7)
+    assert filters[0].nonzero()[0].tolist() == [1]

@@ -1,0 +1,101 @@
+"""Config files: bases, overrides, and one-line complaints that name the key."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mmscale.config_file import config_from_tree, describe_keys, dump_config, load_config, to_tree
+from mmscale.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+MINIMAL = {"data": {"sets": {"a": {"shards": "x", "tasks": [{"target": "text"}]}}}}
+
+
+def write(folder, tree, name="run.yaml"):
+    path = folder / name
+    path.write_text(tree if isinstance(tree, str) else yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "train").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configs_load_and_open_with_their_command(path):
+    config = load_config(path)
+    assert config.data.sets
+    assert str(path.relative_to(ROOT)) in path.read_text(encoding="utf-8").split("\nrun:")[0]
+
+
+def test_base_is_overlaid_and_variables_are_replaced(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMSCALE_TEST_PLACE", "/there")
+    write(tmp_path, {"width": 64, "layers": 3}, "model.yaml")
+    tree = {**MINIMAL, "model": {"base": "model.yaml", "layers": 5}, "run": {"dir": "${MMSCALE_TEST_PLACE}/${NONE:-x}"}}
+    config = load_config(write(tmp_path, tree), ["train.steps=7", "train.optimizer.lr=1e-3", "data.workers=0"])
+    assert (config.model.width, config.model.layers) == (64, 5)
+    assert config.run.dir == "/there/x"
+    assert (config.train.steps, config.train.optimizer.lr, config.data.workers) == (7, 1e-3, 0)
+
+
+def test_a_dumped_config_reads_back_unchanged(tmp_path):
+    config = load_config(ROOT / "configs" / "train" / "digits.yaml", ["seed=4"])
+    again = load_config(write(tmp_path, dump_config(config)))
+    assert to_tree(again) == to_tree(config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.stepps=5"], r"unknown key 'train\.stepps'; did you mean 'steps'"),
+        (["train.precision=fp8"], r"train\.precision: 'fp8' is not one of 'fp32', 'bf16'"),
+        (["train.steps=many"], r"train\.steps: expected int, got 'many'"),
+        (["train.steps=0"], r"train\.steps: 0 is below the least value 1"),
+        (["train.steps"], r"'train\.steps': an override is written key=value"),
+        (["model.kv_heads=3"], r"model\.kv_heads: 3 does not divide model\.heads=4"),
+        (["media.image_width=65"], r"media\.image_width: 65 is not a multiple"),
+        (["media.image_patch=12", "media.image_width=24", "media.image_height=24"], r"image_patch: 12 is not a power"),
+        (["data.sets.a.tasks=[{target: image}]"], r"data\.sets\.a\.tasks\[0\]\.target"),
+        (["data.sets.a.tasks=[{target: video}]"], r"unknown field 'video'"),
+        (["data.sets.a.weight=0"], r"data\.sets: every weight is 0"),
+        (["data.sets={}"], r"data\.sets: no data set"),
+        (["train=5"], r"train: expected a group of keys, got 5"),
+        (["eval.x={task: retrieve, query: image}"], r"eval\.x\.candidates: missing"),
+    ],
+)
+def test_bad_values_name_the_key_and_the_remedy(tmp_path, overrides, message):
+    path = write(tmp_path, MINIMAL)
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(path, overrides)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: [1", r"line \d+: not valid YAML"),
+        ("- 1\n", "a config is a mapping"),
+        ("base: run.yaml\n", "more than 16 levels of 'base'"),
+        ("base: gone.yaml\n", r"gone\.yaml: no such config file"),
+        ("1: 2\n", "key 1 is not a string"),
+        ("x: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, content, message):
+    with pytest.raises(UserError, match=message):
+        load_config(write(tmp_path, content))
+
+
+def test_not_utf8(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_bytes(b"description: \xff\xfe\n")
+    with pytest.raises(UserError, match="not UTF-8"):
+        load_config(path)
+
+
+def test_every_key_is_documented():
+    rows = describe_keys()
+    assert {"run.dir", "train.steps", "train.precision", "parallel.strategy", "data.workers", "seed"} <= {r[0] for r in rows}
+    assert all(text for _, _, text in rows)
+
+
+def test_source_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"^here: unknown key 'sed'"):
+        config_from_tree({**MINIMAL, "sed": 1}, "here")
