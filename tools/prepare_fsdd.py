@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mmscale.config import MediaConfig
-from mmscale.data.index import build_index, has_index
+from mmscale.data.index import build_index
 from mmscale.data.pack import ShardWriter
 from mmscale.errors import UserError
 from mmscale.prf import Permutation, derive_key
@@ -27,7 +27,7 @@ TEST_INDICES = range(5)
 
 def prepare(source: Path, out: Path) -> None:
     """Write ``out/train`` and ``out/test``. Raises `UserError` where source or out cannot be used."""
-    if all(has_index(out / split) for split in ("train", "test")):
+    if all((out / split / "index").is_dir() for split in ("train", "test")):
         print(f"{out}: already prepared")
         return
     if out.exists() and any(out.iterdir()):

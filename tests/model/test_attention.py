@@ -1,0 +1,88 @@
+"""Every attention path computes the same thing, and that thing is the rule."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from packings import model_config, random_batch
+
+from mmscale.model.attention import attend, make_plan, visible
+
+
+def naive(q, k, v, batch):
+    """Softmax attention by the rule, one query at a time."""
+    out = torch.zeros_like(q)
+    repeat = q.shape[2] // k.shape[2]
+    k, v = k.repeat_interleave(repeat, 2), v.repeat_interleave(repeat, 2)
+    for b in range(q.shape[0]):
+        segment, span = batch.segment_BL[b], batch.span_BL[b]
+        for i in range(q.shape[1]):
+            if segment[i] == 0:
+                continue
+            seen = [
+                j
+                for j in range(q.shape[1])
+                if segment[j] == segment[i] and (j <= i or (span[i] > 0 and span[i] == span[j]))
+            ]
+            scores = torch.einsum("hd,jhd->hj", q[b, i], k[b, seen]) / q.shape[-1] ** 0.5
+            out[b, i] = torch.einsum("hj,jhd->hd", scores.softmax(-1), v[b, seen])
+    return out
+
+
+def inputs(batch, heads, kv_heads):
+    generator = torch.Generator().manual_seed(0)
+    shape = batch.segment_BL.shape
+    return [
+        torch.randn(*shape, count, 8, generator=generator, requires_grad=True) for count in (heads, kv_heads, kv_heads)
+    ]
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 10_000), kinds=st.sampled_from(["t", "i", "a", "tia"]), kv_heads=st.sampled_from([1, 2, 4]))
+def test_paths_agree_with_the_naive_loop_forward_and_backward(seed, kinds, kv_heads):
+    batch = random_batch(seed, sequences=2, length=48, kinds=kinds)
+    q, k, v = inputs(batch, 4, kv_heads)
+    real = (batch.segment_BL > 0)[..., None, None]
+    expected = naive(q, k, v, batch)
+    gradients = torch.autograd.grad((expected.cos() * real).sum(), (q, k, v))
+    for path in ("dense", "grouped"):
+        out = attend(q, k, v, make_plan(batch, path))
+        torch.testing.assert_close(out * real, expected * real, rtol=1e-4, atol=1e-5)
+        found = torch.autograd.grad((out.cos() * real).sum(), (q, k, v))
+        for one, other in zip(found, gradients, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_agrees_forward():
+    batch = random_batch(3, length=256)
+    q, k, v = (x.detach() for x in inputs(batch, 4, 2))
+    real = (batch.segment_BL > 0)[..., None, None]
+    with torch.no_grad():
+        flex, dense = (attend(q, k, v, make_plan(batch, path)) for path in ("flex", "dense"))
+    torch.testing.assert_close(flex * real, dense * real, rtol=1e-4, atol=1e-5)
+
+
+def test_rule():
+    one, two, none = torch.tensor(1), torch.tensor(2), torch.tensor(0)
+    yes, no = torch.tensor(True), torch.tensor(False)
+    assert visible(one, one, none, none, yes)
+    assert not visible(one, one, none, none, no), "text is causal"
+    assert visible(one, one, two, two, no), "a span sees its whole self"
+    assert not visible(one, one, one, two, no), "two spans do not see ahead"
+    assert not visible(one, two, one, one, yes), "never across segments"
+
+
+def test_a_batch_without_segments_gives_zeros():
+    batch = random_batch(1, kinds="t")
+    batch.segment_BL.zero_()
+    q, k, v = inputs(batch, 4, 2)
+    assert not attend(q, k, v, make_plan(batch, "grouped")).any()
+
+
+def test_padding_waste_is_bounded():
+    batch = random_batch(5, sequences=8, length=512)
+    plan = make_plan(batch, "grouped")
+    assert plan.slot_is_real.float().mean() > 0.7
+    assert int(plan.slot_is_real.sum()) == int((batch.segment_BL > 0).sum())
+    assert model_config().attention == "auto"

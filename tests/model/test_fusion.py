@@ -1,0 +1,142 @@
+"""The model as a whole: independence of neighbours, gradients, initial weights, dropout, losses."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from packings import MEDIA, add_segment, model_config, random_batch
+
+from mmscale import prf
+from mmscale.batch import IMAGE
+from mmscale.data.builder import BatchBuilder
+from mmscale.model.dropout import KeyedDropout
+from mmscale.model.fusion import FusionTransformer
+from mmscale.model.initialise import initialise
+from mmscale.model.objectives import contrastive_loss, next_token_loss
+from mmscale.model.rotary import rotary_angles, rotate
+
+STEMS = [("patch", "conv"), ("cnn", "rnn")]
+
+
+def make_model(seed=0, **changes):
+    config = model_config(**changes)
+    model = FusionTransformer(config, MEDIA)
+    initialise(model, config, seed)
+    return model
+
+
+@pytest.mark.parametrize(("image_stem", "audio_stem"), STEMS)
+def test_a_segment_does_not_know_its_neighbours(image_stem, audio_stem):
+    """Alone or packed among others, beside longer clips or not, a segment's outputs are the same."""
+    model = make_model(image_stem=image_stem, audio_stem=audio_stem).eval()
+    for kind in "tia":
+        outputs = []
+        for company in (0, 3):
+            builder = BatchBuilder(1, 400, MEDIA)
+            builder.open_sequence()
+            for other in range(company):
+                add_segment(builder, "aita"[other], 9, 11, prf.Draws(other))
+            start = 400 - builder.room
+            add_segment(builder, kind, 6, 5, prf.Draws(99))
+            end = 400 - builder.room
+            if company:
+                add_segment(builder, "a", 7, 14, prf.Draws(7))
+            outputs.append(model.hidden(builder.finish())[0, start:end])
+        torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kinds", ["t", "i", "a"])
+@pytest.mark.parametrize(("image_stem", "audio_stem"), STEMS)
+def test_every_parameter_gets_a_gradient_whatever_the_batch_holds(kinds, image_stem, audio_stem):
+    model = make_model(image_stem=image_stem, audio_stem=audio_stem)
+    sum(model(random_batch(1, kinds=kinds)).values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        absent = {"i": "audio_stem", "a": "image_stem", "t": "_stem"}[kinds]
+        if absent in name:
+            assert not parameter.grad.any(), f"{name} saw nothing and must get exactly zero"
+
+
+def test_image_tokens_lie_where_the_kind_says():
+    batch = random_batch(2, kinds="i")
+    assert torch.equal(torch.nonzero(batch.kind_BL.flatten() == IMAGE)[:, 0], batch.image_at_T.sort().values)
+
+
+def test_initial_weights_depend_on_name_and_seed_only():
+    one, same, other = make_model(seed=1), make_model(seed=1), make_model(seed=2)
+    deeper = make_model(seed=1, layers=3)
+    for name, parameter in one.named_parameters():
+        assert torch.equal(parameter, dict(same.named_parameters())[name])
+        if parameter.dim() > 1:
+            assert not torch.equal(parameter, dict(other.named_parameters())[name])
+    name = "blocks.0.attention.q_proj.weight"
+    assert torch.equal(one.get_parameter(name), deeper.get_parameter(name))
+    assert one.get_parameter(name).std().item() == pytest.approx(1 / math.sqrt(32), rel=0.1)
+    output = one.get_parameter("blocks.0.attention.o_proj.weight").std().item()
+    assert output == pytest.approx(1 / math.sqrt(32 * 2 * 2), rel=0.1)
+
+
+def test_dropout_depends_on_the_sequence_key_alone():
+    dropout = KeyedDropout(0.3, site=5)
+    x = torch.ones(2, 50, 40)
+    first = dropout(x, torch.tensor([11, 12]))
+    assert torch.equal(first[1], dropout(x[:1], torch.tensor([12]))[0]), "alone or in a batch, the same mask"
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(first, KeyedDropout(0.3, site=6)(x, torch.tensor([11, 12])))
+    assert (first == 0).float().mean().item() == pytest.approx(0.3, abs=0.03)
+    assert first.mean().item() == pytest.approx(1.0, abs=0.05)
+    rows = (first[0] == 0).float()
+    assert rows.mean(0).std() < 0.12 and rows.mean(1).std() < 0.12, "no stripes"
+    assert torch.equal(dropout.eval()(x, torch.tensor([1, 2])), x)
+
+
+def test_next_token_loss_is_the_weighted_cross_entropy_in_any_chunking(monkeypatch):
+    hidden, table = torch.randn(10, 8), torch.randn(30, 8)
+    target, weight = torch.arange(10), torch.linspace(0, 1, 10)
+    expected = (F.cross_entropy(hidden @ table.T, target, reduction="none") * weight).sum()
+    torch.testing.assert_close(next_token_loss(hidden, table, target, weight), expected)
+    monkeypatch.setattr("mmscale.model.objectives._CHUNK", 3)
+    torch.testing.assert_close(next_token_loss(hidden, table, target, weight), expected)
+    assert next_token_loss(hidden[:0], table, target[:0], weight[:0]) == 0
+
+
+def test_contrastive_loss_by_hand():
+    x = F.normalize(torch.randn(6, 4), dim=-1)
+    facts = {
+        "sequence_T": torch.tensor([0, 0, 0, 0, 1, 1]),
+        "task_T": torch.tensor([0, 0, 0, 0, 0, 1]),
+        "side_T": torch.tensor([0, 1, 0, 1, 0, 1]),
+        "match_T": torch.tensor([7, 7, 8, 7, 7, 7]),
+        "weight_T": torch.full((6,), 0.5),
+    }
+    expected = 0.0
+    for i, j in ((0, 1), (0, 3), (2, 1), (2, 3)):  # same sequence, same task, different sides
+        sign = 1 if facts["match_T"][i] == facts["match_T"][j] else -1
+        expected -= 0.5 * F.logsigmoid(sign * (x[i] @ x[j] * 10 - 4))
+    found = contrastive_loss(x * 3, torch.tensor([math.log(10)]), torch.tensor([-4.0]), **facts)
+    torch.testing.assert_close(found, expected)
+
+
+def test_rotary_scores_depend_on_distance_only_and_text_is_one_dimensional():
+    q, k = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
+
+    def score(a, b):
+        turned = [
+            rotate(x, *rotary_angles(torch.tensor(p).view(1, 1, 3), 16, 10_000.0)) for x, p in ((q, a), (k, b))
+        ]
+        return (turned[0] * turned[1]).sum()
+
+    torch.testing.assert_close(score([5, 5, 5], [3, 3, 3]), score([12, 12, 12], [10, 10, 10]))
+    torch.testing.assert_close(score([4, 6, 9], [4, 2, 3]), score([1, 4, 6], [1, 0, 0]))
+    assert not torch.isclose(score([0, 1, 0], [0, 0, 0]), score([0, 0, 1], [0, 0, 0]))
+
+
+def test_bf16_copies_run_everywhere():
+    model = make_model(image_stem="cnn", audio_stem="rnn")
+    copies = {name: parameter.bfloat16() for name, parameter in model.named_parameters()}
+    batch = random_batch(4)
+    rough = torch.func.functional_call(model, copies, (batch,))
+    exact = model(batch)
+    for name in exact:
+        torch.testing.assert_close(rough[name], exact[name], rtol=0.03, atol=0.03)
