@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -127,12 +128,14 @@ def _tell_manifest(manifest: Any, quiet: bool) -> dict[str, Any]:
         "samples": len(manifest),
         "shards": len(manifest.shards),
         "fields": manifest.fields,
-        "problems": manifest.problems,
+        "problems": manifest.problem_count,
         "digest": manifest.digest,
     }
-    if manifest.problems:
-        reasons = Path(manifest.root) / "index" / "problems.jsonl"
-        print(f"mmscale: {manifest.problems} broken samples are left out; the reasons are in {reasons}", file=sys.stderr)
+    for problem in itertools.islice(manifest.problems(), 20):
+        print(f"mmscale: warning: {problem}", file=sys.stderr)
+    if manifest.problem_count > 20:
+        reasons = manifest.root / "index" / "problems.jsonl"
+        print(f"mmscale: warning: {manifest.problem_count} in all; see {reasons}", file=sys.stderr)
     if not quiet:
         print(f"{facts['samples']} samples in {facts['shards']} shards, fields {', '.join(manifest.fields)}")
         print(f"digest {manifest.digest}")

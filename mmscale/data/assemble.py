@@ -111,7 +111,6 @@ class _Content:
     def __init__(self, assembler: Assembler, planned: PlannedSet, epoch: int, sample: int) -> None:
         config, tokenizer, corpus = assembler._config, assembler._tokenizer, planned.corpus
         augment: AugmentConfig = planned.config.augment
-        draws = prf.Draws(prf.derive_key(config.seed, "augment", planned.name, epoch, sample))
         self.key = corpus.key(sample)
         self.texts: dict[str, NDArray[np.int64]] = {}
         self.raw: dict[str, str] = {}
@@ -120,6 +119,8 @@ class _Content:
         self.mel: NDArray[np.float32] | None = None
         applicable = [t for t, has in zip(planned.config.tasks, planned.sizes.applies, strict=True) if has[sample]]
         for field in dict.fromkeys(name for task in applicable for name in task.fields()):
+            # Draws of its own for every field, so that changing one field's augmentation leaves the others alone.
+            draws = prf.Draws(prf.derive_key(config.seed, "augment", planned.name, epoch, sample, field))
             try:
                 if field == "image":
                     image = decode_image(corpus.read(field, sample), config.media)

@@ -1,11 +1,12 @@
-"""The index of a folder of shards: memory-mapped arrays in ``index/`` beside them.
+"""The index of a folder of shards, memory-mapped: per sample its key, its shard and where each field lies.
 
-    manifest.json        version, digest, shards (name, bytes, sha256, samples), fields, problems
-    keys.npy             every key's UTF-8 bytes, one after the other; key_ends.npy: uint64 [samples]
-    shard.npy            uint32 [samples]
-    field.<name>.npy     FACTS [samples], one file per field; offset 0: the sample lacks the field
+Layout of ``DIR/index/``, beside the shards of ``DIR``:
 
-The digest is the identity of the data set: it covers the name, size and SHA-256 of every shard.
+- ``manifest.json``: version, digest, samples, shards (name, bytes, sha256, samples), fields, problems;
+- ``keys.npy`` uint8, the UTF-8 keys one after another, and ``key_ends.npy`` uint64 [N], where each ends;
+- ``shard.npy`` uint32 [N], position of the sample's shard in ``shards``; samples stand in shard order;
+- ``field.<name>.npy``, one per field, structured [N] of `FACTS`;
+- ``problems.jsonl``: members that cannot be used; their samples are not among the N.
 """
 
 from __future__ import annotations
@@ -14,29 +15,35 @@ import hashlib
 import json
 import os
 import re
-import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmscale.data.fields import IMAGE_ENDINGS, kind_of
+from mmscale.data.probe import ENDINGS, Kind, kind_of
+from mmscale.data.shard_list import expand, group_by_folder
 from mmscale.errors import UserError
 
 VERSION = 1
-FACTS = np.dtype([("offset", "<u8"), ("size", "<u8"), ("crc", "<u4"), ("a", "<u4"), ("b", "<u4")])
-"""Where a field lies, and what planning needs: image a=width, b=height; audio a=samples per channel, b=rate;
-text, json and cls a=characters."""
+FOLDER = "index"
+FIELD_NAME = re.compile(r"[a-z0-9_.-]{1,64}")
 
-_FIELD_NAME = re.compile(r"[a-z0-9_.-]{1,64}")
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
+# ``offset`` and ``size`` of the payload in the shard, bytes; ``offset`` 0: the sample lacks the field.
+# ``crc``: zlib.crc32. Image: a = width, b = height. Audio: a = samples per channel, b = sample rate (Hz).
+# Text, json, cls: a = characters.
+FACTS = [("offset", "<u8"), ("size", "<u8"), ("crc", "<u4"), ("a", "<u4"), ("b", "<u4")]
+
+_MAX_MANIFEST_BYTES = 1 << 28
+_HEX = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar of a manifest."""
+    """One shard as it was indexed. ``sha256`` is of the whole file, in hexadecimal."""
 
     name: str
     bytes: int
@@ -44,242 +51,336 @@ class Shard:
     samples: int
 
 
-@dataclass(frozen=True)
+def identity(shards: list[Shard]) -> str:
+    """The digest that identifies a data set: SHA-256 over version, shards (sorted by name) and sample counts."""
+    listed = sorted([shard.name, shard.bytes, shard.sha256, shard.samples] for shard in shards)
+    content = {"version": VERSION, "shards": listed, "samples": sum(shard.samples for shard in shards)}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 class Located:
-    """One field reference over all samples; ``facts`` is FACTS [samples]."""
+    """One field reference resolved over a manifest.
 
-    facts: NDArray[Any]
+    Attributes:
+        facts: structured [N] of `FACTS`; the memory-mapped column itself where one column has it all.
+        present: bool [N], whether the sample has the field.
+    """
 
-    @property
+    def __init__(self, manifest: Manifest, reference: str, facts: NDArray[Any]) -> None:
+        self._manifest, self._reference = manifest, reference
+        self.facts = facts
+
+    @cached_property
     def present(self) -> NDArray[np.bool_]:
-        """bool [samples]: does the sample have the field."""
-        return self.facts["offset"] > 0
+        return np.asarray(self.facts["offset"] > 0)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Located again in the worker: pickling a memory-mapped column would copy it.
+        return Manifest.locate, (self._manifest, self._reference)
 
 
 class Manifest:
-    """The samples of some shards of one folder."""
+    """The samples 0..N-1 of one folder of shards, or of some of its shards. Picklable at no cost.
+
+    Attributes:
+        digest: identity of these shards, 64 hexadecimal digits.
+        root: the folder that holds the shards.
+        shards: their names, sorted.
+    """
 
     def __init__(
-        self,
-        root: Path,
-        shards: list[Shard],
-        keys: NDArray[np.uint8],
-        key_ends: NDArray[np.uint64],
-        key_starts: NDArray[np.uint64],
-        shard_of: NDArray[np.uint32],
-        columns: dict[str, NDArray[Any]],
-        problems: int,
+        self, root: Path, shards: list[Shard], stored: _Stored, rows: range | NDArray[np.int64]
     ) -> None:
-        self.root, self.problems = root, problems
+        """Used by `open` and `restrict` only."""
+        self.root = root
+        self.entries = shards
         self.shards = [shard.name for shard in shards]
-        self.shard_of = shard_of
-        self.digest = _digest(shards)
-        self._facts, self._columns = shards, columns
-        self._keys, self._key_starts, self._key_ends = keys, key_starts, key_ends
+        self.digest = identity(shards)
+        self._stored = stored
+        self._rows = rows
 
     @classmethod
-    def open(cls, directory: str | Path) -> Manifest:
-        """Map the index of ``directory``.
+    def open(cls, directory: Path | str) -> Manifest:
+        """Open the index of a folder of shards.
 
-        Raises:
-            UserError: there is no index, it is damaged, or a shard is missing or has another size.
+        Raises `UserError` naming the remedy when there is no index, it is damaged or holds no sample, when a
+        shard is missing, has another size than when it was indexed, or was added since.
         """
-        root = Path(directory)
-        index = root / "index"
-        try:
-            head = json.loads((index / "manifest.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"{root}: no index; run: mmscale data index {root}") from None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{index}/manifest.json: cannot be read ({error}); run: mmscale data index {root}") from None
-        try:
-            if head["version"] != VERSION:
-                raise ValueError(f"version {head['version']}, this program reads {VERSION}")
-            shards = [Shard(**one) for one in head["shards"]]
-            names = [name for name in head["fields"] if _FIELD_NAME.fullmatch(name)]
-            columns = {name: _map(index / f"field.{name}.npy", FACTS) for name in names}
-            ends = _map(index / "key_ends.npy", np.dtype("<u8"))
-            starts = np.concatenate([np.zeros(1, "<u8"), ends[:-1]]) if len(ends) else ends
-            keys, shard_of = _map(index / "keys.npy", np.dtype("u1")), _map(index / "shard.npy", np.dtype("<u4"))
-            lengths = {len(ends), len(shard_of), int(head["samples"]), *(len(column) for column in columns.values())}
-            if len(lengths) != 1 or _digest(shards) != head["digest"]:
-                raise ValueError("its parts do not belong together")
-            problems = int(head["problems"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{index}: damaged index ({error}); run: mmscale data index {root}") from None
-        manifest = cls(root, shards, keys, ends, starts, shard_of, columns, problems)
-        manifest._check_shards()
+        manifest = cls.load(directory)
+        manifest.check_shards(added=True)
         return manifest
 
+    @classmethod
+    def load(cls, directory: Path | str) -> Manifest:
+        """`open` without a look at the shards themselves."""
+        root = Path(directory)
+        stored = _Stored(root)
+        return cls(root, stored.shards, stored, range(stored.samples))
+
+    def check_shards(self, added: bool = False) -> None:
+        """Compare the shards' sizes with the index (and, with ``added``, look for shards it lacks).
+
+        Raises `UserError` naming the shard.
+        """
+        with os.scandir(self.root) as listing:
+            sizes = {entry.name: entry.stat().st_size for entry in listing if _is_shard(entry)}
+        for shard in self.entries:
+            if shard.name not in sizes:
+                raise UserError(f"{self.root / shard.name}: missing; restore it or {_reindex(self.root)}")
+            if sizes[shard.name] != shard.bytes:
+                raise UserError(
+                    f"{self.root / shard.name}: {sizes[shard.name]} bytes, but {shard.bytes} when it was indexed; "
+                    f"restore it or {_reindex(self.root)}"
+                )
+        new = sorted(sizes.keys() - set(self.shards)) if added else []
+        if new:
+            raise UserError(f"{self.root / new[0]}: not in the index; remove it or {_reindex(self.root)}")
+
     def __len__(self) -> int:
-        return len(self.shard_of)
+        return len(self._rows)
+
+    def key(self, i: int) -> str:
+        """Key of sample ``i``."""
+        row = int(self._rows[i])
+        ends = self._stored.key_ends
+        start = int(ends[row - 1]) if row else 0
+        return self._stored.keys[start : int(ends[row])].tobytes().decode("utf-8")
 
     @property
     def fields(self) -> list[str]:
-        """Names of the fields any sample has."""
-        return list(self._columns)
-
-    def key(self, sample: int) -> str:
-        """The sample's WebDataset key."""
-        return self._keys[int(self._key_starts[sample]) : int(self._key_ends[sample])].tobytes().decode("utf-8")
+        """Every field that some sample of the folder has, sorted."""
+        return list(self._stored.fields)
 
     def column(self, field: str) -> NDArray[Any]:
-        """FACTS [samples] of a field by its exact name."""
-        return self._columns[field]
+        """Facts of ``field`` (exact name, such as ``png``): structured [N] of `FACTS`."""
+        return self._take(self._stored.column(field))
 
-    def shard_path(self, number: int) -> Path:
-        """File of a shard."""
-        return self.root / self.shards[number]
-
-    def locate(self, reference: str) -> Located:
-        """Resolve image, audio, text, cls or json.<path> to the first field of that kind each sample has.
-
-        Raises:
-            UserError: no sample has such a field.
-        """
-        kind = reference.partition(".")[0]
-        names = sorted((name for name in self._columns if kind_of(name) == kind), key=_preference)
-        if not names:
-            have = ", ".join(self._columns) or "none"
-            raise UserError(f"{self.root}: no sample has the field {reference!r}; fields there are: {have}")
-        facts = self._columns[names[0]]
-        for name in names[1:]:
-            facts = np.where(facts["offset"] > 0, facts, self._columns[name])
-        return Located(facts)
-
-    def restrict(self, names: list[str]) -> Manifest:
-        """The samples of some shards only, as a data set with an identity of its own.
-
-        Raises:
-            UserError: a shard is not in the index.
-        """
-        for name in names:
-            if name not in self.shards:
-                raise UserError(f"{self.root / name}: not in the index; run: mmscale data index {self.root}")
-        numbers = [self.shards.index(name) for name in names]
-        renumber = np.full(len(self.shards), -1, np.int64)
-        renumber[numbers] = np.arange(len(numbers))
-        rows = np.nonzero(renumber[self.shard_of] >= 0)[0]
-        return Manifest(
-            self.root,
-            [self._facts[number] for number in numbers],
-            self._keys,
-            self._key_ends[rows],
-            self._key_starts[rows],
-            renumber[self.shard_of[rows]].astype(np.uint32),
-            {name: column[rows] for name, column in self._columns.items()},
-            self.problems,
+    @cached_property
+    def shard_of(self) -> NDArray[np.uint32]:
+        """uint32 [N]: position of each sample's shard in ``shards``."""
+        if len(self.entries) == len(self._stored.shards):
+            return self._stored.shard
+        return np.repeat(
+            np.arange(len(self.entries), dtype=np.uint32), [shard.samples for shard in self.entries]
         )
 
-    def shard_facts(self) -> list[Shard]:
-        """Name, size and hash of every shard."""
-        return list(self._facts)
+    def shard_path(self, i: int) -> Path:
+        """Path of shard ``i``, a position in ``shards``."""
+        return self.root / self.shards[i]
 
-    def _check_shards(self) -> None:
-        for shard in self._facts:
-            path = self.root / shard.name
-            try:
-                size = path.stat().st_size
-            except OSError:
-                raise UserError(f"{path}: shard is missing; bring it back, or run: mmscale data index {self.root}") from None
-            if size != shard.bytes:
-                raise UserError(
-                    f"{path}: shard has {size} bytes, the index says {shard.bytes}; "
-                    f"bring it back, or run: mmscale data index {self.root}"
-                )
+    def locate(self, reference: str) -> Located:
+        """Resolve a field reference of a config: image, audio, text, cls or json.<path>.
+
+        An image (audio) is the first that a sample has of the plain endings in the order of
+        `probe.ENDINGS`, then of longer ones such as ``0.png``, sorted.
+
+        Raises `UserError` listing the fields there are if no sample has it.
+        """
+        facts: NDArray[Any] | None = None
+        for field in self._candidates(reference):
+            column = self.column(field)
+            if facts is None:
+                facts = column
+            elif (lacking := facts["offset"] == 0).any():
+                facts = np.where(lacking, column, facts)
+        if facts is None or not facts["offset"].any():
+            raise UserError(
+                f"{self.root}: no sample has field {reference!r}; fields there are: {', '.join(self.fields)}"
+            )
+        return Located(self, reference, facts)
+
+    def restrict(self, shard_names: list[str]) -> Manifest:
+        """The samples of the named shards only, in their order here, with a digest of their own.
+
+        Raises `UserError` naming a shard the index does not know, or if none of them has a sample.
+        """
+        wanted = set(shard_names)
+        unknown = sorted(wanted - set(self.shards))
+        if unknown:
+            raise UserError(
+                f"{self.root / unknown[0]}: not in the index; check the name or {_reindex(self.root)}"
+            )
+        ends = np.cumsum([shard.samples for shard in self.entries])
+        chosen = [number for number, name in enumerate(self.shards) if name in wanted]
+        entries = [self.entries[number] for number in chosen]
+        if not any(entry.samples for entry in entries):
+            raise UserError(
+                f"{self.root}: no usable sample in {', '.join(shard_names[:3])}; name other shards"
+            )
+        first, last = chosen[0], chosen[-1]
+        if last - first + 1 == len(chosen) and isinstance(self._rows, range):
+            rows: range | NDArray[np.int64] = self._rows[
+                int(ends[first] - entries[0].samples) : int(ends[last])
+            ]
+        else:
+            parts = [np.arange(ends[n] - self.entries[n].samples, ends[n]) for n in chosen]
+            rows = np.asarray(self._rows)[np.concatenate(parts)].astype(np.int64)
+        return Manifest(self.root, entries, self._stored, rows)
+
+    @property
+    def problem_count(self) -> int:
+        """Members of the whole folder that could not be used."""
+        return self._stored.problems
+
+    def problems(self) -> Iterator[str]:
+        """One line for each member of the whole folder that could not be used."""
+        return read_problems(self.root)
+
+    def _candidates(self, reference: str) -> list[str]:
+        kind = _reference_kind(reference)
+        if kind is None:
+            raise UserError(f"unknown field {reference!r}; use image, audio, text, cls or json.<path>")
+        plain = [field for field in ENDINGS[kind] if field in self.fields]
+        if kind not in ("image", "audio"):
+            return plain
+        return plain + [field for field in self.fields if field not in plain and kind_of(field) == kind]
+
+    def _take(self, column: NDArray[Any]) -> NDArray[Any]:
+        if not isinstance(self._rows, range):
+            return column[self._rows]
+        whole = len(self._rows) == len(column)
+        return column if whole else column[self._rows.start : self._rows.stop]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        whole = len(self.entries) == len(self._stored.shards)
+        return _reopen, (self.root, None if whole else self.shards, self.digest)
 
 
 def open_manifests(shards: list[str]) -> list[Manifest]:
-    """Manifests of folders, single tars and brace patterns such as ``train-{0000..0015}.tar``.
+    """Open shard folders and files, named one by one or by brace patterns (``DIR/part-{0000..0012}.tar``).
 
-    Raises:
-        UserError: naming what is missing.
+    One manifest per folder, in the order in which folders are first named; of files, restricted to those.
+
+    Raises `UserError` for what `Manifest.open` does, for a name that does not exist or is no folder and no
+    ``.tar``, and for a shard that is named twice.
     """
     manifests = []
-    for entry in shards:
-        paths = [Path(name) for name in expand_braces(entry)]
-        folders = [path for path in paths if path.suffix != ".tar"]
-        manifests += [Manifest.open(folder) for folder in folders]
-        tars: dict[Path, list[str]] = {}
-        for path in paths:
-            if path.suffix == ".tar":
-                tars.setdefault(path.parent, []).append(path.name)
-        manifests += [Manifest.open(folder).restrict(names) for folder, names in tars.items()]
+    for folder, names in group_by_folder(expand(shards)):
+        if names is None:
+            manifests.append(Manifest.open(folder))
+        else:
+            manifest = Manifest.load(folder).restrict(names)
+            manifest.check_shards()
+            manifests.append(manifest)
     return manifests
 
 
-def expand_braces(pattern: str) -> list[str]:
-    """``a{00..02}b`` and ``a{x,y}b`` as lists; several braces multiply. Numbers keep their leading zeros."""
-    found = _BRACES.search(pattern)
-    if not found:
-        return [pattern]
-    if found[3] is not None:
-        choices = found[3].split(",")
-    else:
-        first, last = int(found[1]), int(found[2])
-        if not first <= last < first + 10_000_000:
-            raise UserError(f"{pattern}: {found[0]} is no ascending range of at most ten million")
-        choices = [str(number).zfill(len(found[1])) for number in range(first, last + 1)]
-    return [name for choice in choices for name in expand_braces(pattern[: found.start()] + choice + pattern[found.end() :])]
+def read_problems(root: Path) -> Iterator[str]:
+    """One line for each member that could not be used when ``root`` was indexed."""
+    with open(root / FOLDER / "problems.jsonl", encoding="utf-8") as file:
+        for line in file:
+            one = json.loads(line)
+            where = f"{root / one['shard']}: byte {one['offset']}"
+            yield f"{where}: sample {one['key']!r} left out: {one['field']}: {one['reason']}"
 
 
-def write_manifest(
-    directory: Path,
-    shards: list[Shard],
-    keys: list[str],
-    shard_of: list[int],
-    columns: dict[str, NDArray[Any]],
-    problems: list[dict[str, Any]],
-) -> Manifest:
-    """Write the index of ``directory`` into a temporary folder and rename it into place."""
-    final, fresh, old = (directory / name for name in ("index", f".index.{os.getpid()}.new", f".index.{os.getpid()}.old"))
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    encoded = [key.encode("utf-8") for key in keys]
-    np.save(fresh / "keys.npy", np.frombuffer(b"".join(encoded), dtype="u1"))
-    np.save(fresh / "key_ends.npy", np.cumsum([len(key) for key in encoded], dtype="<u8"))
-    np.save(fresh / "shard.npy", np.array(shard_of, dtype="<u4"))
-    for name, column in columns.items():
-        assert _FIELD_NAME.fullmatch(name), name
-        np.save(fresh / f"field.{name}.npy", column)
-    with open(fresh / "problems.jsonl", "w", encoding="utf-8") as file:
-        file.write("".join(json.dumps(problem, ensure_ascii=False) + "\n" for problem in problems))
-    head = {
-        "version": VERSION,
-        "digest": _digest(shards),
-        "samples": len(keys),
-        "shards": [vars(shard) for shard in shards],
-        "fields": list(columns),
-        "problems": len(problems),
-    }
-    (fresh / "manifest.json").write_text(json.dumps(head, indent=1), encoding="utf-8")
-    if final.exists():
-        os.rename(final, old)
-    os.rename(fresh, final)
-    shutil.rmtree(old, ignore_errors=True)
-    return Manifest.open(directory)
+class _Stored:
+    """The files of one index, checked and memory-mapped; shared by all views."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        tree = self._read_json(root / FOLDER / "manifest.json")
+        try:
+            self.samples, self.problems = tree["samples"], tree["problems"]
+            self.shards = [Shard(**shard) for shard in tree["shards"]]
+            self.fields: list[str] = sorted(tree["fields"])
+            sound = self._sound(tree["digest"])
+        except (KeyError, TypeError, AttributeError):
+            sound = False
+        if not sound:
+            raise self._damaged("manifest.json")
+        if not self.samples:
+            found = f"{self.problems} broken members are listed in {root / FOLDER / 'problems.jsonl'}"
+            raise UserError(f"{root}: no usable sample; {found}, repair them and {_reindex(root)}")
+        self.key_ends = self._map("key_ends", "<u8", self.samples)
+        self.keys = self._map("keys", "u1", int(self.key_ends[-1]))
+        self.shard = self._map("shard", "<u4", self.samples)
+        self._columns: dict[str, NDArray[Any]] = {}
+
+    def column(self, field: str) -> NDArray[Any]:
+        if field not in self.fields:
+            raise UserError(f"{self._root}: no field {field!r}; fields there are: {', '.join(self.fields)}")
+        if field not in self._columns:
+            self._columns[field] = self._map(f"field.{field}", FACTS, self.samples)
+        return self._columns[field]
+
+    def _sound(self, digest: str) -> bool:
+        names = [shard.name for shard in self.shards]
+        return (
+            type(self.samples) is int
+            and type(self.problems) is int
+            and bool(names)
+            and names == sorted(set(names))
+            and all(_is_sound(shard) for shard in self.shards)
+            and self.samples == sum(shard.samples for shard in self.shards)
+            and all(FIELD_NAME.fullmatch(field) for field in self.fields)
+            and digest == identity(self.shards)
+        )
+
+    def _read_json(self, path: Path) -> dict[str, Any]:
+        try:
+            if path.stat().st_size > _MAX_MANIFEST_BYTES:
+                raise self._damaged(path.name)
+            tree = json.loads(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{self._root}: no index; run `mmscale data index {self._root}`") from None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); check its rights") from None
+        except (ValueError, RecursionError):
+            raise self._damaged(path.name) from None
+        if not isinstance(tree, dict):
+            raise self._damaged(path.name)
+        if tree.get("version") != VERSION:
+            found = tree.get("version")
+            raise UserError(
+                f"{path}: index version {found!r}, this release reads {VERSION}; {_reindex(self._root)}"
+            )
+        return tree
+
+    def _map(self, name: str, dtype: Any, length: int) -> NDArray[Any]:
+        path = self._root / FOLDER / f"{name}.npy"
+        try:
+            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            raise self._damaged(path.name) from None
+        if array.dtype != np.dtype(dtype) or array.shape != (length,):
+            raise self._damaged(path.name)
+        return array
+
+    def _damaged(self, name: str) -> UserError:
+        return UserError(f"{self._root / FOLDER / name}: the index is damaged; {_reindex(self._root)}")
 
 
-def allowed_field(name: str) -> bool:
-    """May a field of this name stand in an index?"""
-    return _FIELD_NAME.fullmatch(name) is not None
+def _reopen(root: Path, shards: list[str] | None, digest: str) -> Manifest:
+    manifest = Manifest.load(root)
+    manifest = manifest if shards is None else manifest.restrict(shards)
+    if manifest.digest != digest:
+        raise UserError(f"{root}: the index was replaced during the run; start the run again")
+    return manifest
 
 
-def _preference(name: str) -> tuple[int, int, str]:
-    """Plain endings before double ones, then the order of IMAGE_ENDINGS, then the alphabet."""
-    ending = name.rpartition(".")[2]
-    rank = IMAGE_ENDINGS.index(ending) if ending in IMAGE_ENDINGS else 0
-    return name.count("."), rank, name
+def _reference_kind(reference: str) -> Kind | None:
+    if reference.startswith("json.") and len(reference) > len("json."):
+        return "json"
+    plain: tuple[Kind, ...] = ("image", "audio", "text", "cls")
+    return next((kind for kind in plain if kind == reference), None)
 
 
-def _digest(shards: list[Shard]) -> str:
-    facts = [VERSION, sorted([shard.name, shard.bytes, shard.sha256, shard.samples] for shard in shards)]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+def _is_sound(shard: Shard) -> bool:
+    # A name with a folder in it would lead out of the data set.
+    return (
+        shard.name.endswith(".tar")
+        and "/" not in shard.name
+        and type(shard.bytes) is int
+        and type(shard.samples) is int
+        and shard.samples >= 0
+        and _HEX.fullmatch(shard.sha256) is not None
+    )
 
 
-def _map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """A one-dimensional array of ``dtype``, mapped, never unpickled."""
-    array = np.load(path, mmap_mode="r", allow_pickle=False) if path.stat().st_size > 128 else np.load(path)
-    if array.dtype != dtype or array.ndim != 1:
-        raise ValueError(f"{path.name} holds {array.dtype}, not {dtype}")
-    return array
+def _is_shard(entry: os.DirEntry[str]) -> bool:
+    return entry.name.endswith(".tar") and not entry.name.startswith(".") and entry.is_file()
+
+
+def _reindex(root: Path) -> str:
+    return f"run `mmscale data index {root}`"

@@ -1,200 +1,217 @@
-"""Writing shards, and packing a folder or a table of media and text into them."""
+"""Writes WebDataset shards: `ShardWriter` for code that has the bytes, `pack` for folders and tables."""
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 import os
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import BinaryIO, Self
 
 import numpy as np
 from tqdm import tqdm
 
-from mmscale import prf
 from mmscale.config import MediaConfig
-from mmscale.data.fields import kind_of
-from mmscale.data.index import build_index
-from mmscale.data.manifest import Manifest
+from mmscale.data.index import build_index, has_index
+from mmscale.data.manifest import FIELD_NAME, Manifest
+from mmscale.data.sources import Row, read_source
+from mmscale.data.tar import BLOCK, name_fault, split_name
 from mmscale.errors import UserError
-
-_MEDIA_COLUMNS = ("image", "audio")
+from mmscale.prf import Permutation, derive_key
 
 
 class ShardWriter:
-    """Writes ``prefix-000000.tar``, … : the same bytes for the same samples, each shard whole or absent.
+    """Writes samples to ``directory/prefix-000000.tar`` and on. A context manager.
+
+    The bytes depend on nothing but what is written: no times, owners or rights. A shard appears under its
+    name only when it is complete, and when the block ends with an exception all shards of this writer are
+    removed again.
 
     Args:
-        directory: made if it is missing.
-        prefix: first part of the shards' names.
-        samples_per_shard: samples after which a new shard begins.
+        directory: made if it does not exist.
+        prefix: of the shards' names.
+        samples_per_shard: most samples of one shard.
+        max_shard_bytes: a shard is closed before it would grow beyond this; None: no limit. One sample that
+            is larger still gets a shard of its own.
+
+    Attributes:
+        paths: the complete shards, in order.
     """
 
-    def __init__(self, directory: Path, prefix: str = "shard", samples_per_shard: int = 1000) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self._directory, self._prefix, self._limit = directory, prefix, samples_per_shard
+    def __init__(
+        self,
+        directory: Path,
+        prefix: str = "shard",
+        samples_per_shard: int = 1000,
+        max_shard_bytes: int | None = None,
+    ) -> None:
+        if samples_per_shard < 1:
+            raise UserError(f"samples_per_shard: {samples_per_shard} is below 1; use about 1000")
+        if "/" in prefix or not prefix or prefix.startswith("."):
+            raise UserError(f"prefix: {prefix!r} cannot begin the name of a file; use letters and digits")
+        self._directory, self._prefix = Path(directory), prefix
+        self._samples_per_shard, self._max_shard_bytes = samples_per_shard, max_shard_bytes
+        self.paths: list[Path] = []
+        self._file: BinaryIO | None = None
         self._tar: tarfile.TarFile | None = None
-        self._number = self._samples = 0
+        self._keys: set[str] = set()
 
-    def write(self, key: str, fields: dict[str, bytes]) -> None:
-        """Add one sample: ``fields`` maps endings such as ``png`` to file contents."""
-        if self._tar is None:
-            self._tar = tarfile.open(self._partial(), "w", format=tarfile.PAX_FORMAT)
-        for ending, data in fields.items():
-            info = tarfile.TarInfo(f"{key}.{ending}")  # owner 0, time 0, mode 0644: nothing of this machine
-            info.size = len(data)
-            self._tar.addfile(info, io.BytesIO(data))
-        self._samples += 1
-        if self._samples == self._limit:
-            self._finish_shard()
-
-    def __enter__(self) -> ShardWriter:
+    def __enter__(self) -> Self:
+        self._directory.mkdir(parents=True, exist_ok=True)
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            self._finish_shard()
-        elif self._tar is not None:
-            self._tar.close()
-            self._partial().unlink()
+            try:
+                self._finish_shard()
+            except BaseException:
+                self._abandon()
+                raise
+        else:
+            self._abandon()
 
-    def _partial(self) -> Path:
-        return self._directory / f".{self._prefix}-{self._number:06d}.tar.partial"
+    def write(self, key: str, fields: dict[str, bytes]) -> None:
+        """Append one sample; its fields keep their order.
+
+        Raises `UserError` when the key is not one that readers would give back (it holds a dot in its last
+        part, points outside, is taken in this shard), a field's name is not allowed, or a shard of that name
+        exists already.
+        """
+        _check_names(key, fields)
+        if self._is_full(fields):
+            self._finish_shard()
+        if self._tar is None:
+            self._start_shard()
+        assert self._tar is not None
+        if key in self._keys:
+            raise UserError(
+                f"{self._path()}: key {key!r} is written twice; give every sample a key of its own"
+            )
+        self._keys.add(key)
+        for field, data in fields.items():
+            member = tarfile.TarInfo(f"{key}.{field}")
+            member.size = len(data)
+            member.mode = 0o644
+            self._tar.addfile(member, io.BytesIO(data))
+
+    def _is_full(self, fields: dict[str, bytes]) -> bool:
+        if self._file is None:
+            return False
+        if len(self._keys) == self._samples_per_shard:
+            return True
+        # Header, payload and padding of each; two blocks of end marker.
+        more = sum(BLOCK - (-len(data) // BLOCK) * BLOCK for data in fields.values()) + 2 * BLOCK
+        return self._max_shard_bytes is not None and self._file.tell() + more > self._max_shard_bytes
+
+    def _path(self) -> Path:
+        return self._directory / f"{self._prefix}-{len(self.paths):06d}.tar"
+
+    def _unfinished(self) -> Path:
+        return self._directory / f".{self._path().name}.{os.getpid()}.tmp"
+
+    def _start_shard(self) -> None:
+        if self._path().exists():
+            raise UserError(f"{self._path()}: exists already; name an empty folder or remove the shard")
+        self._keys.clear()
+        self._file = open(self._unfinished(), "wb")
+        # pax is ustar, with extra headers only for names that are long or not ASCII.
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8")
 
     def _finish_shard(self) -> None:
-        if self._tar is None:
+        if self._tar is None or self._file is None:
             return
         self._tar.close()
-        os.replace(self._partial(), self._directory / f"{self._prefix}-{self._number:06d}.tar")
-        self._tar, self._samples, self._number = None, 0, self._number + 1
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self._unfinished(), self._path())
+        self.paths.append(self._path())
+        self._tar = self._file = None
 
-
-@dataclass
-class _Row:
-    """A sample to be packed: files are read when they are written."""
-
-    key: str
-    files: dict[str, Path]  # ending → file
-    texts: dict[str, str]  # ending → text
+    def _abandon(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._unfinished().unlink(missing_ok=True)
+            self._tar = self._file = None
+        for path in self.paths:
+            path.unlink(missing_ok=True)
+        self.paths.clear()
 
 
 def pack(
     source: Path,
     out: Path,
     *,
-    media: MediaConfig,
     shuffle_seed: int = 0,
     samples_per_shard: int = 1000,
+    media: MediaConfig | None = None,
     progress: bool = True,
 ) -> Manifest:
-    """Pack ``source`` into shards in ``out`` and index them.
+    """Write the samples of ``source`` to shards in ``out`` and index them.
 
-    A folder: files that share a path up to the first dot are one sample; in a sub-folder, the folder's name
-    becomes ``json.label`` unless the sample has a .json of its own. A ``.csv`` or ``.jsonl``: columns ``image``
-    and ``audio`` are paths relative to the table, ``text`` and ``cls`` are texts, ``key`` names the sample, and
-    every other column goes to its ``json``. Media are stored as they are; samples are written in a keyed
-    shuffled order, so that neighbours are mixed.
+    ``source`` is a folder (files of the same stem are one sample, the first sub-folder is its ``json.label``),
+    a ``.csv`` with a header row or a ``.jsonl``, with columns ``image`` and ``audio`` (paths relative to the
+    table), ``text``, ``cls`` and ``key``; all other columns become the sample's json. Media files are stored
+    as they are. Samples are shuffled by ``shuffle_seed``, so that neighbours in a shard are no relatives; the
+    same source and seed give the same shards, byte for byte.
 
-    Raises:
-        UserError: nothing to pack, a file is missing or outside the source, or ``out`` holds shards already.
+    Raises `UserError` naming the file or row and the remedy; ``out`` then holds no new shard.
     """
-    if out.exists() and any(out.glob("*.tar")):
-        raise UserError(f"{out}: holds shards already; choose an empty folder, or remove them first")
-    rows = _table_rows(source) if source.suffix in (".csv", ".jsonl") else _folder_rows(source)
-    if not rows:
-        raise UserError(f"{source}: nothing to pack; it holds no pictures, clips or texts")
-    order = prf.Permutation(prf.derive_key("pack", shuffle_seed), len(rows))(np.arange(len(rows)))
+    media = media or MediaConfig()
+    source, out = Path(source), Path(out)
+    _check_out(out)
+    rows = read_source(source, media, out)
+    order = Permutation(derive_key("pack", shuffle_seed), len(rows))(np.arange(len(rows)))
     with ShardWriter(out, samples_per_shard=samples_per_shard) as writer:
-        for number in tqdm(order.tolist(), unit="sample", desc="pack", disable=not progress):
-            row = rows[number]
-            fields = {ending: path.read_bytes() for ending, path in row.files.items()}
-            fields.update({ending: text.encode("utf-8") for ending, text in row.texts.items()})
-            writer.write(row.key, fields)
+        for position in tqdm(order.tolist(), "pack", unit="sample", disable=not progress):
+            _write_row(writer, rows[position], media)
     return build_index(out, media, progress)
 
 
-def _folder_rows(source: Path) -> list[_Row]:
-    if not source.is_dir():
-        raise UserError(f"{source}: no such folder, .csv or .jsonl")
-    rows: dict[str, _Row] = {}
-    for path in sorted(source.rglob("*")):
-        stem, dot, ending = path.name.partition(".")
-        if not path.is_file() or not stem or kind_of(ending.lower()) is None:
-            continue
-        key = (path.parent.relative_to(source) / stem).as_posix()
-        rows.setdefault(key, _Row(key, {}, {})).files[ending.lower()] = path
-    for key, row in rows.items():
-        folder = key.rpartition("/")[0]
-        if folder and "json" not in row.files:
-            row.texts["json"] = json.dumps({"label": folder}, ensure_ascii=False)
-    return list(rows.values())
-
-
-def _table_rows(source: Path) -> list[_Row]:
-    rows, seen = [], set()
-    for number, record in enumerate(_records(source), start=1):
-        where = f"{source}, row {number}"
-        row = _Row(str(record.pop("key", "") or f"{number:09d}"), {}, {})
-        if row.key in seen:
-            raise UserError(f"{where}: key {row.key!r} appears twice; give every row its own")
-        base = row.key.rpartition("/")[2]
-        if not base or "." in base or row.key.startswith("/") or ".." in row.key.split("/"):
-            raise UserError(f"{where}: key {row.key!r}: no dots in the last part, no .. and no leading slash")
-        seen.add(row.key)
-        for column in _MEDIA_COLUMNS:
-            name = record.pop(column, None)
-            if name:
-                path = _inside(source.parent, str(name), where)
-                row.files[path.suffix[1:].lower()] = path
-                if kind_of(path.suffix[1:].lower()) != column:
-                    raise UserError(f"{where}: {name}: not a known ending of {column} files")
-        for column, ending in (("text", "txt"), ("cls", "cls")):
-            value = record.pop(column, None)
-            if value not in (None, ""):
-                row.texts[ending] = str(value)
-        if record:
-            row.texts["json"] = json.dumps(record, ensure_ascii=False)
-        rows.append(row)
-    return rows
-
-
-def _records(source: Path) -> Iterator[dict[str, Any]]:
+def _write_row(writer: ShardWriter, row: Row, media: MediaConfig) -> None:
+    fields = {field: _read(path, media, row.where) for field, path in row.files.items()} | row.data
     try:
-        text = source.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{source}: no such file") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{source}: not UTF-8; save the table as UTF-8") from None
-    if source.suffix == ".csv":
-        for number, record in enumerate(csv.DictReader(io.StringIO(text, newline="")), start=1):
-            if None in record or None in record.values():
-                raise UserError(f"{source}, row {number}: has another number of columns than the header")
-            yield dict(record)
-        return
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if not isinstance(record, dict):
-            raise UserError(f"{source}, row {number}: not a JSON object")
-        yield record
+        writer.write(row.key, fields)
+    except UserError as error:
+        raise UserError(f"{row.where}: {error}") from None
 
 
-def _inside(folder: Path, name: str, where: str) -> Path:
-    """The file ``name`` of ``folder``; nothing outside the folder is ever packed."""
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise UserError(f"{where}: {name}: lies outside {folder}; use paths inside the table's folder")
-    if not path.is_file():
-        raise UserError(f"{where}: {name}: no such file")
-    return path
+def _read(path: Path, media: MediaConfig, where: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(media.max_file_bytes + 1)
+    except OSError as error:
+        raise UserError(f"{where}: {path}: cannot be read ({error.strerror}); check the file") from None
+    if len(data) > media.max_file_bytes:
+        raise UserError(f"{where}: {path}: grew over media.max_file_bytes while packing; pack again")
+    return data
+
+
+def _check_out(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: a file; name a folder for the shards")
+    with suppress(StopIteration):
+        found = next(out.glob("*.tar"))
+        raise UserError(f"{out}: already holds shards ({found.name}); name an empty folder or remove them")
+    if has_index(out):
+        raise UserError(f"{out}: already holds an index; name an empty folder or remove it")
+
+
+def _check_names(key: str, fields: dict[str, bytes]) -> None:
+    if not fields:
+        raise UserError(f"key {key!r}: a sample without fields; give it at least one")
+    for field in fields:
+        if not FIELD_NAME.fullmatch(field):
+            raise UserError(f"key {key!r}: field {field!r} is not 1 to 64 of a-z 0-9 _ . -; rename it")
+        name = f"{key}.{field}"
+        fault = name_fault(name.encode("utf-8", "surrogatepass"))
+        if fault is not None:
+            raise UserError(f"key {key!r}: {fault}; use a shorter, relative key of plain text")
+        if split_name(name) != (key, field):
+            raise UserError(
+                f"key {key!r}: readers would not give it back; write '_' for dots in its last part"
+            )

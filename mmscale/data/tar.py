@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
-from typing import NoReturn, Protocol
+from typing import BinaryIO, NoReturn, Protocol
 
 from mmscale.errors import UserError
 
@@ -94,16 +94,15 @@ def scan(path: Path | str) -> Iterator[Member]:
         yield from scan_source(file, os.fstat(file.fileno()).st_size, path)
 
 
-def open_shard(path: Path | str):  # type: ignore[no-untyped-def]  # BufferedReader, named only in typeshed
+def open_shard(path: Path | str) -> BinaryIO:
     """Open a shard for reading bytes. Raises `UserError` unless ``path`` is a readable plain file."""
     try:
-        file = open(path, "rb")
+        # Asked first, because opening a named pipe would wait for its writer.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UserError(f"{path}: not a plain file; a shard is an uncompressed .tar file")
+        return open(path, "rb")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its rights") from None
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise UserError(f"{path}: not a plain file; a shard is an uncompressed .tar file")
-    return file
 
 
 def scan_source(source: Source, total: int, path: Path | str) -> Iterator[Member]:
@@ -115,13 +114,13 @@ def scan_source(source: Source, total: int, path: Path | str) -> Iterator[Member
     finished: set[str] = set()
     key, fields = "", set[str]()
     for header in _Reader(source, total, path).entries():
-        match = _SAMPLE.fullmatch(header.name)
-        if match is None or _SHARD_METADATA.match(header.name):
+        split = split_name(header.name)
+        if split is None:
             continue
-        field = match[2].lower()
-        if match[1] != key:
+        field = split[1]
+        if split[0] != key:
             finished.add(key)
-            key, fields = match[1], set()
+            key, fields = split[0], set()
             if key in finished:
                 _refuse(
                     path,
@@ -131,10 +130,34 @@ def scan_source(source: Source, total: int, path: Path | str) -> Iterator[Member
                 )
         if field in fields:
             _refuse(
-                path, header.start, f"sample {key!r} has field {field!r} twice", "remove or rename one of the two"
+                path,
+                header.start,
+                f"sample {key!r} has field {field!r} twice",
+                "remove or rename one of the two",
             )
         fields.add(field)
         yield Member(header.name, key, field, header.payload, header.size)
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """(key, field) of a member; None if it belongs to no sample (see `scan`)."""
+    match = _SAMPLE.fullmatch(name)
+    return None if match is None or _SHARD_METADATA.match(name) else (match[1], match[2].lower())
+
+
+def name_fault(raw: bytes) -> str | None:
+    """What forbids ``raw`` as the name of a member; None if nothing does."""
+    if not raw or len(raw) > MAX_NAME_BYTES:
+        return f"a member name of {len(raw)} bytes (1 to {MAX_NAME_BYTES} are read)"
+    try:
+        name = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return f"member name {raw[:80]!r} is not UTF-8"
+    if _CONTROL.search(name):
+        return f"member name {name[:80]!r} holds control characters"
+    if name.startswith("/") or ".." in name.split("/"):
+        return f"member name {name[:80]!r} points outside the archive"
+    return None
 
 
 @dataclass(frozen=True)
@@ -162,7 +185,11 @@ class _Reader:
             self._source.seek(at)
             block = self._source.read(BLOCK)
             if len(block) < BLOCK:
-                what = "ends in the middle of a header" if block else "the end marker (two zero blocks) is missing"
+                what = (
+                    "ends in the middle of a header"
+                    if block
+                    else "the end marker (two zero blocks) is missing"
+                )
                 _refuse(self._path, at, what, f"the file was cut short: {_AGAIN}")
             if block == _ZERO:
                 self._finish(at)
@@ -209,7 +236,9 @@ class _Reader:
     def _size(self, block: bytes, at: int) -> int:
         size = _number(block[124:136])
         if size is None:
-            _refuse(self._path, at, "the size in the header is not a number", f"the file is damaged: {_AGAIN}")
+            _refuse(
+                self._path, at, "the size in the header is not a number", f"the file is damaged: {_AGAIN}"
+            )
         return size
 
     def _pax_size(self, records: dict[bytes, bytes], at: int) -> int:
@@ -229,14 +258,19 @@ class _Reader:
             )
         if missing > 0:
             _refuse(
-                self._path, at, f"truncated: member {name!r} lacks its last {missing} bytes", f"cut short: {_AGAIN}"
+                self._path,
+                at,
+                f"truncated: member {name!r} lacks its last {missing} bytes",
+                f"cut short: {_AGAIN}",
             )
 
     def _read_extended(self, block: bytes, kind: bytes, at: int) -> int:
         """Read an extended header at ``at``; returns where the next header stands."""
         size = self._size(block, at)
         if size > MAX_EXTENDED_BYTES:
-            _refuse(self._path, at, f"an extended header of {size} bytes (limit {MAX_EXTENDED_BYTES})", _REWRITE)
+            _refuse(
+                self._path, at, f"an extended header of {size} bytes (limit {MAX_EXTENDED_BYTES})", _REWRITE
+            )
         body = self._source.read(size)
         if len(body) < size:
             _refuse(self._path, at, "truncated inside an extended header", f"cut short: {_AGAIN}")
@@ -277,21 +311,10 @@ class _Reader:
             # GNU's own format keeps times, not a path, where POSIX has the prefix.
             if block.startswith(b"ustar\0", 257) and (prefix := _text(block[345:500])):
                 raw = prefix + b"/" + raw
-        return records, self._checked_name(raw, at)
-
-    def _checked_name(self, raw: bytes, at: int) -> str:
-        rename = "rename the member and write the shard again"
-        if not raw or len(raw) > MAX_NAME_BYTES:
-            _refuse(self._path, at, f"a member name of {len(raw)} bytes (1 to {MAX_NAME_BYTES} are read)", rename)
-        try:
-            name = raw.decode("utf-8")
-        except UnicodeDecodeError:
-            _refuse(self._path, at, f"member name {raw[:80]!r} is not UTF-8", rename)
-        if _CONTROL.search(name):
-            _refuse(self._path, at, f"member name {name[:80]!r} holds control characters", rename)
-        if name.startswith("/") or ".." in name.split("/"):
-            _refuse(self._path, at, f"member name {name[:80]!r} points outside the archive", rename)
-        return name
+        fault = name_fault(raw)
+        if fault is not None:
+            _refuse(self._path, at, fault, "rename the member and write the shard again")
+        return records, raw.decode("utf-8")
 
     def _finish(self, at: int) -> None:
         if self._extended >= 0:
@@ -299,7 +322,10 @@ class _Reader:
         second = self._source.read(BLOCK)
         if len(second) < BLOCK:
             _refuse(
-                self._path, at, "the end marker (two zero blocks) is missing", f"the file was cut short: {_AGAIN}"
+                self._path,
+                at,
+                "the end marker (two zero blocks) is missing",
+                f"the file was cut short: {_AGAIN}",
             )
         if second != _ZERO:
             _refuse(self._path, at, "a zero block between members", f"the file is damaged: {_AGAIN}")

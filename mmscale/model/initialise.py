@@ -41,7 +41,7 @@ def _rule(name: str, parameter: Tensor, config: ModelConfig) -> tuple[float, flo
     if name == "contrast_log_scale":
         return math.log(10.0), 0.0
     if name == "contrast_bias":
-        return -4.0, 0.0
+        return -3.0, 0.0  # about the log-odds of a match among twenty candidates
     if parameter.dim() == 1:
         return (1.0 if name.endswith("norm.weight") else 0.0), 0.0
     if name == "embedding.weight":

@@ -28,7 +28,9 @@ class FsdpStrategy:
         for unit in (model.image_stem, model.audio_stem, *model.blocks, model):
             fully_shard(unit, mesh=mesh, mp_policy=precision)
             assert isinstance(unit, FSDPModule)
-            unit.set_gradient_divide_factor(1.0)  # a sum, not a mean: losses are divided by the step's counts
+            # A plain sum, not a mean: losses are divided by the step's counts. Gloo has no other reduction.
+            unit.set_gradient_divide_factor(1.0)
+            unit.set_force_sum_reduction_for_comms(True)
         model.to_empty(device=ranks.device)
         initialise(model, config.model, config.seed)
         self.model = model

@@ -31,6 +31,8 @@ def prepare(config: Config, ranks: Ranks) -> tuple[Tokenizer, Plan]:
     if ranks.world > 1:
         dist.broadcast_object_list(failure, src=0)
     if failure[0]:
+        if not ranks.is_first:
+            raise SystemExit(2)  # the first rank tells the user; once is enough
         raise UserError(failure[0])
     tokenizer = Tokenizer.load(Path(config.run.dir) / "tokenizer.json")
     resolve_vocabulary(config, tokenizer)

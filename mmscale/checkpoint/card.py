@@ -1,0 +1,166 @@
+"""The model card of a release: what it is, what it learned from, how well it does, what it must not be used for.
+
+Only what the run itself recorded is told; what is not known is said to be not known.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmscale.checkpoint.score_file import read_scores
+from mmscale.checkpoint.store import RunState
+from mmscale.config import Config, SetConfig, TaskConfig
+from mmscale.data.corpus import Corpus
+from mmscale.errors import UserError
+
+
+def model_card(
+    run_dir: Path, name: str, config: Config, state: RunState, parameters: int, sizes: dict[str, int]
+) -> str:
+    """The card as Markdown with YAML front matter.
+
+    ``name`` is the release folder's name, ``sizes`` the bytes of every other file of the release.
+    """
+    front = {"library_name": "mmscale", "tags": ["multimodal", "image", "text", "audio"]}
+    sections = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
+        f"# {name}\n",
+        f"{config.description or 'No description was given (config key `description`).'}\n",
+        f"A fusion transformer over images, text and speech with {parameters:,} parameters (float32), "
+        f"trained with mmscale for {state.step:,} steps.\n",
+        _use(name, config),
+        _data(config),
+        _training(config, state),
+        _scores(run_dir, state.step),
+        _sizes(config, parameters, sizes),
+        _limits(config, state),
+    ]
+    return "\n".join(sections)
+
+
+def _use(name: str, config: Config) -> str:
+    lines = ["import mmscale", "", f'model = mmscale.load("{name}")']
+    tasks = [task for one in config.data.sets.values() for task in one.tasks]
+    for task in tasks:
+        if task.objective == "next_token":
+            inputs = "".join(f"{kind}=…, " for kind in dict.fromkeys(_kind(field) for field in task.input))
+            lines.append(f"model.answer({inputs}prompt={task.prompt!r})  # {task.target}")
+    for field in dict.fromkeys(_kind(field) for task in tasks for field in task.between):
+        lines.append(f"model.embed({field}=…)")
+    code = "\n".join(lines)
+    return (
+        f"## Use\n\n```python\n{code}\n```\n\n`classify`, `transcribe` and `describe` are in `help(model)`.\n"
+    )
+
+
+def _data(config: Config) -> str:
+    lines = ["## Training data", "", f"Licence: {config.licence or 'not given (config key `licence`)'}", ""]
+    lines += ["| set | weight | samples | learned | manifest digest (SHA-256) |", "|---|---|---|---|---|"]
+    for name, one in config.data.sets.items():
+        samples, digests = _identity(one)
+        learned = "; ".join(_learned(task) for task in one.tasks)
+        lines.append(f"| {_cell(name)} | {one.weight:g} | {samples} | {_cell(learned)} | {digests} |")
+    return "\n".join(lines) + "\n"
+
+
+def _identity(one: SetConfig) -> tuple[str, str]:
+    """(number of samples, manifest digests) of a set, if its shards are on this machine."""
+    try:
+        corpus = Corpus.open(one.shards)
+    except UserError:
+        return "not available", "not available (the shards were not on the exporting machine)"
+    return f"{len(corpus):,}", ", ".join(f"`{digest}`" for digest in corpus.digests)
+
+
+def _learned(task: TaskConfig) -> str:
+    if task.objective == "contrastive":
+        return f"{' ↔ '.join(task.between)} by {task.match or 'sample'}"
+    prompt = f" ({task.prompt})" if task.prompt else ""
+    return f"{' + '.join(task.input) or 'nothing'} → {task.target}{prompt}"
+
+
+def _training(config: Config, state: RunState) -> str:
+    data, optimizer = config.data, config.train.optimizer
+    rows = {
+        "steps": f"{state.step:,} of {config.train.steps:,}",
+        "tokens a step": f"at most {data.sequences} x {data.seq_len}",
+        "samples seen": f"{state.seen:,}, of which {state.bad:,} could not be used",
+        "precision": f"{config.train.precision} compute, fp32 weights and moments",
+        "optimizer": f"AdamW, peak learning rate {optimizer.lr:g}, {optimizer.warmup_steps} warm-up steps, "
+        f"cosine to {optimizer.final_lr:g} of the peak, weight decay {optimizer.weight_decay:g}",
+        "seed": str(config.seed),
+        "fingerprint of the data plan": f"`{state.fingerprint}`",
+    }
+    return (
+        "## Training\n\n"
+        + _table(rows)
+        + "\nEvery key is in `config.json`. Equal fingerprints mean equal batches at every step, on any number of ranks.\n"
+    )
+
+
+def _scores(run_dir: Path, step: int) -> str:
+    entries = read_scores(run_dir, step)
+    if not entries:
+        return "## Scores\n\nNot evaluated at this step; `mmscale eval RUN` before `mmscale export RUN` puts scores here.\n"
+    lines = ["## Scores", "", "| score | samples | result | data (SHA-256) |", "|---|---|---|---|"]
+    for name, entry in entries.items():
+        scores: dict[str, Any] = entry["scores"]
+        result = ", ".join(f"{key} {value:.4f}" for key, value in scores.items() if isinstance(value, float))
+        left_out = [f"{scores[key]} {key}" for key in ("skipped", "oversize") if scores.get(key)]
+        samples = ", ".join([str(scores.get("samples", "?")), *left_out])
+        digests = ", ".join(f"`{digest[:16]}…`" for digest in entry["digests"])
+        lines.append(f"| {_cell(name)} ({scores.get('task')}) | {samples} | {result} | {digests} |")
+    commands = "\n".join(dict.fromkeys(str(entry["command"]) for entry in entries.values()))
+    return "\n".join(lines) + f"\n\nThe command that gives them:\n\n```\n{commands}\n```\n"
+
+
+def _sizes(config: Config, parameters: int, sizes: dict[str, int]) -> str:
+    model, media = config.model, config.media
+    rows = {
+        "parameters": f"{parameters:,}",
+        "bytes": f"{sum(sizes.values()):,} in {len(sizes)} files and this card",
+        "blocks": f"{model.layers} of width {model.width}, {model.heads} query and {model.kv_heads} key-value heads "
+        f"of {model.head_dim}, feed-forward {model.hidden}",
+        "stems": f"image {model.image_stem}, audio {model.audio_stem}",
+        "vocabulary": f"{model.vocab_size} byte-level BPE tokens",
+        "pictures": f"resized to {media.image_width} x {media.image_height} pixels, {media.image_tokens()} tokens",
+        "sound": f"{media.sample_rate} Hz mono, {media.mel_bins} mel bands, "
+        f"{media.sample_rate / (media.mel_hop * media.frames_per_token):.1f} tokens a second",
+    }
+    return "## Size\n\n" + _table(rows)
+
+
+def _limits(config: Config, state: RunState) -> str:
+    media = config.media
+    lines = [
+        "## Limits",
+        "",
+        f"- One question with its answer fits in {config.data.seq_len} tokens.",
+        f"- Clips are at most {media.max_audio_s:g} s long, pictures at most {media.max_image_pixels:,} pixels.",
+        "- It knows the prompts it was trained with; other prompts give answers nobody has measured.",
+        "- Scores hold for data like the data they were measured on. Probabilities are not calibrated.",
+        "- It repeats what its training data holds, errors and prejudice included. Judge its answers before "
+        "they decide anything about a person.",
+    ]
+    if state.step < config.train.steps:
+        lines.append(f"- Training was not finished: {state.step:,} of {config.train.steps:,} steps.")
+    return "\n".join(lines) + "\n"
+
+
+def _table(rows: dict[str, str]) -> str:
+    return (
+        "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in rows.items())])
+        + "\n"
+    )
+
+
+def _cell(text: str) -> str:
+    """Text that cannot break out of its table cell."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _kind(field: str) -> str:
+    return field if field in ("image", "audio") else "text"

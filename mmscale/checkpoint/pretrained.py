@@ -1,0 +1,156 @@
+"""A released model for people: classify, transcribe, describe and embed plain pictures, sounds and texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmscale.checkpoint.release import load_release
+from mmscale.config import MEDIA_FIELDS
+from mmscale.errors import SampleFault, UserError
+from mmscale.predict.predictor import Predictor
+from mmscale.predict.query import Part
+from mmscale.predict.raw_input import AudioInput, ImageInput, audio_bytes, image_bytes
+
+
+class Pretrained:
+    """A model with its tokenizer. Made by `load`.
+
+    Inputs: ``image`` is a path, encoded bytes, a PIL image or a uint8 array ([H, W], [H, W, 3 or 4] or
+    [3, H, W]); ``audio`` is a path, encoded bytes or a pair (float array, rate in Hz); ``text`` is a string.
+    Several inputs are given in the order of the training task that had the same ones.
+
+    ``prompt`` is the prompt of the training task. Left out, it is the one prompt that was trained with such
+    inputs; if there were several, one must be named. Every method raises `UserError` for input that cannot be used.
+    """
+
+    def __init__(self, predictor: Predictor, facts: dict[str, Any]) -> None:
+        self.predictor, self.config = predictor, predictor.config
+        self.step: int = facts["step"]
+        self.parameters: int = facts["parameters"]
+
+    def classify(
+        self,
+        labels: Sequence[str],
+        *,
+        image: ImageInput | None = None,
+        audio: AudioInput | None = None,
+        text: str | None = None,
+        prompt: str | None = None,
+    ) -> list[tuple[str, float]]:
+        """(label, probability) of every label, the likeliest first.
+
+        The probability is the model's likelihood of the label as its whole answer, normalised over ``labels``.
+        """
+        if isinstance(labels, str) or not labels:
+            raise UserError("labels: give a list of the answers to choose from")
+        query, trained = self._query(image, audio, text)
+        scores = self.predictor.label_scores([query], _choose_prompt(prompt, trained), labels)[0]
+        weights = np.exp(scores.astype(np.float64) - scores.max())
+        weights /= weights.sum()
+        order = np.argsort(-scores, kind="stable")
+        return [(labels[number], float(weights[number])) for number in order.tolist()]
+
+    def answer(
+        self,
+        *,
+        image: ImageInput | None = None,
+        audio: AudioInput | None = None,
+        text: str | None = None,
+        prompt: str | None = None,
+        max_new_tokens: int = 64,
+    ) -> str:
+        """The model's likeliest answer, token by token."""
+        query, trained = self._query(image, audio, text)
+        return self.predictor.generate([query], _choose_prompt(prompt, trained), max_new_tokens)[0]
+
+    def transcribe(self, audio: AudioInput, prompt: str | None = None, max_new_tokens: int = 64) -> str:
+        """What is said in a clip."""
+        return self.answer(audio=audio, prompt=prompt, max_new_tokens=max_new_tokens)
+
+    def describe(self, image: ImageInput, prompt: str | None = None, max_new_tokens: int = 64) -> str:
+        """What a picture shows."""
+        return self.answer(image=image, prompt=prompt, max_new_tokens=max_new_tokens)
+
+    def embed(
+        self,
+        *,
+        image: ImageInput | None = None,
+        audio: AudioInput | None = None,
+        text: str | None = None,
+    ) -> NDArray[np.float32]:
+        """Embedding of one picture, one sound or one text: unit length, float32 [E].
+
+        The dot product of two embeddings is the similarity that contrastive training shaped.
+        """
+        query, _ = self._query(image, audio, text)
+        if len(query) != 1:
+            raise UserError("embed: give one of image, audio or text; embed them one at a time")
+        return self.predictor.embed([query])[0]
+
+    def _query(
+        self, image: ImageInput | None, audio: AudioInput | None, text: str | None
+    ) -> tuple[list[Part], list[str]]:
+        """(parts in the order of training, the prompts that were trained with such inputs)."""
+        reader, media = self.predictor.reader, self.config.media
+        parts: dict[str, Part] = {}
+        if image is not None:
+            data = image_bytes(image, media)
+            try:
+                parts["image"] = reader.image(data)
+            except SampleFault as fault:
+                raise UserError(
+                    f"{_name('image', image)}: {fault}; give a whole picture within the limits"
+                ) from None
+        if audio is not None:
+            data = audio_bytes(audio, media)
+            try:
+                parts["audio"] = reader.audio(data)
+            except SampleFault as fault:
+                raise UserError(
+                    f"{_name('audio', audio)}: {fault}; give a whole sound within the limits"
+                ) from None
+        if text is not None:
+            parts["text"] = reader.text(text.strip())
+        if not parts:
+            raise UserError("no input; give image, audio or text")
+        orders = [
+            (kinds, task.prompt)
+            for one in self.config.data.sets.values()
+            for task in one.tasks
+            if task.objective == "next_token"
+            for kinds in [[name if name in MEDIA_FIELDS else "text" for name in task.input]]
+            if sorted(kinds) == sorted(parts)
+        ]
+        order = orders[0][0] if orders else list(parts)
+        return [parts[kind] for kind in order], list(dict.fromkeys(prompt for _, prompt in orders))
+
+
+def load(folder: str | PathLike[str], device: str = "cpu") -> Pretrained:
+    """Open a release made by ``mmscale export``; ``device`` is where the model runs, such as ``cuda``.
+
+    Raises:
+        UserError: the folder is no release, or is damaged.
+    """
+    return Pretrained(*load_release(Path(folder), device))
+
+
+def _choose_prompt(prompt: str | None, trained: list[str]) -> str:
+    if prompt is not None:
+        return prompt
+    if not trained or "" in trained:
+        return ""
+    if len(trained) > 1:
+        raise UserError(
+            f"prompt: several tasks were trained with such input; give one of {', '.join(map(repr, trained))}"
+        )
+    return trained[0]
+
+
+def _name(kind: str, value: Any) -> str:
+    return str(value) if isinstance(value, str | PathLike) else kind

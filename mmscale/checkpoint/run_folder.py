@@ -1,0 +1,72 @@
+"""Opening the folder of a run: its config, its tokenizer, and a model with the weights of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from mmscale.checkpoint.store import list_checkpoints, load_tensors, read_state
+from mmscale.config import Config
+from mmscale.config_file import load_config
+from mmscale.data.tokenizer import Tokenizer
+from mmscale.errors import UserError
+from mmscale.model.fusion import FusionTransformer
+from mmscale.predict.predictor import Predictor
+
+
+def open_run(run_dir: Path, checkpoint: Path | None = None) -> tuple[Config, Tokenizer, Path]:
+    """(resolved config, tokenizer, the checkpoint given or else the newest complete one) of a run.
+
+    Raises:
+        UserError: the folder is no run, or has no complete checkpoint.
+    """
+    if not (run_dir / "config.yaml").is_file():
+        raise UserError(
+            f"{run_dir}: not a run directory (no config.yaml); give the run.dir of a training run"
+        )
+    if checkpoint is None:
+        found = list_checkpoints(run_dir / "checkpoints")
+        if not found:
+            raise UserError(
+                f"{run_dir}: has no complete checkpoint; train it with mmscale train {run_dir}/config.yaml"
+            )
+        checkpoint = found[-1]
+    elif not checkpoint.is_dir():
+        raise UserError(f"{checkpoint}: no such checkpoint; those there are lie in {run_dir / 'checkpoints'}")
+    read_state(checkpoint)  # complains now if files are cut short
+    config = load_config(run_dir / "config.yaml")
+    tokenizer = Tokenizer.load(run_dir / "tokenizer.json")
+    check_vocabulary(config, tokenizer, run_dir / "config.yaml")
+    return config, tokenizer, checkpoint
+
+
+def load_run(run_dir: Path, checkpoint: Path | None = None) -> tuple[Predictor, Config]:
+    """A predictor with fp32 weights on the CPU, in this process alone, whatever number of ranks trained it.
+
+    Raises:
+        UserError: the folder is no run, has no checkpoint, or the checkpoint does not fit the config.
+    """
+    config, tokenizer, checkpoint = open_run(run_dir, checkpoint)
+    model = build_empty(config).to_empty(device="cpu")
+    load_tensors(
+        checkpoint, {f"model.{name}": parameter.data for name, parameter in model.named_parameters()}
+    )
+    return Predictor(model, tokenizer, config), config
+
+
+def build_empty(config: Config) -> FusionTransformer:
+    """The model on the meta device: names and shapes, no memory."""
+    with torch.device("meta"):
+        model = FusionTransformer(config.model, config.media)
+    assert not list(model.named_buffers()), "checkpoints and releases hold parameters only"
+    return model
+
+
+def check_vocabulary(config: Config, tokenizer: Tokenizer, source: Path) -> None:
+    """Raise `UserError` if the model has fewer embedding rows than the tokenizer has tokens."""
+    if config.model.vocab_size < len(tokenizer):
+        raise UserError(
+            f"{source}: model.vocab_size={config.model.vocab_size} is below the tokenizer's {len(tokenizer)}; "
+            "use the tokenizer.json it was trained with"
+        )

@@ -1,0 +1,230 @@
+"""Asking a trained model: scores of labels, greedy answers, embeddings. Batched; knows nothing of files.
+
+Shape suffixes: B sequences, L positions, D model width, E embedding width, R rows, K nodes of a label tree,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mmscale.batch import Batch
+from mmscale.config import Config
+from mmscale.data.bins import best_fit
+from mmscale.data.builder import BatchBuilder
+from mmscale.data.tokenizer import ANSWER, EMBED, END, SPECIAL_TOKENS, Tokenizer
+from mmscale.errors import UserError
+from mmscale.model.attention import AttentionPlan, make_plan
+from mmscale.model.fusion import FusionTransformer
+from mmscale.model.rotary import rotary_angles
+from mmscale.predict.label_tree import LabelTree, build_trees
+from mmscale.predict.query import PartReader, Query, Text, count_tokens, lay_query
+
+_FORWARD_TOKENS = 8192  # positions of one forward pass, about
+_TREE_NODES = 256  # beyond this, masked pairs of nodes cost more than reading the query again
+_ROW_SLACK = 0.8  # rows of one forward pass are at least this share of the longest, or within 8 positions
+_LOGIT_ELEMENTS = 1 << 25  # float32 logits that exist at once
+
+
+class Predictor:
+    """A model in evaluation mode, with its tokenizer and the config it was trained with.
+
+    A *query* is an ordered list of parts (see `mmscale.predict.query`); `reader` makes parts. Results do not
+    depend on which queries share a call, beyond floating-point rounding.
+    """
+
+    def __init__(self, model: FusionTransformer, tokenizer: Tokenizer, config: Config) -> None:
+        self.model, self.tokenizer, self.config = model.eval(), tokenizer, config
+        self.reader = PartReader(config.media, tokenizer)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.model.embedding.weight.device
+
+    def query_tokens(self, query: Query, prompt: str = "") -> int:
+        """Positions of a query with its prompt and the closing <|answer|> or <|embed|>."""
+        return count_tokens(query, self.config.media) + len(self.tokenizer.encode(prompt)) + 1
+
+    @torch.inference_mode()
+    def label_scores(
+        self, queries: Sequence[Query], prompt: str, labels: Sequence[str]
+    ) -> NDArray[np.float32]:
+        """Log-likelihood of every label as the whole answer, float32 [queries, labels], in nats.
+
+        The sum over the label's tokens and the closing <|end|> of their log-probabilities given the query.
+        Exact: every label is scored, in one pass over each query (see `label_tree`).
+
+        Raises:
+            UserError: a query with its longest label is longer than ``data.seq_len``.
+        """
+        ids = [self.tokenizer.encode(label) for label in labels]
+        segments = self._closed(queries, prompt, ANSWER)
+        lengths = np.array([count_tokens(one, self.config.media) for one in segments], np.int64)
+        self._check_lengths(lengths + max((len(one) for one in ids), default=0))
+        scores = np.zeros((len(segments), len(ids)), np.float32)
+        for tree in build_trees(ids, _TREE_NODES):
+            for rows in _rows_of_like_length(lengths, len(tree.tokens)):
+                scores[rows[:, None], tree.labels] = self._tree_scores([segments[row] for row in rows], tree)
+        return scores
+
+    @torch.inference_mode()
+    def generate(self, queries: Sequence[Query], prompt: str, max_new_tokens: int) -> list[str]:
+        """Greedy answers: the likeliest token each time, until <|end|>, ``max_new_tokens`` or ``data.seq_len``.
+
+        Tokens that are no text (special tokens but <|end|>, rows that only round up the vocabulary) are
+        never chosen. The query is read again for every token.
+
+        Raises:
+            UserError: a query is longer than ``data.seq_len``.
+        """
+        segments = self._closed(queries, prompt, ANSWER)
+        lengths = np.array([count_tokens(one, self.config.media) for one in segments], np.int64)
+        self._check_lengths(lengths)
+        answers: list[list[int]] = [[] for _ in segments]
+        live = list(range(len(segments)))
+        for _ in range(max_new_tokens):
+            live = [one for one in live if lengths[one] + len(answers[one]) <= self.config.data.seq_len]
+            if not live:
+                break
+            so_far = [[*segments[one], Text(np.array(answers[one], np.int64))] for one in live]
+            chosen = self._next_tokens(so_far)
+            for one, token in zip(live, chosen, strict=True):
+                if token != END:
+                    answers[one].append(token)
+            live = [one for one, token in zip(live, chosen, strict=True) if token != END]
+        return [self.tokenizer.decode(answer) for answer in answers]
+
+    @torch.inference_mode()
+    def embed(self, queries: Sequence[Query]) -> NDArray[np.float32]:
+        """Embeddings of unit length, float32 [queries, E]; training embeds queries of one part.
+
+        Raises:
+            UserError: a query is longer than ``data.seq_len``.
+        """
+        segments = self._closed(queries, "", EMBED)
+        out = np.zeros((len(segments), self.config.model.embed_dim), np.float32)
+        for items, batch, ends in self._packed(segments):
+            out[items] = self.model.embed(dataclasses.replace(batch, embed_at_T=ends)).cpu().numpy()
+        return out
+
+    def _closed(self, queries: Sequence[Query], prompt: str, last: int) -> list[Query]:
+        closing = Text(np.array([*self.tokenizer.encode(prompt), last], np.int64))
+        return [[*query, closing] for query in queries]
+
+    def _check_lengths(self, lengths: NDArray[np.int64]) -> None:
+        longest, seq_len = int(lengths.max(initial=0)), self.config.data.seq_len
+        if longest > seq_len:
+            raise UserError(
+                f"data.seq_len={seq_len}: a query with its answer needs {longest} tokens; "
+                "shorten the query, or train with a larger data.seq_len"
+            )
+
+    def _next_tokens(self, segments: list[Query]) -> list[int]:
+        allowed = torch.zeros(self.config.model.vocab_size, dtype=torch.bool, device=self.device)
+        allowed[len(SPECIAL_TOKENS) : len(self.tokenizer)] = True
+        allowed[END] = True
+        chosen = np.zeros(len(segments), np.int64)
+        for items, batch, ends in self._packed(segments):
+            hidden = self.model.hidden(batch).flatten(0, 1)[ends]
+            logits = self.model.logits(hidden).masked_fill_(~allowed, -torch.inf)
+            chosen[items] = logits.argmax(-1).cpu().numpy()
+        return chosen.tolist()
+
+    def _packed(self, segments: list[Query]) -> Iterator[tuple[NDArray[np.int64], Batch, Tensor]]:
+        """Segments packed into sequences, a few sequences at a time.
+
+        Yields (which segments, their batch, flat position of the last token of each, int64).
+        """
+        seq_len, media = self.config.data.seq_len, self.config.media
+        lengths = np.array([count_tokens(one, media) for one in segments], np.int64)
+        self._check_lengths(lengths)
+        bins = best_fit(lengths, np.argsort(-lengths, kind="stable"), seq_len)
+        at_once = max(1, _FORWARD_TOKENS // seq_len)
+        for first in range(0, len(bins), at_once):
+            group = bins[first : first + at_once]
+            if self.device.type == "cuda":
+                shape = (at_once, seq_len)  # FlexAttention is compiled for each shape it meets
+            else:
+                shape = (len(group), max(int(lengths[items].sum()) for items in group))
+            builder = BatchBuilder(*shape, media)
+            ends = []
+            for items in group:
+                builder.open_sequence()
+                ends += [lay_query(builder, segments[item]) for item in items]
+            batch = builder.finish().to(self.device)
+            yield np.concatenate(group).astype(np.int64), batch, torch.tensor(ends, device=self.device)
+
+    def _tree_scores(self, segments: list[Query], tree: LabelTree) -> NDArray[np.float32]:
+        """Scores of the tree's labels, float32 [segments, labels]; one segment a row of the batch."""
+        media, nodes = self.config.media, len(tree.tokens)
+        length = max(count_tokens(one, media) for one in segments) + nodes
+        builder = BatchBuilder(len(segments), length, media)
+        answers = []
+        for segment in segments:
+            builder.open_sequence()
+            answers.append(lay_query(builder, segment))
+            builder.add_text(tree.tokens)
+        batch = builder.finish()
+        answer_R = torch.tensor(answers)
+        node_RK = answer_R[:, None] + 1 + torch.arange(nodes)
+        # A position follows its parent's, not the one written before it.
+        position = batch.position_BL3.flatten(0, 1)
+        position[node_RK] = position[answer_R][:, None] + 1 + torch.from_numpy(tree.depths).int()[:, None]
+
+        batch = batch.to(self.device)
+        plan = make_plan(batch, "dense")
+        assert plan.dense_mask is not None
+        sees = torch.from_numpy(tree.sees).to(self.device)
+        for row, answer in enumerate(answers):
+            start = answer + 1 - row * length
+            plan.dense_mask[row, 0, start : start + nodes, start : start + nodes] = sees
+        hidden = self._hidden(batch, plan)
+        at_RP = torch.cat([answer_R[:, None], node_RK], dim=1).to(self.device)  # the root, then the nodes
+        at_once = max(1, _LOGIT_ELEMENTS // (at_RP.shape[1] * self.config.model.vocab_size))
+        parts = [self._path_sums(hidden[at], tree) for at in at_RP.split(at_once)]
+        return torch.cat(parts).float().cpu().numpy()
+
+    def _path_sums(self, hidden_RPD: Tensor, tree: LabelTree) -> Tensor:
+        """Log-likelihoods, float64 [R, labels], from the outputs at the root and at every node."""
+        log_probs = (
+            self.model.logits(hidden_RPD.flatten(0, 1)).log_softmax(-1).unflatten(0, hidden_RPD.shape[:2])
+        )
+        device = hidden_RPD.device
+        parents, tokens, ends = (
+            torch.from_numpy(array).to(device) for array in (tree.parents + 1, tree.tokens, tree.ends + 1)
+        )
+        edges = log_probs[:, parents, tokens].double()
+        sums = (
+            edges @ torch.from_numpy(tree.sees).to(device).double().T
+        )  # over each node's ancestors and itself
+        sums = torch.cat([sums.new_zeros(len(sums), 1), sums], dim=1)
+        return sums[:, ends] + log_probs[:, ends, END].double()
+
+    def _hidden(self, batch: Batch, plan: AttentionPlan) -> Tensor:
+        """`FusionTransformer.hidden` under another attention plan, flat [B * L, D]."""
+        model = self.model
+        x = model._inputs(batch)
+        cos, sin = rotary_angles(batch.position_BL3, model.config.head_dim, model.config.rope_theta)
+        for block in model.blocks:
+            x = block(x, cos, sin, plan, batch.dropout_key_B)
+        return model.norm(x).flatten(0, 1)
+
+
+def _rows_of_like_length(lengths: NDArray[np.int64], extra: int) -> Iterator[NDArray[np.int64]]:
+    """Items by falling length, int64 [R] at a time, so that little of a forward pass is padding."""
+    order = np.argsort(-lengths, kind="stable")
+    first = 0
+    while first < len(order):
+        longest = int(lengths[order[first]]) + extra
+        most = max(1, _FORWARD_TOKENS // longest)
+        alike = lengths[order] + extra >= min(longest * _ROW_SLACK, longest - 8)
+        last = min(first + most, int(np.count_nonzero(alike)))
+        yield order[first:last]
+        first = last

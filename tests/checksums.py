@@ -1,0 +1,74 @@
+"""Print one JSON line per sequence of a range of steps as a given rank's loader makes it: its keys and a checksum.
+
+Run as a module in a process of its own: python -m checksums CONFIG A:B RANK WORLD WORKERS MICRO_BATCH [key=value …]
+"""
+
+import hashlib
+import json
+import sys
+
+import torch
+
+from mmscale.batch import Batch
+from mmscale.config_file import load_config
+from mmscale.data.assemble import Assembler
+from mmscale.data.loader import MicroBatches, iterate_steps
+from mmscale.data.plan import Plan
+from mmscale.train.prepare import prepare_data, run_tokenizer
+
+
+def sequence_checksum(batch: Batch, row: int) -> str:
+    """SHA-256 of everything the batch holds about one sequence, independent of its neighbours."""
+    length = batch.tokens_BL.shape[1]
+    digest = hashlib.sha256()
+
+    def add(tensor: torch.Tensor) -> None:
+        digest.update(tensor.contiguous().numpy().tobytes())
+
+    for tensor in (batch.tokens_BL, batch.kind_BL, batch.segment_BL, batch.span_BL, batch.position_BL3):
+        add(tensor[row])
+    add(batch.dropout_key_B[row])
+    for at, values in (
+        (batch.target_at_T, (batch.target_T, batch.target_weight_T)),
+        (batch.embed_at_T, (batch.embed_task_T, batch.embed_side_T, batch.embed_match_T, batch.embed_weight_T)),
+    ):
+        here = at // length == row
+        add(at[here] % length)
+        for value in values:
+            add(value[here])
+    here = batch.image_at_T // length == row
+    images = batch.image_take_T[here] // max(1, batch.image_take_T.numel() and tokens_per_image(batch))
+    add(batch.image_N3HW[images.unique_consecutive()])
+    here = batch.audio_at_T // length == row
+    if here.any():
+        per_clip = int(batch.audio_NFM.shape[1]) // FRAMES_PER_TOKEN
+        for clip in (batch.audio_take_T[here] // per_clip).unique_consecutive().tolist():
+            add(batch.audio_NFM[clip, : int(batch.audio_frames_N[clip])])
+    return digest.hexdigest()
+
+
+def tokens_per_image(batch: Batch) -> int:
+    return (batch.image_N3HW.shape[2] // PATCH) * (batch.image_N3HW.shape[3] // PATCH)
+
+
+def main() -> None:
+    global PATCH, FRAMES_PER_TOKEN
+    path, steps, rank, world, workers, micro_batch, *overrides = sys.argv[1:]
+    first, last = map(int, steps.split(":"))
+    config = load_config(path, overrides)
+    PATCH, FRAMES_PER_TOKEN = config.media.image_patch, config.media.frames_per_token
+    prepare_data(config)
+    tokenizer = run_tokenizer(config)
+    plan = Plan(config, tokenizer)
+    data = MicroBatches(
+        plan, Assembler(config, plan, tokenizer), steps=last, micro_batch=int(micro_batch), rank=int(rank), world=int(world)
+    )
+    for batches in iterate_steps(data, first, workers=int(workers), prefetch=2, pin_memory=False):
+        for batch in batches:
+            for row, number in enumerate(batch.sequences):
+                line = {"step": batch.step, "sequence": number, "keys": batch.keys[row]}
+                print(json.dumps({**line, "sha256": sequence_checksum(batch, row), "faults": batch.faults}))
+
+
+if __name__ == "__main__":
+    main()
