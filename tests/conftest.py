@@ -38,3 +38,31 @@ def run_module(
     if check:
         assert done.returncode == 0, done.stderr[-4000:]
     return done
+
+
+@pytest.fixture(scope="session")
+def small_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small build of the embedded data set: 120 training and 24 test samples."""
+    from mmscale.data.digits import build_digits
+
+    folder = tmp_path_factory.mktemp("digits") / "digits"
+    build_digits(folder, progress=False, samples=120)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_run(small_digits: Path) -> list[str]:
+    """Overrides that make configs/train/digits.yaml run in seconds: a small model on the small data."""
+    return [
+        "data.prepare=",
+        f"data.sets.digits.shards={small_digits}/train",
+        "data.tokenizer.vocab_size=320",
+        "data.seq_len=256",
+        "data.sequences=4",
+        "data.workers=0",
+        "model={width: 32, layers: 2, heads: 2, kv_heads: 1, head_dim: 16, hidden: 48, stem_width: 8, embed_dim: 16,"
+        " image_stem: cnn, audio_stem: rnn, dropout: 0.1}",
+        "train.optimizer={lr: 3e-3, warmup_steps: 2}",
+        "run.progress=false",
+        "run.tensorboard=false",
+    ]

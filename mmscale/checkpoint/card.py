@@ -1,4 +1,4 @@
-"""The model card of a release: what it is, what it learned from, how well it does, what it must not be used for.
+"""The model card of a release: what it is, what it learned from, how well it does, where it ends.
 
 Only what the run itself recorded is told; what is not known is said to be not known.
 """
@@ -97,14 +97,18 @@ def _training(config: Config, state: RunState) -> str:
     return (
         "## Training\n\n"
         + _table(rows)
-        + "\nEvery key is in `config.json`. Equal fingerprints mean equal batches at every step, on any number of ranks.\n"
+        + "\nEvery key is in `config.json`. Equal fingerprints mean equal batches at every step, "
+        "on any number of ranks.\n"
     )
 
 
 def _scores(run_dir: Path, step: int) -> str:
     entries = read_scores(run_dir, step)
     if not entries:
-        return "## Scores\n\nNot evaluated at this step; `mmscale eval RUN` before `mmscale export RUN` puts scores here.\n"
+        return (
+            "## Scores\n\nNot evaluated at this step; `mmscale eval RUN` before `mmscale export RUN` "
+            "puts scores here.\n"
+        )
     lines = ["## Scores", "", "| score | samples | result | data (SHA-256) |", "|---|---|---|---|"]
     for name, entry in entries.items():
         scores: dict[str, Any] = entry["scores"]
@@ -122,11 +126,12 @@ def _sizes(config: Config, parameters: int, sizes: dict[str, int]) -> str:
     rows = {
         "parameters": f"{parameters:,}",
         "bytes": f"{sum(sizes.values()):,} in {len(sizes)} files and this card",
-        "blocks": f"{model.layers} of width {model.width}, {model.heads} query and {model.kv_heads} key-value heads "
-        f"of {model.head_dim}, feed-forward {model.hidden}",
+        "blocks": f"{model.layers} of width {model.width}, {model.heads} query and {model.kv_heads} "
+        f"key-value heads of {model.head_dim}, feed-forward {model.hidden}",
         "stems": f"image {model.image_stem}, audio {model.audio_stem}",
         "vocabulary": f"{model.vocab_size} byte-level BPE tokens",
-        "pictures": f"resized to {media.image_width} x {media.image_height} pixels, {media.image_tokens()} tokens",
+        "pictures": f"resized to {media.image_width} x {media.image_height} pixels, "
+        f"{media.image_tokens()} tokens",
         "sound": f"{media.sample_rate} Hz mono, {media.mel_bins} mel bands, "
         f"{media.sample_rate / (media.mel_hop * media.frames_per_token):.1f} tokens a second",
     }
@@ -139,7 +144,8 @@ def _limits(config: Config, state: RunState) -> str:
         "## Limits",
         "",
         f"- One question with its answer fits in {config.data.seq_len} tokens.",
-        f"- Clips are at most {media.max_audio_s:g} s long, pictures at most {media.max_image_pixels:,} pixels.",
+        f"- Clips are at most {media.max_audio_s:g} s long, "
+        f"pictures at most {media.max_image_pixels:,} pixels.",
         "- It knows the prompts it was trained with; other prompts give answers nobody has measured.",
         "- Scores hold for data like the data they were measured on. Probabilities are not calibrated.",
         "- It repeats what its training data holds, errors and prejudice included. Judge its answers before "

@@ -26,7 +26,8 @@ class Pretrained:
     Several inputs are given in the order of the training task that had the same ones.
 
     ``prompt`` is the prompt of the training task. Left out, it is the one prompt that was trained with such
-    inputs; if there were several, one must be named. Every method raises `UserError` for input that cannot be used.
+    inputs; if there were several, one must be named. Every method raises `UserError` for input that cannot
+    be used.
     """
 
     def __init__(self, predictor: Predictor, facts: dict[str, Any]) -> None:
@@ -45,7 +46,7 @@ class Pretrained:
     ) -> list[tuple[str, float]]:
         """(label, probability) of every label, the likeliest first.
 
-        The probability is the model's likelihood of the label as its whole answer, normalised over ``labels``.
+        The probability is the likelihood of the label as the whole answer, normalised over ``labels``.
         """
         if isinstance(labels, str) or not labels:
             raise UserError("labels: give a list of the answers to choose from")

@@ -60,13 +60,14 @@ def export(
     _check_replaceable(out)
     shapes = {name: tuple(parameter.shape) for name, parameter in build_empty(config).named_parameters()}
     state = read_state(checkpoint)
+    parameters = sum(_elements(shape) for shape in shapes.values())
     facts = {
         "format": FORMAT,
         "version": VERSION,
         "config": to_tree(config),
         "step": state.step,
         "fingerprint": state.fingerprint,
-        "parameters": sum(_elements(shape) for shape in shapes.values()),
+        "parameters": parameters,
     }
     partial = out.parent / f".{out.name}.partial"
     try:
@@ -76,7 +77,7 @@ def export(
         tokenizer.save(partial / _TOKENIZER)
         _write_json(partial / _CONFIG, facts)
         sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
-        card = model_card(run_dir, out.name, config, state, facts["parameters"], sizes)
+        card = model_card(run_dir, out.name, config, state, parameters, sizes)
         (partial / _CARD).write_text(card, encoding="utf-8")
         files = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
         _move_into_place(partial, out)
@@ -88,7 +89,7 @@ def export(
         "out": str(out),
         "checkpoint": str(checkpoint),
         "step": state.step,
-        "parameters": facts["parameters"],
+        "parameters": parameters,
         "bytes": sum(files.values()),
         "files": list(files),
     }
@@ -273,8 +274,8 @@ def _compare(folder: Path, expected: dict[str, tuple[int, ...]], found: dict[str
             raise UserError(f"{folder}: tensor {name} is missing; copy the release again, or export it anew")
         if found[name] != shape:
             raise UserError(
-                f"{folder}: tensor {name} has shape {list(found[name])}, config.json's model needs {list(shape)}; "
-                "export it anew"
+                f"{folder}: tensor {name} has shape {list(found[name])}, "
+                f"config.json's model needs {list(shape)}; export it anew"
             )
     extra = sorted(found.keys() - expected.keys())
     if extra:

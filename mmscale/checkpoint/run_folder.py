@@ -67,6 +67,6 @@ def check_vocabulary(config: Config, tokenizer: Tokenizer, source: Path) -> None
     """Raise `UserError` if the model has fewer embedding rows than the tokenizer has tokens."""
     if config.model.vocab_size < len(tokenizer):
         raise UserError(
-            f"{source}: model.vocab_size={config.model.vocab_size} is below the tokenizer's {len(tokenizer)}; "
-            "use the tokenizer.json it was trained with"
+            f"{source}: model.vocab_size={config.model.vocab_size} is below the {len(tokenizer)} tokens of "
+            "tokenizer.json; use the one it was trained with"
         )

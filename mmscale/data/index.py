@@ -1,4 +1,4 @@
-"""Builds and verifies the index of a folder of shards: one sequential pass over each shard, nothing decoded."""
+"""Builds and verifies the index of a folder of shards, in one sequential pass that decodes nothing."""
 
 from __future__ import annotations
 

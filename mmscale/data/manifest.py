@@ -52,7 +52,7 @@ class Shard:
 
 
 def identity(shards: list[Shard]) -> str:
-    """The digest that identifies a data set: SHA-256 over version, shards (sorted by name) and sample counts."""
+    """The digest of a data set: SHA-256 over version, shards (sorted by name) and sample counts."""
     listed = sorted([shard.name, shard.bytes, shard.sha256, shard.samples] for shard in shards)
     content = {"version": VERSION, "shards": listed, "samples": sum(shard.samples for shard in shards)}
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -129,8 +129,8 @@ class Manifest:
                 raise UserError(f"{self.root / shard.name}: missing; restore it or {_reindex(self.root)}")
             if sizes[shard.name] != shard.bytes:
                 raise UserError(
-                    f"{self.root / shard.name}: {sizes[shard.name]} bytes, but {shard.bytes} when it was indexed; "
-                    f"restore it or {_reindex(self.root)}"
+                    f"{self.root / shard.name}: {sizes[shard.name]} bytes, but {shard.bytes} when it was "
+                    f"indexed; restore it or {_reindex(self.root)}"
                 )
         new = sorted(sizes.keys() - set(self.shards)) if added else []
         if new:
@@ -144,7 +144,7 @@ class Manifest:
         row = int(self._rows[i])
         ends = self._stored.key_ends
         start = int(ends[row - 1]) if row else 0
-        return self._stored.keys[start : int(ends[row])].tobytes().decode("utf-8")
+        return self._stored.keys[start : int(ends[row])].tobytes().decode("utf-8", "replace")
 
     @property
     def fields(self) -> list[str]:

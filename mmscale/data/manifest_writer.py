@@ -33,7 +33,7 @@ class ManifestWriter:
         self._key_ends = _Column(folder / "key_ends.npy", "<u8")
         self._shard = _Column(folder / "shard.npy", "<u4")
         self._columns: dict[str, _Column] = {}
-        self._problems = open(folder / "problems.jsonl", "w", encoding="utf-8")
+        self._problems = open(folder / "problems.jsonl", "w", encoding="utf-8")  # noqa: SIM115 - closed in finish
 
     def add_problem(self, key: str, shard: str, offset: int, field: str, reason: str) -> None:
         """Record a member that cannot be used; ``offset`` is of its payload, bytes."""
@@ -91,8 +91,8 @@ class ManifestWriter:
         if field not in self._columns:
             if len(self._columns) == MAX_FIELDS:
                 raise UserError(
-                    f"{shard}: field {field!r} is one of more than {MAX_FIELDS}; a key ends at the first dot of the "
-                    f"file name, so write other dots in names as '_'"
+                    f"{shard}: field {field!r} is one of more than {MAX_FIELDS}; a key ends at the first dot "
+                    f"of the file name, so write other dots in names as '_'"
                 )
             self._columns[field] = _Column(self._folder / f"field.{field}.npy", FACTS)
         return self._columns[field]
@@ -138,7 +138,7 @@ class _Column:
 
     def __init__(self, path: Path, dtype: Any) -> None:
         self._dtype = np.dtype(dtype)
-        self._file = open(path, "wb")
+        self._file = open(path, "wb")  # noqa: SIM115 - closed in finish
         self.length = 0
         self._start = self._write_header()
 

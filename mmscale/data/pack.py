@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -117,9 +116,9 @@ class ShardWriter:
         if self._path().exists():
             raise UserError(f"{self._path()}: exists already; name an empty folder or remove the shard")
         self._keys.clear()
-        self._file = open(self._unfinished(), "wb")
+        self._file = open(self._unfinished(), "wb")  # noqa: SIM115 - closed when the shard is full
         # pax is ustar, with extra headers only for names that are long or not ASCII.
-        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8")
+        self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8")
 
     def _finish_shard(self) -> None:
         if self._tar is None or self._file is None:
@@ -153,8 +152,8 @@ def pack(
 ) -> Manifest:
     """Write the samples of ``source`` to shards in ``out`` and index them.
 
-    ``source`` is a folder (files of the same stem are one sample, the first sub-folder is its ``json.label``),
-    a ``.csv`` with a header row or a ``.jsonl``, with columns ``image`` and ``audio`` (paths relative to the
+    ``source`` is a folder (files of one stem are one sample, the first sub-folder is its ``json.label``), a
+    ``.csv`` with a header row or a ``.jsonl``, with columns ``image`` and ``audio`` (paths relative to the
     table), ``text``, ``cls`` and ``key``; all other columns become the sample's json. Media files are stored
     as they are. Samples are shuffled by ``shuffle_seed``, so that neighbours in a shard are no relatives; the
     same source and seed give the same shards, byte for byte.
@@ -194,8 +193,8 @@ def _read(path: Path, media: MediaConfig, where: str) -> bytes:
 def _check_out(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: a file; name a folder for the shards")
-    with suppress(StopIteration):
-        found = next(out.glob("*.tar"))
+    found = next(out.glob("*.tar"), None)
+    if found is not None:
         raise UserError(f"{out}: already holds shards ({found.name}); name an empty folder or remove them")
     if has_index(out):
         raise UserError(f"{out}: already holds an index; name an empty folder or remove it")

@@ -97,7 +97,8 @@ def _audio(data: bytes, media: MediaConfig) -> tuple[int, int]:
         raise SampleFault("sound without samples")
     if not 1 <= info.samplerate <= MAX_RATE or info.channels > MAX_CHANNELS:
         raise SampleFault(
-            f"sound at {info.samplerate} Hz with {info.channels} channels is over {MAX_RATE} Hz or {MAX_CHANNELS}"
+            f"sound at {info.samplerate} Hz with {info.channels} channels; "
+            f"at most {MAX_RATE} Hz and {MAX_CHANNELS} channels are read"
         )
     if info.frames > media.max_audio_s * info.samplerate:
         seconds = info.frames / info.samplerate

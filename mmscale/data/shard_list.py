@@ -58,7 +58,7 @@ def _all_or_some(shards: list[str | None]) -> list[str] | None:
 
 
 def _expand_one(pattern: str) -> Iterator[str]:
-    if "{" not in pattern and "}" not in pattern or Path(pattern).exists():
+    if not any(mark in pattern for mark in "{}") or Path(pattern).exists():
         yield pattern
         return
     literals: list[str] = []

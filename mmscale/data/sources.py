@@ -185,7 +185,8 @@ def _check_file(path: Path, base: Path, media: MediaConfig, where: str) -> None:
         raise UserError(f"{where}: not a plain file; name a file")
     if size > media.max_file_bytes:
         raise UserError(
-            f"{where}: {size} bytes are over media.max_file_bytes={media.max_file_bytes}; raise it or remove the file"
+            f"{where}: {size} bytes are over media.max_file_bytes={media.max_file_bytes}; "
+            f"raise the limit or remove the file"
         )
 
 

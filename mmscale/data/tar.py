@@ -17,7 +17,6 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 from typing import BinaryIO, NoReturn, Protocol
 
 from mmscale.errors import UserError
@@ -362,7 +361,7 @@ def _number(raw: bytes) -> int | None:
 
 
 def _pax_records(body: bytes) -> dict[bytes, bytes] | None:
-    """Records ``length key=value\\n`` of a pax header, where length counts the whole record. None if malformed."""
+    """Records ``length key=value\\n`` of a pax header; length counts the whole record. None if malformed."""
     records: dict[bytes, bytes] = {}
     at = 0
     while at < len(body):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -49,9 +50,13 @@ def evaluate(
         progress: show bars on stderr.
 
     Returns:
-        Per score ``task``, ``samples``, ``skipped``, ``oversize`` and, shares in 0..1 unless said otherwise:
-        classify: ``accuracy``, ``macro_f1``, ``labels``, ``confusion`` (counts, row the truth; up to 100 labels);
-        transcribe: ``wer`` and ``cer`` (may exceed 1), ``exact``; retrieve: ``recall@1``, ``recall@5``, ``recall@10``.
+        Per score ``task``, ``samples``, ``skipped``, ``oversize`` and, as shares of 1,
+
+        - classify: ``accuracy``, ``macro_f1``, ``labels`` and, for up to 100 labels, ``confusion``: counts,
+          row the truth, column the prediction;
+        - transcribe: ``wer`` and ``cer`` (which may exceed 1), ``exact``;
+        - retrieve: ``recall@1``, ``recall@5``, ``recall@10``.
+
         For a run they are also written to ``scores.json``, with the digests of the data and the command.
 
     Raises:
@@ -61,11 +66,14 @@ def evaluate(
     if release:
         predictor, _ = load_release(target)
     elif (target / "config.yaml").is_file():
-        predictor, _ = load_run(target)
+        _, _, checkpoint = open_run(target)  # once: a run that goes on may write a newer one meanwhile
+        predictor, _ = load_run(target, checkpoint)
     else:
         raise UserError(
             f"{target}: neither a run directory (config.yaml) nor a release (config.json of mmscale export)"
         )
+    if torch.cuda.is_available():
+        predictor.model.to("cuda")
     chosen = _choose(target, predictor.config.eval, tasks)
     results: dict[str, dict[str, Any]] = {}
     entries: dict[str, dict[str, Any]] = {}
@@ -84,7 +92,6 @@ def evaluate(
             "command": _command(target, data, name),
         }
     if not release:
-        _, _, checkpoint = open_run(target)
         write_scores(target, read_state(checkpoint).step, entries)
     return results
 
@@ -128,7 +135,7 @@ class _Samples:
     labels: list[str] = field(default_factory=list)
 
     def chunks(self, longest_answer: int = 0) -> Iterator[list[_Sample]]:
-        """Up to `_CHUNK` samples at a time, each decoded; ``longest_answer`` tokens must fit behind the query.
+        """Up to `_CHUNK` decoded samples at a time; ``longest_answer`` tokens must fit behind the query.
 
         Raises `UserError` if no sample has the fields or none could be used.
         """
@@ -178,8 +185,8 @@ class _Samples:
             has &= self.corpus.facts(name)["offset"] > 0
         if not has.any():
             raise UserError(
-                f"eval.{self.name}: no sample of {', '.join(self.score.shards)} has the fields {', '.join(fields)}; "
-                "correct the fields or give other shards"
+                f"eval.{self.name}: no sample of {', '.join(self.score.shards)} has the fields "
+                f"{', '.join(fields)}; correct the fields or give other shards"
             )
         found: list[int] = np.nonzero(has)[0].tolist()
         return found

@@ -26,7 +26,7 @@ def accuracy(truth: Sequence[str], predicted: Sequence[str]) -> float:
 
 
 def confusion(truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> NDArray[np.int64]:
-    """Counts, int64 [labels, labels]: row the truth, column the prediction. ``labels`` holds every value once."""
+    """Counts, int64 [labels, labels]: row the truth, column the prediction; ``labels`` are all different."""
     number = {label: n for n, label in enumerate(labels)}
     assert len(number) == len(labels)
     counts = np.zeros((len(labels), len(labels)), np.int64)
@@ -35,7 +35,7 @@ def confusion(truth: Sequence[str], predicted: Sequence[str], labels: Sequence[s
 
 
 def macro_f1(counts: NDArray[np.int64]) -> float:
-    """Unweighted mean of the F1 scores of a confusion matrix's classes that are true or predicted at least once."""
+    """Unweighted mean of F1 over the classes of a confusion matrix that occur as truth or prediction."""
     hits = counts.diagonal()
     either = counts.sum(axis=0) + counts.sum(axis=1)
     present = either > 0
@@ -44,7 +44,7 @@ def macro_f1(counts: NDArray[np.int64]) -> float:
 
 
 def words(text: str) -> list[str]:
-    """Words for the word error rate: split at white space, and each Chinese or Japanese character is a word."""
+    """Words for the word error rate: split at white space; a Chinese or Japanese character is a word."""
     return _UNSPACED.sub(r" \1 ", text).split()
 
 
@@ -58,7 +58,7 @@ def word_error_rate(truth: Sequence[str], predicted: Sequence[str]) -> float:
 
 
 def character_error_rate(truth: Sequence[str], predicted: Sequence[str]) -> float:
-    """Like `word_error_rate` with characters for words; runs of white space count as one character, outer ones as none."""
+    """Like `word_error_rate` with characters for words; white space between words is one character."""
     return _error_rate(
         [list(" ".join(t.split())) for t in truth], [list(" ".join(p.split())) for p in predicted]
     )
@@ -72,7 +72,7 @@ def recall_at(
     *,
     leave_out_own: bool = False,
 ) -> dict[str, float]:
-    """Share of queries with a matching candidate among the k most similar, as ``{"recall@1": …}`` for `RECALL_AT`.
+    """Share of queries with a match among the k most similar candidates, ``{"recall@1": …}`` for `RECALL_AT`.
 
     Args:
         query: float32 [Q, E], candidate: float32 [C, E]; the similarity is the dot product.
@@ -84,8 +84,9 @@ def recall_at(
     the same embedding finds nothing. A query without a matching candidate is a miss.
     """
     assert len(query) == len(query_match) > 0 and len(candidate) == len(candidate_match)
-    values, coded = np.unique([*query_match, *candidate_match], return_inverse=True)
-    query_code, candidate_code = coded[: len(query)], coded[len(query) :]
+    number = {value: n for n, value in enumerate(dict.fromkeys([*query_match, *candidate_match]))}
+    query_code = np.array([number[value] for value in query_match])
+    candidate_code = np.array([number[value] for value in candidate_match])
     before = np.zeros(len(query), np.int64)  # misses that come before the first hit
     for first in range(0, len(query), _CHUNK):
         rows = slice(first, first + _CHUNK)
@@ -114,5 +115,5 @@ def _error_rate(truth: list[list[str]], predicted: list[list[str]]) -> float:
 
 
 def _spell(units: list[str]) -> str:
-    """Units as words for jiwer, which splits at spaces: a unit that is a space is spelled as a visible one."""
+    """Units as words for jiwer, which splits at spaces: a unit that is a space becomes a visible one."""
     return " ".join("\u2423" if unit == " " else unit for unit in units)

@@ -76,7 +76,7 @@ class Predictor:
 
     @torch.inference_mode()
     def generate(self, queries: Sequence[Query], prompt: str, max_new_tokens: int) -> list[str]:
-        """Greedy answers: the likeliest token each time, until <|end|>, ``max_new_tokens`` or ``data.seq_len``.
+        """Greedy answers: the likeliest token, until <|end|>, ``max_new_tokens`` or ``data.seq_len``.
 
         Tokens that are no text (special tokens but <|end|>, rows that only round up the vocabulary) are
         never chosen. The query is read again for every token.
@@ -93,7 +93,7 @@ class Predictor:
             live = [one for one in live if lengths[one] + len(answers[one]) <= self.config.data.seq_len]
             if not live:
                 break
-            so_far = [[*segments[one], Text(np.array(answers[one], np.int64))] for one in live]
+            so_far: list[Query] = [[*segments[one], Text(np.array(answers[one], np.int64))] for one in live]
             chosen = self._next_tokens(so_far)
             for one, token in zip(live, chosen, strict=True):
                 if token != END:

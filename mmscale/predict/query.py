@@ -67,7 +67,7 @@ class PartReader:
         return Text(np.array(self._tokenizer.encode(text), dtype=np.int64))
 
     def field(self, corpus: Corpus, field: str, sample: int) -> Part | None:
-        """One field of a sample; None where its JSON has no such path. Raises `SampleFault` naming the field."""
+        """One field of a sample; None where its JSON lacks the path. Raises `SampleFault` naming it."""
         try:
             if field == "image":
                 return self.image(corpus.read(field, sample))

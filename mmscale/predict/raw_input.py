@@ -26,7 +26,7 @@ _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
 def image_bytes(image: ImageInput, media: MediaConfig) -> bytes:
-    """An encoded picture from a path, encoded bytes, a PIL image, or uint8 [H, W], [H, W, 3 or 4] or [3, H, W].
+    """An encoded picture from a path, bytes, a PIL image, or uint8 [H, W], [H, W, 3 or 4] or [3, H, W].
 
     Raises:
         UserError: a file that cannot be read or is over ``media.max_file_bytes``, or another kind of value.
@@ -50,7 +50,7 @@ def image_bytes(image: ImageInput, media: MediaConfig) -> bytes:
 
 
 def audio_bytes(audio: AudioInput, media: MediaConfig) -> bytes:
-    """An encoded sound from a path, encoded bytes, or (float [n] or [n, channels] of full scale 1.0, rate in Hz).
+    """An encoded sound from a path, bytes, or (float [n] or [n, channels] of full scale 1.0, rate in Hz).
 
     Raises:
         UserError: a file that cannot be read or is over ``media.max_file_bytes``, or another kind of value.
@@ -66,7 +66,8 @@ def audio_bytes(audio: AudioInput, media: MediaConfig) -> bytes:
     wave, rate = audio
     if wave.dtype.kind != "f" or wave.ndim not in (1, 2):
         raise UserError(
-            f"audio: the array is {wave.dtype} of {wave.ndim} axes; give floats of full scale 1.0, [n] or [n, channels]"
+            f"audio: the array is {wave.dtype} of {wave.ndim} axes; "
+            "give floats of full scale 1.0, [n] or [n, channels]"
         )
     buffer = io.BytesIO()
     try:
@@ -98,5 +99,6 @@ def _array_to_image(array: NDArray[Any]) -> Image.Image:
         if array.ndim == 3 and array.shape[0] == 3:
             return Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))
     raise UserError(
-        f"image: the array is {array.dtype} {list(array.shape)}; give uint8 [H, W], [H, W, 3], [H, W, 4] or [3, H, W]"
+        f"image: the array is {array.dtype} {list(array.shape)}; "
+        "give uint8 [H, W], [H, W, 3], [H, W, 4] or [3, H, W]"
     )

@@ -109,7 +109,7 @@ def test_generate_equals_a_plain_loop():
         for _ in range(9):
             hidden = plain_hidden(predictor, query, [*TOKENIZER.encode("say"), ANSWER, *answer])
             logits = predictor.model.logits(hidden[-1:])[0]
-            token = max(allowed, key=lambda one: float(logits[one]))  # noqa: B023
+            token = max(allowed, key=lambda one: float(logits[one]))
             if token == END:
                 stopped += 1
                 break

@@ -1,0 +1,142 @@
+"""Whole runs in real processes: the same curve at any world size, and exact resume after SIGKILL."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, run_module
+from safetensors import safe_open
+
+CONFIG = "configs/train/digits.yaml"
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the newest checkpoint, shards joined in the order of their offsets."""
+    from mmscale.checkpoint.store import list_checkpoints
+
+    parts: dict[str, list[tuple[list[int], torch.Tensor]]] = {}
+    for path in sorted(list_checkpoints(folder / "checkpoints")[-1].glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            offsets = json.loads(file.metadata()["DCP_SHARDING_INFO"])
+            for name in file.keys():  # noqa: SIM118
+                parts.setdefault(name, []).append((offsets[name]["saved_offsets"], file.get_tensor(name)))
+    return {name: torch.cat([part for _, part in sorted(found, key=lambda p: p[0])]) for name, found in parts.items()}
+
+
+def train(folder: Path, small_run: list[str], *overrides: str, ranks: int = 1) -> None:
+    run_module(["mmscale", "train", CONFIG, *small_run, f"run.dir={folder}", *overrides], ranks=ranks)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, small_run) -> Path:
+    """Eight uninterrupted fp32 steps in one process."""
+    folder = tmp_path_factory.mktemp("reference") / "run"
+    train(folder, small_run, "train.steps=8", "train.micro_batch=4")
+    return folder
+
+
+@pytest.mark.parametrize(("ranks", "micro_batch", "workers"), [(1, 1, 0), (2, 2, 1), (2, 1, 0), (4, 1, 0)])
+def test_loss_curve_does_not_depend_on_the_number_of_ranks(
+    tmp_path, small_run, reference, ranks, micro_batch, workers
+):
+    """Also with and without accumulation, and with loader workers. Dropout and augmentation are on."""
+    overrides = ["train.steps=8", f"train.micro_batch={micro_batch}", f"data.workers={workers}"]
+    train(tmp_path, small_run, *overrides, ranks=ranks)
+    for one, other in zip(metrics(tmp_path), metrics(reference), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+        assert one["tokens"] == other["tokens"]
+    state = json.loads(next(tmp_path.glob("checkpoints/*/state.json")).read_text())
+    assert len(state["files"]) == ranks, "every rank wrote its own shards"
+
+
+def test_learns_and_tells(reference):
+    rows = metrics(reference)
+    assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
+    expected = {"step", "loss", "losses", "lr", "grad_norm", "tokens", "tokens_per_s", "mfu", "step_s", "data_wait_s"}
+    assert expected <= set(rows[0])
+    assert (reference / "config.yaml").is_file() and (reference / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_killed_at_random_steps_ends_with_bit_identical_weights(tmp_path, small_run, precision):
+    overrides = [*small_run, "train.steps=9", "train.checkpoint_every=2", f"train.precision={precision}", "data.workers=1"]
+    calm, chaos = tmp_path / "calm", tmp_path / "chaos"
+    run_module(["mmscale", "train", CONFIG, *overrides, f"run.dir={calm}"], ranks=2)
+    for kill_after in (3, 6):
+        kill_when_reached(["train", CONFIG, *overrides, f"run.dir={chaos}"], chaos, kill_after)
+        assert len(metrics(chaos)) < 9, "it was killed before its end"
+    run_module(["mmscale", "train", CONFIG, *overrides, f"run.dir={chaos}"], ranks=2)
+
+    expected, found = weights(calm), weights(chaos)
+    assert expected.keys() == found.keys() and any(name.startswith("exp_avg_sq.") for name in expected)
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+    assert [row["step"] for row in metrics(chaos)] == list(range(9)), "no step is missing or told twice"
+    assert [row["loss"] for row in metrics(chaos)] == [row["loss"] for row in metrics(calm)]
+
+
+def kill_when_reached(command: list[str], folder: Path, step: int) -> None:
+    """Start two ranks and SIGKILL the whole process group once metrics.jsonl tells of ``step``."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mmscale"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(
+        [*launch, *command], cwd=ROOT, env=environment, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline:
+            path = folder / "metrics.jsonl"
+            if path.exists() and len(path.read_text().splitlines()) > step:
+                break
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.02)
+        else:
+            raise AssertionError(f"step {step} was not reached")
+    finally:
+        kill_tree(process.pid)
+        process.wait()
+
+
+def kill_tree(pid: int) -> None:
+    """SIGKILL a process and all its descendants, the ranks first found by their parents (torchrun gives them sessions)."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            children.setdefault(parent, []).append(int(entry.name))
+    doomed, queue = [], [pid]
+    while queue:
+        doomed.append(queue.pop())
+        queue += children.get(doomed[-1], [])
+    for one in doomed:
+        try:
+            os.kill(one, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+def test_resume_on_another_number_of_ranks(tmp_path, small_run, reference):
+    """4 steps on two ranks, the rest on one: the curve goes on as if nothing had happened."""
+    train(tmp_path, small_run, "train.steps=8", "train.checkpoint_every=4", ranks=2)
+    newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
+    newest.rename(tmp_path / "taken-away")
+    rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert len(rows) == 8
+    train(tmp_path, small_run, "train.steps=8", "train.checkpoint_every=4", ranks=1)
+    for one, other in zip(metrics(tmp_path), metrics(reference), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
