@@ -36,7 +36,9 @@ class Batch:
 
     image_N3HW: Tensor  # uint8 pictures; N may be 0
     image_take_T: Tensor  # int64, flat index (n * tokens_per_image + t) of every picture token used
-    image_at_T: Tensor  # int64, flat position (b * L + l) of every picture token, in the order of image_take_T
+    image_at_T: (
+        Tensor  # int64, flat position (b * L + l) of every picture token, in the order of image_take_T
+    )
     audio_NFM: Tensor  # float32 log-mel, padded with zeros to the longest clip; N may be 0
     audio_frames_N: Tensor  # int64, frames that are real
     audio_take_T: Tensor  # int64, flat index (n * tokens_per_clip + t) of every real audio token

@@ -56,15 +56,21 @@ def build_parser() -> argparse.ArgumentParser:
         required=True, metavar="COMMAND"
     )
     pack = _verb(data, "pack", _data_pack, "folder, CSV or JSONL of media and text → shards and index")
-    pack.add_argument("source", help="a folder of media files, or a .csv or .jsonl with columns image, audio, text, …")
+    pack.add_argument(
+        "source", help="a folder of media files, or a .csv or .jsonl with columns image, audio, text, …"
+    )
     pack.add_argument("--out", required=True, metavar="DIR", help="empty or new folder for the shards")
     pack.add_argument("--samples-per-shard", type=int, default=1000, metavar="N", help="default: 1000")
-    pack.add_argument("--shuffle-seed", type=int, default=0, metavar="N", help="order of the samples (default: 0)")
+    pack.add_argument(
+        "--shuffle-seed", type=int, default=0, metavar="N", help="order of the samples (default: 0)"
+    )
 
     index = _verb(data, "index", _data_index, "index existing shards, anyone's")
     index.add_argument("directory", help="a folder of .tar shards")
 
-    verify = _verb(data, "verify", _data_verify, "strict checks of shards against their index; fails on any fault")
+    verify = _verb(
+        data, "verify", _data_verify, "strict checks of shards against their index; fails on any fault"
+    )
     verify.add_argument("directory", help="a folder of indexed shards")
 
     order = _verb(data, "order", _data_order, "what is seen when, by whom, as JSON lines")
@@ -75,12 +81,16 @@ def build_parser() -> argparse.ArgumentParser:
 
     train = _verb(verbs, "train", _train, "train as a config says; resumes by itself")
     _add_config(train, needed=False)
-    train.add_argument("--keys", action="store_true", help="list every config key with its default and meaning")
+    train.add_argument(
+        "--keys", action="store_true", help="list every config key with its default and meaning"
+    )
 
     evaluate = _verb(verbs, "eval", _evaluate, "score a run or a release on held-out shards")
     evaluate.add_argument("target", help="a run directory or a release folder")
     evaluate.add_argument("--data", metavar="DIR", help="shards to score on instead of the config's")
-    evaluate.add_argument("--task", action="append", metavar="NAME", help="score only this one (may be repeated)")
+    evaluate.add_argument(
+        "--task", action="append", metavar="NAME", help="score only this one (may be repeated)"
+    )
 
     export = _verb(verbs, "export", _export, "newest checkpoint → a folder of safetensors with a model card")
     export.add_argument("target", metavar="run_dir", help="a run directory")
@@ -88,15 +98,21 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _verb(parent: Any, name: str, run: Callable[[argparse.Namespace], Any], text: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = parent.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+def _verb(
+    parent: Any, name: str, run: Callable[[argparse.Namespace], Any], text: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = parent.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + "."
+    )
     parser.add_argument("--json", action="store_true", help="print one machine-readable result on stdout")
     parser.set_defaults(run=run)
     return parser
 
 
 def _add_config(parser: argparse.ArgumentParser, needed: bool = True) -> None:
-    parser.add_argument("config", nargs=None if needed else "?", help="a YAML file, such as configs/train/digits.yaml")
+    parser.add_argument(
+        "config", nargs=None if needed else "?", help="a YAML file, such as configs/train/digits.yaml"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.steps=200 seed=1")
 
 
@@ -119,7 +135,9 @@ def _data_index(arguments: argparse.Namespace) -> dict[str, Any]:
     from mmscale.config import MediaConfig
     from mmscale.data.index import build_index
 
-    return _tell_manifest(build_index(Path(arguments.directory), MediaConfig(), progress=True), arguments.json)
+    return _tell_manifest(
+        build_index(Path(arguments.directory), MediaConfig(), progress=True), arguments.json
+    )
 
 
 def _tell_manifest(manifest: Any, quiet: bool) -> dict[str, Any]:
@@ -149,7 +167,9 @@ def _data_verify(arguments: argparse.Namespace) -> dict[str, Any]:
     if faults:
         for fault in faults:
             print(fault, file=sys.stderr)
-        raise UserError(f"{arguments.directory}: {len(faults)} faults, listed above; copy the shards again or index anew")
+        raise UserError(
+            f"{arguments.directory}: {len(faults)} faults, listed above; copy the shards again or index anew"
+        )
     if not arguments.json:
         print(f"{arguments.directory}: no fault found")
     return {"directory": arguments.directory, "faults": 0}
@@ -195,7 +215,9 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any] | None:
     if read_environment()[0] != 0:
         return None
     if not arguments.json:
-        print(f"{result.run_dir}: {result.steps} steps, {result.parameters:,} parameters, {result.seconds:.0f} s")
+        print(
+            f"{result.run_dir}: {result.steps} steps, {result.parameters:,} parameters, {result.seconds:.0f} s"
+        )
     return asdict(result)
 
 
@@ -213,5 +235,7 @@ def _export(arguments: argparse.Namespace) -> dict[str, Any]:
 
     facts = export(Path(arguments.target), Path(arguments.out))
     if not arguments.json:
-        print(f"{arguments.out}: a release of {facts['parameters']:,} parameters; open it with mmscale.load()")
+        print(
+            f"{arguments.out}: a release of {facts['parameters']:,} parameters; open it with mmscale.load()"
+        )
     return facts

@@ -82,13 +82,17 @@ class TaskConfig:
     """What a sample is asked. A sample yields the segments of every task whose fields it has."""
 
     objective: str = key("next_token", "What is learned.", choices=("next_token", "contrastive"))
-    weight: float = key(1.0, "Factor of this task's loss; every objective is a mean over its own tokens.", low=0.0)
+    weight: float = key(
+        1.0, "Factor of this task's loss; every objective is a mean over its own tokens.", low=0.0
+    )
     input: list[str] = key([], "next_token: fields before the answer, such as [image] or [text].")
     prompt: str = key("", "next_token: literal text after the input, to tell tasks apart.")
     target: str = key("", "next_token: the field to answer with, such as text or json.label.")
     input_weight: float = key(0.0, "next_token: factor of the loss on the input's own text tokens.", low=0.0)
     between: list[str] = key([], "contrastive: two or more fields that belong together.")
-    match: str = key("", "contrastive: field whose equal values also belong together; empty: the sample's key.")
+    match: str = key(
+        "", "contrastive: field whose equal values also belong together; empty: the sample's key."
+    )
 
     def fields(self) -> list[str]:
         """Every field the task reads."""
@@ -168,11 +172,15 @@ class OptimizerConfig:
 class TrainConfig:
     steps: int = key(1000, "Optimiser steps.", low=1)
     micro_batch: int = key(1, "Sequences of one forward pass on one rank; the rest is accumulated.", low=1)
-    precision: str = key("bf16", "Compute type; weights and moments are fp32 in both.", choices=("fp32", "bf16"))
+    precision: str = key(
+        "bf16", "Compute type; weights and moments are fp32 in both.", choices=("fp32", "bf16")
+    )
     optimizer: OptimizerConfig = key(OptimizerConfig, "AdamW, warm-up and cosine.")
     checkpoint_every: int = key(500, "Steps between checkpoints; the last step is always kept.", low=1)
     keep_last: int = key(2, "Checkpoints kept; older ones are removed.", low=1)
-    resume: str = key("auto", "auto: newest checkpoint of run.dir; never: refuse a used run.dir.", choices=("auto", "never"))
+    resume: str = key(
+        "auto", "auto: newest checkpoint of run.dir; never: refuse a used run.dir.", choices=("auto", "never")
+    )
     log_every: int = key(1, "Steps between lines of metrics.jsonl.", low=1)
 
 
@@ -183,7 +191,9 @@ class ParallelConfig:
         "single: one process; fsdp: FSDP2 over all ranks; auto: fsdp when there are several ranks.",
         choices=("auto", "single", "fsdp"),
     )
-    threads: int = key(0, "CPU threads of each rank; 0: the cores divided by the ranks of this machine.", low=0)
+    threads: int = key(
+        0, "CPU threads of each rank; 0: the cores divided by the ranks of this machine.", low=0
+    )
     timeout_s: float = key(600.0, "A collective that waits longer ends the run; seconds.", low=1.0)
 
 
@@ -257,7 +267,9 @@ def _check_media(media: MediaConfig) -> None:
     for name in ("frames_per_token", "image_patch"):
         value = getattr(media, name)
         if value & (value - 1):
-            raise UserError(f"media.{name}: {value} is not a power of two; try {1 << (value.bit_length() - 1)}")
+            raise UserError(
+                f"media.{name}: {value} is not a power of two; try {1 << (value.bit_length() - 1)}"
+            )
     if media.mel_window < media.mel_hop:
         raise UserError("media.mel_window: shorter than media.mel_hop; frames would skip samples")
 
@@ -290,6 +302,7 @@ def _check_set(where: str, data_set: SetConfig) -> None:
 def _check_eval(where: str, score: EvalConfig) -> None:
     for name in score.fields():
         check_field(where, name)
+    needed: dict[str, str | list[str]]
     if score.task == "retrieve":
         needed = {"query": score.query, "candidates": score.candidates}
     else:

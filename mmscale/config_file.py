@@ -62,18 +62,17 @@ def describe_keys() -> list[tuple[str, str, str]]:
     rows: list[tuple[str, str, str]] = []
 
     def visit(cls: type, prefix: str) -> None:
-        hints = typing.get_type_hints(cls)
+        hints, defaults = typing.get_type_hints(cls), cls()
         for item in dataclasses.fields(cls):
             hint, name = hints[item.name], prefix + item.name
             inner = typing.get_args(hint)
             if dataclasses.is_dataclass(hint):
                 visit(typing.cast(type, hint), name + ".")
                 continue
-            default = item.default if item.default is not dataclasses.MISSING else item.default_factory()  # type: ignore[misc]
             doc = item.metadata["doc"]
             if item.metadata["choices"]:
                 doc += f" One of: {', '.join(choice or '(empty)' for choice in item.metadata['choices'])}."
-            rows.append((name, str(default), doc))
+            rows.append((name, str(getattr(defaults, item.name)), doc))
             if inner and dataclasses.is_dataclass(inner[-1]):
                 visit(typing.cast(type, inner[-1]), name + (".<name>." if len(inner) == 2 else "[]."))
 
@@ -97,7 +96,9 @@ def _read(path: Path, depth: int) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', None) or error})") from None
+        raise UserError(
+            f"{path}{line}: not valid YAML ({getattr(error, 'problem', None) or error})"
+        ) from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a config is a mapping of keys; this file holds a {type(tree).__name__}")
     return _resolve(tree, path, depth)

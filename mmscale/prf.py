@@ -37,6 +37,17 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
         return x ^ (x >> np.uint64(31))
 
 
+def _mix_one(x: int) -> int:
+    x = ((x ^ (x >> 30)) * int(_M1)) & _MASK
+    x = ((x ^ (x >> 27)) * int(_M2)) & _MASK
+    return x ^ (x >> 31)
+
+
+def _bits_of_one(key: int, counter: int) -> int:
+    """`bits` of a single counter, without an array."""
+    return _mix_one(_mix_one(((counter + 1) * int(_GOLDEN)) & _MASK) ^ (key & _MASK))
+
+
 def bits(key: int, counter: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """64 random bits for each counter value, as uint64 of the same shape."""
     with np.errstate(over="ignore"):
@@ -67,7 +78,9 @@ class Draws:
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
         """One number in [low, high)."""
-        return low + (high - low) * float(self.uniforms(1)[0])
+        raw = _bits_of_one(self._key, self._next)  # plain integers: numpy costs more than it saves for one
+        self._next += 1
+        return low + (high - low) * ((raw >> 11) * 2.0**-53)
 
     def uniforms(self, count: int) -> NDArray[np.float64]:
         """float64 [count] in [0, 1)."""

@@ -30,7 +30,10 @@ def sequence_checksum(batch: Batch, row: int) -> str:
     add(batch.dropout_key_B[row])
     for at, values in (
         (batch.target_at_T, (batch.target_T, batch.target_weight_T)),
-        (batch.embed_at_T, (batch.embed_task_T, batch.embed_side_T, batch.embed_match_T, batch.embed_weight_T)),
+        (
+            batch.embed_at_T,
+            (batch.embed_task_T, batch.embed_side_T, batch.embed_match_T, batch.embed_weight_T),
+        ),
     ):
         here = at // length == row
         add(at[here] % length)
@@ -61,7 +64,12 @@ def main() -> None:
     tokenizer = run_tokenizer(config)
     plan = Plan(config, tokenizer)
     data = MicroBatches(
-        plan, Assembler(config, plan, tokenizer), steps=last, micro_batch=int(micro_batch), rank=int(rank), world=int(world)
+        plan,
+        Assembler(config, plan, tokenizer),
+        steps=last,
+        micro_batch=int(micro_batch),
+        rank=int(rank),
+        world=int(world),
     )
     for batches in iterate_steps(data, first, workers=int(workers), prefetch=2, pin_memory=False):
         for batch in batches:

@@ -33,7 +33,13 @@ def run_module(
         command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [*command, *module], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        [*command, *module],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
     if check:
         assert done.returncode == 0, done.stderr[-4000:]

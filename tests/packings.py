@@ -13,12 +13,20 @@ VOCABULARY = 64
 
 
 def model_config(**changes) -> ModelConfig:
-    sizes = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8, "hidden": 48, "stem_width": 8}
+    sizes = {
+        "width": 32,
+        "layers": 2,
+        "heads": 4,
+        "kv_heads": 2,
+        "head_dim": 8,
+        "hidden": 48,
+        "stem_width": 8,
+    }
     return ModelConfig(**{**sizes, "embed_dim": 16, "vocab_size": VOCABULARY, **changes})
 
 
 def random_batch(seed: int, sequences: int = 3, length: int = 160, kinds: str = "tia") -> Batch:
-    """Sequences filled with segments of the given kinds (t text, i image, a audio), each with targets and an embedding."""
+    """Sequences of segments of the given kinds (t text, i image, a audio) with targets and embeddings."""
     draws = prf.Draws(prf.derive_key("packing", seed))
     builder = BatchBuilder(sequences, length, MEDIA)
     for row in range(sequences):
@@ -42,7 +50,9 @@ def add_segment(builder: BatchBuilder, kind: str, words: int, size: int, draws: 
         builder.add_image(builder.new_image(picture))
     if kind == "a":
         frames = size * MEDIA.frames_per_token - draws.integer(0, MEDIA.frames_per_token)
-        builder.add_clip(builder.new_clip(draws.normals(frames * MEDIA.mel_bins).reshape(frames, MEDIA.mel_bins)))
+        builder.add_clip(
+            builder.new_clip(draws.normals(frames * MEDIA.mel_bins).reshape(frames, MEDIA.mel_bins))
+        )
     ids = (5 + draws.uniforms(words + 1) * (VOCABULARY - 5)).astype(np.int64)
     at = builder.add_text(ids[:-1])
     builder.add_targets(at, ids[1:], 0.01)

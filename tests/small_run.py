@@ -44,7 +44,7 @@ def write_shards(folder: Path, count: int = 12) -> None:
             png, wav = io.BytesIO(), io.BytesIO()
             pixels = (draws.uniforms(20 * 20 * 3) * 255).astype(np.uint8).reshape(20, 20, 3)
             Image.fromarray(pixels).save(png, "PNG")
-            wave = draws.normals(1600 + 160 * number) * 0.1
+            wave = draws.normals(1600 * (number + 1)) * 0.1
             soundfile.write(wav, wave, 16000, format="WAV")
             fields = {
                 "png": png.getvalue() if number != 3 else png.getvalue()[:200],
@@ -82,7 +82,7 @@ def small_config(run_dir: Path, shards: Path) -> Config:
 
 
 def save_run(config: Config, steps: tuple[int, ...] = (5,)) -> Path:
-    """Write run.dir: config, tokenizer and a checkpoint for each of ``steps``, with weights drawn from the step."""
+    """Write run.dir: config, tokenizer and a checkpoint for each of ``steps`` (also its seed)."""
     run_dir = Path(config.run.dir)
     run_dir.mkdir(parents=True)
     (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")

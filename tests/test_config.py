@@ -18,7 +18,9 @@ def write(folder, tree, name="run.yaml"):
     return path
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "train").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs" / "train").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_shipped_configs_load_and_open_with_their_command(path):
     config = load_config(path)
     assert config.data.sets
@@ -28,8 +30,14 @@ def test_shipped_configs_load_and_open_with_their_command(path):
 def test_base_is_overlaid_and_variables_are_replaced(tmp_path, monkeypatch):
     monkeypatch.setenv("MMSCALE_TEST_PLACE", "/there")
     write(tmp_path, {"width": 64, "layers": 3}, "model.yaml")
-    tree = {**MINIMAL, "model": {"base": "model.yaml", "layers": 5}, "run": {"dir": "${MMSCALE_TEST_PLACE}/${NONE:-x}"}}
-    config = load_config(write(tmp_path, tree), ["train.steps=7", "train.optimizer.lr=1e-3", "data.workers=0"])
+    tree = {
+        **MINIMAL,
+        "model": {"base": "model.yaml", "layers": 5},
+        "run": {"dir": "${MMSCALE_TEST_PLACE}/${NONE:-x}"},
+    }
+    config = load_config(
+        write(tmp_path, tree), ["train.steps=7", "train.optimizer.lr=1e-3", "data.workers=0"]
+    )
     assert (config.model.width, config.model.layers) == (64, 5)
     assert config.run.dir == "/there/x"
     assert (config.train.steps, config.train.optimizer.lr, config.data.workers) == (7, 1e-3, 0)
@@ -51,7 +59,10 @@ def test_a_dumped_config_reads_back_unchanged(tmp_path):
         (["train.steps"], r"'train\.steps': an override is written key=value"),
         (["model.kv_heads=3"], r"model\.kv_heads: 3 does not divide model\.heads=4"),
         (["media.image_width=65"], r"media\.image_width: 65 is not a multiple"),
-        (["media.image_patch=12", "media.image_width=24", "media.image_height=24"], r"image_patch: 12 is not a power"),
+        (
+            ["media.image_patch=12", "media.image_width=24", "media.image_height=24"],
+            r"image_patch: 12 is not a power",
+        ),
         (["data.sets.a.tasks=[{target: image}]"], r"data\.sets\.a\.tasks\[0\]\.target"),
         (["data.sets.a.tasks=[{target: video}]"], r"unknown field 'video'"),
         (["data.sets.a.weight=0"], r"data\.sets: every weight is 0"),
@@ -92,7 +103,9 @@ def test_not_utf8(tmp_path):
 
 def test_every_key_is_documented():
     rows = describe_keys()
-    assert {"run.dir", "train.steps", "train.precision", "parallel.strategy", "data.workers", "seed"} <= {r[0] for r in rows}
+    assert {"run.dir", "train.steps", "train.precision", "parallel.strategy", "data.workers", "seed"} <= {
+        r[0] for r in rows
+    }
     assert all(text for _, _, text in rows)
 
 

@@ -44,7 +44,7 @@ def test_permutation_moves_neighbours_apart():
 
 def test_distributions():
     uniform = prf.uniform(11, 200_000)
-    assert 0.0 <= uniform.min() and uniform.max() < 1.0
+    assert uniform.min() >= 0.0 and uniform.max() < 1.0
     counts, _ = np.histogram(uniform, bins=20, range=(0, 1))
     assert np.abs(counts / 10_000 - 1).max() < 0.05
     normal = prf.normal(11, 200_000)
@@ -61,3 +61,9 @@ def test_keys_are_hashed_not_added():
     assert len({prf.derive_key(a, b) for a in range(50) for b in range(50)}) == 2500
     assert prf.derive_key(1, "2") != prf.derive_key("1", 2)
     assert prf.derive_key("ab", "c") != prf.derive_key("a", "bc")
+
+
+def test_one_draw_at_a_time_equals_many():
+    one, many = prf.Draws(77), prf.Draws(77)
+    assert [one.uniform() for _ in range(20)] == many.uniforms(20).tolist()
+    assert one.uniform() == many.uniform()

@@ -25,8 +25,12 @@ CONFIG = "configs/train/digits.yaml"
 
 def main() -> None:
     """Run every stage; stops with the failing stage's own message."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run-dir", default="runs/demo", help="where the run goes; finished stages are not repeated")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--run-dir", default="runs/demo", help="where the run goes; finished stages are not repeated"
+    )
     parser.add_argument("--processes", type=int, default=2, help="ranks to train with (default: 2)")
     parser.add_argument("overrides", nargs="*", help="key=value, such as train.steps=50")
     arguments = parser.parse_args()
@@ -35,8 +39,17 @@ def main() -> None:
     run_dir, release = Path(arguments.run_dir), Path(arguments.run_dir) / "release"
     overrides = [f"run.dir={run_dir}", *arguments.overrides]
 
-    tell(f"1/4  Train {CONFIG} with FSDP2 on {arguments.processes} processes (the data is built on first use)")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(arguments.processes), "-m"]
+    tell(
+        f"1/4  Train {CONFIG} with FSDP2 on {arguments.processes} processes (the data is built on first use)"
+    )
+    launcher = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(arguments.processes),
+        "-m",
+    ]
     call([*launcher, "mmscale", "train", CONFIG, "parallel.strategy=fsdp", *overrides])
 
     tell("2/4  Evaluate on held-out samples: unseen writers, unheard voices")
@@ -80,9 +93,10 @@ def recognise(release: Path) -> list[str]:
     label, probability = model.classify(labels, image=corpus.read("image", sample), prompt="digit")[0]
     word = model.transcribe(audio=corpus.read("audio", sample), prompt="word")
     key = corpus.key(sample)
+    truth = {field: corpus.text(field, sample) for field in ("json.label", "json.word")}
     return [
-        f"  picture {key}.png  is recognised as {label!r} ({probability:.0%}); it is {corpus.text('json.label', sample)!r}",
-        f"  clip    {key}.flac is heard as {word!r}; it is {corpus.text('json.word', sample)!r}",
+        f"  picture {key}.png  is recognised as {label!r} ({probability:.0%}); it is {truth['json.label']!r}",
+        f"  clip    {key}.flac is heard as {word!r}; it is {truth['json.word']!r}",
     ]
 
 
@@ -102,7 +116,11 @@ def call(arguments: list[str], capture: bool = False) -> str:
     """Run this Python with ``arguments``; ends the demo with the same status if it fails."""
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     done = subprocess.run(
-        [sys.executable, *arguments], env=environment, stdout=subprocess.PIPE if capture else None, text=True, check=False
+        [sys.executable, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE if capture else None,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise SystemExit(done.returncode)

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -103,7 +104,9 @@ class CheckpointStore:
         try:
             pending.result()
         except OSError as error:
-            raise UserError(f"{self._folder}: checkpoint could not be written ({error}); is the disk full?") from None
+            raise UserError(
+                f"{self._folder}: checkpoint could not be written ({error}); is the disk full?"
+            ) from None
 
     def newest(self) -> Path | None:
         """The newest complete checkpoint; incomplete ones carry a hidden name and are never found."""
@@ -125,7 +128,9 @@ class CheckpointStore:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and (path / _STATE).is_file()]
+    found = [
+        path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and (path / _STATE).is_file()
+    ]
     return sorted(found)
 
 
@@ -139,7 +144,9 @@ def read_state(path: Path) -> RunState:
             if "/" in name or (path / name).stat().st_size != size:
                 raise ValueError(f"{name} is not {size} bytes long")
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: damaged checkpoint ({error}); remove the folder to resume from an older one") from None
+        raise UserError(
+            f"{path}: damaged checkpoint ({error}); remove the folder to resume from an older one"
+        ) from None
     return state
 
 
@@ -147,15 +154,21 @@ def load_tensors(path: Path, tensors: dict[str, Tensor], group: dist.ProcessGrou
     """Fill ``tensors`` in place. Raises `UserError` if the checkpoint holds other names or shapes."""
     reader = HuggingFaceStorageReader(str(path))
     try:
-        saved = reader.read_metadata().state_dict_metadata
+        saved: dict[str, Any] = reader.read_metadata().state_dict_metadata
         for name, tensor in tensors.items():
             if name not in saved:
                 raise ValueError(f"{name} is missing")
             if tuple(saved[name].size) != tuple(tensor.shape):
-                raise ValueError(f"{name} has shape {list(saved[name].size)}, the model needs {list(tensor.shape)}")
-        dcp.load(tensors, storage_reader=reader, process_group=group, no_dist=group is None)
+                raise ValueError(
+                    f"{name} has shape {list(saved[name].size)}, the model needs {list(tensor.shape)}"
+                )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as asked for
+            dcp.load(tensors, storage_reader=reader, process_group=group, no_dist=group is None)
     except (ValueError, OSError, RuntimeError, KeyError) as error:
-        raise UserError(f"{path}: does not fit this model ({error}); was model.* changed since it was saved?") from None
+        raise UserError(
+            f"{path}: does not fit this model ({error}); was model.* changed since it was saved?"
+        ) from None
 
 
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -51,7 +51,9 @@ class Assembler:
                 except SampleFault as fault:
                     field, _, reason = str(fault).partition(": ")
                     where = planned.corpus.where(sample, field)
-                    faults.append({"set": planned.name, **where, "field": field, "reason": reason, "step": step.step})
+                    faults.append(
+                        {"set": planned.name, **where, "field": field, "reason": reason, "step": step.step}
+                    )
                     continue
                 self._lay(builder, content, planned, sample, step)
         return builder.finish(
@@ -75,7 +77,12 @@ class Assembler:
                 self._lay_contrastive(builder, content, media, task, planned.first_task + number, step)
 
     def _lay_next_token(
-        self, builder: BatchBuilder, content: _Content, media: dict[str, int], task: TaskConfig, step: PlannedStep
+        self,
+        builder: BatchBuilder,
+        content: _Content,
+        media: dict[str, int],
+        task: TaskConfig,
+        step: PlannedStep,
     ) -> None:
         builder.open_segment()
         for field in task.input:
@@ -117,7 +124,9 @@ class _Content:
         self.inputs: dict[str, NDArray[np.int64]] = {}  # texts as the model sees them, tokens dropped
         self.image: NDArray[np.uint8] | None = None
         self.mel: NDArray[np.float32] | None = None
-        applicable = [t for t, has in zip(planned.config.tasks, planned.sizes.applies, strict=True) if has[sample]]
+        applicable = [
+            t for t, has in zip(planned.config.tasks, planned.sizes.applies, strict=True) if has[sample]
+        ]
         for field in dict.fromkeys(name for task in applicable for name in task.fields()):
             # Draws of its own for every field, so that changing one field's augmentation leaves the others alone.
             draws = prf.Draws(prf.derive_key(config.seed, "augment", planned.name, epoch, sample, field))
@@ -138,7 +147,9 @@ class _Content:
                     self.inputs[field] = drop_text(self.texts[field], augment, draws, MASK)
             except SampleFault as fault:
                 raise SampleFault(f"{field}: {str(fault).removeprefix(field + ': ')}") from None
-        assert all(field in self.texts for task in applicable for field in task.fields() if field not in MEDIA_FIELDS)
+        assert all(
+            field in self.texts for task in applicable for field in task.fields() if field not in MEDIA_FIELDS
+        )
 
     def register(self, builder: BatchBuilder) -> dict[str, int]:
         """Hand the media to the builder; returns their numbers by field."""

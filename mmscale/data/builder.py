@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mmscale.batch import AUDIO, IMAGE, TEXT, Batch
 from mmscale.config import MediaConfig
 
+
 class BatchBuilder:
     """Builds one `Batch`: open a sequence, open a segment, add parts, repeat, finish.
 
@@ -110,7 +111,9 @@ class BatchBuilder:
         media = self._media
         image_shape = (0, 3, media.image_height, media.image_width)
         images = np.stack(self._images) if self._images else np.zeros(image_shape, np.uint8)
-        image_take, image_at = _uses(self._image_use, media.image_tokens(), [media.image_tokens()] * len(images))
+        image_take, image_at = _uses(
+            self._image_use, media.image_tokens(), [media.image_tokens()] * len(images)
+        )
 
         frames = np.array([len(clip) for clip in self._clips], np.int64)
         # Whole tokens, so that the stems' strides divide the padded length.
@@ -118,7 +121,9 @@ class BatchBuilder:
         audio = np.zeros((len(frames), per_clip * media.frames_per_token, media.mel_bins), np.float32)
         for number, clip in enumerate(self._clips):
             audio[number, : len(clip)] = clip
-        audio_take, audio_at = _uses(self._clip_use, per_clip, [self.clip_tokens(n) for n in range(len(frames))])
+        audio_take, audio_at = _uses(
+            self._clip_use, per_clip, [self.clip_tokens(n) for n in range(len(frames))]
+        )
 
         def joined(parts: list[NDArray[Any]], dtype: type) -> torch.Tensor:
             return torch.from_numpy(np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype))

@@ -19,7 +19,9 @@ from mmscale.data.plan import Plan, check_world
 class MicroBatches(Dataset[Batch]):
     """Item k is micro-batch ``k % per_step`` of step ``k // per_step`` of this rank."""
 
-    def __init__(self, plan: Plan, assembler: Assembler, *, steps: int, micro_batch: int, rank: int, world: int) -> None:
+    def __init__(
+        self, plan: Plan, assembler: Assembler, *, steps: int, micro_batch: int, rank: int, world: int
+    ) -> None:
         check_world(plan.sequences, world)
         self._plan, self._assembler = plan, assembler
         self._steps, self._micro_batch, self._rank, self._world = steps, micro_batch, rank, world

@@ -32,7 +32,9 @@ class Mixture:
             shares[turn] += 1
         for name, weight, share in zip(names, weights, shares, strict=True):
             if weight > 0 and share == 0:
-                raise UserError(f"data.sets.{name}.weight: {weight:g} is below 1/{PERIOD} of the sum; raise it or set 0")
+                raise UserError(
+                    f"data.sets.{name}.weight: {weight:g} is below 1/{PERIOD} of the sum; raise it or set 0"
+                )
         self.shares: NDArray[np.int64] = shares
         stamps = np.concatenate([(np.arange(share) + 0.5) / share for share in shares if share])
         owners = np.concatenate([np.full(share, index) for index, share in enumerate(shares)])

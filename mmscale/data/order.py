@@ -95,7 +95,9 @@ class SequenceOrder:
             order = prf.Permutation(prf.derive_key(self._key, "groups", epoch), self.groups)
             groups = order(np.arange(self.groups))
             ends = np.cumsum(self.counts[groups])
-            last = np.append(np.arange(self._window_groups - 1, self.groups - 1, self._window_groups), self.groups - 1)
+            last = np.append(
+                np.arange(self._window_groups - 1, self.groups - 1, self._window_groups), self.groups - 1
+            )
             self._epochs[epoch] = Epoch(groups, ends[last])
             if len(self._epochs) > _CACHED_EPOCHS:
                 self._epochs.popitem(last=False)

@@ -95,7 +95,9 @@ class Plan:
         # queries and keys, and of weights and values, against the four projections and the feed-forward.
         model = config.model
         projections = model.width * model.head_dim * (2 * model.heads + 2 * model.kv_heads)
-        self._attention_cost = 2 * model.heads * model.head_dim / (projections + 3 * model.width * model.hidden)
+        self._attention_cost = (
+            2 * model.heads * model.head_dim / (projections + 3 * model.width * model.hidden)
+        )
         self._steps: OrderedDict[int, PlannedStep] = OrderedDict()
         self.fingerprint = self._fingerprint(config, tokenizer)
 

@@ -55,7 +55,11 @@ def sample_sizes(
         UserError: no sample has the fields of any task, or none is short enough.
     """
     total = len(corpus)
-    tokens = {field: _field_tokens(field, corpus, text_tokens, media) for task in config.tasks for field in task.fields()}
+    tokens = {
+        field: _field_tokens(field, corpus, text_tokens, media)
+        for task in config.tasks
+        for field in task.fields()
+    }
     sizes = SampleSizes(
         length=np.zeros(total, np.uint32),
         targets=np.zeros(total, np.float32),
@@ -71,9 +75,15 @@ def sample_sizes(
         sizes.applies.append(has)
         if task.objective == "next_token":
             target = tokens[task.target]
-            text_input = sum((tokens[f] for f in task.input if f not in MEDIA_FIELDS), np.zeros(total, np.uint32))
-            length = sum((tokens[f] for f in task.input), target + np.uint32(1 + len(tokenizer.encode(task.prompt))))
-            supervised = target + 1 + np.float32(task.input_weight) * np.maximum(text_input.astype(np.int64) - 1, 0)
+            text_input = sum(
+                (tokens[f] for f in task.input if f not in MEDIA_FIELDS), np.zeros(total, np.uint32)
+            )
+            length = sum(
+                (tokens[f] for f in task.input), target + np.uint32(1 + len(tokenizer.encode(task.prompt)))
+            )
+            supervised = (
+                target + 1 + np.float32(task.input_weight) * np.maximum(text_input.astype(np.int64) - 1, 0)
+            )
             sizes.targets[has] += supervised[has].astype(np.float32)
             segments = [length]
         else:

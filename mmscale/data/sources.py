@@ -126,7 +126,7 @@ def _csv_rows(table: Path, media: MediaConfig) -> Iterator[tuple[int, dict[str, 
             reader = csv.reader(file, strict=True)
             header = next(reader, [])
             if len(set(header)) != len(header) or not all(header):
-                raise UserError(f"{table}: row 0: the header needs a different name for each column")
+                raise UserError(f"{table}: the header needs a different name for each column")
             # Blank lines are no rows, as for every CSV reader.
             for number, cells in enumerate(filter(None, reader), start=1):
                 if len(cells) != len(header):

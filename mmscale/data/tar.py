@@ -184,6 +184,7 @@ class _Reader:
             self._source.seek(at)
             block = self._source.read(BLOCK)
             if len(block) < BLOCK:
+                self._check_plain(block, at)
                 what = (
                     "ends in the middle of a header"
                     if block
@@ -220,17 +221,20 @@ class _Reader:
         high = sum(byte > 127 for byte in block) - sum(byte > 127 for byte in block[148:156])
         if expected == unsigned - 256 * high:
             return
+        self._check_plain(block, at)
+        what = "the header checksum is wrong" if at else "the header checksum is wrong; is this a tar file?"
+        _refuse(self._path, at, what, f"the file is damaged: {_AGAIN}")
+
+    def _check_plain(self, block: bytes, at: int) -> None:
+        """Refuse a compressed archive, once its first block is known to be no header."""
         for magic, program in _COMPRESSED:
             if at == 0 and block.startswith(magic):
-                quoted = shlex.quote(str(self._path))
                 _refuse(
                     self._path,
                     at,
                     f"a {program}-compressed archive, in which samples cannot be addressed",
-                    f"run: {program} -dc < {quoted} > plain.tar",
+                    f"run: {program} -dc < {shlex.quote(str(self._path))} > plain.tar",
                 )
-        what = "the header checksum is wrong" if at else "the header checksum is wrong; is this a tar file?"
-        _refuse(self._path, at, what, f"the file is damaged: {_AGAIN}")
 
     def _size(self, block: bytes, at: int) -> int:
         size = _number(block[124:136])

@@ -25,7 +25,9 @@ class Tokenizer:
     def __init__(self, inner: tokenizers.Tokenizer, source: str) -> None:
         for number, token in enumerate(SPECIAL_TOKENS):
             if inner.token_to_id(token) != number:
-                raise UserError(f"{source}: special token {token} must have id {number}; train one with this project")
+                raise UserError(
+                    f"{source}: special token {token} must have id {number}; train one with this project"
+                )
         inner.encode_special_tokens = True
         self._inner = inner
         self.digest = hashlib.sha256(inner.to_str().encode()).hexdigest()

@@ -94,7 +94,7 @@ _compiled_flex: Any = None
 
 
 def _flex(device: str) -> Any:
-    """FlexAttention is only fast compiled; on CPU it is used in tests alone, where compiling costs more than it saves."""
+    """FlexAttention is only fast compiled; on CPU only tests use it, and compiling costs more than it saves."""
     global _compiled_flex
     if device != "cuda":
         return flex_attention
@@ -140,7 +140,11 @@ def _group_segments(segment_BL: Tensor, span_BL: Tensor) -> AttentionPlan:
             causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
             ones = torch.ones_like(span_t)
             mask = visible(
-                ones[:, :, None], valid.to(ones.dtype)[:, None, :], span_t[:, :, None], span_t[:, None, :], causal
+                ones[:, :, None],
+                valid.to(ones.dtype)[:, None, :],
+                span_t[:, :, None],
+                span_t[:, None, :],
+                causal,
             )[:, None]
         groups.append(Group(flat.shape, mask))
         slots.append(flat.reshape(-1))
@@ -193,5 +197,7 @@ def _attend_grouped(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, plan: Attent
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask, is_causal=group.mask is None)
         outs.append(out.transpose(1, 2).reshape(count, heads, width))
     joined = torch.cat(outs) if outs else slots[:, :heads]
-    flat = _Gather.apply(joined, plan.flat_to_slot, plan.slot_to_flat, plan.slot_is_real) if outs else q_BLHD * 0
+    flat = (
+        _Gather.apply(joined, plan.flat_to_slot, plan.slot_to_flat, plan.slot_is_real) if outs else q_BLHD * 0
+    )
     return flat.view(batch, length, heads, width)

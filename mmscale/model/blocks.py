@@ -74,7 +74,9 @@ class Block(nn.Module):
         self.attention_dropout = KeyedDropout(config.dropout, 2 * number + 1)
         self.feed_forward_dropout = KeyedDropout(config.dropout, 2 * number + 2)
 
-    def forward(self, x_BLD: Tensor, cos: Tensor, sin: Tensor, plan: AttentionPlan, dropout_key_B: Tensor) -> Tensor:
+    def forward(
+        self, x_BLD: Tensor, cos: Tensor, sin: Tensor, plan: AttentionPlan, dropout_key_B: Tensor
+    ) -> Tensor:
         attended = self.attention(self.attention_norm(x_BLD), cos, sin, plan)
         x_BLD = x_BLD + self.attention_dropout(attended, dropout_key_B)
         fed = self.feed_forward(self.feed_forward_norm(x_BLD))

@@ -39,4 +39,6 @@ class KeyedDropout(nn.Module):
         key = _hash32(key_B.to(torch.int32) ^ (self.site * 0x01000193 & 0x7FFFFFFF))
         noise = _hash32(counter[None, :] ^ key[:, None]) & 0x7FFFFFFF
         keep = (noise >= int(self.share * 2**31)).view(batch, length, width)
-        return torch.where(keep, x_BLD / (1.0 - self.share), torch.zeros((), dtype=x_BLD.dtype, device=x_BLD.device))
+        return torch.where(
+            keep, x_BLD / (1.0 - self.share), torch.zeros((), dtype=x_BLD.dtype, device=x_BLD.device)
+        )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmscale.batch import Batch
 from mmscale.config import MediaConfig, ModelConfig
-from mmscale.model.attention import make_plan
+from mmscale.model.attention import AttentionPlan, make_plan
 from mmscale.model.blocks import Block, RMSNorm
 from mmscale.model.objectives import contrastive_loss, next_token_loss
 from mmscale.model.rotary import rotary_angles
@@ -59,11 +59,11 @@ class FusionTransformer(nn.Module):
         )
         return {"next_token": next_token, "contrastive": contrastive}
 
-    def hidden(self, batch: Batch) -> Tensor:
-        """Output of the last norm, [B, L, D] in the compute type."""
+    def hidden(self, batch: Batch, plan: AttentionPlan | None = None) -> Tensor:
+        """Output of the last norm, [B, L, D] in the compute type; ``plan`` replaces the batch's own attention."""
         x = self._inputs(batch)
         cos, sin = rotary_angles(batch.position_BL3, self.config.head_dim, self.config.rope_theta)
-        plan = make_plan(batch, self.config.attention)
+        plan = plan or make_plan(batch, self.config.attention)
         for block in self.blocks:
             x = block(x, cos, sin, plan, batch.dropout_key_B)
         return self.norm(x)

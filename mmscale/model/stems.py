@@ -78,9 +78,9 @@ class ConvStem(nn.Module):
         strides = [(2, 2)] * halvings or [(1, 2)]
         self.strides = [stride[0] for stride in strides]
         self.convs = nn.ModuleList(
-            nn.Conv2d(channels[n], channels[n + 1], 3, stride=stride, padding=1) for n, stride in enumerate(strides)
+            nn.Conv2d(channels[n], channels[n + 1], 3, stride=stride, padding=1)
+            for n, stride in enumerate(strides)
         )
-        self.norms = nn.ModuleList(ChannelNorm(c, config.norm_eps) for c in channels[1:])
         bands = media.mel_bins
         for _ in strides:
             bands = -(-bands // 2)
@@ -89,8 +89,8 @@ class ConvStem(nn.Module):
 
     def forward(self, audio_NFM: Tensor, frames_N: Tensor) -> Tensor:
         x = audio_NFM.to(self.project.weight.dtype)[:, None]
-        for conv, norm, stride in zip(self.convs, self.norms, self.strides, strict=True):
-            x = F.silu(norm(conv(x)))
+        for conv, stride in zip(self.convs, self.strides, strict=True):
+            x = F.silu(conv(x))
             frames_N = (frames_N + stride - 1) // stride
             # What lies past a clip's end stays zero, as the convolution's own padding would be.
             inside = torch.arange(x.shape[2], device=x.device) < frames_N[:, None]
@@ -109,8 +109,12 @@ class RnnStem(nn.Module):
         # torch.gru is called with these directly: nn.GRU keeps its own list of weights, which goes stale
         # when a strategy swaps parameters for sharded or bf16 ones.
         for suffix in ("", "_reverse"):
-            self.register_parameter(f"input_weight{suffix}", nn.Parameter(torch.empty(3 * self.units, config.width)))
-            self.register_parameter(f"state_weight{suffix}", nn.Parameter(torch.empty(3 * self.units, self.units)))
+            self.register_parameter(
+                f"input_weight{suffix}", nn.Parameter(torch.empty(3 * self.units, config.width))
+            )
+            self.register_parameter(
+                f"state_weight{suffix}", nn.Parameter(torch.empty(3 * self.units, self.units))
+            )
             self.register_parameter(f"input_bias{suffix}", nn.Parameter(torch.empty(3 * self.units)))
             self.register_parameter(f"state_bias{suffix}", nn.Parameter(torch.empty(3 * self.units)))
         self.project = nn.Linear(2 * self.units, config.width, bias=False)
@@ -119,7 +123,9 @@ class RnnStem(nn.Module):
     def forward(self, audio_NFM: Tensor, frames_N: Tensor) -> Tensor:
         x = self.conv(audio_NFM, frames_N)
         tokens = (frames_N + self.frames_per_token - 1) // self.frames_per_token
-        packed = nn.utils.rnn.pack_padded_sequence(x, tokens.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
+        packed = nn.utils.rnn.pack_padded_sequence(
+            x, tokens.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
+        )
         weights = [
             getattr(self, f"{kind}{suffix}")
             for suffix in ("", "_reverse")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
@@ -18,6 +18,7 @@ class FsdpStrategy:
     """One unit per stem and per block, the rest in the root; gradients are summed in fp32."""
 
     name = "fsdp"
+    model: nn.Module
 
     def __init__(self, model: FusionTransformer, config: Config, ranks: Ranks, compute: torch.dtype) -> None:
         mesh = init_device_mesh(ranks.device.type, (ranks.world,), mesh_dim_names=("shard",))

@@ -70,13 +70,17 @@ def read_environment() -> tuple[int, int, int, int]:
         return 0, 1, 0, 1
     missing = [name for name in _LAUNCHER_VARIABLES if name not in os.environ]
     if missing:
-        raise UserError(f"the environment sets {', '.join(present)} but not {', '.join(missing)}; start with torchrun")
+        raise UserError(
+            f"the environment sets {', '.join(present)} but not {', '.join(missing)}; start with torchrun"
+        )
     try:
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     except ValueError:
-        raise UserError("RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE must be integers; start with torchrun") from None
+        raise UserError(
+            "RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE must be integers; start with torchrun"
+        ) from None
     return rank, world, local_rank, local_world
 
 

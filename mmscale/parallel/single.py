@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmscale.batch import Batch
 from mmscale.config import Config
@@ -16,6 +16,7 @@ class SingleStrategy:
     """fp32 parameters; in bf16 each micro-batch runs on bf16 copies, whose gradients flow back as fp32."""
 
     name = "single"
+    model: nn.Module
 
     def __init__(self, model: FusionTransformer, config: Config, ranks: Ranks, compute: torch.dtype) -> None:
         self.model = model.to_empty(device=ranks.device)

@@ -54,7 +54,11 @@ def build_strategy(config: Config, ranks: Ranks) -> Strategy:
     compute = COMPUTE_TYPES[config.train.precision]
     with torch.device("meta"):
         model = FusionTransformer(config.model, config.media)
-    return SingleStrategy(model, config, ranks, compute) if name == "single" else FsdpStrategy(model, config, ranks, compute)
+    return (
+        SingleStrategy(model, config, ranks, compute)
+        if name == "single"
+        else FsdpStrategy(model, config, ranks, compute)
+    )
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:

@@ -20,9 +20,8 @@ from mmscale.data.bins import best_fit
 from mmscale.data.builder import BatchBuilder
 from mmscale.data.tokenizer import ANSWER, EMBED, END, SPECIAL_TOKENS, Tokenizer
 from mmscale.errors import UserError
-from mmscale.model.attention import AttentionPlan, make_plan
+from mmscale.model.attention import make_plan
 from mmscale.model.fusion import FusionTransformer
-from mmscale.model.rotary import rotary_angles
 from mmscale.predict.label_tree import LabelTree, build_trees
 from mmscale.predict.query import PartReader, Query, Text, count_tokens, lay_query
 
@@ -185,7 +184,7 @@ class Predictor:
         for row, answer in enumerate(answers):
             start = answer + 1 - row * length
             plan.dense_mask[row, 0, start : start + nodes, start : start + nodes] = sees
-        hidden = self._hidden(batch, plan)
+        hidden = self.model.hidden(batch, plan).flatten(0, 1)
         at_RP = torch.cat([answer_R[:, None], node_RK], dim=1).to(self.device)  # the root, then the nodes
         at_once = max(1, _LOGIT_ELEMENTS // (at_RP.shape[1] * self.config.model.vocab_size))
         parts = [self._path_sums(hidden[at], tree) for at in at_RP.split(at_once)]
@@ -206,15 +205,6 @@ class Predictor:
         )  # over each node's ancestors and itself
         sums = torch.cat([sums.new_zeros(len(sums), 1), sums], dim=1)
         return sums[:, ends] + log_probs[:, ends, END].double()
-
-    def _hidden(self, batch: Batch, plan: AttentionPlan) -> Tensor:
-        """`FusionTransformer.hidden` under another attention plan, flat [B * L, D]."""
-        model = self.model
-        x = model._inputs(batch)
-        cos, sin = rotary_angles(batch.position_BL3, model.config.head_dim, model.config.rope_theta)
-        for block in model.blocks:
-            x = block(x, cos, sin, plan, batch.dropout_key_B)
-        return model.norm(x).flatten(0, 1)
 
 
 def _rows_of_like_length(lengths: NDArray[np.int64], extra: int) -> Iterator[NDArray[np.int64]]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from mmscale.checkpoint.store import CheckpointStore, RunState
 from mmscale.config import Config
@@ -66,7 +67,7 @@ def train(config: Config) -> TrainResult:
                 batches = next(steps)
                 wait = time.perf_counter() - waiting
 
-                losses = {name: 0.0 for name in LOSSES}
+                losses = {name: torch.zeros((), device=ranks.device) for name in LOSSES}
                 for number, batch in enumerate(batches):
                     parts = strategy.forward_backward(batch.to(ranks.device), last=number == len(batches) - 1)
                     losses = {name: losses[name] + parts[name] for name in LOSSES}
@@ -81,7 +82,9 @@ def train(config: Config) -> TrainResult:
                 metrics.record(step, losses, grad_norm, lr, plan.step(step).tokens, wait, batches)
                 if (step + 1) % config.train.checkpoint_every == 0 or step + 1 == config.train.steps:
                     metrics.flush()
-                    store.save(model, optimizer, RunState(step + 1, plan.fingerprint, metrics.seen, metrics.bad))
+                    store.save(
+                        model, optimizer, RunState(step + 1, plan.fingerprint, metrics.seen, metrics.bad)
+                    )
             store.wait()
         finally:
             metrics.finish()
@@ -106,5 +109,7 @@ def _resume(config: Config, plan: Plan, store: CheckpointStore, model, optimizer
             "restore them, or choose another run.dir"
         )
     if state.step > config.train.steps:
-        raise UserError(f"{newest}: is past train.steps={config.train.steps}; raise it, or choose another run.dir")
+        raise UserError(
+            f"{newest}: is past train.steps={config.train.steps}; raise it, or choose another run.dir"
+        )
     return state

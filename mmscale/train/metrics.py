@@ -118,7 +118,9 @@ class Metrics:
                     self._board.add_scalar(name, row[name], row["step"])
                 for name, value in row["losses"].items():
                     self._board.add_scalar(f"losses/{name}", value, row["step"])
-        self._bar.set_postfix_str(f"loss {row['loss']:.4f}, {row['tokens_per_s']:,.0f} tokens/s", refresh=False)
+        self._bar.set_postfix_str(
+            f"loss {row['loss']:.4f}, {row['tokens_per_s']:,.0f} tokens/s", refresh=False
+        )
         self._bar.update(1)
 
     def _check_bad_fraction(self) -> None:

@@ -86,8 +86,12 @@ def _first_rank(config: Config) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"run.dir={folder}: cannot be created ({error.strerror}); choose another folder") from None
+        raise UserError(
+            f"run.dir={folder}: cannot be created ({error.strerror}); choose another folder"
+        ) from None
     prepare_data(config)
     tokenizer = run_tokenizer(config)
     tokenizer.save(folder / "tokenizer.json")
-    Plan(config, tokenizer, progress=config.run.progress)  # counts the tokens and leaves them beside the index
+    Plan(
+        config, tokenizer, progress=config.run.progress
+    )  # counts the tokens and leaves them beside the index

@@ -19,7 +19,11 @@ def start(small_run, steps, rank, world, workers, micro_batch, *more):
     arguments = [CONFIG, steps, str(rank), str(world), str(workers), str(micro_batch), *small_run, *more]
     environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "checksums", *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "checksums", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -51,7 +55,9 @@ def test_data_order_tells_the_same_and_deals_every_sequence_once(small_run):
     whole = collect(start(small_run, "3:6", 0, 1, 0, 2))
     base = ["mmscale", "data", "order", CONFIG, *small_run, "--steps", "3:6", "--world", "2"]
     rows = [json.loads(line) for line in run_module(base).stdout.splitlines()]
-    assert {(row["step"], row["sequence"]): row["keys"] for row in rows} == {p: keys for p, (keys, _) in whole.items()}
+    assert {(row["step"], row["sequence"]): row["keys"] for row in rows} == {
+        p: keys for p, (keys, _) in whole.items()
+    }
     assert sorted(row["rank"] for row in rows) == [0] * 6 + [1] * 6
     first = [json.loads(line) for line in run_module([*base, "--rank", "1"]).stdout.splitlines()]
     assert first == [row for row in rows if row["rank"] == 1]
@@ -89,7 +95,9 @@ def test_a_world_that_does_not_divide_is_an_error_that_lists_those_that_do(small
     with pytest.raises(UserError, match=r"use 1, 2, 3, 4, 6, 12 ranks, or make it a multiple of 5"):
         check_world(12, 5)
     done = run_module(
-        ["mmscale", "train", CONFIG, *small_run, f"run.dir={tmp_path}", "data.sequences=5"], ranks=2, check=False
+        ["mmscale", "train", CONFIG, *small_run, f"run.dir={tmp_path}", "data.sequences=5"],
+        ranks=2,
+        check=False,
     )
     assert done.returncode != 0
     assert "data.sequences=5 cannot be shared by 2 ranks; use 1, 5 ranks" in done.stderr
@@ -105,4 +113,3 @@ def test_fingerprint_follows_what_changes_the_batches(small_run, plan, tmp_path)
     assert fingerprint("seed=1") != plan.fingerprint
     assert fingerprint("data.sets.digits.augment.image_flip=true") != plan.fingerprint
     assert fingerprint("data.seq_len=512") != plan.fingerprint
-

@@ -173,6 +173,18 @@ def test_cut_between_members_is_refused(shard: Path) -> None:
     assert f"byte {at}: the end marker (two zero blocks) is missing" in refusal(shard)
 
 
+def test_member_cut_inside_its_payload_is_never_given_out(shard: Path) -> None:
+    at = header_at(shard, 2)
+    shard.write_bytes(shard.read_bytes()[: at + BLOCK + 1000])
+    given = []
+    with pytest.raises(
+        UserError, match=f"byte {at}: truncated: member '0001.seg.0.png' lacks its last 500 bytes"
+    ):
+        for member in scan(shard):
+            given.append(member.name)
+    assert given == ["0001.png", "0001.TXT"]
+
+
 def test_single_zero_block_is_no_end(shard: Path) -> None:
     at = header_at(shard, 2)
     raw = shard.read_bytes()
@@ -265,6 +277,24 @@ def test_extended_header_without_member(tmp_path: Path) -> None:
     assert f"byte {2 * BLOCK}: an extended header without its member" in refusal(path)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ("L", "L", "two long names"),
+        ("x", "x", "two pax headers"),
+        ("L", "x", "both a GNU and a pax long name"),
+    ],
+)
+def test_two_names_for_one_member(tmp_path: Path, first: str, second: str, words: str) -> None:
+    bodies = {"L": b"long.png\0", "x": b"16 path=pax.png\n"}
+    path = write_tar(
+        tmp_path / "s.tar", {"a": bodies[first], "b": bodies[second], "1.png": b""}, FORMATS["ustar"]
+    )
+    patch_header(path, 0, 156, first.encode())
+    patch_header(path, 2 * BLOCK, 156, second.encode())
+    assert words in refusal(path)
+
+
 @pytest.mark.parametrize("second", ["1.png", "1.PNG"])
 def test_duplicate_field(tmp_path: Path, second: str) -> None:
     path = tmp_path / "s.tar"
@@ -314,4 +344,4 @@ def test_damaged_bytes_give_members_or_a_user_error(
     except UserError as error:
         assert str(path) in str(error)
     else:
-        assert all(0 < one.offset and one.offset + one.size <= path.stat().st_size for one in members)
+        assert all(one.offset > 0 and one.offset + one.size <= path.stat().st_size for one in members)

@@ -33,12 +33,17 @@ def inputs(batch, heads, kv_heads):
     generator = torch.Generator().manual_seed(0)
     shape = batch.segment_BL.shape
     return [
-        torch.randn(*shape, count, 8, generator=generator, requires_grad=True) for count in (heads, kv_heads, kv_heads)
+        torch.randn(*shape, count, 8, generator=generator, requires_grad=True)
+        for count in (heads, kv_heads, kv_heads)
     ]
 
 
 @settings(max_examples=12, deadline=None)
-@given(seed=st.integers(0, 10_000), kinds=st.sampled_from(["t", "i", "a", "tia"]), kv_heads=st.sampled_from([1, 2, 4]))
+@given(
+    seed=st.integers(0, 10_000),
+    kinds=st.sampled_from(["t", "i", "a", "tia"]),
+    kv_heads=st.sampled_from([1, 2, 4]),
+)
 def test_paths_agree_with_the_naive_loop_forward_and_backward(seed, kinds, kv_heads):
     batch = random_batch(seed, sequences=2, length=48, kinds=kinds)
     q, k, v = inputs(batch, 4, kv_heads)

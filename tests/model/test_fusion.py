@@ -123,7 +123,8 @@ def test_rotary_scores_depend_on_distance_only_and_text_is_one_dimensional():
 
     def score(a, b):
         turned = [
-            rotate(x, *rotary_angles(torch.tensor(p).view(1, 1, 3), 16, 10_000.0)) for x, p in ((q, a), (k, b))
+            rotate(x, *rotary_angles(torch.tensor(p).view(1, 1, 3), 16, 10_000.0))
+            for x, p in ((q, a), (k, b))
         ]
         return (turned[0] * turned[1]).sum()
 

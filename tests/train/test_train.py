@@ -1,5 +1,6 @@
 """Whole runs in real processes: the same curve at any world size, and exact resume after SIGKILL."""
 
+import contextlib
 import json
 import os
 import signal
@@ -30,7 +31,10 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
             offsets = json.loads(file.metadata()["DCP_SHARDING_INFO"])
             for name in file.keys():  # noqa: SIM118
                 parts.setdefault(name, []).append((offsets[name]["saved_offsets"], file.get_tensor(name)))
-    return {name: torch.cat([part for _, part in sorted(found, key=lambda p: p[0])]) for name, found in parts.items()}
+    return {
+        name: torch.cat([part for _, part in sorted(found, key=lambda p: p[0])])
+        for name, found in parts.items()
+    }
 
 
 def train(folder: Path, small_run: list[str], *overrides: str, ranks: int = 1) -> None:
@@ -63,14 +67,31 @@ def test_loss_curve_does_not_depend_on_the_number_of_ranks(
 def test_learns_and_tells(reference):
     rows = metrics(reference)
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
-    expected = {"step", "loss", "losses", "lr", "grad_norm", "tokens", "tokens_per_s", "mfu", "step_s", "data_wait_s"}
+    expected = {
+        "step",
+        "loss",
+        "losses",
+        "lr",
+        "grad_norm",
+        "tokens",
+        "tokens_per_s",
+        "mfu",
+        "step_s",
+        "data_wait_s",
+    }
     assert expected <= set(rows[0])
     assert (reference / "config.yaml").is_file() and (reference / "tokenizer.json").is_file()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_killed_at_random_steps_ends_with_bit_identical_weights(tmp_path, small_run, precision):
-    overrides = [*small_run, "train.steps=9", "train.checkpoint_every=2", f"train.precision={precision}", "data.workers=1"]
+    overrides = [
+        *small_run,
+        "train.steps=9",
+        "train.checkpoint_every=2",
+        f"train.precision={precision}",
+        "data.workers=1",
+    ]
     calm, chaos = tmp_path / "calm", tmp_path / "chaos"
     run_module(["mmscale", "train", CONFIG, *overrides, f"run.dir={calm}"], ranks=2)
     for kill_after in (3, 6):
@@ -88,7 +109,16 @@ def test_killed_at_random_steps_ends_with_bit_identical_weights(tmp_path, small_
 
 def kill_when_reached(command: list[str], folder: Path, step: int) -> None:
     """Start two ranks and SIGKILL the whole process group once metrics.jsonl tells of ``step``."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mmscale"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "mmscale",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen(
         [*launch, *command], cwd=ROOT, env=environment, start_new_session=True,
@@ -110,7 +140,7 @@ def kill_when_reached(command: list[str], folder: Path, step: int) -> None:
 
 
 def kill_tree(pid: int) -> None:
-    """SIGKILL a process and all its descendants, the ranks first found by their parents (torchrun gives them sessions)."""
+    """SIGKILL a process and all its descendants; torchrun gives its ranks sessions of their own."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -124,10 +154,8 @@ def kill_tree(pid: int) -> None:
         doomed.append(queue.pop())
         queue += children.get(doomed[-1], [])
     for one in doomed:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(one, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 def test_resume_on_another_number_of_ranks(tmp_path, small_run, reference):
