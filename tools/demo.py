@@ -50,7 +50,8 @@ def main() -> None:
         str(arguments.processes),
         "-m",
     ]
-    call([*launcher, "mmscale", "train", CONFIG, "parallel.strategy=fsdp", *overrides])
+    # The ranks choose their own number of threads; this only keeps torchrun from warning that it chose one.
+    call([*launcher, "mmscale", "train", CONFIG, "parallel.strategy=fsdp", *overrides], OMP_NUM_THREADS="1")
 
     tell("2/4  Evaluate on held-out samples: unseen writers, unheard voices")
     scores = json.loads(call(["-m", "mmscale", "eval", str(run_dir), "--json"], capture=True))
@@ -112,9 +113,9 @@ def tell(text: str) -> None:
     tqdm.write(f"\n== {text}", file=sys.stderr)
 
 
-def call(arguments: list[str], capture: bool = False) -> str:
+def call(arguments: list[str], capture: bool = False, **variables: str) -> str:
     """Run this Python with ``arguments``; ends the demo with the same status if it fails."""
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    environment = {**os.environ, **variables}
     done = subprocess.run(
         [sys.executable, *arguments],
         env=environment,

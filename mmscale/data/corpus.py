@@ -59,7 +59,12 @@ class Corpus:
             text = raw.decode("utf-8")
         except UnicodeDecodeError:
             raise SampleFault(f"{field}: not UTF-8") from None
-        return json_text(text, field.removeprefix("json.")) if field.startswith("json.") else text.strip()
+        if not field.startswith("json."):
+            return text.strip()
+        value = json_text(text, field.removeprefix("json."))
+        if value is not None and not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise SampleFault(f"{field}: holds half of a surrogate pair, which no UTF-8 text can")
+        return value
 
     def where(self, sample: int, field: str) -> dict[str, Any]:
         """Where a field lies, for the quarantine log."""

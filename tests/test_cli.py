@@ -1,0 +1,131 @@
+"""The command line as a user meets it: help that teaches, one line for bad input, nothing lost."""
+
+import json
+import shutil
+import tarfile
+
+import pytest
+from conftest import ROOT, run_module
+
+from mmscale.cli import build_parser, main
+
+CONFIG = "configs/train/digits.yaml"
+
+
+def complaint(capsys, *arguments: str) -> str:
+    """The one line a failing command prints."""
+    with pytest.raises(SystemExit) as caught:
+        main(list(arguments))
+    assert caught.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mmscale: error:")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.fixture
+def in_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["train.stpes=3"], "unknown key 'train.stpes'; did you mean 'steps'"),
+        (["train.precision=float8"], "train.precision: 'float8' is not one of 'fp32', 'bf16'"),
+        (["data.prepare=", "data.sets.digits.shards=build/nowhere"], "build/nowhere"),
+        (["data.tokenizer.file=build/none.json"], "build/none.json: no such tokenizer file"),
+        (["model.width=200000000", "model.vocab_size=5"], "model.vocab_size=5 is below the tokenizer's"),
+    ],
+)
+def test_train_names_the_key_or_file(capsys, in_root, small_run, tmp_path, overrides, expected):
+    line = complaint(capsys, "train", CONFIG, *small_run, f"run.dir={tmp_path}", *overrides)
+    assert expected in line
+
+
+def test_missing_config_and_missing_shard(capsys, in_root, small_run, small_digits, tmp_path):
+    assert "no such config file" in complaint(capsys, "train", "configs/none.yaml")
+    assert "no config; try:" in complaint(capsys, "train")
+    copy = tmp_path / "digits"
+    shutil.copytree(small_digits / "train", copy)
+    (copy / "digits-000000.tar").unlink()
+    line = complaint(capsys, "train", CONFIG, *small_run, f"data.sets.digits.shards={copy}", f"run.dir={tmp_path}/run")
+    assert "digits-000000.tar: missing" in line and "mmscale data index" in line
+
+
+def test_a_picture_that_will_not_decode_is_masked_told_and_too_many_end_the_run(small_run, small_digits, tmp_path):
+    copy = tmp_path / "digits"
+    shutil.copytree(small_digits / "train", copy)
+    shard = copy / "digits-000000.tar"
+    with tarfile.open(shard) as tar:
+        broken = [member for member in tar if member.name.endswith(".png")][:8]
+    data = bytearray(shard.read_bytes())
+    for member in broken:
+        data[member.offset_data + 20] ^= 0xFF
+    shard.write_bytes(data)
+    command = ["mmscale", "train", CONFIG, *small_run, f"data.sets.digits.shards={copy}", "train.steps=6"]
+
+    tolerant = tmp_path / "tolerant"
+    run_module([*command, f"run.dir={tolerant}", "data.max_bad_fraction=0.5"])
+    told = [json.loads(line) for line in (tolerant / "quarantine.jsonl").read_text().splitlines()]
+    keys = {member.name.removesuffix(".png") for member in broken}
+    assert told and {row["key"] for row in told} <= keys
+    assert all(row["shard"] == shard.name and "CRC" in row["reason"] and row["offset"] for row in told)
+    rows = [json.loads(line) for line in (tolerant / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 6 and rows[-1]["bad_samples"] == len(told)
+
+    strict = tmp_path / "strict"
+    done = run_module([*command, f"run.dir={strict}", "data.max_bad_fraction=0.001"], check=False)
+    assert done.returncode == 2
+    assert "more than data.max_bad_fraction=0.001" in done.stderr and "quarantine.jsonl" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_text_that_is_not_utf8_is_left_out_with_a_line(capsys, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "good.txt").write_text("fine", encoding="utf-8")
+    (source / "bad.txt").write_bytes(b"\xff\xfe\xff")
+    main(["data", "pack", str(source), "--out", str(tmp_path / "out"), "--json"])
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert (result["samples"], result["problems"]) == (1, 1)
+    assert "sample 'bad' left out" in captured.err and "UTF-8" in captured.err
+    main(["data", "verify", str(tmp_path / "out")])
+
+
+def test_eval_and_export_explain(capsys, in_root, tmp_path):
+    assert "neither a run directory" in complaint(capsys, "eval", str(tmp_path))
+    assert "not a run directory" in complaint(capsys, "export", str(tmp_path), "--out", str(tmp_path / "o"))
+    assert "write A:B" in complaint(capsys, "data", "order", CONFIG, "--steps", "5")
+    assert "a rank counts from 0" in complaint(
+        capsys, "data", "order", CONFIG, "--steps", "0:1", "--world", "2", "--rank", "2"
+    )
+
+
+def test_resume_refuses_what_does_not_fit(small_run, tmp_path):
+    command = ["mmscale", "train", CONFIG, *small_run, f"run.dir={tmp_path}", "train.steps=2"]
+    run_module(command)
+    for more, expected in (
+        (["seed=5"], "was trained on other data or another order"),
+        (["model.hidden=64"], "was model.* changed since it was saved?"),
+        (["train.resume=never"], "choose another run.dir"),
+        (["train.steps=1"], "is past train.steps=1"),
+    ):
+        done = run_module([*command, *more], check=False)
+        assert done.returncode == 2 and expected in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_every_command_has_help_and_json():
+    def visit(parser):
+        subparsers = [action for action in parser._actions if hasattr(action, "choices") and action.choices]
+        leaves = [child for action in subparsers if isinstance(action.choices, dict) for child in action.choices.values()]
+        for child in leaves:
+            assert child.description or child._subparsers
+            yield from visit(child)
+        if not leaves:
+            yield parser
+
+    found = list(visit(build_parser()))
+    assert len(found) == 7
+    assert all("--json" in leaf.format_help() for leaf in found)
