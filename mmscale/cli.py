@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -30,7 +31,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         result = run(arguments)
     except UserError as error:
-        print(f"mmscale: error: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        print(f"mmscale: error: {'' if rank == '0' else f'rank {rank}: '}{error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("mmscale: interrupted", file=sys.stderr)

@@ -68,7 +68,7 @@ def small_run(small_digits: Path) -> list[str]:
         "data.workers=0",
         "model={width: 32, layers: 2, heads: 2, kv_heads: 1, head_dim: 16, hidden: 48, stem_width: 8, embed_dim: 16,"
         " image_stem: cnn, audio_stem: rnn, dropout: 0.1}",
-        "train.optimizer={lr: 3e-3, warmup_steps: 2}",
+        "train.optimizer={lr: 1e-3, warmup_steps: 2}",
         "run.progress=false",
         "run.tensorboard=false",
     ]

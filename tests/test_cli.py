@@ -48,11 +48,15 @@ def test_missing_config_and_missing_shard(capsys, in_root, small_run, small_digi
     copy = tmp_path / "digits"
     shutil.copytree(small_digits / "train", copy)
     (copy / "digits-000000.tar").unlink()
-    line = complaint(capsys, "train", CONFIG, *small_run, f"data.sets.digits.shards={copy}", f"run.dir={tmp_path}/run")
+    line = complaint(
+        capsys, "train", CONFIG, *small_run, f"data.sets.digits.shards={copy}", f"run.dir={tmp_path}/run"
+    )
     assert "digits-000000.tar: missing" in line and "mmscale data index" in line
 
 
-def test_a_picture_that_will_not_decode_is_masked_told_and_too_many_end_the_run(small_run, small_digits, tmp_path):
+def test_a_picture_that_will_not_decode_is_masked_told_and_too_many_end_the_run(
+    small_run, small_digits, tmp_path
+):
     copy = tmp_path / "digits"
     shutil.copytree(small_digits / "train", copy)
     shard = copy / "digits-000000.tar"
@@ -119,7 +123,12 @@ def test_resume_refuses_what_does_not_fit(small_run, tmp_path):
 def test_every_command_has_help_and_json():
     def visit(parser):
         subparsers = [action for action in parser._actions if hasattr(action, "choices") and action.choices]
-        leaves = [child for action in subparsers if isinstance(action.choices, dict) for child in action.choices.values()]
+        leaves = [
+            child
+            for action in subparsers
+            if isinstance(action.choices, dict)
+            for child in action.choices.values()
+        ]
         for child in leaves:
             assert child.description or child._subparsers
             yield from visit(child)

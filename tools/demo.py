@@ -78,7 +78,7 @@ def main() -> None:
         "release": release,
     }.items():
         print(f"  {name:<10}{path}")
-    print(f"  {'curves':<10}{sys.executable} -m tensorboard.main --logdir {run_dir / 'tensorboard'}")
+    print(f"  {'curves':<10}.venv/bin/tensorboard --logdir {run_dir / 'tensorboard'}")
     print(f"\nFinished in {time.perf_counter() - began:.0f} s.")
 
 

@@ -9,53 +9,35 @@ of train (1).
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import json
-import os
 import sys
 from pathlib import Path
 
-import numpy as np
+import preparation
 
-from mmscale.config import MediaConfig
-from mmscale.data.index import build_index
-from mmscale.data.pack import ShardWriter
 from mmscale.errors import UserError
-from mmscale.prf import Permutation, derive_key
+from mmscale.prf import derive_key
 
 COLUMNS = {"file", "en", "zh", "aliases_en", "group", "skin_tone"}
 
 Row = dict[str, str]
 
 
-def prepare(source: Path, out: Path) -> None:
-    """Write ``out/train`` and ``out/test``. Raises `UserError` where source or out cannot be used."""
-    if all((out / split / "index").is_dir() for split in ("train", "test")):
-        print(f"{out}: already prepared")
-        return
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out}: holds something else than a finished data set; remove it or change --out")
-    splits: dict[str, list[Row]] = {"train": [], "test": []}
+def read_splits(source: Path) -> preparation.Splits:
+    """The samples of both splits. Raises `UserError` where the source cannot be used."""
+    splits: dict[str, list[preparation.Sample]] = {"train": [], "test": []}
     for row in _read_rows(source / "captions.csv"):
-        if not (source / row["file"]).is_file():
-            raise UserError(f"{source / row['file']}: named in captions.csv but missing; complete the source")
-        splits["test" if derive_key("emoji", row["group"]) % 10 == 0 else "train"].append(row)
-    held_out = {_digest(source / row["file"]) for row in splits["test"]}
-    kept = [row for row in splits["train"] if _digest(source / row["file"]) not in held_out]
+        path = source / row["file"]
+        if not path.is_file():
+            raise UserError(f"{path}: named in captions.csv but missing; complete the source")
+        fields = {"png": path.read_bytes(), "txt": row["en"].encode(), "json": _describe(row)}
+        splits["test" if derive_key("emoji", row["group"]) % 10 == 0 else "train"].append((path.stem, fields))
+    held_out = {hashlib.sha256(fields["png"]).digest() for _, fields in splits["test"]}
+    kept = [one for one in splits["train"] if hashlib.sha256(one[1]["png"]).digest() not in held_out]
     print(f"left out of train, the same picture as in test: {len(splits['train']) - len(kept)}")
-    splits["train"] = kept
-    for split, rows in splits.items():
-        order = Permutation(derive_key("emoji", split), len(rows))(np.arange(len(rows)))
-        with ShardWriter(out / split, prefix="emoji", samples_per_shard=500) as writer:
-            for position in order:
-                row = rows[position]
-                path = source / row["file"]
-                fields = {"png": path.read_bytes(), "txt": row["en"].encode(), "json": _describe(row)}
-                writer.write(path.stem, fields)
-        build_index(out / split, MediaConfig(), progress=False)
-        print(f"{out / split}: {len(rows)} samples of {len({row['group'] for row in rows})} groups")
+    return {"train": kept, "test": splits["test"]}
 
 
 def _read_rows(path: Path) -> list[Row]:
@@ -69,10 +51,6 @@ def _read_rows(path: Path) -> list[Row]:
         return list(reader)
 
 
-def _digest(path: Path) -> bytes:
-    return hashlib.sha256(path.read_bytes()).digest()
-
-
 def _describe(row: Row) -> bytes:
     facts = {
         "en": row["en"],
@@ -84,31 +62,5 @@ def _describe(row: Row) -> bytes:
     return json.dumps(facts, ensure_ascii=False).encode()
 
 
-def main() -> int:
-    root = Path(os.environ.get("MMSCALE_DATA", "../shared/data"))
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--source",
-        type=Path,
-        default=root / "emoji",
-        help="folder that holds captions.csv and png128 (default: %(default)s; MMSCALE_DATA moves it)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("build/data/emoji"),
-        help="folder to make train and test in (default: %(default)s)",
-    )
-    arguments = parser.parse_args()
-    try:
-        prepare(arguments.source, arguments.out)
-    except UserError as error:
-        print(f"prepare_emoji: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(preparation.run("emoji", read_splits, __doc__, "captions.csv and the pictures it names"))

@@ -7,20 +7,14 @@ out of train, so 9,991 remain. Lines that repeat within one file are kept.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
+import preparation
 
-from mmscale.config import MediaConfig
-from mmscale.data.index import build_index
-from mmscale.data.pack import ShardWriter
 from mmscale.errors import UserError
-from mmscale.prf import Permutation, derive_key
 
 LABELS = {
     "finance": "财经",
@@ -43,13 +37,8 @@ class Title(NamedTuple):
     """English class name."""
 
 
-def prepare(source: Path, out: Path) -> None:
-    """Write ``out/train`` and ``out/test``. Raises `UserError` where source or out cannot be used."""
-    if all((out / split / "index").is_dir() for split in ("train", "test")):
-        print(f"{out}: already prepared")
-        return
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out}: holds something else than a finished data set; remove it or change --out")
+def read_splits(source: Path) -> preparation.Splits:
+    """The samples of both splits. Raises `UserError` where the source cannot be used."""
     kinds = _read_lines(source / "class.txt")
     if set(kinds) != set(LABELS):
         raise UserError(f"{source / 'class.txt'}: not the ten classes of THUCNews; use the published file")
@@ -58,16 +47,12 @@ def prepare(source: Path, out: Path) -> None:
     held_out = {title.text for title in test}
     train = [title for title in published if title.text not in held_out]
     print(f"left out of train, the same title as in test: {len(published) - len(train)}")
-    for split, titles in (("train", train), ("test", test)):
-        order = Permutation(derive_key("thucnews", split), len(titles))(np.arange(len(titles)))
-        with ShardWriter(out / split, prefix="thucnews", samples_per_shard=2500) as writer:
-            for position in order:
-                title = titles[position]
-                facts = {"label": LABELS[title.kind], "class": title.kind}
-                told = json.dumps(facts, ensure_ascii=False).encode()
-                writer.write(title.key, {"txt": title.text.encode(), "json": told})
-        build_index(out / split, MediaConfig(), progress=False)
-        print(f"{out / split}: {len(titles)} samples of {len({title.kind for title in titles})} classes")
+    return {"train": [_sample(title) for title in train], "test": [_sample(title) for title in test]}
+
+
+def _sample(title: Title) -> preparation.Sample:
+    facts = {"label": LABELS[title.kind], "class": title.kind}
+    return title.key, {"txt": title.text.encode(), "json": json.dumps(facts, ensure_ascii=False).encode()}
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -90,31 +75,5 @@ def _read_titles(path: Path, kinds: list[str]) -> list[Title]:
     return titles
 
 
-def main() -> int:
-    root = Path(os.environ.get("MMSCALE_DATA", "../shared/data"))
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--source",
-        type=Path,
-        default=root / "thucnews",
-        help="folder that holds class.txt, dev.txt, test.txt (default: %(default)s; MMSCALE_DATA moves it)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("build/data/thucnews"),
-        help="folder to make train and test in (default: %(default)s)",
-    )
-    arguments = parser.parse_args()
-    try:
-        prepare(arguments.source, arguments.out)
-    except UserError as error:
-        print(f"prepare_thucnews: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(preparation.run("thucnews", read_splits, __doc__, "class.txt, dev.txt and test.txt"))

@@ -62,7 +62,11 @@ class Corpus:
         if not field.startswith("json."):
             return text.strip()
         value = json_text(text, field.removeprefix("json."))
-        if value is not None and not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        if (
+            value is not None
+            and not value.isascii()
+            and any("\ud800" <= letter <= "\udfff" for letter in value)
+        ):
             raise SampleFault(f"{field}: holds half of a surrogate pair, which no UTF-8 text can")
         return value
 
