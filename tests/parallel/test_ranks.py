@@ -1,0 +1,75 @@
+"""Ranks from the launcher's environment, and what FSDP2 must not depend on."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, run_module
+
+from mmscale.config import Config
+from mmscale.errors import UserError
+from mmscale.parallel.ranks import Ranks, read_environment
+from mmscale.parallel.strategy import build_strategy
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_no_launcher_is_one_rank(environment):
+    assert read_environment() == (0, 1, 0, 1)
+
+
+def test_launcher(environment):
+    for name, value in zip(VARIABLES, ("3", "8", "1", "2", "host", "29500"), strict=True):
+        environment.setenv(name, value)
+    assert read_environment() == (3, 8, 1, 2)
+    environment.setenv("RANK", "three")
+    with pytest.raises(UserError, match="must be integers"):
+        read_environment()
+
+
+def test_half_an_environment_is_an_error_that_names_what_is_missing(environment):
+    environment.setenv("RANK", "0")
+    environment.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"sets RANK, WORLD_SIZE but not MASTER_ADDR, MASTER_PORT"):
+        read_environment()
+
+
+def test_single_under_several_ranks_is_a_contradiction():
+    config = Config()
+    config.parallel.strategy = "single"
+    with pytest.raises(UserError, match=r"parallel\.strategy=single, but the launcher started 2 ranks"):
+        build_strategy(config, Ranks(0, 2, 0, 2, torch.device("cpu")))
+
+
+def test_a_rank_with_one_modality_only_neither_hangs_nor_changes_the_gradients():
+    """Three ranks: text only, pictures only, clips only; fresh weights and gradients equal the single process's."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    variables = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*launch, str(ROOT / "tests" / "parallel" / "mixed_ranks.py")],
+        env={**os.environ, **variables}, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("gradients agree") == 3
+
+
+def test_fsdp_alone_on_one_rank_trains(tmp_path, small_run):
+    command = [
+        "mmscale",
+        "train",
+        "configs/train/digits.yaml",
+        *small_run,
+        f"run.dir={tmp_path}",
+        "train.steps=2",
+    ]
+    run_module([*command, "parallel.strategy=fsdp"])
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
