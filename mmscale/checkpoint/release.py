@@ -162,6 +162,8 @@ def _write_weights(
         load_tensors(checkpoint, {f"model.{name}": tensor for name, tensor in tensors.items()})
         _check_finite(checkpoint, tensors)
         save_file(tensors, folder / file, metadata={"format": "pt"})
+        # safetensors writes private files; a release is as open as its folder.
+        (folder / file).chmod(folder.stat().st_mode & 0o666)
     if len(shards) > 1:
         total = sum(_elements(shape) for shape in shapes.values()) * _FLOAT32_BYTES
         weight_map = {name: file for file, members in zip(names, shards, strict=True) for name in members}

@@ -31,6 +31,7 @@ class StepRecord:
     grad_norm: Tensor
     lr: float
     tokens: int
+    step_s: float
     data_wait_s: float
 
 
@@ -73,7 +74,10 @@ class Metrics:
         sums = torch.stack([losses[name] for name in LOSSES] + [grad_norm.new_tensor(n) for n in counts])
         dist.all_reduce(sums)
         self.flush()
-        self._held = StepRecord(step, sums, grad_norm, lr, tokens, wait)
+        # From one step's end to the next's; reading the last step's numbers above made them wait for the device.
+        now = time.perf_counter()
+        self._held = StepRecord(step, sums, grad_norm, lr, tokens, now - self._clock, wait)
+        self._clock = now
 
     def flush(self) -> None:
         """Write the step that was held back, if any."""
@@ -81,8 +85,6 @@ class Metrics:
         if held is None:
             return
         *losses, bad, seen = held.sums.tolist()
-        now = time.perf_counter()
-        step_s, self._clock = now - self._clock, now
         self.bad, self.seen = self.bad + int(bad), self.seen + int(seen)
         row: dict[str, Any] = {
             "step": held.step,
@@ -91,9 +93,9 @@ class Metrics:
             "lr": held.lr,
             "grad_norm": float(held.grad_norm),
             "tokens": held.tokens,
-            "tokens_per_s": held.tokens / step_s,
+            "tokens_per_s": held.tokens / held.step_s,
             "mfu": None,  # the rated speed of this device is not known
-            "step_s": step_s,
+            "step_s": held.step_s,
             "data_wait_s": held.data_wait_s,
             "bad_samples": self.bad,
         }
