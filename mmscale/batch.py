@@ -81,7 +81,3 @@ class Batch:
         """Called by `torch.utils.data.DataLoader` when it pins memory."""
         pinned: dict[str, Any] = {name: value.pin_memory() for name, value in self.tensors().items()}
         return dataclasses.replace(self, **pinned)
-
-    def real_tokens(self) -> int:
-        """Positions that are not padding (synchronises if the batch is on a GPU)."""
-        return int((self.segment_BL > 0).sum())

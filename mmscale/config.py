@@ -52,10 +52,6 @@ class MediaConfig:
         """Spectrogram frames of ``samples`` samples at `sample_rate`."""
         return max(1, -(-samples // self.mel_hop))
 
-    def audio_tokens(self, samples: int) -> int:
-        """Tokens of ``samples`` samples at `sample_rate`."""
-        return -(-self.audio_frames(samples) // self.frames_per_token)
-
 
 @dataclass
 class AugmentConfig:

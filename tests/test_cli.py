@@ -120,6 +120,20 @@ def test_resume_refuses_what_does_not_fit(small_run, tmp_path):
         assert "Traceback" not in done.stderr
 
 
+def test_a_checkpoint_that_cannot_be_written_is_one_line(small_run, tmp_path):
+    command = ["mmscale", "train", CONFIG, *small_run, "train.steps=1"]
+    for place, name, expected in (
+        ("one", "checkpoints/.step-00000001.partial", "could not be written"),
+        ("two", "checkpoints", "cannot be created"),
+    ):
+        blocked = tmp_path / place / name
+        blocked.parent.mkdir(parents=True)
+        blocked.write_text("a file where a folder must go")
+        done = run_module([*command, f"run.dir={tmp_path / place}"], check=False)
+        assert done.returncode == 2 and expected in done.stderr, done.stderr
+        assert [line for line in done.stderr.splitlines() if "Traceback (most recent" in line] == []
+
+
 def test_every_command_has_help_and_json():
     def visit(parser):
         subparsers = [action for action in parser._actions if hasattr(action, "choices") and action.choices]

@@ -24,6 +24,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.storage import WriteResult
 
@@ -87,7 +88,12 @@ class CheckpointStore:
         self.wait()
         final = self._folder / f"step-{state.step:08d}"
         if dist.get_rank() == 0:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(
+                    f"{self._folder}: cannot be created ({error.strerror}); free the path"
+                ) from None
             for leftover in self._folder.glob(".step-*.partial"):
                 shutil.rmtree(leftover, ignore_errors=True)
         dist.barrier(group=self._group)
@@ -103,10 +109,9 @@ class CheckpointStore:
             return
         try:
             pending.result()
-        except OSError as error:
-            raise UserError(
-                f"{self._folder}: checkpoint could not be written ({error}); is the disk full?"
-            ) from None
+        except (OSError, CheckpointException) as error:
+            reason = " ".join(str(error).split())[-200:]  # torch gives the traceback of every rank
+            raise UserError(f"{self._folder}: could not be written (…{reason}); is the disk full?") from None
 
     def newest(self) -> Path | None:
         """The newest complete checkpoint; incomplete ones carry a hidden name and are never found."""

@@ -117,7 +117,7 @@ def _field_tokens(
         tokens = np.full(len(facts), media.image_tokens(), dtype=np.uint32)
     else:
         frames, rate = facts["a"].astype(np.int64), np.maximum(facts["b"].astype(np.int64), 1)
-        samples = -(-frames * media.sample_rate // rate)
+        samples = -(-frames * media.sample_rate // rate)  # `MediaConfig.audio_samples`, for all at once
         mel_frames = np.maximum(1, -(-samples // media.mel_hop))
         tokens = (-(-mel_frames // media.frames_per_token)).astype(np.uint32)
     return np.where(facts["offset"] > 0, tokens, ABSENT).astype(np.uint32)

@@ -43,7 +43,7 @@ class Metrics:
     """
 
     def __init__(self, config: Config, ranks: Ranks, start: int, seen: int = 0, bad: int = 0) -> None:
-        self._config, self._ranks = config, ranks
+        self._config = config
         self._held: StepRecord | None = None
         self._clock = time.perf_counter()
         self.seen, self.bad = seen, bad

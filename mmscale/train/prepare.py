@@ -5,6 +5,7 @@ The first rank makes them; the others wait and then read the same files.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch.distributed as dist
@@ -92,6 +93,18 @@ def _first_rank(config: Config) -> None:
     prepare_data(config)
     tokenizer = run_tokenizer(config)
     tokenizer.save(folder / "tokenizer.json")
-    Plan(
-        config, tokenizer, progress=config.run.progress
-    )  # counts the tokens and leaves them beside the index
+    plan = Plan(config, tokenizer, progress=config.run.progress)  # leaves the token counts beside the index
+    _tell(plan, config)
+
+
+def _tell(plan: Plan, config: Config) -> None:
+    """What the run will see, a line for each set on stderr."""
+    epochs = plan.epochs(config.train.steps)
+    for one in plan.sets:
+        line = (
+            f"mmscale: {one.name}: {len(one.corpus):,} samples in {one.order.sequences_per_epoch:,} sequences, "
+            f"{epochs[one.name]:.1f} epochs in {config.train.steps:,} steps"
+        )
+        if left_out := len(one.sizes.oversize):
+            line += f"; {left_out:,} samples longer than data.seq_len={plan.seq_len} are left out"
+        print(line, file=sys.stderr)
