@@ -23,10 +23,11 @@ from mmscale.parallel.ranks import Ranks
 
 def prepare(config: Config, ranks: Ranks) -> tuple[Tokenizer, Plan]:
     """Tokenizer and plan, equal on every rank; resolves ``config.model.vocab_size`` and writes run.dir."""
+    plan: Plan | None = None
     failure: list[str | None] = [None]
     if ranks.is_first:
         try:
-            _first_rank(config)
+            plan = _first_rank(config)
         except UserError as error:
             failure[0] = str(error)
     if ranks.world > 1:
@@ -37,7 +38,7 @@ def prepare(config: Config, ranks: Ranks) -> tuple[Tokenizer, Plan]:
         raise UserError(failure[0])
     tokenizer = Tokenizer.load(Path(config.run.dir) / "tokenizer.json")
     resolve_vocabulary(config, tokenizer)
-    plan = Plan(config, tokenizer)
+    plan = plan or Plan(config, tokenizer)
     if ranks.is_first:
         (Path(config.run.dir) / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     return tokenizer, plan
@@ -82,7 +83,7 @@ def resolve_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
         )
 
 
-def _first_rank(config: Config) -> None:
+def _first_rank(config: Config) -> Plan:
     folder = Path(config.run.dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,10 +92,14 @@ def _first_rank(config: Config) -> None:
             f"run.dir={folder}: cannot be created ({error.strerror}); choose another folder"
         ) from None
     prepare_data(config)
-    tokenizer = run_tokenizer(config)
-    tokenizer.save(folder / "tokenizer.json")
-    plan = Plan(config, tokenizer, progress=config.run.progress)  # leaves the token counts beside the index
+    path = folder / "tokenizer.json"
+    run_tokenizer(config).save(path)
+    # Read back as the other ranks read it, so that all plan with the same tokenizer.
+    plan = Plan(
+        config, Tokenizer.load(path), progress=config.run.progress
+    )  # leaves the token counts beside the index
     _tell(plan, config)
+    return plan
 
 
 def _tell(plan: Plan, config: Config) -> None:
