@@ -34,7 +34,8 @@ class Batch:
     span_BL: Tensor  # int32, number of the media span inside its sequence from 1; 0: not media
     position_BL3: Tensor  # int32, rotary position in (time, row, column)
 
-    image_N3HW: Tensor  # uint8 pictures; N may be 0
+    image_N3HW: Tensor  # uint8 pictures, padded to the largest; N may be 0
+    image_size_N2: Tensor  # int64, height and width that are real, whole patches
     image_take_T: Tensor  # int64, flat index (n * tokens_per_image + t) of every picture token used
     image_at_T: (
         Tensor  # int64, flat position (b * L + l) of every picture token, in the order of image_take_T
@@ -56,6 +57,7 @@ class Batch:
 
     dropout_key_B: Tensor  # int64 < 2**31, from (seed, step, sequence)
 
+    images_padded: bool = False  # whether any picture is smaller than image_N3HW
     step: int = 0
     sequences: list[int] = field(default_factory=list)  # positions inside the step
     keys: list[list[str]] = field(default_factory=list)  # sample keys of every sequence

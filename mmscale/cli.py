@@ -23,6 +23,48 @@ examples:
   mmscale export runs/digits --out release
 """
 
+# Keys of `MediaConfig` that `data pack` and `data index` take as options.
+MEDIA_LIMITS = ("max_audio_s", "max_image_pixels", "max_file_bytes")
+
+PACK_EPILOG = """\
+columns of a table:
+  image, audio   a path relative to the table; in Parquet also the encoded bytes, or {bytes, path} as Hugging Face
+                 data sets have it
+  text, cls      caption or transcript; class number
+  key            name of the sample (default: the row's number)
+  any other      a field json.<column>; nested values and dates are kept
+  image, audio and text may be lists (JSONL, Parquet): the fields 0.jpg, 1.jpg, …
+
+A pack that was killed, or that stopped at a broken row, continues when the same command is given again. Shards
+and index appear in DIR when all samples are written; until then complete shards wait in DIR/.pack.
+
+examples:
+  mmscale data pack photos/ --out shards/train
+  mmscale data pack clips.csv --out shards/train --max-audio-s 60
+  mmscale data pack dataset/data/ --out shards/train --workers 8
+"""
+
+INDEX_EPILOG = """\
+Every shard is read once, front to back. Remote shards stay where they are: a config names DIR, and each shard is
+fetched into the local cache (data.cache) when a sample of it is first needed. docs/remote.md tells more.
+
+examples:
+  mmscale data index shards/train
+  mmscale data index 's3://bucket/train/part-{0000..0099}.tar' --out indexes/train
+  mmscale data index s3://bucket/train/ --out indexes/train
+"""
+
+INSPECT_EPILOG = """\
+Every sample is read and decoded once: what is broken, blank, clipped, silent or empty, what is there twice, and what
+one folder shares with another, such as test with train. The page is one file without scripts; open it in a browser.
+Needs `pip install 'mmscale[tables]'`.
+
+examples:
+  mmscale data inspect shards/train shards/test --html report.html
+  mmscale data inspect shards/a shards/b --name train --name test --html report.html --table report.parquet
+  mmscale data inspect shards/train --html report.html --sample 20000
+"""
+
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point. Exits with 0, with 2 and one line on stderr for bad input; a traceback is a bug."""
@@ -57,23 +99,90 @@ def build_parser() -> argparse.ArgumentParser:
     data = verbs.add_parser("data", help="prepare, check and look at data").add_subparsers(
         required=True, metavar="COMMAND"
     )
-    pack = _verb(data, "pack", _data_pack, "folder, CSV or JSONL of media and text → shards and index")
-    pack.add_argument(
-        "source", help="a folder of media files, or a .csv or .jsonl with columns image, audio, text, …"
+    pack = _verb(
+        data,
+        "pack",
+        _data_pack,
+        "folder, CSV, JSONL or Parquet of media and text → shards and index",
+        epilog=PACK_EPILOG,
     )
-    pack.add_argument("--out", required=True, metavar="DIR", help="empty or new folder for the shards")
+    pack.add_argument(
+        "source",
+        help="a folder of media files (cat/001.jpg with cat/001.txt), a .csv, .jsonl or .parquet, "
+        "or a folder of .parquet files",
+    )
+    pack.add_argument(
+        "--out", required=True, metavar="DIR", help="empty or new folder, or that of the pack to continue"
+    )
+    pack.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default: all cores); the shards are the same"
+    )
     pack.add_argument("--samples-per-shard", type=int, default=1000, metavar="N", help="default: 1000")
     pack.add_argument(
         "--shuffle-seed", type=int, default=0, metavar="N", help="order of the samples (default: 0)"
     )
+    pack.add_argument(
+        "--shuffle-gb",
+        type=float,
+        default=8.0,
+        metavar="GB",
+        help="Parquet only: a larger source (10^9 bytes, uncompressed) is shuffled in portions of this size, each "
+        "made of row groups from all over it; DIR needs as much more room while it is packed (default: 8)",
+    )
+    _add_media_limits(pack)
 
-    index = _verb(data, "index", _data_index, "index existing shards, anyone's")
-    index.add_argument("directory", help="a folder of .tar shards")
+    index = _verb(
+        data, "index", _data_index, "index existing shards, anyone's, local or remote", INDEX_EPILOG
+    )
+    index.add_argument(
+        "sources",
+        nargs="+",
+        metavar="DIR_OR_URL",
+        help="a local folder of .tar shards; or http(s)://, s3://, gs://, hf:// URLs of the shards of one remote "
+        "folder, brace patterns of such, or @FILE, a list of them",
+    )
+    index.add_argument(
+        "--out", metavar="DIR", help="remote shards only: folder for the index; it then stands for the shards"
+    )
+    _add_media_limits(index)
 
     verify = _verb(
         data, "verify", _data_verify, "strict checks of shards against their index; fails on any fault"
     )
     verify.add_argument("directory", help="a folder of indexed shards")
+
+    inspect = _verb(
+        data,
+        "inspect",
+        _data_inspect,
+        "a page on how much data there is and what is wrong with it",
+        INSPECT_EPILOG,
+    )
+    inspect.add_argument(
+        "sources", nargs="+", metavar="DIR", help="a folder of indexed shards; several are compared"
+    )
+    inspect.add_argument("--html", required=True, metavar="F", help="the page to write")
+    inspect.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        help="what the page calls a folder, once for each DIR (default: the folder's name)",
+    )
+    inspect.add_argument(
+        "--sample",
+        type=int,
+        metavar="N",
+        help="look at N samples of each folder, drawn at random, not at all",
+    )
+    inspect.add_argument(
+        "--table", metavar="F.parquet", help="also write what was found of every sample, for pandas"
+    )
+    inspect.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="which samples are drawn and shown (default: 0)"
+    )
+    inspect.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default: all cores); the page is the same"
+    )
 
     order = _verb(data, "order", _data_order, "what is seen when, by whom, as JSON lines")
     _add_config(order)
@@ -101,10 +210,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _verb(
-    parent: Any, name: str, run: Callable[[argparse.Namespace], Any], text: str
+    parent: Any, name: str, run: Callable[[argparse.Namespace], Any], text: str, epilog: str | None = None
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = parent.add_parser(
-        name, help=text, description=text[0].upper() + text[1:] + "."
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter if epilog else argparse.HelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print one machine-readable result on stdout")
     parser.set_defaults(run=run)
@@ -118,28 +231,53 @@ def _add_config(parser: argparse.ArgumentParser, needed: bool = True) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.steps=200 seed=1")
 
 
-def _data_pack(arguments: argparse.Namespace) -> dict[str, Any]:
+def _add_media_limits(parser: argparse.ArgumentParser) -> None:
     from mmscale.config import MediaConfig
+
+    for name in MEDIA_LIMITS:
+        key = MediaConfig.__dataclass_fields__[name]
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=type(key.default),
+            default=key.default,
+            metavar="N",
+            help=f"{key.metadata['doc'].rstrip('.')} (default: {key.default:,})",
+        )
+
+
+def _media_limits(arguments: argparse.Namespace) -> Any:
+    from mmscale.config import MediaConfig
+
+    limits = {name: getattr(arguments, name) for name in MEDIA_LIMITS}
+    for name, value in limits.items():
+        if not value > 0:
+            raise UserError(f"--{name.replace('_', '-')} {value}: a limit is above 0")
+    return MediaConfig(**limits)
+
+
+def _data_pack(arguments: argparse.Namespace) -> dict[str, Any]:
     from mmscale.data.pack import pack
+    from mmscale.data.worker_pool import available_cores
 
     manifest = pack(
         Path(arguments.source),
         Path(arguments.out),
         shuffle_seed=arguments.shuffle_seed,
         samples_per_shard=arguments.samples_per_shard,
-        media=MediaConfig(),
+        shuffle_gb=arguments.shuffle_gb,
+        workers=available_cores() if arguments.workers is None else arguments.workers,
+        media=_media_limits(arguments),
         progress=True,
     )
     return _tell_manifest(manifest, arguments.json)
 
 
 def _data_index(arguments: argparse.Namespace) -> dict[str, Any]:
-    from mmscale.config import MediaConfig
-    from mmscale.data.index import build_index
+    from mmscale.data.index import index_sources
 
-    return _tell_manifest(
-        build_index(Path(arguments.directory), MediaConfig(), progress=True), arguments.json
-    )
+    out = Path(arguments.out) if arguments.out else None
+    manifest = index_sources(arguments.sources, out, _media_limits(arguments), progress=True)
+    return _tell_manifest(manifest, arguments.json)
 
 
 def _tell_manifest(manifest: Any, quiet: bool) -> dict[str, Any]:
@@ -147,6 +285,7 @@ def _tell_manifest(manifest: Any, quiet: bool) -> dict[str, Any]:
         "directory": str(manifest.root),
         "samples": len(manifest),
         "shards": len(manifest.shards),
+        "bytes": sum(shard.bytes for shard in manifest.entries),
         "fields": manifest.fields,
         "problems": manifest.problem_count,
         "digest": manifest.digest,
@@ -157,7 +296,10 @@ def _tell_manifest(manifest: Any, quiet: bool) -> dict[str, Any]:
         reasons = manifest.root / "index" / "problems.jsonl"
         print(f"mmscale: warning: {manifest.problem_count} in all; see {reasons}", file=sys.stderr)
     if not quiet:
-        print(f"{facts['samples']} samples in {facts['shards']} shards, fields {', '.join(manifest.fields)}")
+        print(
+            f"{manifest.root}: {facts['samples']:,} samples in {facts['shards']:,} shards of "
+            f"{facts['bytes'] / 1e6:,.1f} MB in all, fields {', '.join(manifest.fields)}"
+        )
         print(f"digest {manifest.digest}")
     return facts
 
@@ -177,10 +319,29 @@ def _data_verify(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"directory": arguments.directory, "faults": 0}
 
 
+def _data_inspect(arguments: argparse.Namespace) -> dict[str, Any]:
+    from mmscale.inspect.run import inspect
+
+    result = inspect(
+        arguments.sources,
+        Path(arguments.html),
+        names=arguments.name,
+        sample=arguments.sample,
+        table=Path(arguments.table) if arguments.table else None,
+        seed=arguments.seed,
+        workers=arguments.workers,
+    )
+    if not arguments.json:
+        for warning in result["warnings"]:
+            print(f"{warning['severity']}: {warning['title']}")
+        print(f"{arguments.html}: open it in a browser")
+    return result
+
+
 def _data_order(arguments: argparse.Namespace) -> None:
     from mmscale.config_file import load_config
-    from mmscale.data.plan import Plan, check_world
-    from mmscale.train.prepare import prepare_data, run_tokenizer
+    from mmscale.data.plan import check_world
+    from mmscale.train.prepare import open_plan, prepare_data, run_tokenizer
 
     config = load_config(arguments.config, arguments.overrides)
     first, _, last = arguments.steps.partition(":")
@@ -190,7 +351,7 @@ def _data_order(arguments: argparse.Namespace) -> None:
         raise UserError(f"--rank {arguments.rank} --world {arguments.world}: a rank counts from 0 to W-1")
     check_world(config.data.sequences, arguments.world)
     prepare_data(config)
-    plan = Plan(config, run_tokenizer(config))
+    plan = open_plan(config, run_tokenizer(config))
     for step in range(int(first), int(last)):
         shares = [(r, s) for r in range(arguments.world) for s in plan.share(step, r, arguments.world)]
         for rank, sequence in sorted(shares, key=lambda share: share[1].number):

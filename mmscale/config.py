@@ -5,13 +5,22 @@ Every key carries its own documentation, so ``mmscale train --keys`` can print i
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mmscale.errors import UserError
 
 TEXT_FIELDS = ("text", "cls")
 MEDIA_FIELDS = ("image", "audio")
+
+
+def is_media(field: str) -> bool:
+    """Whether a field reference is a picture or a clip, such as ``image`` or ``image.left``."""
+    return field.partition(".")[0] in MEDIA_FIELDS
 
 
 def key(default: Any, doc: str, *, choices: tuple[str, ...] = (), low: float | None = None) -> Any:
@@ -30,6 +39,12 @@ class MediaConfig:
 
     image_height: int = key(64, "Pixels every picture is resized to; a multiple of image_patch.", low=1)
     image_width: int = key(64, "Pixels every picture is resized to; a multiple of image_patch.", low=1)
+    max_image_tokens: int = key(
+        0,
+        "Above 0: a picture keeps its aspect ratio and gets as many tokens as it has detail for, this many at most, "
+        "instead of being stretched to image_height x image_width.",
+        low=0,
+    )
     image_patch: int = key(16, "Pixels along one side of the square that becomes one token.", low=1)
     max_image_pixels: int = key(64_000_000, "Larger pictures are refused from their header.", low=1)
     sample_rate: int = key(16_000, "Samples a second after resampling.", low=1000)
@@ -40,23 +55,47 @@ class MediaConfig:
     max_audio_s: float = key(30.0, "Longer clips are refused from their header; seconds.", low=0.0)
     max_file_bytes: int = key(64_000_000, "Larger members are refused before they are read.", low=1)
 
-    def image_tokens(self) -> int:
-        """Tokens of one picture."""
-        return (self.image_height // self.image_patch) * (self.image_width // self.image_patch)
+    def image_grid(self, height: Any, width: Any) -> tuple[Any, Any]:
+        """Rows and columns of tokens of a picture of ``height`` x ``width`` pixels, numbers or int64 arrays.
 
-    def audio_samples(self, frames: int, rate: int) -> int:
+        With `max_image_tokens`, the largest whole grid of at most so many patches that keeps the aspect ratio
+        and does not enlarge the picture (as NaViT's; Dehghani et al., 2023), never less than one patch.
+        Turning the picture by 90 degrees swaps the two, so a plan need not know about EXIF turns.
+        """
+        height, width = np.asarray(height, np.float64), np.asarray(width, np.float64)
+        patch, most = self.image_patch, self.max_image_tokens
+        if not most:
+            rows = np.full(height.shape, self.image_height // patch)
+            columns = np.full(height.shape, self.image_width // patch)
+        else:
+            # sqrt and division are correctly rounded everywhere, so every machine finds the same grid.
+            shrunk = np.minimum(height / patch, np.sqrt(most * height / width))
+            rows = np.clip(np.floor(shrunk).astype(np.int64), 1, most)
+            shrunk = np.minimum(width / patch, np.sqrt(most * width / height))
+            columns = np.clip(np.floor(shrunk).astype(np.int64), 1, most)
+        return (rows, columns) if rows.ndim else (int(rows), int(columns))
+
+    def audio_tokens(self, frames: Any, rate: Any) -> Any:
+        """Tokens of a clip of ``frames`` samples at ``rate`` Hz, numbers or int64 arrays."""
+        return -(-self.audio_frames(self.audio_samples(frames, rate)) // self.frames_per_token)
+
+    def audio_samples(self, frames: Any, rate: Any) -> Any:
         """Samples at `sample_rate` of a clip of ``frames`` samples at ``rate`` Hz (rounded up)."""
         return -(-frames * self.sample_rate // rate)
 
-    def audio_frames(self, samples: int) -> int:
-        """Spectrogram frames of ``samples`` samples at `sample_rate`."""
-        return max(1, -(-samples // self.mel_hop))
+    def audio_frames(self, samples: Any) -> Any:
+        """Spectrogram frames of ``samples`` samples at `sample_rate`, at least one."""
+        frames = -(-samples // self.mel_hop)
+        return frames + (frames == 0)
 
 
 @dataclass
 class AugmentConfig:
     """Random changes to training samples, drawn from (seed, epoch, sample). All off by default."""
 
+    image_crop: float = key(
+        0.0, "Random resized crop: least share of the picture's area that is kept; 0: off.", low=0.0
+    )
     image_shift: float = key(0.0, "Largest shift as a share of the picture's side.", low=0.0)
     image_rotate: float = key(0.0, "Largest turn, degrees.", low=0.0)
     image_scale: float = key(0.0, "Largest relative change of size.", low=0.0)
@@ -102,8 +141,32 @@ class SetConfig:
 
     shards: list[str] = key([], "Folders, files or brace patterns of tar shards.")
     weight: float = key(1.0, "Share of the sequences, relative to the other sets.", low=0.0)
+    max_epochs: int = key(
+        0, "Most times a sample is repeated, then the other sets go on alone; 0: no cap.", low=0
+    )
     tasks: list[TaskConfig] = key([], "What its samples are asked.")
     augment: AugmentConfig = key(AugmentConfig, "Random changes to its samples.")
+
+
+@dataclass
+class WeightChange:
+    """New weights from a step on."""
+
+    step: int = key(0, "First step with these weights.", low=0)
+    weights: dict[str, float] = key({}, "Weights by data set; sets not named keep theirs.")
+
+
+@dataclass
+class CacheConfig:
+    """Local copies of remote shards, shared by all processes of a machine."""
+
+    dir: str = key("", "Folder of the cache; empty: $MMSCALE_CACHE, else ~/.cache/mmscale.")
+    max_gb: float = key(100.0, "Size limit, 10^9 bytes; what was used longest ago goes first.", low=0.001)
+    retries: int = key(8, "Attempts after a passing failure of the network, with growing pauses.", low=0)
+
+    def folder(self) -> Path:
+        """The cache's folder; it need not exist."""
+        return Path(self.dir or os.environ.get("MMSCALE_CACHE") or "~/.cache/mmscale").expanduser()
 
 
 @dataclass
@@ -116,12 +179,21 @@ class TokenizerConfig:
 class DataConfig:
     prepare: str = key("", "Embedded data set to build first where it is missing.", choices=("", "digits"))
     sets: dict[str, SetConfig] = key({}, "Data sets by name.")
+    schedule: list[WeightChange] = key([], "Changes of the sets' weights at given steps.")
+    accept_changes: bool = key(
+        False, "Resume on shards that were replaced, added or removed, from that step on."
+    )
+    cache: CacheConfig = key(CacheConfig, "Local copies of remote shards.")
     tokenizer: TokenizerConfig = key(TokenizerConfig, "Byte-level BPE.")
     seq_len: int = key(1024, "Tokens of one packed sequence.", low=16)
     sequences: int = key(8, "Sequences of one step, over all ranks together.", low=1)
     block: int = key(256, "Neighbouring samples that stay together, so that reads are local.", low=1)
-    group_blocks: int = key(16, "Blocks whose samples are packed into sequences together.", low=1)
-    window_groups: int = key(8, "Groups whose sequences are shuffled together.", low=1)
+    group_blocks: int = key(
+        0,
+        "Blocks whose samples are packed into sequences together; 0: 8, or as many as fill 128 sequences.",
+        low=0,
+    )
+    window_groups: int = key(4, "Groups whose sequences are shuffled together.", low=1)
     workers: int = key(1, "Loader processes of each rank; 0: in the training process.", low=0)
     prefetch: int = key(4, "Micro-batches each worker prepares ahead.", low=1)
     max_bad_fraction: float = key(0.01, "Share of undecodable samples above which the run ends.", low=0.0)
@@ -243,15 +315,19 @@ class Config:
             _check_set(f"data.sets.{name}", data_set)
         if not any(data_set.weight > 0 for data_set in self.data.sets.values()):
             raise UserError("data.sets: every weight is 0; give at least one set a weight above 0")
+        _check_schedule(self.data)
         for name, score in self.eval.items():
             _check_eval(f"eval.{name}", score)
 
 
 def check_field(where: str, name: str) -> None:
-    """A field reference is image, audio, text, cls or json.<path>."""
-    if name in TEXT_FIELDS or name in MEDIA_FIELDS or (name.startswith("json.") and len(name) > 5):
+    """A field reference is image, audio, text, cls, json.<path>, or image.<name> and so on."""
+    kind, dot, rest = name.partition(".")
+    if kind in (*TEXT_FIELDS, *MEDIA_FIELDS) and (rest or not dot) or (kind == "json" and rest):
         return
-    raise UserError(f"{where}: unknown field {name!r}; use image, audio, text, cls or json.<path>")
+    raise UserError(
+        f"{where}: unknown field {name!r}; use image, audio, text, cls, json.<path>, or image.<name> for <name>.png"
+    )
 
 
 def _check_media(media: MediaConfig) -> None:
@@ -289,10 +365,24 @@ def _check_set(where: str, data_set: SetConfig) -> None:
         for name in task.fields():
             check_field(place, name)
         if task.objective == "next_token":
-            if not task.target or task.target in MEDIA_FIELDS:
+            if not task.target or is_media(task.target):
                 raise UserError(f"{place}.target: a next_token task answers with a text field, such as text")
         elif len(task.between) < 2:
             raise UserError(f"{place}.between: a contrastive task needs at least two fields")
+
+
+def _check_schedule(data: DataConfig) -> None:
+    last = 0
+    for number, change in enumerate(data.schedule):
+        place = f"data.schedule[{number}]"
+        if change.step <= last and number:
+            raise UserError(f"{place}.step: {change.step} does not come after step {last}; put them in order")
+        last = change.step
+        for name, weight in change.weights.items():
+            if name not in data.sets:
+                raise UserError(f"{place}.weights.{name}: no such set; data.sets has {', '.join(data.sets)}")
+            if not weight >= 0:
+                raise UserError(f"{place}.weights.{name}: {weight} is below 0; use 0 to leave the set out")
 
 
 def _check_eval(where: str, score: EvalConfig) -> None:

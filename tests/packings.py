@@ -9,6 +9,7 @@ from mmscale.data.builder import BatchBuilder
 from mmscale.data.tokenizer import EMBED
 
 MEDIA = MediaConfig(image_height=16, image_width=24, image_patch=8, mel_bins=20)
+IMAGE_TOKENS = 2 * 3
 VOCABULARY = 64
 
 
@@ -34,7 +35,7 @@ def random_batch(seed: int, sequences: int = 3, length: int = 160, kinds: str = 
         while True:
             kind = kinds[draws.integer(0, len(kinds))]
             words, size = draws.integer(1, 12), draws.integer(1, 12)
-            need = words + 1 + {"t": 0, "i": MEDIA.image_tokens(), "a": size}[kind]
+            need = words + 1 + {"t": 0, "i": IMAGE_TOKENS, "a": size}[kind]
             if need > builder.room:
                 break
             add_segment(builder, kind, words, size, draws)

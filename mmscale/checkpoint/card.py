@@ -12,7 +12,7 @@ import yaml
 
 from mmscale.checkpoint.score_file import read_scores
 from mmscale.checkpoint.store import RunState
-from mmscale.config import Config, SetConfig, TaskConfig
+from mmscale.config import Config, MediaConfig, SetConfig, TaskConfig
 from mmscale.data.corpus import Corpus
 from mmscale.errors import UserError
 
@@ -121,6 +121,15 @@ def _scores(run_dir: Path, step: int) -> str:
     return "\n".join(lines) + f"\n\nThe command that gives them:\n\n```\n{commands}\n```\n"
 
 
+def _pictures(media: MediaConfig) -> str:
+    if media.max_image_tokens:
+        return (
+            f"aspect ratio kept, at most {media.max_image_tokens} tokens of {media.image_patch}-pixel squares"
+        )
+    rows, columns = media.image_grid(media.image_height, media.image_width)
+    return f"resized to {media.image_width} x {media.image_height} pixels, {rows * columns} tokens"
+
+
 def _sizes(config: Config, parameters: int, sizes: dict[str, int]) -> str:
     model, media = config.model, config.media
     rows = {
@@ -130,8 +139,7 @@ def _sizes(config: Config, parameters: int, sizes: dict[str, int]) -> str:
         f"key-value heads of {model.head_dim}, feed-forward {model.hidden}",
         "stems": f"image {model.image_stem}, audio {model.audio_stem}",
         "vocabulary": f"{model.vocab_size} byte-level BPE tokens",
-        "pictures": f"resized to {media.image_width} x {media.image_height} pixels, "
-        f"{media.image_tokens()} tokens",
+        "pictures": _pictures(media),
         "sound": f"{media.sample_rate} Hz mono, {media.mel_bins} mel bands, "
         f"{media.sample_rate / (media.mel_hop * media.frames_per_token):.1f} tokens a second",
     }

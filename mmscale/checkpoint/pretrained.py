@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmscale.checkpoint.release import load_release
-from mmscale.config import MEDIA_FIELDS
+from mmscale.config import is_media
 from mmscale.errors import SampleFault, UserError
 from mmscale.predict.predictor import Predictor
 from mmscale.predict.query import Part
@@ -125,7 +125,7 @@ class Pretrained:
             for one in self.config.data.sets.values()
             for task in one.tasks
             if task.objective == "next_token"
-            for kinds in [[name if name in MEDIA_FIELDS else "text" for name in task.input]]
+            for kinds in [[name.partition(".")[0] if is_media(name) else "text" for name in task.input]]
             if sorted(kinds) == sorted(parts)
         ]
         order = orders[0][0] if orders else list(parts)

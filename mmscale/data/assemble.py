@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,9 @@ from numpy.typing import NDArray
 
 from mmscale import prf
 from mmscale.batch import Batch
-from mmscale.config import MEDIA_FIELDS, AugmentConfig, Config, TaskConfig
+from mmscale.config import Config, TaskConfig, is_media
 from mmscale.data.audio import decode_audio
-from mmscale.data.augment import augment_image, augment_mel, augment_wave, drop_text
+from mmscale.data.augment import augment_image, augment_mel, augment_wave, draw_crop, drop_text
 from mmscale.data.builder import BatchBuilder
 from mmscale.data.image import decode_image
 from mmscale.data.mel import LogMel
@@ -28,26 +29,28 @@ class Assembler:
     """
 
     def __init__(self, config: Config, plan: Plan, tokenizer: Tokenizer) -> None:
-        self._config, self._plan, self._tokenizer = config, plan, tokenizer
-        self._mel = LogMel(config.media)
+        self._plan, self._seq_len = plan, config.data.seq_len
+        self.seed, self.media, self.tokenizer = config.seed, config.media, tokenizer
+        self.log_mel = LogMel(config.media)
         self._prompts = {
             task.prompt: tokenizer.encode(task.prompt) for one in plan.sets for task in one.config.tasks
         }
 
     def batch(self, step: PlannedStep, sequences: list[PlannedSequence]) -> Batch:
         """The batch of ``sequences``, all of one step."""
-        config = self._config
-        builder = BatchBuilder(len(sequences), config.data.seq_len, config.media)
+        builder = BatchBuilder(len(sequences), self._seq_len, self.media)
         keys: list[list[str]] = []
         faults: list[dict[str, Any]] = []
         for sequence in sequences:
-            key = prf.derive_key(config.seed, "dropout", step.step, sequence.number)
+            key = prf.derive_key(self.seed, "dropout", step.step, sequence.number)
             builder.open_sequence(key & 0x7FFFFFFF)
             planned = self._plan.sets[sequence.set_index]
             keys.append([planned.corpus.key(sample) for sample in sequence.samples.tolist()])
-            for sample in sequence.samples.tolist():
+            applies = np.stack(planned.measure.applies(sequence.samples))
+            for column, sample in enumerate(sequence.samples.tolist()):
+                tasks = np.flatnonzero(applies[:, column]).tolist()
                 try:
-                    content = _Content(self, planned, sequence.epoch, sample)
+                    content = _Content(self, planned, sequence.epoch, sample, tasks)
                 except SampleFault as fault:
                     field, _, reason = str(fault).partition(": ")
                     where = planned.corpus.where(sample, field)
@@ -55,7 +58,7 @@ class Assembler:
                         {"set": planned.name, **where, "field": field, "reason": reason, "step": step.step}
                     )
                     continue
-                self._lay(builder, content, planned, sample, step)
+                self._lay(builder, content, planned, step)
         return builder.finish(
             step=step.step,
             sequences=[sequence.number for sequence in sequences],
@@ -64,13 +67,10 @@ class Assembler:
             samples=sum(len(sequence.samples) for sequence in sequences),
         )
 
-    def _lay(
-        self, builder: BatchBuilder, content: _Content, planned: PlannedSet, sample: int, step: PlannedStep
-    ) -> None:
+    def _lay(self, builder: BatchBuilder, content: _Content, planned: PlannedSet, step: PlannedStep) -> None:
         media = content.register(builder)
-        for number, task in enumerate(planned.config.tasks):
-            if not planned.sizes.applies[number][sample]:
-                continue
+        for number in content.tasks:
+            task = planned.config.tasks[number]
             if task.objective == "next_token":
                 self._lay_next_token(builder, content, media, task, step)
             else:
@@ -115,60 +115,69 @@ class Assembler:
 class _Content:
     """Decoded and augmented fields of one sample, each made once however many tasks use it."""
 
-    def __init__(self, assembler: Assembler, planned: PlannedSet, epoch: int, sample: int) -> None:
-        config, tokenizer, corpus = assembler._config, assembler._tokenizer, planned.corpus
-        augment: AugmentConfig = planned.config.augment
-        self.key = corpus.key(sample)
+    def __init__(
+        self, assembler: Assembler, planned: PlannedSet, epoch: int, sample: int, tasks: list[int]
+    ) -> None:
+        self._assembler, self._planned, self._epoch, self._sample = assembler, planned, epoch, sample
+        self.tasks = tasks  # numbers of those the sample has the fields of
+        self.key = planned.corpus.key(sample)
         self.texts: dict[str, NDArray[np.int64]] = {}
         self.raw: dict[str, str] = {}
         self.inputs: dict[str, NDArray[np.int64]] = {}  # texts as the model sees them, tokens dropped
-        self.image: NDArray[np.uint8] | None = None
-        self.mel: NDArray[np.float32] | None = None
-        applicable = [
-            t for t, has in zip(planned.config.tasks, planned.sizes.applies, strict=True) if has[sample]
-        ]
-        for field in dict.fromkeys(name for task in applicable for name in task.fields()):
-            # Draws of its own for every field, so that changing one field's augmentation leaves the others alone.
-            draws = prf.Draws(prf.derive_key(config.seed, "augment", planned.name, epoch, sample, field))
+        self._images: dict[str, NDArray[np.uint8]] = {}
+        self._mels: dict[str, NDArray[np.float32]] = {}
+        for field in dict.fromkeys(
+            name for number in tasks for name in planned.config.tasks[number].fields()
+        ):
             try:
-                if field == "image":
-                    image = decode_image(corpus.read(field, sample), config.media)
-                    self.image = augment_image(image, augment, draws)
-                elif field == "audio":
-                    wave = decode_audio(corpus.read(field, sample), config.media)
-                    mel = assembler._mel(augment_wave(wave, config.media, augment, draws))
-                    self.mel = augment_mel(mel, augment, draws)
-                else:
-                    text = corpus.text(field, sample)
-                    if text is None:
-                        raise SampleFault("the field is gone since the index was made")
-                    self.raw[field] = text
-                    self.texts[field] = np.array(tokenizer.encode(text), dtype=np.int64)
-                    self.inputs[field] = drop_text(self.texts[field], augment, draws, MASK)
+                self._read(field)
             except SampleFault as fault:
                 raise SampleFault(f"{field}: {str(fault).removeprefix(field + ': ')}") from None
-        assert all(
-            field in self.texts for task in applicable for field in task.fields() if field not in MEDIA_FIELDS
-        )
 
     def register(self, builder: BatchBuilder) -> dict[str, int]:
         """Hand the media to the builder; returns their numbers by field."""
-        numbers = {}
-        if self.image is not None:
-            numbers["image"] = builder.new_image(self.image)
-        if self.mel is not None:
-            numbers["audio"] = builder.new_clip(self.mel)
-        return numbers
+        images = {field: builder.new_image(image) for field, image in self._images.items()}
+        return images | {field: builder.new_clip(mel) for field, mel in self._mels.items()}
+
+    def _read(self, field: str) -> None:
+        corpus, augment = self._planned.corpus, self._planned.config.augment
+        media, tokenizer = self._assembler.media, self._assembler.tokenizer
+        if not is_media(field):
+            text = corpus.text(field, self._sample)
+            if text is None:
+                raise SampleFault("the field is gone since the index was made")
+            self.raw[field] = text
+            self.texts[field] = np.array(tokenizer.encode(text), dtype=np.int64)
+            self.inputs[field] = drop_text(self.texts[field], augment, self._draws(field), MASK)
+            return
+        data = corpus.read(field, self._sample)
+        if field.startswith("image"):
+            crop = None
+            if augment.image_crop:
+                crop = partial(draw_crop, cfg=augment, draws=self._draws(field, "crop"))
+            image = decode_image(data, media, crop)
+            self._images[field] = augment_image(image, augment, self._draws(field))
+        else:
+            draws = self._draws(field)
+            wave = augment_wave(decode_audio(data, media), media, augment, draws)
+            self._mels[field] = augment_mel(self._assembler.log_mel(wave), augment, draws)
+
+    def _draws(self, field: str, *more: str) -> prf.Draws:
+        # Draws of its own for every field, so that changing one field's augmentation leaves the others alone.
+        seed = self._assembler.seed
+        return prf.Draws(
+            prf.derive_key(seed, "augment", self._planned.name, self._epoch, self._sample, field, *more)
+        )
 
 
 def _add_field(
     builder: BatchBuilder, texts: dict[str, NDArray[np.int64]], media: dict[str, int], field: str
 ) -> NDArray[np.int64] | None:
     """Add one field to the open segment; returns flat positions if it is text."""
-    if field == "image":
+    if not is_media(field):
+        return builder.add_text(texts[field])
+    if field.startswith("image"):
         builder.add_image(media[field])
-        return None
-    if field == "audio":
+    else:
         builder.add_clip(media[field])
-        return None
-    return builder.add_text(texts[field])
+    return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import soundfile
@@ -10,34 +12,40 @@ import soxr
 from numpy.typing import NDArray
 
 from mmscale.config import MediaConfig
+from mmscale.data.media_type import ending_of
 from mmscale.errors import SampleFault
 
 # Together with media.max_audio_s these bound the memory a header can ask for.
+MIN_RATE = 1_000
 MAX_RATE = 384_000
 MAX_CHANNELS = 8
 
+_ENDINGS = ("wav", "flac", "ogg", "opus", "mp3")
+# Samples of all channels that are decoded at a time.
+_BLOCK = 1 << 16
 # MP3 decoders drop a fraction of a second that the header counts (encoder delay); a larger gap is a cut file.
 _TOLERATED_GAP_S = 0.1
 # Far above full scale (1.0), far below where a power spectrum leaves float32.
 _LOUDEST = 65_536.0
+# Programs that write WAV into a pipe cannot know its size, and put a number near one of the two limits there.
+_UNKNOWN_RIFF_SIZE = 0x7FFF_0000
+# Writers disagree about what the size counts: the header, a byte of padding.
+_TOLERATED_GAP_BYTES = 64
 
 
 def decode_audio(data: bytes, media: MediaConfig) -> NDArray[np.float32]:
-    """Decode WAV, FLAC, Ogg Vorbis, Opus, MP3 and the like to float32 [n], mono at ``media.sample_rate``.
+    """Decode WAV, FLAC, Ogg Vorbis, Opus and MP3 to float32 [n], mono at ``media.sample_rate``.
 
-    Full scale is 1.0. Channels are averaged; resampled by soxr (HQ). ``n`` is exactly
+    Full scale is 1.0. Channels are averaged; resampled by soxr (HQ, a polyphase filter). ``n`` is exactly
     ``media.audio_samples(frames, rate)`` of the header's ``frames`` and ``rate``.
 
-    Raises `SampleFault` when the header breaks a limit (duration, rate, channels; checked before samples are
-    decoded), when the file is cut short, or when a sample is not finite.
+    Raises `SampleFault` for what `open_sound` does, when the file is cut short, or when a sample is not finite.
     """
-    try:
-        with soundfile.SoundFile(io.BytesIO(data)) as sound:
-            _check_header(sound, media)
-            frames, rate = sound.frames, sound.samplerate
-            wave = sound.read(frames, dtype="float32", always_2d=True).mean(axis=1, dtype=np.float32)
-    except (RuntimeError, OSError, ValueError, TypeError) as error:  # SoundFileError is a RuntimeError
-        raise SampleFault(f"undecodable sound: {_reason(error)}") from error
+    with open_sound(data, media) as sound:
+        frames, rate = sound.frames, sound.samplerate
+        wave = np.concatenate(
+            [block.mean(axis=1, dtype=np.float32) for block in _blocks(sound)] or [np.zeros(0, np.float32)]
+        )
     if frames - len(wave) > _TOLERATED_GAP_S * rate:
         raise SampleFault(f"sound is cut short: {len(wave)} of {frames} samples")
     # The comparison is false for NaN too.
@@ -48,6 +56,36 @@ def decode_audio(data: bytes, media: MediaConfig) -> NDArray[np.float32]:
     return fit_length(wave, media.audio_samples(frames, rate))
 
 
+@contextmanager
+def open_sound(data: bytes, media: MediaConfig) -> Iterator[soundfile.SoundFile]:
+    """The sound in ``data``, of which only the header has been read.
+
+    Raises `SampleFault`, also for whatever goes wrong within the block: not one of the formats, broken, or a
+    header that breaks a limit (duration, rate, channels).
+    """
+    if ending_of(data) not in _ENDINGS:
+        raise SampleFault("not a sound in a supported format (wav, flac, ogg, opus, mp3)")
+    if data.startswith(b"RIFF"):
+        size = int.from_bytes(data[4:8], "little") + 8
+        # libsndfile would read a shorter clip.
+        if size < _UNKNOWN_RIFF_SIZE and size - len(data) > _TOLERATED_GAP_BYTES:
+            raise SampleFault(f"sound is cut short: {len(data)} of {size} bytes")
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as sound:
+            _check_header(sound, media)
+            yield sound
+    except (
+        RuntimeError,
+        OSError,
+        ValueError,
+        TypeError,
+        MemoryError,
+    ) as error:  # SoundFileError is a RuntimeError
+        # soundfile's own text starts with the address of the stream, which differs from run to run.
+        reason = getattr(error, "error_string", None) or type(error).__name__
+        raise SampleFault(f"broken sound: {reason}") from error
+
+
 def fit_length(wave: NDArray[np.float32], samples: int) -> NDArray[np.float32]:
     """Cut float32 [n] at the end, or append silence, to ``samples``."""
     fitted = np.zeros(samples, dtype=np.float32)
@@ -56,18 +94,24 @@ def fit_length(wave: NDArray[np.float32], samples: int) -> NDArray[np.float32]:
     return fitted
 
 
+def _blocks(sound: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:
+    """float32 [n, channels] up to the header's end; memory for all channels is only ever needed for one block."""
+    left = sound.frames
+    while left > 0:
+        block = sound.read(min(left, _BLOCK // sound.channels), dtype="float32", always_2d=True)
+        if not len(block):
+            return
+        left -= len(block)
+        yield block
+
+
 def _check_header(sound: soundfile.SoundFile, media: MediaConfig) -> None:
     if sound.frames < 1:
         raise SampleFault("sound without samples")
-    if not 1 <= sound.samplerate <= MAX_RATE:
-        raise SampleFault(f"sound at {sound.samplerate} Hz; at most {MAX_RATE} is read")
-    if sound.channels > MAX_CHANNELS:
+    if not MIN_RATE <= sound.samplerate <= MAX_RATE:
+        raise SampleFault(f"sound at {sound.samplerate} Hz; {MIN_RATE} to {MAX_RATE} are read")
+    if not 1 <= sound.channels <= MAX_CHANNELS:
         raise SampleFault(f"sound of {sound.channels} channels; at most {MAX_CHANNELS} are read")
     if sound.frames > media.max_audio_s * sound.samplerate:
         seconds = sound.frames / sound.samplerate
         raise SampleFault(f"sound of {seconds:.1f} s is over media.max_audio_s={media.max_audio_s:g}")
-
-
-def _reason(error: Exception) -> str:
-    # soundfile's messages start with the address of the stream, which differs from run to run.
-    return getattr(error, "error_string", None) or str(error)[:120]

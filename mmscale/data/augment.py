@@ -14,12 +14,38 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mmscale.config import AugmentConfig, MediaConfig
+from mmscale.data.image import Box
 from mmscale.prf import Draws
 
 # Factors stay above this, so that no config can turn a picture or a clip inside out.
 _SMALLEST_FACTOR = 0.1
 _LARGEST_TIME_MASK = 0.25
+# Random resized crop: the most a crop is stretched, and how often one is drawn until it fits.
+_MOST_STRETCH = 4 / 3
+_CROP_TRIES = 10
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+
+def draw_crop(height: int, width: int, aspect: float, cfg: AugmentConfig, draws: Draws) -> Box:
+    """The part of a picture of ``height`` x ``width`` pixels that is kept; all of it with ``image_crop`` 0.
+
+    Its share of the area is uniform between ``image_crop`` and 1; its width / height is log-uniform between
+    3/4 and 4/3 of ``aspect``, that of the result. If ten draws do not fit, the largest part from the centre
+    within these ratios (Szegedy et al., "Going deeper with convolutions", 2015; torchvision's
+    RandomResizedCrop, which has ``aspect`` 1).
+    """
+    if not cfg.image_crop:
+        return Box(0, 0, height, width)
+    for _ in range(_CROP_TRIES):
+        area = height * width * draws.uniform(cfg.image_crop, 1.0)
+        ratio = aspect * math.exp(draws.uniform(-math.log(_MOST_STRETCH), math.log(_MOST_STRETCH)))
+        kept_height, kept_width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < kept_height <= height and 0 < kept_width <= width:
+            top, left = draws.integer(0, height - kept_height + 1), draws.integer(0, width - kept_width + 1)
+            return Box(top, left, kept_height, kept_width)
+    kept_height = min(height, max(1, round(width / (aspect / _MOST_STRETCH))))
+    kept_width = min(width, max(1, round(height * (aspect * _MOST_STRETCH))))
+    return Box((height - kept_height) // 2, (width - kept_width) // 2, kept_height, kept_width)
 
 
 def augment_image(image: NDArray[np.uint8], cfg: AugmentConfig, draws: Draws) -> NDArray[np.uint8]:

@@ -65,14 +65,14 @@ class BatchBuilder:
         return at
 
     def new_image(self, image: NDArray[np.uint8]) -> int:
-        """Register a picture, uint8 [3, H, W]; returns its number for `add_image`, as often as needed."""
+        """Register a picture, uint8 [3, H, W], whole patches; returns its number for `add_image`."""
         self._images.append(image)
         return len(self._images) - 1
 
     def add_image(self, number: int) -> None:
         """Add the tokens of a registered picture: time stands still, row and column count from the clock."""
-        media = self._media
-        rows, columns = media.image_height // media.image_patch, media.image_width // media.image_patch
+        patch = self._media.image_patch
+        rows, columns = (side // patch for side in self._images[number].shape[1:])
         grid = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1).reshape(-1, 2)
         position = np.concatenate([np.zeros((len(grid), 1), np.int64), grid], axis=1) + self._clock
         at = self._take(len(grid), IMAGE, position)
@@ -109,11 +109,12 @@ class BatchBuilder:
     def finish(self, **facts: Any) -> Batch:
         """The batch; ``facts`` are its plain fields (step, keys, …)."""
         media = self._media
-        image_shape = (0, 3, media.image_height, media.image_width)
-        images = np.stack(self._images) if self._images else np.zeros(image_shape, np.uint8)
+        images, sizes = self._padded_images()
+        columns = images.shape[3] // media.image_patch
         image_take, image_at = _uses(
-            self._image_use, media.image_tokens(), [media.image_tokens()] * len(images)
-        )
+            self._image_use, [_grid_tokens(height, width, columns) for height, width in sizes // media.image_patch],
+            images.shape[2] // media.image_patch * columns,
+        )  # fmt: skip
 
         frames = np.array([len(clip) for clip in self._clips], np.int64)
         # Whole tokens, so that the stems' strides divide the padded length.
@@ -122,7 +123,7 @@ class BatchBuilder:
         for number, clip in enumerate(self._clips):
             audio[number, : len(clip)] = clip
         audio_take, audio_at = _uses(
-            self._clip_use, per_clip, [self.clip_tokens(n) for n in range(len(frames))]
+            self._clip_use, [np.arange(self.clip_tokens(n)) for n in range(len(frames))], per_clip
         )
 
         def joined(parts: list[NDArray[Any]], dtype: type) -> torch.Tensor:
@@ -136,6 +137,7 @@ class BatchBuilder:
             span_BL=torch.from_numpy(self._span),
             position_BL3=torch.from_numpy(self._position),
             image_N3HW=torch.from_numpy(images),
+            image_size_N2=torch.from_numpy(sizes),
             image_take_T=torch.from_numpy(image_take),
             image_at_T=torch.from_numpy(image_at),
             audio_NFM=torch.from_numpy(audio),
@@ -151,8 +153,22 @@ class BatchBuilder:
             embed_match_T=torch.tensor(match, dtype=torch.int64),
             embed_weight_T=torch.tensor(weight, dtype=torch.float32),
             dropout_key_B=torch.from_numpy(self._dropout_key),
+            images_padded=bool((sizes != images.shape[2:]).any()),
             **facts,
         )
+
+    def _padded_images(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """All pictures in one array, padded at the bottom and right, and their heights and widths, int64 [N, 2]."""
+        if not self._images:
+            shape = (0, 3, self._media.image_height, self._media.image_width)
+            return np.zeros(shape, np.uint8), np.zeros((0, 2), np.int64)
+        sizes = np.array([image.shape[1:] for image in self._images], np.int64)
+        if (sizes == sizes[0]).all():
+            return np.stack(self._images), sizes
+        padded = np.zeros((len(sizes), 3, *sizes.max(axis=0)), np.uint8)
+        for one, image in zip(padded, self._images, strict=True):
+            one[:, : image.shape[1], : image.shape[2]] = image
+        return padded, sizes
 
     def _take(self, count: int, kind: int, position: NDArray[np.int64]) -> NDArray[np.int64]:
         """Claim ``count`` positions of the open segment; returns them flat."""
@@ -168,12 +184,17 @@ class BatchBuilder:
         return self._row * self._length + np.arange(here.start, here.stop)
 
 
+def _grid_tokens(rows: int, columns: int, padded_columns: int) -> NDArray[np.int64]:
+    """Numbers of a picture's own tokens among those of its padded grid, int64 [rows * columns]."""
+    return (np.arange(rows)[:, None] * padded_columns + np.arange(columns)).reshape(-1)
+
+
 def _uses(
-    uses: list[tuple[int, int]], per_item: int, counts: list[int]
+    uses: list[tuple[int, int]], own_tokens: list[NDArray[np.int64]], per_item: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(index into the stem's output, flat position) of every media token in use; both int64 [T]."""
-    take = [number * per_item + np.arange(counts[number]) for number, _ in uses]
-    at = [first + np.arange(counts[number]) for number, first in uses]
     if not uses:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    return np.concatenate(take).astype(np.int64), np.concatenate(at).astype(np.int64)
+    take = [number * per_item + own_tokens[number] for number, _ in uses]
+    at = [first + np.arange(len(own_tokens[number])) for number, first in uses]
+    return np.concatenate(take), np.concatenate(at)

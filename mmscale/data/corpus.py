@@ -8,24 +8,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmscale.config import CacheConfig
 from mmscale.data.manifest import Located, Manifest, open_manifests
 from mmscale.data.store import ByteStore
+from mmscale.data.stored_index import FACTS
 from mmscale.errors import SampleFault
 
 
 class Corpus:
     """Samples 0..N-1 of a data set. Picklable; file handles are opened again in each worker."""
 
-    def __init__(self, manifests: list[Manifest]) -> None:
+    def __init__(self, manifests: list[Manifest], cache: CacheConfig | None = None) -> None:
         self.manifests = manifests
         self._ends = np.cumsum([len(manifest) for manifest in manifests])
-        self._located: dict[tuple[int, str], Located] = {}
-        self._store = ByteStore()
+        self._located: dict[tuple[int, str], Located | None] = {}
+        self._store = ByteStore(cache or CacheConfig())
 
     @classmethod
-    def open(cls, shards: list[str]) -> Corpus:
-        """Open folders, files or brace patterns. Raises `UserError` naming what is missing."""
-        return cls(open_manifests(shards))
+    def open(cls, shards: list[str], cache: CacheConfig | None = None) -> Corpus:
+        """Open folders, files, URLs or brace patterns. Raises `UserError` naming what is missing."""
+        return cls(open_manifests(shards, cache or CacheConfig()), cache)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -40,17 +42,39 @@ class Corpus:
         manifest, row = self._find(sample)
         return self.manifests[manifest].key(row)
 
-    def facts(self, field: str) -> NDArray[Any]:
-        """Index facts of ``field`` (see `manifest.FACTS`), structured [N]; offset 0 where a sample lacks it."""
-        parts = [self._locate(number, field).facts for number in range(len(self.manifests))]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    def check_field(self, field: str) -> None:
+        """Raise `UserError` listing the fields there are if no folder of the set has ``field``."""
+        for number in range(len(self.manifests)):
+            if self._locate(number, field) is not None:
+                return
+        self.manifests[0].locate(field)
+
+    def facts(self, field: str, samples: NDArray[np.int64]) -> NDArray[Any]:
+        """Index facts of ``field`` (see `stored_index.FACTS`) of the numbered samples, structured [n].
+
+        ``offset`` is 0 where a sample lacks the field.
+        """
+        if len(self.manifests) == 1:
+            located = self._locate(0, field)
+            return np.zeros(len(samples), FACTS) if located is None else located.facts(samples)
+        found = np.zeros(len(samples), FACTS)
+        owners = np.searchsorted(self._ends, samples, side="right")
+        for number in np.unique(owners).tolist():
+            located = self._locate(number, field)
+            if located is not None:
+                mine = owners == number
+                found[mine] = located.facts(samples[mine] - self._start(number))
+        return found
 
     def read(self, field: str, sample: int) -> bytes:
         """Bytes of one field, checked against the index. Raises `SampleFault` with the reason."""
         number, row = self._find(sample)
-        manifest, facts = self.manifests[number], self._locate(number, field).facts[row]
-        path = manifest.shard_path(int(manifest.shard_of[row]))
-        return self._store.read(path, int(facts["offset"]), int(facts["size"]), int(facts["crc"]))
+        located = self._locate(number, field)
+        if located is None:
+            raise SampleFault("the sample has no such field")
+        offset, size, crc = located.facts(np.array([row]))[["offset", "size", "crc"]].item()
+        manifest = self.manifests[number]
+        return self._store.read(manifest.place(manifest.shard_of(row)), offset, size, crc)
 
     def text(self, field: str, sample: int) -> str | None:
         """Text of a text, cls or json.<path> field; None where the JSON has no such path."""
@@ -76,18 +100,27 @@ class Corpus:
         manifest = self.manifests[number]
         return {
             "key": manifest.key(row),
-            "shard": manifest.shards[int(manifest.shard_of[row])],
-            "offset": int(self._locate(number, field).facts[row]["offset"]),
+            "shard": manifest.shards[manifest.shard_of(row)],
+            "offset": int(self.facts(field, np.array([sample]))["offset"][0]),
         }
 
     def _find(self, sample: int) -> tuple[int, int]:
         number = int(np.searchsorted(self._ends, sample, side="right"))
-        return number, sample - (int(self._ends[number - 1]) if number else 0)
+        return number, sample - self._start(number)
 
-    def _locate(self, number: int, field: str) -> Located:
+    def _start(self, number: int) -> int:
+        return int(self._ends[number - 1]) if number else 0
+
+    def _locate(self, number: int, field: str) -> Located | None:
+        """The field in one manifest; None where no sample of that folder has it."""
         if (number, field) not in self._located:
-            self._located[number, field] = self.manifests[number].locate(field)
+            manifest = self.manifests[number]
+            self._located[number, field] = manifest.locate(field) if manifest.has(field) else None
         return self._located[number, field]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Located again in the worker: pickling a memory-mapped column would copy it.
+        return self.__dict__ | {"_located": {}}
 
 
 def json_text(document: str, path: str) -> str | None:

@@ -1,21 +1,28 @@
-"""Builds and verifies the index of a folder of shards, in one sequential pass that decodes nothing."""
+"""Builds and verifies the index of shards, local or remote, in one sequential pass that decodes nothing."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from mmscale.config import MediaConfig
-from mmscale.data.manifest import FIELD_NAME, FOLDER, Manifest, Shard
+from mmscale.config import CacheConfig, MediaConfig
+from mmscale.data.manifest import Manifest
 from mmscale.data.manifest_writer import ManifestWriter, replace_index
 from mmscale.data.probe import kind_of, probe
+from mmscale.data.remote import CHUNK, list_shards, open_remote
+from mmscale.data.shard_list import expand, group_by_folder
+from mmscale.data.stored_index import FIELD_NAME, FOLDER, Shard
 from mmscale.data.tar import Member, open_shard, scan_source
+from mmscale.data.url import is_url, join_url
 from mmscale.errors import SampleFault, UserError
 
 _CHUNK = 1 << 20
@@ -26,6 +33,25 @@ Facts = tuple[int, int, int, int, int]
 def has_index(directory: Path) -> bool:
     """Whether ``directory`` holds a finished index."""
     return (directory / FOLDER / "manifest.json").is_file()
+
+
+def index_sources(
+    sources: list[str], out: Path | None, media: MediaConfig, progress: bool = True
+) -> Manifest:
+    """Index one local folder (`build_index`), or remote shards into ``out`` (`build_remote_index`).
+
+    Raises `UserError` for what they do, and for sources and ``out`` that do not go together.
+    """
+    names = expand(sources)
+    if any(is_url(name) for name in names):
+        if out is None:
+            raise UserError("--out: missing; name the folder that is to hold the index of the remote shards")
+        return build_remote_index(names, out, media, progress)
+    if out is not None:
+        raise UserError(f"--out {out}: the index of local shards lies beside them; leave --out away")
+    if len(names) != 1:
+        raise UserError(f"{names[1]}: a second local folder; index one at a time")
+    return build_index(Path(names[0]), media, progress)
 
 
 def build_index(directory: Path, media: MediaConfig, progress: bool = True) -> Manifest:
@@ -43,22 +69,50 @@ def build_index(directory: Path, media: MediaConfig, progress: bool = True) -> M
     total = sum(path.stat().st_size for path in paths)
     with replace_index(directory) as writer, _bar("index", total, progress) as bar:
         for path in paths:
-            _index_shard(path, media, writer, bar)
+            _index_shard(directory, path.name, media, writer, bar)
     return Manifest.open(directory)
+
+
+def build_remote_index(names: list[str], out: Path, media: MediaConfig, progress: bool = True) -> Manifest:
+    """`build_index` for remote shards of one folder, given by URL: writes ``out/index/`` and no shard.
+
+    Every shard is read once, front to back. The index names their folder, so ``out`` stands for them in a
+    config; it has the digest that `build_index` gives to a copy of the shards.
+
+    Raises `UserError` also when the shards do not share a folder or cannot be fetched.
+    """
+    (base, shards), *others = group_by_folder(names)
+    if others or isinstance(base, Path):
+        odd = base if isinstance(base, Path) else others[0][0]
+        raise UserError(f"{odd}: an index is of one remote folder; index each into an --out of its own")
+    shards = list_shards(base, CacheConfig().retries) if shards is None else sorted(shards)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be made ({error.strerror}); name another folder") from None
+    if any(out.glob("*.tar")):
+        raise UserError(f"--out {out}: holds shards of its own; name an empty folder")
+    with replace_index(out, base) as writer, _bar("index", 0, progress) as bar:
+        for name in shards:
+            _index_shard(base, name, media, writer, bar)
+    return Manifest.open(out)
 
 
 def verify(directory: Path, progress: bool = False) -> list[str]:
     """Compare every byte of the shards with the index; returns one line per fault, naming shard and key.
 
     Checked: the strict rules of `tar.scan`, each shard's size and SHA-256, each field's place and CRC-32,
-    shards that are missing or not indexed. Members already listed as problems are not repeated.
+    shards that are missing or not indexed. Members already listed as problems are not repeated. Remote shards
+    are read where they are, not from the cache.
 
     Raises `UserError` when there is no index or it is damaged itself.
     """
     directory = Path(directory)
     manifest = Manifest.load(directory)
     listed = {shard.name for shard in manifest.entries}
-    faults = [f"{path}: not in the index" for path in _shards_of(directory) if path.name not in listed]
+    faults: list[str] = []
+    if isinstance(manifest.base, Path):
+        faults += [f"{path}: not in the index" for path in _shards_of(directory) if path.name not in listed]
     with _bar("verify", sum(shard.bytes for shard in manifest.entries), progress) as bar:
         first = 0
         for shard in manifest.entries:
@@ -121,23 +175,38 @@ def _bar(what: str, total: int, progress: bool) -> tqdm[Any]:
     return tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=not progress)
 
 
-def _index_shard(path: Path, media: MediaConfig, writer: ManifestWriter, bar: tqdm[Any]) -> None:
+@contextmanager
+def _open(base: Path | str, name: str) -> Iterator[tuple[BinaryIO, int, Path | str]]:
+    """An open shard, its bytes, and what to call it in messages."""
+    if isinstance(base, Path):
+        with open_shard(base / name) as local:
+            yield local, os.fstat(local.fileno()).st_size, base / name
+    else:
+        url = join_url(base, name)
+        with open_remote(url, CacheConfig().retries) as remote, io.BufferedReader(remote, CHUNK) as file:
+            yield file, remote.size, url
+
+
+def _index_shard(
+    base: Path | str, name: str, media: MediaConfig, writer: ManifestWriter, bar: tqdm[Any]
+) -> None:
     samples: list[tuple[str, dict[str, tuple[int, ...]]]] = []
-    with open_shard(path) as file:
-        size = os.fstat(file.fileno()).st_size
+    with _open(base, name) as (file, size, place):
+        if isinstance(base, str):
+            bar.total = (bar.total or 0) + size  # of local shards the sum is known at the start
         reader = _HashingReader(file, bar)
-        for key, members in groupby(scan_source(reader, size, path), key=lambda member: member.key):
+        for key, members in groupby(scan_source(reader, size, place), key=lambda member: member.key):
             fields: dict[str, tuple[int, ...]] = {}
             usable = True
             for member in members:
                 try:
                     fields[member.field] = _facts(reader, member, media)
                 except SampleFault as fault:
-                    writer.add_problem(key, path.name, member.offset, member.field, str(fault))
+                    writer.add_problem(key, name, member.offset, member.field, str(fault))
                     usable = False
             if usable:
                 samples.append((key, fields))
-    writer.add_shard(Shard(path.name, size, reader.hexdigest(), len(samples)), samples)
+    writer.add_shard(Shard(name, size, reader.hexdigest(), len(samples)), samples)
 
 
 def _facts(reader: _HashingReader, member: Member, media: MediaConfig) -> Facts:
@@ -154,28 +223,26 @@ def _facts(reader: _HashingReader, member: Member, media: MediaConfig) -> Facts:
 
 
 def _verify_shard(manifest: Manifest, shard: Shard, rows: range, bar: tqdm[Any]) -> list[str]:
-    path = manifest.root / shard.name
     expected = _expected(manifest, rows)
     faults: list[str] = []
     try:
-        with open_shard(path) as file:
-            size = os.fstat(file.fileno()).st_size
+        with _open(manifest.base, shard.name) as (file, size, place):
             if size != shard.bytes:
-                faults.append(f"{path}: {size} bytes, but {shard.bytes} when it was indexed")
+                faults.append(f"{place}: {size} bytes, but {shard.bytes} when it was indexed")
             reader = _HashingReader(file, bar)
-            for member in scan_source(reader, size, path):
+            for member in scan_source(reader, size, place):
                 entry = expected.pop((member.key, member.field), None)
                 if entry is None:
                     continue
                 crc = reader.crc(member.size)
                 if entry != (member.offset, member.size, crc):
-                    where = f"{path}: byte {member.offset}: sample {member.key!r}"
+                    where = f"{place}: byte {member.offset}: sample {member.key!r}"
                     faults.append(f"{where}: {member.field}: differs from the index")
     except UserError as error:
         return [*faults, str(error)]
     if reader.hexdigest() != shard.sha256:
-        faults.append(f"{path}: SHA-256 differs from the index")
-    faults += [f"{path}: sample {key!r}: {field}: in the index, not in the shard" for key, field in expected]
+        faults.append(f"{place}: SHA-256 differs from the index")
+    faults += [f"{place}: sample {key!r}: {field}: in the index, not in the shard" for key, field in expected]
     return faults
 
 

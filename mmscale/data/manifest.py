@@ -1,20 +1,13 @@
-"""The index of a folder of shards, memory-mapped: per sample its key, its shard and where each field lies.
+"""The samples of a folder of shards, by number: key, shard, and where each field lies.
 
-Layout of ``DIR/index/``, beside the shards of ``DIR``:
-
-- ``manifest.json``: version, digest, samples, shards (name, bytes, sha256, samples), fields, problems;
-- ``keys.npy`` uint8, the UTF-8 keys one after another, and ``key_ends.npy`` uint64 [N], where each ends;
-- ``shard.npy`` uint32 [N], position of the sample's shard in ``shards``; samples stand in shard order;
-- ``field.<name>.npy``, one per field, structured [N] of `FACTS`;
-- ``problems.jsonl``: members that cannot be used; their samples are not among the N.
+Everything is looked up in the memory-mapped index (`stored_index`) when it is asked for, so that opening takes
+the same time for a thousand samples and for a hundred million.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,59 +17,41 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmscale.config import CacheConfig
 from mmscale.data.probe import ENDINGS, Kind, kind_of
+from mmscale.data.remote import check_remote
+from mmscale.data.remote_index import fetch_index
+from mmscale.data.shard_cache import ShardCache
 from mmscale.data.shard_list import expand, group_by_folder
+from mmscale.data.stored_index import FOLDER, Shard, StoredIndex, identity, reindex_remedy
 from mmscale.errors import UserError
-
-VERSION = 1
-FOLDER = "index"
-FIELD_NAME = re.compile(r"[a-z0-9_.-]{1,64}")
-
-# ``offset`` and ``size`` of the payload in the shard, bytes; ``offset`` 0: the sample lacks the field.
-# ``crc``: zlib.crc32. Image: a = width, b = height. Audio: a = samples per channel, b = sample rate (Hz).
-# Text, json, cls: a = characters.
-FACTS = [("offset", "<u8"), ("size", "<u8"), ("crc", "<u4"), ("a", "<u4"), ("b", "<u4")]
-
-_MAX_MANIFEST_BYTES = 1 << 28
-_HEX = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class Shard:
-    """One shard as it was indexed. ``sha256`` is of the whole file, in hexadecimal."""
+class ShardPlace:
+    """Where the bytes of a shard are and what they must be. ``base`` is a folder, or the URL of one."""
 
-    name: str
-    bytes: int
-    sha256: str
-    samples: int
-
-
-def identity(shards: list[Shard]) -> str:
-    """The digest of a data set: SHA-256 over version, shards (sorted by name) and sample counts."""
-    listed = sorted([shard.name, shard.bytes, shard.sha256, shard.samples] for shard in shards)
-    content = {"version": VERSION, "shards": listed, "samples": sum(shard.samples for shard in shards)}
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    base: Path | str
+    shard: Shard
 
 
 class Located:
-    """One field reference resolved over a manifest.
+    """One field reference resolved over a manifest: the first of ``fields`` that a sample has."""
 
-    Attributes:
-        facts: structured [N] of `FACTS`; the memory-mapped column itself where one column has it all.
-        present: bool [N], whether the sample has the field.
-    """
+    def __init__(self, manifest: Manifest, fields: list[str]) -> None:
+        self._manifest = manifest
+        self._columns = [manifest.stored_column(field) for field in fields]
 
-    def __init__(self, manifest: Manifest, reference: str, facts: NDArray[Any]) -> None:
-        self._manifest, self._reference = manifest, reference
-        self.facts = facts
-
-    @cached_property
-    def present(self) -> NDArray[np.bool_]:
-        return np.asarray(self.facts["offset"] > 0)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Located again in the worker: pickling a memory-mapped column would copy it.
-        return Manifest.locate, (self._manifest, self._reference)
+    def facts(self, samples: NDArray[np.int64]) -> NDArray[Any]:
+        """Structured [n] of `stored_index.FACTS` of the numbered samples; offset 0 where one lacks the field."""
+        rows = self._manifest.rows(samples)
+        found = self._columns[0][rows]
+        for column in self._columns[1:]:
+            lacking = np.flatnonzero(found["offset"] == 0)
+            if not len(lacking):
+                break
+            found[lacking] = column[rows[lacking]]
+        return found
 
 
 class Manifest:
@@ -84,20 +59,25 @@ class Manifest:
 
     Attributes:
         digest: identity of these shards, 64 hexadecimal digits.
-        root: the folder that holds the shards.
-        shards: their names, sorted.
+        root: the folder that holds the index.
+        base: where the shards are: ``root``, or a URL.
+        entries: the shards, sorted by name; ``shards`` are their names.
     """
 
-    def __init__(
-        self, root: Path, shards: list[Shard], stored: _Stored, rows: range | NDArray[np.int64]
-    ) -> None:
-        """Used by `open` and `restrict` only."""
-        self.root = root
-        self.entries = shards
-        self.shards = [shard.name for shard in shards]
-        self.digest = identity(shards)
-        self._stored = stored
-        self._rows = rows
+    def __init__(self, stored: StoredIndex, numbers: list[int] | None = None) -> None:
+        """Of all shards of ``stored``, or of those with the given ascending ``numbers``."""
+        self._stored, self._numbers = stored, numbers
+        self.root, self.base = stored.root, stored.base
+        every = stored.shards
+        self.entries = every if numbers is None else [every[number] for number in numbers]
+        self.shards = [shard.name for shard in self.entries]
+        self.digest = stored.digest if numbers is None else identity(self.entries)
+        # Sample i of shard s here is row i + shift[s] of the stored columns.
+        self._ends = np.cumsum([shard.samples for shard in self.entries])
+        stored_ends = np.cumsum([shard.samples for shard in every])
+        self._shift = np.zeros(len(self.entries), np.int64)
+        if numbers is not None:
+            self._shift = stored_ends[numbers] - self._ends
 
     @classmethod
     def open(cls, directory: Path | str) -> Manifest:
@@ -113,35 +93,44 @@ class Manifest:
     @classmethod
     def load(cls, directory: Path | str) -> Manifest:
         """`open` without a look at the shards themselves."""
-        root = Path(directory)
-        stored = _Stored(root)
-        return cls(root, stored.shards, stored, range(stored.samples))
+        return cls(StoredIndex(Path(directory)))
 
     def check_shards(self, added: bool = False) -> None:
         """Compare the shards' sizes with the index (and, with ``added``, look for shards it lacks).
 
+        Remote shards are not looked at: each is checked against its SHA-256 when it is fetched.
+
         Raises `UserError` naming the shard.
         """
-        with os.scandir(self.root) as listing:
+        if not isinstance(self.base, Path):
+            return
+        with os.scandir(self.base) as listing:
             sizes = {entry.name: entry.stat().st_size for entry in listing if _is_shard(entry)}
+        remedy = reindex_remedy(self.root)
         for shard in self.entries:
             if shard.name not in sizes:
-                raise UserError(f"{self.root / shard.name}: missing; restore it or {_reindex(self.root)}")
+                raise UserError(f"{self.base / shard.name}: missing; restore it or {remedy}")
             if sizes[shard.name] != shard.bytes:
                 raise UserError(
-                    f"{self.root / shard.name}: {sizes[shard.name]} bytes, but {shard.bytes} when it was "
-                    f"indexed; restore it or {_reindex(self.root)}"
+                    f"{self.base / shard.name}: {sizes[shard.name]} bytes, but {shard.bytes} when it was "
+                    f"indexed; restore it or {remedy}"
                 )
         new = sorted(sizes.keys() - set(self.shards)) if added else []
         if new:
-            raise UserError(f"{self.root / new[0]}: not in the index; remove it or {_reindex(self.root)}")
+            raise UserError(f"{self.base / new[0]}: not in the index; remove it or {remedy}")
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return int(self._ends[-1])
+
+    def rows(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64 [n]: where the numbered samples stand in the stored columns."""
+        if self._numbers is None:
+            return samples
+        return samples + self._shift[np.searchsorted(self._ends, samples, side="right")]
 
     def key(self, i: int) -> str:
         """Key of sample ``i``."""
-        row = int(self._rows[i])
+        row = int(self.rows(np.array([i]))[0])
         ends = self._stored.key_ends
         start = int(ends[row - 1]) if row else 0
         return self._stored.keys[start : int(ends[row])].tobytes().decode("utf-8", "replace")
@@ -152,42 +141,41 @@ class Manifest:
         return list(self._stored.fields)
 
     def column(self, field: str) -> NDArray[Any]:
-        """Facts of ``field`` (exact name, such as ``png``): structured [N] of `FACTS`."""
-        return self._take(self._stored.column(field))
+        """Facts of ``field`` (exact name, such as ``png``) over all samples: structured [N] of `FACTS`."""
+        column = self._stored.column(field)
+        return column if self._numbers is None else column[self.rows(np.arange(len(self)))]
 
-    @cached_property
-    def shard_of(self) -> NDArray[np.uint32]:
-        """uint32 [N]: position of each sample's shard in ``shards``."""
-        if len(self.entries) == len(self._stored.shards):
-            return self._stored.shard
-        return np.repeat(
-            np.arange(len(self.entries), dtype=np.uint32), [shard.samples for shard in self.entries]
-        )
+    def stored_column(self, field: str) -> NDArray[Any]:
+        """The memory-mapped column behind `column`, to be indexed by `rows`."""
+        return self._stored.column(field)
 
-    def shard_path(self, i: int) -> Path:
-        """Path of shard ``i``, a position in ``shards``."""
-        return self.root / self.shards[i]
+    def shard_of(self, i: int) -> int:
+        """Position of sample ``i``'s shard in ``shards``."""
+        return int(np.searchsorted(self._ends, i, side="right"))
+
+    def place(self, shard: int) -> ShardPlace:
+        """Where shard ``shard``, a position in ``shards``, is."""
+        return ShardPlace(self.base, self.entries[shard])
+
+    def has(self, reference: str) -> bool:
+        """Whether some sample of the folder has the field that a config calls ``reference``."""
+        return bool(self._candidates(reference))
 
     def locate(self, reference: str) -> Located:
-        """Resolve a field reference of a config: image, audio, text, cls or json.<path>.
+        """Resolve a field reference of a config: image, audio, text, cls, json.<path> or <kind>.<name>.
 
-        An image (audio) is the first that a sample has of the plain endings in the order of
-        `probe.ENDINGS`, then of longer ones such as ``0.png``, sorted.
+        ``image`` (``audio``) is the first that a sample has of the plain endings in the order of
+        `probe.ENDINGS`, then of longer ones such as ``0.png``, sorted. ``image.left`` is ``left.png``,
+        ``left.jpg`` and so on alone; likewise for audio, text and cls.
 
-        Raises `UserError` listing the fields there are if no sample has it.
+        Raises `UserError` listing the fields there are if no sample of the folder has it.
         """
-        facts: NDArray[Any] | None = None
-        for field in self._candidates(reference):
-            column = self.column(field)
-            if facts is None:
-                facts = column
-            elif (lacking := facts["offset"] == 0).any():
-                facts = np.where(lacking, column, facts)
-        if facts is None or not facts["offset"].any():
+        fields = self._candidates(reference)
+        if not fields:
             raise UserError(
                 f"{self.root}: no sample has field {reference!r}; fields there are: {', '.join(self.fields)}"
             )
-        return Located(self, reference, facts)
+        return Located(self, fields)
 
     def restrict(self, shard_names: list[str]) -> Manifest:
         """The samples of the named shards only, in their order here, with a digest of their own.
@@ -198,24 +186,15 @@ class Manifest:
         unknown = sorted(wanted - set(self.shards))
         if unknown:
             raise UserError(
-                f"{self.root / unknown[0]}: not in the index; check the name or {_reindex(self.root)}"
+                f"{self.root / unknown[0]}: not in the index; check the name or {reindex_remedy(self.root)}"
             )
-        ends = np.cumsum([shard.samples for shard in self.entries])
-        chosen = [number for number, name in enumerate(self.shards) if name in wanted]
-        entries = [self.entries[number] for number in chosen]
-        if not any(entry.samples for entry in entries):
+        own = self._numbers if self._numbers is not None else range(len(self.shards))
+        numbers = [number for number, name in zip(own, self.shards, strict=True) if name in wanted]
+        if not any(self._stored.shards[number].samples for number in numbers):
             raise UserError(
                 f"{self.root}: no usable sample in {', '.join(shard_names[:3])}; name other shards"
             )
-        first, last = chosen[0], chosen[-1]
-        if last - first + 1 == len(chosen) and isinstance(self._rows, range):
-            rows: range | NDArray[np.int64] = self._rows[
-                int(ends[first] - entries[0].samples) : int(ends[last])
-            ]
-        else:
-            parts = [np.arange(ends[n] - self.entries[n].samples, ends[n]) for n in chosen]
-            rows = np.asarray(self._rows)[np.concatenate(parts)].astype(np.int64)
-        return Manifest(self.root, entries, self._stored, rows)
+        return Manifest(self._stored, numbers)
 
     @property
     def problem_count(self) -> int:
@@ -226,42 +205,66 @@ class Manifest:
         """One line for each member of the whole folder that could not be used."""
         return read_problems(self.root)
 
+    @cached_property
+    def _by_kind(self) -> dict[str, list[str]]:
+        kinds: dict[str, list[str]] = {}
+        for field in self.fields:
+            kinds.setdefault(str(kind_of(field)), []).append(field)
+        return kinds
+
     def _candidates(self, reference: str) -> list[str]:
-        kind = _reference_kind(reference)
-        if kind is None:
-            raise UserError(f"unknown field {reference!r}; use image, audio, text, cls or json.<path>")
+        kind, name = split_reference(reference)
+        if kind == "json":
+            return [field for field in ENDINGS["json"] if field in self.fields]
+        if name:
+            return [field for ending in ENDINGS[kind] if (field := f"{name}.{ending}") in self.fields]
         plain = [field for field in ENDINGS[kind] if field in self.fields]
         if kind not in ("image", "audio"):
             return plain
-        return plain + [field for field in self.fields if field not in plain and kind_of(field) == kind]
-
-    def _take(self, column: NDArray[Any]) -> NDArray[Any]:
-        if not isinstance(self._rows, range):
-            return column[self._rows]
-        whole = len(self._rows) == len(column)
-        return column if whole else column[self._rows.start : self._rows.stop]
+        return plain + [field for field in self._by_kind.get(kind, []) if field not in plain]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        whole = len(self.entries) == len(self._stored.shards)
-        return _reopen, (self.root, None if whole else self.shards, self.digest)
+        return _reopen, (self.root, self._numbers, self.digest)
 
 
-def open_manifests(shards: list[str]) -> list[Manifest]:
-    """Open shard folders and files, named one by one or by brace patterns (``DIR/part-{0000..0012}.tar``).
+def split_reference(reference: str) -> tuple[Kind, str]:
+    """(kind, name or JSON path) of a field reference; the name is empty for a plain one.
+
+    Raises `UserError` if it is none.
+    """
+    kinds: tuple[Kind, ...] = ("image", "audio", "text", "cls", "json")
+    for kind in kinds:
+        if reference == kind and kind != "json":
+            return kind, ""
+        if reference.startswith(f"{kind}.") and len(reference) > len(kind) + 1:
+            return kind, reference[len(kind) + 1 :]
+    raise UserError(
+        f"unknown field {reference!r}; use image, audio, text, cls, json.<path>, or image.<name> for <name>.png"
+    )
+
+
+def open_manifests(shards: list[str], cache: CacheConfig) -> list[Manifest]:
+    """Open shard folders and files, local or remote: names, URLs, brace patterns, lists (``@FILE``).
+
+    Of a remote folder, the index that lies beside its shards is copied to the ``cache``.
 
     One manifest per folder, in the order in which folders are first named; of files, restricted to those.
 
     Raises `UserError` for what `Manifest.open` does, for a name that does not exist or is no folder and no
-    ``.tar``, and for a shard that is named twice.
+    ``.tar``, for a URL that is not taken, for a shard that is named twice, and for a cache that cannot hold one
+    of the remote shards.
     """
     manifests = []
     for folder, names in group_by_folder(expand(shards)):
-        if names is None:
-            manifests.append(Manifest.open(folder))
+        manifest = Manifest.load(folder if isinstance(folder, Path) else fetch_index(folder, cache))
+        if names is not None:
+            manifest = manifest.restrict(names)
+        if isinstance(manifest.base, Path):
+            manifest.check_shards(added=names is None)
         else:
-            manifest = Manifest.load(folder).restrict(names)
-            manifest.check_shards()
-            manifests.append(manifest)
+            check_remote(manifest.base)
+            ShardCache(cache).check(manifest.entries)
+        manifests.append(manifest)
     return manifests
 
 
@@ -274,113 +277,12 @@ def read_problems(root: Path) -> Iterator[str]:
             yield f"{where}: sample {one['key']!r} left out: {one['field']}: {one['reason']}"
 
 
-class _Stored:
-    """The files of one index, checked and memory-mapped; shared by all views."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        tree = self._read_json(root / FOLDER / "manifest.json")
-        try:
-            self.samples, self.problems = tree["samples"], tree["problems"]
-            self.shards = [Shard(**shard) for shard in tree["shards"]]
-            self.fields: list[str] = sorted(tree["fields"])
-            sound = self._sound(tree["digest"])
-        except (KeyError, TypeError, AttributeError):
-            sound = False
-        if not sound:
-            raise self._damaged("manifest.json")
-        if not self.samples:
-            found = f"{self.problems} broken members are listed in {root / FOLDER / 'problems.jsonl'}"
-            raise UserError(f"{root}: no usable sample; {found}, repair them and {_reindex(root)}")
-        self.key_ends = self._map("key_ends", "<u8", self.samples)
-        self.keys = self._map("keys", "u1", int(self.key_ends[-1]))
-        self.shard = self._map("shard", "<u4", self.samples)
-        self._columns: dict[str, NDArray[Any]] = {}
-
-    def column(self, field: str) -> NDArray[Any]:
-        if field not in self.fields:
-            raise UserError(f"{self._root}: no field {field!r}; fields there are: {', '.join(self.fields)}")
-        if field not in self._columns:
-            self._columns[field] = self._map(f"field.{field}", FACTS, self.samples)
-        return self._columns[field]
-
-    def _sound(self, digest: str) -> bool:
-        names = [shard.name for shard in self.shards]
-        return (
-            type(self.samples) is int
-            and type(self.problems) is int
-            and bool(names)
-            and names == sorted(set(names))
-            and all(_is_sound(shard) for shard in self.shards)
-            and self.samples == sum(shard.samples for shard in self.shards)
-            and all(FIELD_NAME.fullmatch(field) for field in self.fields)
-            and digest == identity(self.shards)
-        )
-
-    def _read_json(self, path: Path) -> dict[str, Any]:
-        try:
-            if path.stat().st_size > _MAX_MANIFEST_BYTES:
-                raise self._damaged(path.name)
-            tree = json.loads(path.read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"{self._root}: no index; run `mmscale data index {self._root}`") from None
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); check its rights") from None
-        except (ValueError, RecursionError):
-            raise self._damaged(path.name) from None
-        if not isinstance(tree, dict):
-            raise self._damaged(path.name)
-        if tree.get("version") != VERSION:
-            found = tree.get("version")
-            raise UserError(
-                f"{path}: index version {found!r}, this release reads {VERSION}; {_reindex(self._root)}"
-            )
-        return tree
-
-    def _map(self, name: str, dtype: Any, length: int) -> NDArray[Any]:
-        path = self._root / FOLDER / f"{name}.npy"
-        try:
-            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            raise self._damaged(path.name) from None
-        if array.dtype != np.dtype(dtype) or array.shape != (length,):
-            raise self._damaged(path.name)
-        return array
-
-    def _damaged(self, name: str) -> UserError:
-        return UserError(f"{self._root / FOLDER / name}: the index is damaged; {_reindex(self._root)}")
-
-
-def _reopen(root: Path, shards: list[str] | None, digest: str) -> Manifest:
-    manifest = Manifest.load(root)
-    manifest = manifest if shards is None else manifest.restrict(shards)
+def _reopen(root: Path, numbers: list[int] | None, digest: str) -> Manifest:
+    manifest = Manifest(StoredIndex(root), numbers)
     if manifest.digest != digest:
         raise UserError(f"{root}: the index was replaced during the run; start the run again")
     return manifest
 
 
-def _reference_kind(reference: str) -> Kind | None:
-    if reference.startswith("json.") and len(reference) > len("json."):
-        return "json"
-    plain: tuple[Kind, ...] = ("image", "audio", "text", "cls")
-    return next((kind for kind in plain if kind == reference), None)
-
-
-def _is_sound(shard: Shard) -> bool:
-    # A name with a folder in it would lead out of the data set.
-    return (
-        shard.name.endswith(".tar")
-        and "/" not in shard.name
-        and type(shard.bytes) is int
-        and type(shard.samples) is int
-        and shard.samples >= 0
-        and _HEX.fullmatch(shard.sha256) is not None
-    )
-
-
 def _is_shard(entry: os.DirEntry[str]) -> bool:
     return entry.name.endswith(".tar") and not entry.name.startswith(".") and entry.is_file()
-
-
-def _reindex(root: Path) -> str:
-    return f"run `mmscale data index {root}`"

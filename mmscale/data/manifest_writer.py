@@ -1,4 +1,4 @@
-"""Writes the files that `manifest` reads, shard by shard, in memory that does not grow with the data set."""
+"""Writes the files that `stored_index` reads, shard by shard, in memory that does not grow with the data set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmscale.data.manifest import FACTS, FIELD_NAME, FOLDER, VERSION, Shard, identity
+from mmscale.data.stored_index import FACTS, FIELD_NAME, FOLDER, VERSION, Shard, identity
 from mmscale.errors import UserError
 
 # Every field costs 28 bytes for each sample of the folder, whether a sample has it or not.
@@ -22,16 +22,18 @@ MAX_FIELDS = 256
 
 
 class ManifestWriter:
-    """Collects shards in sorted order and writes their index into ``folder``, an empty one."""
+    """Collects shards in sorted order and writes their index into ``folder``, an empty one.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    ``base`` is the URL of the folder that holds the shards; empty: they lie beside the index.
+    """
+
+    def __init__(self, folder: Path, base: str = "") -> None:
+        self._folder, self._base = folder, base
         self._shards: list[Shard] = []
         self._samples = 0
         self._problem_count = 0
         self._keys = _Column(folder / "keys.npy", "u1")
         self._key_ends = _Column(folder / "key_ends.npy", "<u8")
-        self._shard = _Column(folder / "shard.npy", "<u4")
         self._columns: dict[str, _Column] = {}
         self._problems = open(folder / "problems.jsonl", "w", encoding="utf-8")  # noqa: SIM115 - closed in finish
 
@@ -51,7 +53,6 @@ class ManifestWriter:
         keys = [key.encode("utf-8") for key, _ in samples]
         self._key_ends.append(self._keys.length + np.cumsum([len(key) for key in keys], dtype=np.uint64))
         self._keys.append(np.frombuffer(b"".join(keys), np.uint8))
-        self._shard.append(np.full(len(samples), len(self._shards), np.uint32))
         columns: dict[str, NDArray[Any]] = {}
         for row, (_, fields) in enumerate(samples):
             for field, facts in fields.items():
@@ -65,7 +66,7 @@ class ManifestWriter:
 
     def finish(self) -> None:
         """Complete all files; ``manifest.json`` last."""
-        for column in (self._keys, self._key_ends, self._shard):
+        for column in (self._keys, self._key_ends):
             column.finish(column.length)
         for column in self._columns.values():
             column.finish(self._samples)
@@ -78,11 +79,13 @@ class ManifestWriter:
             "fields": sorted(self._columns),
             "problems": self._problem_count,
         }
+        if self._base:
+            tree["base"] = self._base
         (self._folder / "manifest.json").write_text(json.dumps(tree, ensure_ascii=False, indent=1), "utf-8")
 
     def abandon(self) -> None:
         """Close all files without completing them."""
-        for column in (self._keys, self._key_ends, self._shard, *self._columns.values()):
+        for column in (self._keys, self._key_ends, *self._columns.values()):
             column.close()
         self._problems.close()
 
@@ -99,20 +102,22 @@ class ManifestWriter:
 
 
 @contextmanager
-def replace_index(root: Path) -> Iterator[ManifestWriter]:
+def replace_index(root: Path, base: str = "") -> Iterator[ManifestWriter]:
     """A writer whose index takes the place of ``root``'s when the block ends well; otherwise nothing changes.
+
+    ``base`` is that of `ManifestWriter`.
 
     Raises `UserError` when ``root`` cannot be written.
     """
     try:
         scratch = tempfile.TemporaryDirectory(prefix=f".{FOLDER}-", dir=root)
     except OSError as error:
-        raise UserError(f"{root}: the index cannot be written beside the shards ({error.strerror})") from None
+        raise UserError(f"{root}: the index cannot be written there ({error.strerror})") from None
     with scratch:
         # One level below the scratch folder, whose access rights are private.
         fresh = Path(scratch.name) / "new"
         fresh.mkdir()
-        writer = ManifestWriter(fresh)
+        writer = ManifestWriter(fresh, base)
         try:
             yield writer
             writer.finish()

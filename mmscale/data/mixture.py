@@ -15,7 +15,7 @@ PERIOD = 4096
 
 
 class Mixture:
-    """A schedule of data sets by weight.
+    """A schedule of data sets by constant weights.
 
     Args:
         names: the sets, in the config's order.
@@ -52,3 +52,8 @@ class Mixture:
         """int64 [sets]: turns each set has had before a position ≥ 0."""
         period, inside = divmod(position, PERIOD)
         return period * self.shares + self._before[inside]
+
+    def position_after(self, owner: int, turns: int) -> int:
+        """The first position before which the set has had ``turns`` ≥ 1 turns; it must have a share."""
+        period, inside = divmod(turns - 1, int(self.shares[owner]))
+        return period * PERIOD + int(np.searchsorted(self._before[:, owner], inside + 1))

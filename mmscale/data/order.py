@@ -4,115 +4,232 @@ Samples are stored in *blocks* of neighbours. A *group* is a few blocks from all
 samples are packed together into sequences. The groups, and so the number of sequences of each, do not depend
 on the seed; everything else is drawn anew every epoch:
 
-    position → epoch, position in the epoch          (one division)
-             → window of groups                      (search in a cumulative sum over groups)
-             → group, sequence inside the group      (keyed permutation of the window's sequences)
-             → samples                               (the group's packing for this epoch, cached)
+    position in the epoch → window of groups             (search in a cumulative sum over groups)
+                          → group, sequence inside it    (keyed permutation of the window's sequences)
+                          → samples                      (the group's packing for this epoch, cached)
 
 Every sample belongs to one block, every block to one group, every group to one window of an epoch, and a
 group's packing places every sample once: so each sample appears exactly once an epoch, by construction.
+
+The number of sequences of a group follows from its lengths alone (`bins.bin_count`). One pass over the index
+counts them (`count_groups`); they are kept beside it, a few bytes a group, so that a start reads them back.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from mmscale import prf
 from mmscale.data.bins import bin_count, shuffled_bins
+from mmscale.data.segments import TOTALS, SampleMeasure, Sizes
+
+# Raise it when a change here or in `bins` changes the number of sequences of a group.
+COUNT_VERSION = 1
+
+Value = TypeVar("Value")
+
+_LEAST_BLOCKS = 8
+_MOST_BLOCKS = 128
+_WANTED_SEQUENCES = 128
+_LOOKED_AT = 16
 
 _CACHED_GROUPS = 64
+_CACHED_WINDOWS = 8
 _CACHED_EPOCHS = 2
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """Group order of one epoch. ``ends[w]`` is the number of sequences up to the end of window w."""
+class Layout:
+    """Which samples form a group: the same in every epoch and for every seed.
 
-    groups: NDArray[np.int64]  # [groups], in the order they are visited
-    ends: NDArray[np.int64]  # [windows]
+    Args:
+        samples: of the data set.
+        block: neighbouring samples that stay together.
+        group_blocks: blocks of a group.
+    """
+
+    def __init__(self, samples: int, block: int, group_blocks: int) -> None:
+        self._samples, self._block, self.group_blocks = samples, block, group_blocks
+        self._blocks = -(-samples // block)
+        self._shuffle = prf.Permutation(prf.derive_key("blocks"), self._blocks)
+        self.groups = -(-self._blocks // group_blocks)
+
+    def members(self, group: int) -> NDArray[np.int64]:
+        """Samples of a group, ascending."""
+        slots = np.arange(group * self.group_blocks, min(self._blocks, (group + 1) * self.group_blocks))
+        blocks = np.sort(self._shuffle(slots))
+        samples = (blocks[:, None] * self._block + np.arange(self._block)).reshape(-1)
+        return samples[samples < self._samples]
+
+
+def choose_group_blocks(samples: int, block: int, measure: SampleMeasure, capacity: int) -> int:
+    """Blocks of a group where the config leaves it open: 8, doubled until they fill about 128 sequences.
+
+    The last sequence of a group is only partly full, so a group of few sequences wastes much. Judged by a few
+    groups from all over the data set.
+    """
+    layout = Layout(samples, block, _LEAST_BLOCKS)
+    looked_at = np.unique(np.linspace(0, layout.groups - 1, _LOOKED_AT).astype(np.int64))
+    tokens = np.median([measure.sizes(layout.members(group)).tokens.sum() for group in looked_at.tolist()])
+    blocks = _LEAST_BLOCKS
+    while 0 < tokens < capacity * _WANTED_SEQUENCES and blocks * block < samples and blocks < _MOST_BLOCKS:
+        blocks, tokens = 2 * blocks, 2 * tokens
+    return blocks
+
+
+@dataclass(frozen=True)
+class GroupCounts:
+    """What one pass over a set's index tells about its packing."""
+
+    sequences: NDArray[np.int64]  # [groups]
+    samples: int  # that are used
+    oversize: int  # samples refused because they are longer than a sequence
+    shortest: int  # tokens of the shortest refused sample; 0: none was refused
+    tokens: int  # of all used samples
+
+    def to_array(self) -> NDArray[np.int64]:
+        """int64 [4 + groups], to be kept in a file."""
+        return np.concatenate([[self.samples, self.oversize, self.shortest, self.tokens], self.sequences])
+
+    @classmethod
+    def from_array(cls, array: NDArray[np.int64]) -> GroupCounts:
+        """The inverse of `to_array`."""
+        return cls(np.asarray(array[4:]), *array[:4].tolist())
+
+
+def count_groups(
+    layout: Layout, measure: SampleMeasure, capacity: int, progress: bool = False, name: str = ""
+) -> GroupCounts:
+    """Pack every group once, in thought. Reads the index, no payload."""
+    sequences = np.zeros(layout.groups, np.int64)
+    samples = oversize = shortest = tokens = 0
+    for group in tqdm(range(layout.groups), f"plan {name}", unit="group", disable=not progress):
+        sizes = measure.sizes(layout.members(group))
+        used = sizes.tokens[sizes.tokens > 0]
+        sequences[group] = bin_count(used, capacity)
+        samples, tokens = samples + len(used), tokens + int(used.sum())
+        if refused := int(sizes.oversize.sum()):
+            least = int(sizes.refused_tokens.min())
+            shortest = least if not oversize else min(shortest, least)
+            oversize += refused
+    return GroupCounts(sequences, samples, oversize, shortest, tokens)
+
+
+@dataclass(frozen=True)
+class _Packing:
+    """A packed group. Sequence i holds ``samples[ends[i - 1]:ends[i]]`` and ``totals[i]``."""
+
+    samples: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    totals: NDArray[np.float64]  # [sequences, len(TOTALS)]
 
 
 class SequenceOrder:
     """Which samples share a sequence and when, for one data set.
 
     Args:
-        lengths: uint32 [samples], tokens each sample takes; 0: the sample is left out.
-        capacity: tokens of one sequence; every length is at most this.
-        block, group_blocks, window_groups: see the module's text; in samples, blocks and groups.
+        layout: its groups.
+        counts: int64 [groups], sequences of each.
+        measure: gives the lengths of samples.
+        capacity: tokens of one sequence.
+        window_groups: groups whose sequences are shuffled together.
         key: from (seed, name of the data set).
     """
 
     def __init__(
         self,
-        lengths: NDArray[np.uint32],
+        layout: Layout,
+        counts: NDArray[np.int64],
+        measure: SampleMeasure,
         capacity: int,
         *,
-        block: int,
-        group_blocks: int,
         window_groups: int,
         key: int,
     ) -> None:
-        assert lengths.size == 0 or int(lengths.max()) <= capacity, "oversize samples are refused before this"
-        self._lengths, self._capacity, self._key = lengths, capacity, key
-        self._block, self._group_blocks, self._window_groups = block, group_blocks, window_groups
-        self._blocks = -(-len(lengths) // block)
-        self.groups = -(-self._blocks // group_blocks)
-        self.counts = np.array(
-            [bin_count(lengths[self._members(g)], capacity) for g in range(self.groups)], dtype=np.int64
-        )
-        self.sequences_per_epoch = int(self.counts.sum())
-        self._epochs: OrderedDict[int, Epoch] = OrderedDict()
-        self._packed: OrderedDict[tuple[int, int], list[NDArray[np.int64]]] = OrderedDict()
+        assert len(counts) == layout.groups
+        self._layout, self._counts, self._measure = layout, counts, measure
+        self._capacity, self._window_groups, self._key = capacity, window_groups, key
+        self.sequences_per_epoch = int(counts.sum())
+        self._epochs: OrderedDict[Hashable, tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
+        self._windows: OrderedDict[Hashable, tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
+        self._packings: OrderedDict[Hashable, _Packing] = OrderedDict()
 
-    def sequence(self, position: int) -> tuple[int, NDArray[np.int64]]:
-        """(epoch, samples int64 [k]) of the sequence at ``position`` ≥ 0, counted over all epochs."""
-        epoch, inside = divmod(position, self.sequences_per_epoch)
-        plan = self._epoch(epoch)
-        window = int(np.searchsorted(plan.ends, inside, side="right"))
-        start = int(plan.ends[window - 1]) if window else 0
-        groups = plan.groups[window * self._window_groups : (window + 1) * self._window_groups]
-        ends = np.cumsum(self.counts[groups])
-        shuffle = prf.Permutation(prf.derive_key(self._key, "window", epoch, window), int(ends[-1]))
-        chosen = int(shuffle(inside - start))
-        slot = int(np.searchsorted(ends, chosen, side="right"))
-        group = int(groups[slot])
-        return epoch, self._packing(epoch, group)[chosen - (int(ends[slot - 1]) if slot else 0)]
+    def sequence(self, epoch: int, position: int) -> tuple[NDArray[np.int64], list[float]]:
+        """(samples int64 [k], totals in the order of `TOTALS`) of a sequence of an epoch."""
+        groups, ends = self._epoch(epoch)
+        window = int(np.searchsorted(ends, position, side="right"))
+        start = int(ends[window - 1]) if window else 0
+        here = groups[window * self._window_groups : (window + 1) * self._window_groups]
+        slots, inside = self._window(epoch, window, here)
+        packing = self._packing(epoch, int(here[slots[position - start]]))
+        row = int(inside[position - start])
+        first = int(packing.ends[row - 1]) if row else 0
+        return packing.samples[first : int(packing.ends[row])], packing.totals[row].tolist()
 
-    def _members(self, group: int) -> NDArray[np.int64]:
-        """Samples of a group that have a length, ascending."""
-        slots = np.arange(group * self._group_blocks, min(self._blocks, (group + 1) * self._group_blocks))
-        blocks = np.sort(prf.Permutation(prf.derive_key("blocks"), self._blocks)(slots))
-        samples = (blocks[:, None] * self._block + np.arange(self._block)).reshape(-1)
-        samples = samples[samples < len(self._lengths)]
-        return samples[self._lengths[samples] > 0]
+    def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Groups in the order in which the epoch visits them, and the end of every window in sequences."""
+        found = _recall(self._epochs, epoch)
+        if found is None:
+            order = prf.Permutation(prf.derive_key(self._key, "groups", epoch), self._layout.groups)
+            groups = order(np.arange(self._layout.groups))
+            last = np.arange(self._window_groups - 1, self._layout.groups - 1, self._window_groups)
+            ends = np.cumsum(self._counts[groups])[np.append(last, self._layout.groups - 1)]
+            found = _keep(self._epochs, epoch, (groups, ends), _CACHED_EPOCHS)
+        return found
 
-    def _epoch(self, epoch: int) -> Epoch:
-        if epoch not in self._epochs:
-            order = prf.Permutation(prf.derive_key(self._key, "groups", epoch), self.groups)
-            groups = order(np.arange(self.groups))
-            ends = np.cumsum(self.counts[groups])
-            last = np.append(
-                np.arange(self._window_groups - 1, self.groups - 1, self._window_groups), self.groups - 1
+    def _window(
+        self, epoch: int, window: int, groups: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """For every position of a window: which of its groups, and which sequence of that."""
+        found = _recall(self._windows, (epoch, window))
+        if found is None:
+            ends = np.cumsum(self._counts[groups])
+            shuffle = prf.Permutation(prf.derive_key(self._key, "window", epoch, window), int(ends[-1]))
+            chosen = shuffle(np.arange(int(ends[-1])))
+            slots = np.searchsorted(ends, chosen, side="right")
+            inside = chosen - np.append(0, ends)[slots]
+            found = _keep(self._windows, (epoch, window), (slots, inside), _CACHED_WINDOWS)
+        return found
+
+    def _packing(self, epoch: int, group: int) -> _Packing:
+        found = _recall(self._packings, (epoch, group))
+        if found is None:
+            members = self._layout.members(group)
+            sizes = self._measure.sizes(members)
+            used = np.flatnonzero(sizes.tokens)
+            key = prf.derive_key(self._key, "group", epoch, group)
+            bins = shuffled_bins(sizes.tokens[used], self._capacity, int(self._counts[group]), key)
+            ends = np.cumsum([len(one) for one in bins])
+            flat = used[[item for one in bins for item in one]]
+            totals = _totals(sizes, flat, ends)
+            found = _keep(
+                self._packings, (epoch, group), _Packing(members[flat], ends, totals), _CACHED_GROUPS
             )
-            self._epochs[epoch] = Epoch(groups, ends[last])
-            if len(self._epochs) > _CACHED_EPOCHS:
-                self._epochs.popitem(last=False)
-        return self._epochs[epoch]
+        return found
 
-    def _packing(self, epoch: int, group: int) -> list[NDArray[np.int64]]:
-        found = self._packed.get((epoch, group))
-        if found is not None:
-            self._packed.move_to_end((epoch, group))
-            return found
-        members = self._members(group)
-        key = prf.derive_key(self._key, "group", epoch, group)
-        bins = shuffled_bins(self._lengths[members], self._capacity, int(self.counts[group]), key)
-        packed = [members[np.asarray(bin_, dtype=np.int64)] for bin_ in bins]
-        self._packed[epoch, group] = packed
-        if len(self._packed) > _CACHED_GROUPS:
-            self._packed.popitem(last=False)
-        return packed
+
+def _totals(sizes: Sizes, flat: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.float64]:
+    """float64 [sequences, len(TOTALS)]: sums over the samples of each."""
+    columns = np.stack([getattr(sizes, name)[flat] for name in TOTALS]).astype(np.float64)
+    sums = np.concatenate([np.zeros((len(TOTALS), 1)), np.cumsum(columns, axis=1)], axis=1)
+    starts = np.append(0, ends[:-1])
+    return (sums[:, ends] - sums[:, starts]).T
+
+
+def _recall(cache: OrderedDict[Hashable, Value], key: Hashable) -> Value | None:
+    if key in cache:
+        cache.move_to_end(key)
+    return cache.get(key)
+
+
+def _keep(cache: OrderedDict[Hashable, Value], key: Hashable, value: Value, most: int) -> Value:
+    cache[key] = value
+    if len(cache) > most:
+        cache.popitem(last=False)
+    return value

@@ -13,12 +13,23 @@ from numpy.typing import NDArray
 from mmscale import prf
 from mmscale.config import Config, SetConfig
 from mmscale.data.corpus import Corpus
-from mmscale.data.mixture import Mixture
-from mmscale.data.order import SequenceOrder
-from mmscale.data.segments import SampleSizes, sample_sizes, text_fields
+from mmscale.data.deal import deal
+from mmscale.data.derived import DerivedFiles
+from mmscale.data.history import DataHistory
+from mmscale.data.order import (
+    COUNT_VERSION,
+    GroupCounts,
+    Layout,
+    SequenceOrder,
+    choose_group_blocks,
+    count_groups,
+)
+from mmscale.data.schedule import Change, Schedule
+from mmscale.data.segments import SampleMeasure, text_fields
 from mmscale.data.text_lengths import token_counts
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.errors import UserError
+from mmscale.flops import Flops
 
 _CACHED_STEPS = 8
 
@@ -30,7 +41,8 @@ class PlannedSet:
     name: str
     config: SetConfig
     corpus: Corpus
-    sizes: SampleSizes
+    measure: SampleMeasure
+    counts: GroupCounts
     order: SequenceOrder
     first_task: int  # number of its first task, counted over all sets
 
@@ -44,7 +56,7 @@ class PlannedSequence:
     epoch: int
     samples: NDArray[np.int64]
     tokens: int
-    cost: float  # in tokens' worth of linear layers
+    cost: float  # estimated floating-point operations of its forward pass
 
 
 @dataclass(frozen=True)
@@ -64,45 +76,65 @@ class Plan:
     Args:
         config: the run's config; only its seed, data, media and model shape are read.
         tokenizer: gives the lengths of texts.
-        progress: show bars while the text is measured for the first time.
+        history: what the sets held at earlier steps; None: what they hold now.
+        resume_step: the step at which the run begins or goes on.
+        progress: show bars while lengths are measured for the first time.
 
     Raises:
-        UserError: a set cannot be opened, or none of its samples can be used.
+        UserError: a set cannot be opened, none of its samples can be used, or it holds other shards than when
+            the run was stopped.
     """
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, progress: bool = False) -> None:
-        data = config.data
-        self.sequences = data.sequences
-        self.seq_len = data.seq_len
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: Tokenizer,
+        history: DataHistory | None = None,
+        resume_step: int = 0,
+        progress: bool = False,
+    ) -> None:
+        self.sequences = config.data.sequences
+        self.seq_len = config.data.seq_len
         self.sets: list[PlannedSet] = []
         tasks = 0
-        for name, set_config in data.sets.items():
-            corpus = Corpus.open(set_config.shards)
-            counts = token_counts(corpus, text_fields(set_config.tasks), tokenizer, progress)
-            sizes = sample_sizes(name, set_config, corpus, counts, tokenizer, config.media, data.seq_len)
-            order = SequenceOrder(
-                sizes.length,
-                data.seq_len,
-                block=data.block,
-                group_blocks=data.group_blocks,
-                window_groups=data.window_groups,
-                key=prf.derive_key(config.seed, "order", name),
-            )
-            self.sets.append(PlannedSet(name, set_config, corpus, sizes, order, tasks))
+        for name, set_config in config.data.sets.items():
+            self.sets.append(_open_set(name, set_config, config, tokenizer, tasks, progress))
             tasks += len(set_config.tasks)
-        self._mixture = Mixture(list(data.sets), [one.weight for one in data.sets.values()])
-        # Attention's share of a block's arithmetic grows with the square of the segment: products of
-        # queries and keys, and of weights and values, against the four projections and the feed-forward.
-        model = config.model
-        projections = model.width * model.head_dim * (2 * model.heads + 2 * model.kv_heads)
-        self._attention_cost = (
-            2 * model.heads * model.head_dim / (projections + 3 * model.width * model.hidden)
+        self.history = history or DataHistory()
+        for one in self.sets:
+            self.history.resume(
+                one.name, one.corpus, one.order.sequences_per_epoch, resume_step, config.data.accept_changes
+            )
+        changes = _changes(config, self.history)
+        self._schedule = Schedule(
+            [one.name for one in self.sets], changes, [one.config.max_epochs for one in self.sets]
         )
+        self._flops = Flops(config.model, config.media, len(tokenizer))
         self._steps: OrderedDict[int, PlannedStep] = OrderedDict()
-        self.fingerprint = self._fingerprint(config, tokenizer)
+        self._dealt: tuple[int, int, list[list[int]]] = (-1, 0, [])  # of one step and world
+        self._base_facts = {
+            "prf": prf.VERSION,
+            "counts": COUNT_VERSION,
+            "seed": config.seed,
+            "tokenizer": tokenizer.digest,
+            "media": asdict(config.media),
+            "seq_len": self.seq_len,
+            "sequences": self.sequences,
+            "order": [config.data.block, config.data.group_blocks, config.data.window_groups],
+        }
+
+    @property
+    def steps(self) -> int | None:
+        """Whole steps there are before every set was repeated as often as it may be; None: without end."""
+        end = self._schedule.end
+        return None if end is None else end // self.sequences
 
     def step(self, step: int) -> PlannedStep:
-        """What step ``step`` ≥ 0 holds."""
+        """What step ``step`` ≥ 0 holds.
+
+        Raises:
+            UserError: it was drawn from shards that have been exchanged since.
+        """
         found = self._steps.get(step)
         if found is None:
             found = self._steps[step] = self._make_step(step)
@@ -111,61 +143,63 @@ class Plan:
         return found
 
     def share(self, step: int, rank: int, world: int) -> list[PlannedSequence]:
-        """The sequences of one rank: equally many on every rank, and costs as equal as a greedy deal makes them."""
-        assert self.sequences % world == 0, "check_world was not called"
-        room, load = [self.sequences // world] * world, [0.0] * world
-        mine: list[PlannedSequence] = []
-        for sequence in sorted(self.step(step).sequences, key=lambda one: (-one.cost, one.number)):
-            taker = min((r for r in range(world) if room[r]), key=lambda r: (load[r], r))
-            room[taker] -= 1
-            load[taker] += sequence.cost
-            if taker == rank:
-                mine.append(sequence)
-        return sorted(mine, key=lambda one: one.number)
+        """The sequences of one rank: equally many on every rank, at costs as equal as can be (see `deal`)."""
+        sequences = self.step(step).sequences
+        if self._dealt[:2] != (step, world):
+            self._dealt = (step, world, deal([one.cost for one in sequences], world))
+        return [sequences[number] for number in self._dealt[2][rank]]
 
     def epochs(self, steps: int) -> dict[str, float]:
         """How many epochs of each set ``steps`` steps see."""
-        seen = self._mixture.turns_before(steps * self.sequences).tolist()
-        return {one.name: n / one.order.sequences_per_epoch for one, n in zip(self.sets, seen, strict=True)}
+        seen = self._schedule.epochs_before(steps * self.sequences)
+        return {one.name: epochs for one, epochs in zip(self.sets, seen, strict=True)}
+
+    def fingerprint(self, step: int) -> str:
+        """Identity of all that decided the steps before ``step``: equal fingerprints mean equal batches.
+
+        What begins later (a change of weights, a new set, an edition) is not in it, so a run may be resumed
+        after such an addition.
+        """
+        phases = self._schedule.facts(step * self.sequences)
+        used = {name for _, shares in phases for name in shares}
+        sets = {
+            one.name: {
+                "tasks": [asdict(task) for task in one.config.tasks],
+                "augment": asdict(one.config.augment),
+                "editions": [asdict(e) for e in self.history.editions[one.name] if e.from_step < step],
+            }
+            for one in self.sets
+            if one.name in used
+        }
+        facts = {**self._base_facts, "phases": phases, "sets": sets}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def _make_step(self, step: int) -> PlannedStep:
         sequences = []
         targets, embeddings, tokens = 0.0, 0, 0
         for number in range(self.sequences):
-            set_index, turn = self._mixture.turn(step * self.sequences + number)
-            planned = self.sets[set_index]
-            epoch, samples = planned.order.sequence(turn)
-            sizes = planned.sizes
-            length = int(sizes.length[samples].sum())
-            cost = length + self._attention_cost * float(sizes.squares[samples].sum())
-            sequences.append(PlannedSequence(number, set_index, epoch, samples, length, cost))
-            targets += float(sizes.targets[samples].sum(dtype=np.float64))
-            embeddings += int(sizes.embeddings[samples].sum())
-            tokens += length
+            turn = self._schedule.turn(step * self.sequences + number)
+            planned = self.sets[turn.set_index]
+            if not turn.current:
+                raise UserError(
+                    f"step {step}: drawn from shards of data.sets.{planned.name} that were exchanged since; "
+                    "restore them to look at it"
+                )
+            samples, totals = planned.order.sequence(turn.epoch, turn.inside)
+            length, supervised, embedded, squares, image_tokens, audio_tokens = totals
+            cost = self._flops.sequence(
+                tokens=length, squares=squares, image_tokens=image_tokens, audio_tokens=audio_tokens,
+                targets=supervised, embeddings=embedded,
+            )  # fmt: skip
+            sequences.append(
+                PlannedSequence(number, turn.set_index, turn.epoch, samples, int(length), float(cost))
+            )
+            targets, embeddings, tokens = (
+                targets + supervised,
+                embeddings + int(embedded),
+                tokens + int(length),
+            )
         return PlannedStep(step, sequences, targets, embeddings, tokens)
-
-    def _fingerprint(self, config: Config, tokenizer: Tokenizer) -> str:
-        """Identity of the order: equal fingerprints give equal batches at every step."""
-        facts = {
-            "prf": prf.VERSION,
-            "seed": config.seed,
-            "tokenizer": tokenizer.digest,
-            "media": asdict(config.media),
-            "seq_len": self.seq_len,
-            "sequences": self.sequences,
-            "order": [config.data.block, config.data.group_blocks, config.data.window_groups],
-            "sets": [
-                {
-                    "name": one.name,
-                    "manifests": one.corpus.digests,
-                    "weight": one.config.weight,
-                    "tasks": [asdict(task) for task in one.config.tasks],
-                    "augment": asdict(one.config.augment),
-                }
-                for one in self.sets
-            ],
-        }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def check_world(sequences: int, world: int) -> None:
@@ -176,3 +210,69 @@ def check_world(sequences: int, world: int) -> None:
             f"data.sequences={sequences} cannot be shared by {world} ranks; "
             f"use {', '.join(fitting)} ranks, or make it a multiple of {world}"
         )
+
+
+def _open_set(
+    name: str, set_config: SetConfig, config: Config, tokenizer: Tokenizer, first_task: int, progress: bool
+) -> PlannedSet:
+    data = config.data
+    corpus = Corpus.open(set_config.shards, data.cache)
+    derived = DerivedFiles([corpus.manifests[0].root / "index", data.cache.folder() / "derived"])
+    counts = token_counts(corpus, text_fields(set_config.tasks), tokenizer, derived, progress)
+    measure = SampleMeasure(set_config, corpus, counts, tokenizer, config.media, data.seq_len)
+    blocks = data.group_blocks or choose_group_blocks(len(corpus), data.block, measure, data.seq_len)
+    layout = Layout(len(corpus), data.block, blocks)
+    groups = _group_counts(name, set_config, config, corpus, tokenizer, layout, measure, derived, progress)
+    order = SequenceOrder(
+        layout, groups.sequences, measure, data.seq_len, window_groups=data.window_groups,
+        key=prf.derive_key(config.seed, "order", name),
+    )  # fmt: skip
+    return PlannedSet(name, set_config, corpus, measure, groups, order, first_task)
+
+
+def _group_counts(
+    name: str, set_config: SetConfig, config: Config, corpus: Corpus, tokenizer: Tokenizer, layout: Layout,
+    measure: SampleMeasure, derived: DerivedFiles, progress: bool,
+) -> GroupCounts:  # fmt: skip
+    """Kept counts, or new ones. Raises `UserError` if no sample can be used."""
+    data = config.data
+    facts = {
+        "version": COUNT_VERSION,
+        "media": asdict(config.media),
+        "tasks": [asdict(task) for task in set_config.tasks],
+        "sizes": [data.seq_len, data.block, layout.group_blocks],
+    }
+    depends = [json.dumps(facts, sort_keys=True), tokenizer.digest, *corpus.digests]
+    file = derived.name("counts", *depends)
+    kept = derived.load(file, np.int64, 4 + layout.groups)
+    if kept is None:
+        found = count_groups(layout, measure, data.seq_len, progress, name)
+        derived.save(file, found.to_array())
+    else:
+        found = GroupCounts.from_array(kept)
+    if not found.samples and found.oversize:
+        raise UserError(
+            f"data.sets.{name}: every sample is longer than data.seq_len={data.seq_len}; "
+            f"the shortest needs {found.shortest}"
+        )
+    if not found.samples:
+        needed = " or ".join("+".join(task.fields()) for task in set_config.tasks)
+        raise UserError(f"data.sets.{name}: no sample has the fields its tasks need ({needed})")
+    return found
+
+
+def _changes(config: Config, history: DataHistory) -> list[Change]:
+    """Weights and editions in order of their steps, as changes at positions."""
+    data = config.data
+    weights = {0: {name: one.weight for name, one in data.sets.items()}}
+    for change in data.schedule:
+        weights[change.step] = {**weights.get(change.step, {}), **change.weights}
+    editions: dict[int, dict[str, int]] = {0: {}}
+    for name in data.sets:
+        for number, edition in enumerate(history.editions[name]):
+            at = edition.from_step if number else 0
+            editions.setdefault(at, {})[name] = edition.sequences_per_epoch
+    return [
+        Change(step * data.sequences, weights.get(step, {}), editions.get(step, {}))
+        for step in sorted(weights.keys() | editions.keys())
+    ]

@@ -11,113 +11,128 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mmscale.config import MEDIA_FIELDS, MediaConfig, SetConfig, TaskConfig
+from mmscale.config import MediaConfig, SetConfig, TaskConfig, is_media
 from mmscale.data.corpus import Corpus
+from mmscale.data.text_lengths import ABSENT
 from mmscale.data.tokenizer import Tokenizer
-from mmscale.errors import UserError
-
-ABSENT = np.uint32(0xFFFFFFFF)
 
 
 @dataclass
-class SampleSizes:
-    """What planning needs of every sample; arrays are [samples]."""
+class Sizes:
+    """What planning needs of some samples; arrays are [n]."""
 
-    length: NDArray[np.uint32]  # tokens of all its segments; 0: not used
-    targets: NDArray[np.float32]  # supervised positions, each counted by its weight within the task
-    embeddings: NDArray[np.uint32]  # <|embed|> tokens
-    squares: NDArray[np.uint64]  # sum of squared segment lengths, for the cost of attention
-    applies: list[NDArray[np.bool_]]  # [tasks] arrays: does the sample have the task's fields
-    oversize: NDArray[np.int64]  # samples refused because they are longer than a sequence
+    tokens: NDArray[np.int64]  # of all segments; 0: not used, for want of fields or because it is too long
+    targets: NDArray[np.float64]  # supervised positions, each counted by its weight within the task
+    embeddings: NDArray[np.int64]  # <|embed|> tokens
+    squares: NDArray[np.int64]  # sum of squared segment lengths, for the cost of attention
+    image_tokens: NDArray[np.int64]  # that the image stem makes, each picture counted once
+    audio_tokens: NDArray[np.int64]  # that the audio stem makes, each clip counted once
+    oversize: NDArray[np.bool_]  # refused because it is longer than a sequence
+    refused_tokens: NDArray[np.int64]  # [refused], how long they are
+
+
+# Totals of a sequence, in the order in which `Sizes.totals` gives them.
+TOTALS = ("tokens", "targets", "embeddings", "squares", "image_tokens", "audio_tokens")
 
 
 def text_fields(tasks: list[TaskConfig]) -> list[str]:
     """Text fields the tasks read, in order, each once."""
-    named = dict.fromkeys(name for task in tasks for name in task.fields() if name not in MEDIA_FIELDS)
-    return list(named)
+    return list(dict.fromkeys(name for task in tasks for name in task.fields() if not is_media(name)))
 
 
-def sample_sizes(
-    name: str,
-    config: SetConfig,
-    corpus: Corpus,
-    text_tokens: dict[str, NDArray[np.uint32]],
-    tokenizer: Tokenizer,
-    media: MediaConfig,
-    seq_len: int,
-) -> SampleSizes:
-    """Token counts of every sample of a set.
+class SampleMeasure:
+    """Measures the samples of one set, whichever are asked for.
 
-    ``text_tokens`` maps each text field to its token counts (`ABSENT` where a sample lacks it). Samples
-    longer than ``seq_len`` are refused whole, never cut; the caller reports them.
+    Args:
+        config: the set's tasks.
+        corpus: its samples.
+        text_tokens: token counts of every text field, uint32 [samples] (see `text_lengths`).
+        tokenizer: for the prompts.
+        media: token counts of pictures and clips.
+        seq_len: a sample that is longer is refused whole, never cut.
 
     Raises:
-        UserError: no sample has the fields of any task, or none is short enough.
+        UserError: no sample has a field that a task reads.
     """
-    total = len(corpus)
-    tokens = {
-        field: _field_tokens(field, corpus, text_tokens, media)
-        for task in config.tasks
-        for field in task.fields()
-    }
-    sizes = SampleSizes(
-        length=np.zeros(total, np.uint32),
-        targets=np.zeros(total, np.float32),
-        embeddings=np.zeros(total, np.uint32),
-        squares=np.zeros(total, np.uint64),
-        applies=[],
-        oversize=np.zeros(0, np.int64),
-    )
-    for task in config.tasks:
-        has = np.ones(total, dtype=bool)
-        for field in task.fields():
-            has &= tokens[field] != ABSENT
-        sizes.applies.append(has)
-        if task.objective == "next_token":
-            target = tokens[task.target]
-            text_input = sum(
-                (tokens[f] for f in task.input if f not in MEDIA_FIELDS), np.zeros(total, np.uint32)
+
+    def __init__(
+        self,
+        config: SetConfig,
+        corpus: Corpus,
+        text_tokens: dict[str, NDArray[np.uint32]],
+        tokenizer: Tokenizer,
+        media: MediaConfig,
+        seq_len: int,
+    ) -> None:
+        self._tasks, self._corpus, self._text_tokens = config.tasks, corpus, text_tokens
+        self._media, self._seq_len = media, seq_len
+        self._prompts = [len(tokenizer.encode(task.prompt)) for task in config.tasks]
+        self._fields = list(dict.fromkeys(name for task in config.tasks for name in task.fields()))
+        for field in self._fields:
+            corpus.check_field(field)
+
+    def sizes(self, samples: NDArray[np.int64]) -> Sizes:
+        """Sizes of the numbered samples."""
+        tokens = {field: self._field_tokens(field, samples) for field in self._fields}
+        zero = np.zeros(len(samples), np.int64)
+        sizes = Sizes(zero, zero.astype(np.float64), zero, zero, zero, zero, zero.astype(bool), zero[:0])
+        used: set[str] = set()
+        for task, prompt in zip(self._tasks, self._prompts, strict=True):
+            has = _has_all(task, tokens)
+            if task.objective == "next_token":
+                target = tokens[task.target]
+                texts = [tokens[field] for field in task.input if not is_media(field)]
+                # Each text of the input predicts its own tokens but the first.
+                inner = sum((np.maximum(text - 1, 0) for text in texts), zero)
+                segments = [sum((tokens[field] for field in task.input), target + (1 + prompt))]
+                sizes.targets = sizes.targets + has * (target + 1 + task.input_weight * inner)
+            else:
+                segments = [tokens[field] + 1 for field in task.between]
+                sizes.embeddings = sizes.embeddings + has * len(segments)
+            for length in segments:
+                sizes.tokens = sizes.tokens + has * length
+                sizes.squares = sizes.squares + has * length**2
+            used.update(field for field in task.fields() if is_media(field))
+        for field in used:
+            # Media are decoded and embedded once, however many tasks use them.
+            needed = np.any(
+                [_has_all(task, tokens) for task in self._tasks if field in task.fields()], axis=0
             )
-            length = sum(
-                (tokens[f] for f in task.input), target + np.uint32(1 + len(tokenizer.encode(task.prompt)))
-            )
-            supervised = (
-                target + 1 + np.float32(task.input_weight) * np.maximum(text_input.astype(np.int64) - 1, 0)
-            )
-            sizes.targets[has] += supervised[has].astype(np.float32)
-            segments = [length]
+            if field.startswith("image"):
+                sizes.image_tokens = sizes.image_tokens + needed * tokens[field]
+            else:
+                sizes.audio_tokens = sizes.audio_tokens + needed * tokens[field]
+        sizes.oversize = sizes.tokens > self._seq_len
+        if sizes.oversize.any():
+            sizes.refused_tokens = sizes.tokens[sizes.oversize]
+            for name in TOTALS:
+                getattr(sizes, name)[sizes.oversize] = 0
+        return sizes
+
+    def applies(self, samples: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
+        """[tasks] arrays bool [n]: does the sample have the fields of the task."""
+        tokens = {field: self._field_tokens(field, samples) for field in self._fields}
+        return [_has_all(task, tokens) for task in self._tasks]
+
+    def grid(self, field: str, sample: int) -> tuple[int, int]:
+        """(rows, columns) that were planned for a picture, before any EXIF turn."""
+        facts = self._corpus.facts(field, np.array([sample]))[0]
+        return self._media.image_grid(int(facts["b"]), int(facts["a"]))
+
+    def _field_tokens(self, field: str, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64 [n]: tokens of ``field``; below 0 where a sample lacks it."""
+        if not is_media(field):
+            counts = self._text_tokens[field][samples]
+            return np.where(counts == ABSENT, -1, counts.astype(np.int64))
+        facts = self._corpus.facts(field, samples)
+        a, b = facts["a"].astype(np.int64), np.maximum(facts["b"].astype(np.int64), 1)
+        if field.startswith("image"):
+            rows, columns = self._media.image_grid(b, np.maximum(a, 1))
+            tokens = rows * columns
         else:
-            segments = [tokens[field] + np.uint32(1) for field in task.between]
-            sizes.embeddings[has] += np.uint32(len(segments))
-        for length in segments:
-            sizes.length[has] += length[has]
-            sizes.squares[has] += length[has].astype(np.uint64) ** 2
-    if not sizes.length.any():
-        needed = " or ".join("+".join(task.fields()) for task in config.tasks)
-        raise UserError(f"data.sets.{name}: no sample has the fields its tasks need ({needed})")
-    sizes.oversize = np.nonzero(sizes.length > seq_len)[0]
-    if len(sizes.oversize) == np.count_nonzero(sizes.length):
-        shortest = int(sizes.length[sizes.oversize].min())
-        raise UserError(
-            f"data.sets.{name}: every sample is longer than data.seq_len={seq_len}; the shortest needs {shortest}"
-        )
-    for array in (sizes.length, sizes.targets, sizes.embeddings, sizes.squares):
-        array[sizes.oversize] = 0
-    return sizes
+            tokens = self._media.audio_tokens(a, b)
+        return np.where(facts["offset"] > 0, tokens, -1)
 
 
-def _field_tokens(
-    field: str, corpus: Corpus, text_tokens: dict[str, NDArray[np.uint32]], media: MediaConfig
-) -> NDArray[np.uint32]:
-    """uint32 [samples]: tokens of ``field``, `ABSENT` where a sample lacks it."""
-    if field not in MEDIA_FIELDS:
-        return text_tokens[field]
-    facts = corpus.facts(field)
-    if field == "image":
-        tokens = np.full(len(facts), media.image_tokens(), dtype=np.uint32)
-    else:
-        frames, rate = facts["a"].astype(np.int64), np.maximum(facts["b"].astype(np.int64), 1)
-        samples = -(-frames * media.sample_rate // rate)  # `MediaConfig.audio_samples`, for all at once
-        mel_frames = np.maximum(1, -(-samples // media.mel_hop))
-        tokens = (-(-mel_frames // media.frames_per_token)).astype(np.uint32)
-    return np.where(facts["offset"] > 0, tokens, ABSENT).astype(np.uint32)
+def _has_all(task: TaskConfig, tokens: dict[str, NDArray[np.int64]]) -> NDArray[np.bool_]:
+    return np.all([tokens[field] >= 0 for field in task.fields()], axis=0)

@@ -1,56 +1,95 @@
-"""From the ``shards`` list of a config to folders and the shards wanted of each."""
+"""From the ``shards`` list of a config to folders, local or remote, and the shards wanted of each."""
 
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from mmscale.data.url import check_url, is_url, split_url
 from mmscale.errors import UserError
 
 MAX_NAMES = 1_000_000
+
+_MAX_LIST_BYTES = 1 << 28
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 
 
 def expand(patterns: list[str]) -> list[str]:
-    """Expand ``{a,b}`` and ``{0000..0012}`` (inclusive, zero-padded as written) as a shell does.
+    """Expand lists and braces: ``@FILE`` (see `read_list`), ``{a,b}`` and ``{0000..0012}`` as a shell does.
 
-    A name that exists as it is written is not expanded. Raises `UserError` naming a pattern that is
-    malformed or stands for more than `MAX_NAMES` names.
+    A range is inclusive and zero-padded as written. A name that exists as it is written is not expanded.
+
+    Raises `UserError` naming a pattern that is malformed or stands for more than `MAX_NAMES` names.
     """
     return [name for pattern in patterns for name in _expand_one(pattern)]
 
 
-def group_by_folder(names: list[str]) -> list[tuple[Path, list[str] | None]]:
+def read_list(path: Path) -> list[str]:
+    """The entries of a text file: one a line, ``#`` starts a comment line; relative names are relative to it.
+
+    Raises `UserError` naming the file or the line.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_MAX_LIST_BYTES + 1)
+        lines = content.decode("utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"@{path}: the list cannot be read ({error.strerror}); check the path") from None
+    except UnicodeDecodeError:
+        raise UserError(f"@{path}: the list is not UTF-8; save it as plain text") from None
+    if len(content) > _MAX_LIST_BYTES:
+        raise UserError(f"@{path}: the list is over {_MAX_LIST_BYTES} bytes; name folders instead of shards")
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        entry = line.strip()
+        if not entry or entry.startswith("#"):
+            continue
+        if entry.startswith("@"):
+            raise UserError(f"@{path}: line {number} names another list; name that one in the config too")
+        entries.append(entry if is_url(entry) else os.path.join(path.parent, entry))
+    if not entries:
+        raise UserError(f"@{path}: the list is empty; write one folder, shard or pattern a line")
+    return entries
+
+
+def group_by_folder(names: list[str]) -> list[tuple[Path | str, list[str] | None]]:
     """Each folder with the shards wanted of it, or None for all of them; in the order of first mention.
 
-    Raises `UserError` for a name that is neither a folder nor an existing ``.tar`` file, and for a shard that
-    is named twice.
+    A remote folder is given as its URL.
+
+    Raises `UserError` for a name that is no URL that is taken, and neither a folder nor an existing ``.tar``
+    file, and for a shard that is named twice.
     """
     if not names:
         raise UserError("shards: empty; name a folder, a file or a brace pattern of tar shards")
-    folders: dict[Path, Path] = {}
-    wanted: dict[Path, list[str | None]] = {}
+    folders: dict[Path | str, Path | str] = {}
+    wanted: dict[Path | str, list[str | None]] = {}
     for name in names:
-        path = Path(name)
-        whole = path.is_dir()
-        if not whole and path.suffix != ".tar":
-            raise UserError(
-                f"{name}: neither a folder nor a .tar file; name shards on a local or mounted disk"
-            )
-        if not whole and not path.is_file():
-            raise UserError(f"{name}: no such shard; check the path")
-        folder = path if whole else path.parent
-        place = folder.resolve()
+        folder, shard = split_url(name) if is_url(name) else _split_path(name)
+        place = folder.resolve() if isinstance(folder, Path) else folder
         folders.setdefault(place, folder)
-        shard, before = None if whole else path.name, wanted.setdefault(place, [])
-        if before and (whole or None in before or shard in before):
+        before = wanted.setdefault(place, [])
+        if before and (shard is None or None in before or shard in before):
             raise UserError(f"{name}: named twice; name a folder or its shards, and each only once")
         before.append(shard)
     return [(folders[place], _all_or_some(shards)) for place, shards in wanted.items()]
+
+
+def _split_path(name: str) -> tuple[Path, str | None]:
+    """(folder, name of the shard or None for the folder itself)."""
+    path = Path(name)
+    if os.path.isdir(name):
+        return path, None
+    if path.suffix != ".tar":
+        raise UserError(f"{name}: neither a folder nor a .tar file; check the name")
+    if not os.path.isfile(name):
+        raise UserError(f"{name}: no such shard; check the path")
+    return path.parent, path.name
 
 
 def _all_or_some(shards: list[str | None]) -> list[str] | None:
@@ -58,7 +97,17 @@ def _all_or_some(shards: list[str | None]) -> list[str] | None:
 
 
 def _expand_one(pattern: str) -> Iterator[str]:
-    if not any(mark in pattern for mark in "{}") or Path(pattern).exists():
+    if is_url(pattern):
+        check_url(pattern)  # before any message repeats it
+    if os.path.exists(pattern):
+        yield pattern
+        return
+    if pattern.startswith("@"):
+        if is_url(pattern[1:]):
+            raise UserError("@URL: a list is a local file; download it and name that")
+        yield from expand(read_list(Path(pattern[1:])))
+        return
+    if not any(mark in pattern for mark in "{}"):
         yield pattern
         return
     literals: list[str] = []

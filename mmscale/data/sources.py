@@ -1,67 +1,128 @@
-"""What `pack` turns into shards: a folder of media, or a table (CSV, JSON lines) that names media files."""
+"""What `pack` turns into shards: a folder of media, or a table (CSV, JSON lines, Parquet)."""
 
 from __future__ import annotations
 
-import csv
-import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from mmscale.config import MediaConfig
-from mmscale.data.probe import ENDINGS, Kind, kind_of
+from mmscale.data.parquet_source import ParquetSource, parquet_files
+from mmscale.data.probe import ENDINGS, kind_of
+from mmscale.data.rows import MEDIA_COLUMNS, Row, check_file, encode_json
+from mmscale.data.table_sources import csv_samples, json_samples
+from mmscale.data.worker_pool import WorkerPool
 from mmscale.errors import UserError
 
-MEDIA_COLUMNS: tuple[Kind, ...] = ("image", "audio")
-TEXT_COLUMNS = {"text": "txt", "cls": "cls"}
+
+class Sample(Protocol):
+    """What a worker writes into a shard. Picklable."""
+
+    def encode(self, media: MediaConfig) -> bytes:
+        """The sample as `shard_writer.encode_sample` gives it. Raises `UserError` naming the row."""
+        ...
 
 
-@dataclass
-class Row:
-    """One sample to be packed. Files are read only when the sample is written."""
+class Samples(Protocol):
+    """The samples of one portion, by number from 0."""
 
-    where: str  # for messages: the folder and stem, or the table and row
-    key: str
-    files: dict[str, Path] = field(default_factory=dict)  # by WebDataset field
-    data: dict[str, bytes] = field(default_factory=dict)  # by WebDataset field
+    def __getitem__(self, number: int, /) -> Sample: ...
 
 
-def read_source(source: Path, media: MediaConfig, out: Path) -> list[Row]:
-    """All samples of ``source``, in the order of the folder (sorted) or table; ``out`` inside it is skipped.
+class Source(Protocol):
+    """Samples 0..N-1, every key checked to be valid and unique.
 
-    Every named file is known to exist and to have at most ``media.max_file_bytes``. Tables are held in
-    memory; media are not.
+    Attributes:
+        portions: consecutive ranges of samples, each of which is shuffled in itself.
+    """
+
+    portions: list[range]
+
+    def where(self, number: int) -> str:
+        """What messages call a sample: its file, or its table and row."""
+        ...
+
+    def fingerprint(self, number: int) -> bytes:
+        """`rows.FINGERPRINT_BYTES` that change when the sample does."""
+        ...
+
+    def load(
+        self, portion: range, pool: WorkerPool, scratch: Path, progress: bool
+    ) -> AbstractContextManager[Samples]:
+        """The samples of one of the portions, for as long as the context is open.
+
+        ``scratch`` is an existing folder for temporary files.
+        """
+        ...
+
+
+def open_source(
+    source: Path, media: MediaConfig, out: Path, shuffle_seed: int = 0, shuffle_bytes: int = 1 << 33
+) -> Source:
+    """Look through ``source``: a folder, ``.csv``, ``.jsonl``, ``.parquet`` or a folder of those.
+
+    Of folders, CSV and JSON lines every row is read and every named file is known to exist and to have at
+    most ``media.max_file_bytes``; rows are held in memory, about a kilobyte each and media never. Of Parquet
+    only the key column is read. A folder inside ``source`` that is ``out`` is skipped.
 
     Raises `UserError` naming the file, and for tables the row, with the remedy.
     """
-    if source.is_dir():
-        rows = list(_folder(source, media, out))
-    elif not source.exists():
-        raise UserError(f"{source}: no such folder or file; check the path")
-    elif source.suffix.lower() == ".csv":
-        rows = list(_table(source, _csv_rows(source, media), media))
-    elif source.suffix.lower() in (".jsonl", ".ndjson"):
-        rows = list(_table(source, _json_rows(source, media), media))
-    else:
-        raise UserError(f"{source}: not a kind of source that is read; use a folder, a .csv or a .jsonl file")
-    if not rows:
-        raise UserError(f"{source}: holds no samples; known endings: {', '.join(sum(ENDINGS.values(), ()))}")
-    first: dict[str, str] = {}
-    for row in rows:
-        if row.key in first:
-            raise UserError(
-                f"{row.where}: key {row.key!r} is also that of {first[row.key]}; give each its own"
-            )
-        first[row.key] = row.where
-    return rows
+    try:
+        if not source.exists():
+            raise UserError(f"{source}: no such folder or file; check the path")
+        if tables := parquet_files(source):
+            return ParquetSource(source, tables, media, shuffle_seed, shuffle_bytes)
+        if source.is_dir():
+            return RowSource(source, _folder(source, media, out))
+    except OSError as error:
+        where = error.filename or source
+        raise UserError(f"{where}: cannot be read ({error.strerror}); check its rights") from None
+    if source.suffix.lower() == ".csv":
+        return RowSource(source, csv_samples(source, media))
+    if source.suffix.lower() in (".jsonl", ".ndjson"):
+        return RowSource(source, json_samples(source, media))
+    raise UserError(
+        f"{source}: not a kind of source that is read; use a folder, a .csv, a .jsonl or a .parquet file"
+    )
+
+
+class RowSource:
+    """A `Source` whose rows are held in memory; one portion, so the shuffle is over all of them."""
+
+    def __init__(self, source: Path, rows: Iterable[Row]) -> None:
+        """Raises `UserError` for keys that are taken or unreadable, and when there is no row."""
+        self._rows = list(rows)
+        if not self._rows:
+            known = ", ".join(sum(ENDINGS.values(), ()))
+            raise UserError(f"{source}: holds no samples; known endings: {known}")
+        first: dict[str, str] = {}
+        for row in self._rows:
+            row.check()
+            if row.key in first:
+                raise UserError(
+                    f"{row.where}: key {row.key!r} is also that of {first[row.key]}; give each its own"
+                )
+            first[row.key] = row.where
+        self.portions = [range(len(self._rows))]
+
+    def where(self, number: int) -> str:
+        return self._rows[number].where
+
+    def fingerprint(self, number: int) -> bytes:
+        return self._rows[number].fingerprint()
+
+    def load(
+        self, portion: range, pool: WorkerPool, scratch: Path, progress: bool
+    ) -> AbstractContextManager[Samples]:
+        return nullcontext(self._rows)
 
 
 def _folder(source: Path, media: MediaConfig, out: Path) -> Iterator[Row]:
     """Files of one folder and stem are one sample; the first sub-folder is its label, as in ImageFolder."""
     base, skipped = source.resolve(), out.resolve()
-    for directory, subfolders, names in os.walk(source):
+    for directory, subfolders, names in os.walk(source, onerror=_raise):
         here = Path(directory)
         subfolders[:] = sorted(
             name for name in subfolders if not name.startswith(".") and (here / name).resolve() != skipped
@@ -75,133 +136,20 @@ def _folder(source: Path, media: MediaConfig, out: Path) -> Iterator[Row]:
             # A dot would end the key, and what follows become part of the field.
             key = (here.relative_to(source) / stem.replace(".", "_")).as_posix()
             row = stems.setdefault(stem, Row(where=str(here / stem), key=key))
-            if ending in row.files:
-                raise UserError(
-                    f"{here / name}: its sample has {row.files[ending].name!r} too; rename one of them"
-                )
-            _check_file(here / name, base, media, str(here / name))
-            row.files[ending] = here / name
+            before = row.fields.get(ending)
+            if before is not None:
+                assert not isinstance(before, bytes)
+                raise UserError(f"{here / name}: its sample has {before.path.name!r} too; rename one of them")
+            row.fields[ending] = check_file(here / name, name, base, str(here / name), media.max_file_bytes)
         label = here.relative_to(source).parts[:1]
         for row in stems.values():
-            if not any(kind_of(ending) in (*MEDIA_COLUMNS, "text") for ending in row.files):
+            if not any(kind_of(ending) in (*MEDIA_COLUMNS, "text") for ending in row.fields):
                 continue  # a json or cls file on its own describes the folder, not a sample
-            if label and "json" not in row.files:
-                row.data["json"] = _encode({"label": label[0]}, row.where)
+            if label and "json" not in row.fields:
+                row.fields["json"] = encode_json({"label": label[0]}, row.where)
             yield row
 
 
-def _table(table: Path, cells: Iterator[tuple[int, dict[str, Any]]], media: MediaConfig) -> Iterator[Row]:
-    base = table.parent.resolve()
-    for number, columns in cells:
-        where = f"{table}: row {number}"
-        columns = {name: value for name, value in columns.items() if value is not None and value != ""}
-        if not columns:
-            raise UserError(f"{where}: empty; remove the row")
-        row = Row(where, key=_plain(columns.pop("key", f"{number:08d}"), "key", where))
-        for kind in MEDIA_COLUMNS:
-            if kind in columns:
-                name = _plain(columns.pop(kind), kind, where)
-                path = table.parent / name
-                ending = path.suffix.lower().removeprefix(".")
-                if kind_of(ending) != kind:
-                    raise UserError(
-                        f"{where}: {kind} {name!r} does not end in {', '.join(ENDINGS[kind])}; convert it"
-                    )
-                _check_file(path, base, media, f"{where}: {kind} {name!r}")
-                row.files[ending] = path
-        for column, ending in TEXT_COLUMNS.items():
-            if column in columns:
-                row.data[ending] = _utf8(_plain(columns.pop(column), column, where), where)
-        if columns:
-            row.data["json"] = _encode(columns, where)
-        if not row.files and not row.data:
-            raise UserError(f"{where}: nothing but a key; remove the row")
-        yield row
-
-
-def _csv_rows(table: Path, media: MediaConfig) -> Iterator[tuple[int, dict[str, Any]]]:
-    limit = csv.field_size_limit(media.max_file_bytes)
-    try:
-        with open(table, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = next(reader, [])
-            if len(set(header)) != len(header) or not all(header):
-                raise UserError(f"{table}: the header needs a different name for each column")
-            # Blank lines are no rows, as for every CSV reader.
-            for number, cells in enumerate(filter(None, reader), start=1):
-                if len(cells) != len(header):
-                    raise UserError(
-                        f"{table}: row {number}: {len(cells)} cells, but the header names {len(header)}; "
-                        f"put text that holds commas in quotes"
-                    )
-                yield number, dict(zip(header, cells, strict=True))
-    except UnicodeDecodeError:
-        raise UserError(f"{table}: not UTF-8; save the table as UTF-8") from None
-    except csv.Error as error:
-        raise UserError(
-            f"{table}: line {reader.line_num}: not valid CSV ({error}); correct the line"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{table}: cannot be read ({error.strerror}); check its rights") from None
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _json_rows(table: Path, media: MediaConfig) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        with open(table, "rb") as file:
-            number = 0
-            while line := file.readline(media.max_file_bytes + 1):
-                number += 1
-                if len(line) > media.max_file_bytes:
-                    raise UserError(
-                        f"{table}: row {number}: over media.max_file_bytes={media.max_file_bytes}"
-                    )
-                if not line.strip():
-                    continue
-                try:
-                    columns = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-                except (ValueError, RecursionError) as error:
-                    raise UserError(
-                        f"{table}: row {number}: not JSON ({error}); write one object a line"
-                    ) from None
-                if not isinstance(columns, dict):
-                    raise UserError(f"{table}: row {number}: not an object; write {{...}} with named columns")
-                yield number, columns
-    except OSError as error:
-        raise UserError(f"{table}: cannot be read ({error.strerror}); check its rights") from None
-
-
-def _check_file(path: Path, base: Path, media: MediaConfig, where: str) -> None:
-    """Refuse a file that is missing, too large, or outside ``base`` (resolved) by ``..``, root or link."""
-    try:
-        inside = path.resolve(strict=True).is_relative_to(base)
-        size = path.stat().st_size
-    except (OSError, ValueError, RuntimeError):  # a NUL in the name, a loop of links
-        raise UserError(f"{where}: no such file; correct the name or restore the file") from None
-    if not inside:
-        raise UserError(f"{where}: lies outside {base}; copy it into that folder")
-    if not path.is_file():
-        raise UserError(f"{where}: not a plain file; name a file")
-    if size > media.max_file_bytes:
-        raise UserError(
-            f"{where}: {size} bytes are over media.max_file_bytes={media.max_file_bytes}; "
-            f"raise the limit or remove the file"
-        )
-
-
-def _plain(value: Any, column: str, where: str) -> str:
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
-        return str(value)
-    raise UserError(f"{where}: {column} is {json.dumps(value)[:40]}; write a string")
-
-
-def _encode(value: dict[str, Any], where: str) -> bytes:
-    return _utf8(json.dumps(value, ensure_ascii=False), where)
-
-
-def _utf8(text: str, where: str) -> bytes:
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: holds half of a surrogate pair, which is no text; correct it") from None
+def _raise(error: OSError) -> None:
+    """Without this, `os.walk` passes over a folder that it cannot read."""
+    raise error

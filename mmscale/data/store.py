@@ -1,4 +1,4 @@
-"""Reading byte ranges of shards, checked against the index."""
+"""Reading byte ranges of shards, local or remote, checked against the index."""
 
 from __future__ import annotations
 
@@ -8,56 +8,103 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+from mmscale.config import CacheConfig
+from mmscale.data.manifest import ShardPlace
+from mmscale.data.remote import RemoteFault
+from mmscale.data.shard_cache import ShardCache, touch
+from mmscale.data.url import join_url
 from mmscale.errors import SampleFault
 
 _OPEN_FILES = 64
+# A cached copy that stays open is marked as in use after so many reads.
+_READS_PER_TOUCH = 64
 
 
 class ByteStore:
-    """Positional reads with a few files kept open. Picklable: workers open their own files."""
+    """Positional reads with a few files kept open. Picklable: workers open their own files.
 
-    def __init__(self) -> None:
-        self._files: OrderedDict[Path, int] = OrderedDict()
+    Remote shards are read from their local copies, which are fetched when they are first needed.
+    """
 
-    def read(self, path: Path, offset: int, size: int, crc: int) -> bytes:
-        """``size`` bytes at ``offset``, whose CRC-32 must be ``crc``.
+    def __init__(self, cache: CacheConfig) -> None:
+        self._config = cache
+        self._cache = ShardCache(cache)
+        self._files: OrderedDict[tuple[Path | str, str], _OpenFile] = OrderedDict()
+
+    def read(self, place: ShardPlace, offset: int, size: int, crc: int) -> bytes:
+        """``size`` bytes at ``offset`` of a shard, whose CRC-32 must be ``crc``.
 
         Raises:
-            SampleFault: the shard is gone, too short, or the bytes are not those that were indexed.
+            SampleFault: the shard is gone, cannot be fetched, is too short, or the bytes are not those that
+                were indexed.
         """
+        name = place.shard.name
         try:
-            handle = self._open(path)
+            file = self._open(place)
             # A damaged index can ask for any size; the file bounds what is allocated.
-            inside = offset + size <= os.fstat(handle).st_size
-            data = os.pread(handle, size, offset) if inside else b""
+            inside = offset + size <= os.fstat(file.handle).st_size
+            data = _read_fully(file.handle, size, offset) if inside else b""
+        except RemoteFault as fault:
+            raise SampleFault(f"shard {name} cannot be fetched ({fault})") from None
         except OSError as error:
-            raise SampleFault(f"shard {path.name} cannot be read ({error.strerror})") from None
-        if not inside or len(data) != size:
-            raise SampleFault(f"shard {path.name} ends before byte {offset + size}")
+            raise SampleFault(f"shard {name} cannot be read ({error.strerror})") from None
+        if len(data) != size:
+            raise SampleFault(f"shard {name} ends before byte {offset + size}")
         if zlib.crc32(data) != crc:
-            raise SampleFault(f"shard {path.name} changed since it was indexed (CRC-32 differs)")
+            raise SampleFault(f"shard {name} changed since it was indexed (CRC-32 differs)")
         return data
 
     def close(self) -> None:
         """Close every file."""
         while self._files:
-            os.close(self._files.popitem()[1])
+            os.close(self._files.popitem()[1].handle)
 
-    def _open(self, path: Path) -> int:
-        if path in self._files:
-            self._files.move_to_end(path)
-            return self._files[path]
-        handle = os.open(path, os.O_RDONLY)
-        self._files[path] = handle
-        if len(self._files) > _OPEN_FILES:
-            os.close(self._files.popitem(last=False)[1])
-        return handle
+    def _open(self, place: ShardPlace) -> _OpenFile:
+        key = (place.base, place.shard.name)
+        file = self._files.get(key)
+        if file is None:
+            file = self._files[key] = _OpenFile(self._descriptor(place))
+            if len(self._files) > _OPEN_FILES:
+                os.close(self._files.popitem(last=False)[1].handle)
+            return file
+        self._files.move_to_end(key)
+        file.reads += 1
+        if isinstance(place.base, str) and file.reads % _READS_PER_TOUCH == 0:
+            touch(file.handle)
+        return file
+
+    def _descriptor(self, place: ShardPlace) -> int:
+        if isinstance(place.base, str):
+            return self._cache.open(join_url(place.base, place.shard.name), place.shard)
+        return os.open(place.base / place.shard.name, os.O_RDONLY)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}
+        return {"config": self._config}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._files = OrderedDict()
+        self.__init__(state["config"])  # type: ignore[misc]
 
     def __del__(self) -> None:
         self.close()
+
+
+class _OpenFile:
+    """A descriptor and how often it was read from."""
+
+    __slots__ = ("handle", "reads")
+
+    def __init__(self, handle: int) -> None:
+        self.handle, self.reads = handle, 0
+
+
+def _read_fully(handle: int, size: int, offset: int) -> bytes:
+    """`os.pread` that goes on after a short read; fewer bytes only at the end of the file."""
+    data = os.pread(handle, size, offset)
+    if len(data) == size:
+        return data
+    parts, got = [data], len(data)
+    while data and got < size:  # one call reads 2 GiB at most, network file systems less
+        data = os.pread(handle, size - got, offset + got)
+        parts.append(data)
+        got += len(data)
+    return b"".join(parts)

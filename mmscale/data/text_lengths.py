@@ -1,87 +1,73 @@
-"""Token counts of every text of a data set: one pass over the text, then a file beside the index.
+"""Token counts of every text of a data set: one pass over the text, then a memory-mapped file.
 
 Planning needs lengths in tokens before a byte of payload is read, and only the tokenizer knows them. The
-counts are cached under the tokenizer's and the manifest's digest, so that a later start reads them back.
+counts are kept under the tokenizer's and the manifests' digests, so that a later start maps them at once.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mmscale.data.corpus import Corpus
-from mmscale.data.segments import ABSENT
+from mmscale.data.derived import DerivedFiles
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.errors import SampleFault
+
+ABSENT = np.uint32(0xFFFFFFFF)
 
 _CHUNK = 4096
 
 
 def token_counts(
-    corpus: Corpus, fields: list[str], tokenizer: Tokenizer, progress: bool = False
+    corpus: Corpus, fields: list[str], tokenizer: Tokenizer, derived: DerivedFiles, progress: bool = False
 ) -> dict[str, NDArray[np.uint32]]:
-    """uint32 [samples] per field: tokens of its text, `ABSENT` where a sample lacks it or it cannot be read."""
+    """uint32 [samples] per field: tokens of its text, `ABSENT` where a sample lacks it or it cannot be read.
+
+    Raises `UserError` if no sample of the set has a field.
+    """
     out = {}
     for field in fields:
-        cache = _cache_path(corpus, field, tokenizer)
-        counts = _read_cache(cache, len(corpus))
+        corpus.check_field(field)
+        name = derived.name("tokens", tokenizer.digest, field, *corpus.digests)
+        counts = derived.load(name, np.uint32, len(corpus))
         if counts is None:
-            counts = _count(corpus, field, tokenizer, progress)
-            _write_cache(cache, counts)
+            counts = derived.save(name, _count(corpus, field, tokenizer, progress))
         out[field] = counts
     return out
 
 
-def iterate_texts(corpus: Corpus, field: str) -> list[str]:
+def iterate_texts(corpus: Corpus, field: str) -> Iterator[str]:
     """Every readable text of ``field``, in the order of the samples."""
-    present = np.nonzero(corpus.facts(field)["offset"] > 0)[0]
-    return [text for sample in present.tolist() if (text := _text_or_none(corpus, field, sample)) is not None]
+    corpus.check_field(field)
+    for chunk in _chunks(corpus):
+        for sample in chunk[corpus.facts(field, chunk)["offset"] > 0].tolist():
+            if (text := _text_or_none(corpus, field, sample)) is not None:
+                yield text
 
 
 def _count(corpus: Corpus, field: str, tokenizer: Tokenizer, progress: bool) -> NDArray[np.uint32]:
     counts = np.full(len(corpus), ABSENT, dtype=np.uint32)
-    present = np.nonzero(corpus.facts(field)["offset"] > 0)[0]
-    with tqdm(total=len(present), desc=f"count tokens of {field}", unit="text", disable=not progress) as bar:
-        for start in range(0, len(present), _CHUNK):
-            chunk = present[start : start + _CHUNK]
-            texts = [_text_or_none(corpus, field, int(sample)) for sample in chunk]
-            readable = np.array([text is not None for text in texts])
-            counts[chunk[readable]] = tokenizer.lengths([text for text in texts if text is not None])
+    with tqdm(total=len(corpus), desc=f"count tokens of {field}", unit="sample", disable=not progress) as bar:
+        for chunk in _chunks(corpus):
+            present = chunk[corpus.facts(field, chunk)["offset"] > 0]
+            texts = [_text_or_none(corpus, field, sample) for sample in present.tolist()]
+            readable = np.array([text is not None for text in texts], dtype=bool)
+            counts[present[readable]] = tokenizer.lengths([text for text in texts if text is not None])
             bar.update(len(chunk))
     return counts
+
+
+def _chunks(corpus: Corpus) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, len(corpus), _CHUNK):
+        yield np.arange(start, min(start + _CHUNK, len(corpus)))
 
 
 def _text_or_none(corpus: Corpus, field: str, sample: int) -> str | None:
     try:
         return corpus.text(field, sample)
     except SampleFault:
-        return None  # it will be found again, and written to quarantine, by `mmscale data verify`
-
-
-def _cache_path(corpus: Corpus, field: str, tokenizer: Tokenizer) -> Path:
-    parts = [tokenizer.digest, field, *corpus.digests]
-    name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
-    return corpus.manifests[0].root / "index" / f"tokens.{name}.npy"
-
-
-def _read_cache(path: Path, total: int) -> NDArray[np.uint32] | None:
-    try:
-        counts = np.load(path, allow_pickle=False)
-    except (OSError, ValueError):
-        return None
-    return counts if counts.shape == (total,) and counts.dtype == np.uint32 else None
-
-
-def _write_cache(path: Path, counts: NDArray[np.uint32]) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.save(file, counts)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # a read-only data folder costs the next start a pass, nothing else
+        return None  # it will be found again, and told by name, by `mmscale data verify`

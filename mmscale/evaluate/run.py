@@ -182,7 +182,7 @@ class _Samples:
         fields = self.score.fields()
         has = np.ones(len(self.corpus), dtype=bool)
         for name in fields:
-            has &= self.corpus.facts(name)["offset"] > 0
+            has &= self.corpus.facts(name, np.arange(len(self.corpus)))["offset"] > 0
         if not has.any():
             raise UserError(
                 f"eval.{self.name}: no sample of {', '.join(self.score.shards)} has the fields "

@@ -91,7 +91,8 @@ class FusionTransformer(nn.Module):
         if audio.shape[0] == 0:
             audio = audio.new_zeros(1, self.media.frames_per_token, self.media.mel_bins)
             frames = frames.new_full((1,), self.media.frames_per_token)
-        pictures = self.image_stem(image).flatten(0, 1)[batch.image_take_T]
+        sizes = batch.image_size_N2 if batch.images_padded else None
+        pictures = self.image_stem(image, sizes).flatten(0, 1)[batch.image_take_T]
         sounds = self.audio_stem(audio, frames).flatten(0, 1)[batch.audio_take_T]
         x = x.index_copy(0, batch.image_at_T, pictures.to(x.dtype))
         x = x.index_copy(0, batch.audio_at_T, sounds.to(x.dtype))

@@ -29,21 +29,34 @@ def _pixels(image_N3HW: Tensor, dtype: torch.dtype) -> Tensor:
     return (image_N3HW.to(dtype) - 127.5) / 127.5
 
 
+def _inside(size_N2: Tensor, x: Tensor, stride: int) -> Tensor:
+    """1 where a map [N, C, h, w] of pictures of ``size_N2`` pixels is real, 0 where it is padding: [N, 1, h, w]."""
+    rows = torch.arange(x.shape[2], device=x.device) * stride < size_N2[:, :1]
+    columns = torch.arange(x.shape[3], device=x.device) * stride < size_N2[:, 1:]
+    return (rows[:, None, :, None] & columns[:, None, None, :]).to(x.dtype)
+
+
 class PatchStem(nn.Module):
-    """Linear projection of square patches (ViT: Dosovitskiy et al., 2020). uint8 [N, 3, H, W] → [N, T, D]."""
+    """Linear projection of square patches (ViT: Dosovitskiy et al., 2020).
+
+    uint8 [N, 3, H, W] → [N, T, D]; ``size_N2`` int64, the real heights and widths where pictures are padded.
+    """
 
     def __init__(self, config: ModelConfig, media: MediaConfig) -> None:
         super().__init__()
         self.project = nn.Conv2d(3, config.width, media.image_patch, stride=media.image_patch)
         self.norm = RMSNorm(config.width, config.norm_eps)
 
-    def forward(self, image_N3HW: Tensor) -> Tensor:
+    def forward(self, image_N3HW: Tensor, size_N2: Tensor | None = None) -> Tensor:
         x = self.project(_pixels(image_N3HW, self.project.weight.dtype))
         return self.norm(x.flatten(2).transpose(1, 2))
 
 
 class CnnStem(nn.Module):
-    """Strided 3x3 convolutions down to one vector a patch (early convolutions: Xiao et al., 2021)."""
+    """Strided 3x3 convolutions down to one vector a patch (early convolutions: Xiao et al., 2021).
+
+    Shapes as `PatchStem`'s. What lies outside a padded picture stays zero, as the convolutions' own padding.
+    """
 
     def __init__(self, config: ModelConfig, media: MediaConfig) -> None:
         super().__init__()
@@ -57,10 +70,13 @@ class CnnStem(nn.Module):
         self.project = nn.Conv2d(channels[-1], config.width, 1)
         self.norm = RMSNorm(config.width, config.norm_eps)
 
-    def forward(self, image_N3HW: Tensor) -> Tensor:
-        x = self.first(_pixels(image_N3HW, self.first.weight.dtype))
-        for norm, conv in zip(self.norms, self.convs, strict=False):
-            x = conv(F.silu(norm(x)))
+    def forward(self, image_N3HW: Tensor, size_N2: Tensor | None = None) -> Tensor:
+        def blank(x: Tensor, stride: int) -> Tensor:
+            return x if size_N2 is None else x * _inside(size_N2, x, stride)
+
+        x = self.first(blank(_pixels(image_N3HW, self.first.weight.dtype), 1))
+        for halving, (norm, conv) in enumerate(zip(self.norms, self.convs, strict=False)):
+            x = conv(blank(F.silu(norm(x)), 1 << halving))
         x = self.project(F.silu(self.norms[-1](x)))
         return self.norm(x.flatten(2).transpose(1, 2))
 

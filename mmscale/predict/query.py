@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mmscale.config import MediaConfig
+from mmscale.config import MediaConfig, is_media
 from mmscale.data.audio import decode_audio
 from mmscale.data.builder import BatchBuilder
 from mmscale.data.corpus import Corpus
@@ -69,9 +69,9 @@ class PartReader:
     def field(self, corpus: Corpus, field: str, sample: int) -> Part | None:
         """One field of a sample; None where its JSON lacks the path. Raises `SampleFault` naming it."""
         try:
-            if field == "image":
+            if is_media(field) and field.startswith("image"):
                 return self.image(corpus.read(field, sample))
-            if field == "audio":
+            if is_media(field):
                 return self.audio(corpus.read(field, sample))
             text = corpus.text(field, sample)
         except SampleFault as fault:
@@ -94,7 +94,7 @@ def count_tokens(query: Query, media: MediaConfig) -> int:
     total = 0
     for part in query:
         if isinstance(part, Picture):
-            total += media.image_tokens()
+            total += (part.pixels.shape[1] // media.image_patch) * (part.pixels.shape[2] // media.image_patch)
         elif isinstance(part, Clip):
             total += -(-len(part.mel) // media.frames_per_token)
         else:

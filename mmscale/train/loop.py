@@ -82,9 +82,8 @@ def train(config: Config) -> TrainResult:
                 metrics.record(step, losses, grad_norm, lr, plan.step(step).tokens, wait, batches)
                 if (step + 1) % config.train.checkpoint_every == 0 or step + 1 == config.train.steps:
                     metrics.flush()
-                    store.save(
-                        model, optimizer, RunState(step + 1, plan.fingerprint, metrics.seen, metrics.bad)
-                    )
+                    done = RunState(step + 1, plan.fingerprint(step + 1), metrics.seen, metrics.bad)
+                    store.save(model, optimizer, done)
             store.wait()
         finally:
             metrics.finish()
@@ -99,11 +98,11 @@ def train(config: Config) -> TrainResult:
 def _resume(config: Config, plan: Plan, store: CheckpointStore, model, optimizer) -> RunState:
     newest = store.newest()
     if newest is None:
-        return RunState(0, plan.fingerprint)
+        return RunState(0, plan.fingerprint(0))
     if config.train.resume == "never":
         raise UserError(f"{newest}: train.resume=never, but the run has a checkpoint; choose another run.dir")
     state = store.restore(newest, model, optimizer)
-    if state.fingerprint != plan.fingerprint:
+    if state.fingerprint != plan.fingerprint(state.step):
         raise UserError(
             f"{newest}: was trained on other data or another order (seed, data.* or media.* changed); "
             "restore them, or choose another run.dir"

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from mmscale.checkpoint.store import list_checkpoints, read_state
 from mmscale.config import Config
 from mmscale.config_file import dump_config
 from mmscale.data.corpus import Corpus
+from mmscale.data.history import DataHistory
 from mmscale.data.plan import Plan
 from mmscale.data.segments import text_fields
 from mmscale.data.text_lengths import iterate_texts
@@ -38,7 +40,7 @@ def prepare(config: Config, ranks: Ranks) -> tuple[Tokenizer, Plan]:
         raise UserError(failure[0])
     tokenizer = Tokenizer.load(Path(config.run.dir) / "tokenizer.json")
     resolve_vocabulary(config, tokenizer)
-    plan = plan or Plan(config, tokenizer)
+    plan = plan or open_plan(config, tokenizer)
     if ranks.is_first:
         (Path(config.run.dir) / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     return tokenizer, plan
@@ -60,9 +62,9 @@ def prepare_tokenizer(config: Config) -> Tokenizer:
         return Tokenizer.load(config.data.tokenizer.file)
     texts: list[str] = []
     for one in config.data.sets.values():
-        corpus = Corpus.open(one.shards)
+        corpus = Corpus.open(one.shards, config.data.cache)
         for field in text_fields(one.tasks):
-            texts += iterate_texts(corpus, field)
+            texts.extend(iterate_texts(corpus, field))
         texts += [task.prompt for task in one.tasks if task.prompt]
     return Tokenizer.train(texts, config.data.tokenizer.vocab_size)
 
@@ -71,6 +73,14 @@ def run_tokenizer(config: Config) -> Tokenizer:
     """The tokenizer of ``run.dir`` if the run has begun, else the one it would begin with."""
     path = Path(config.run.dir) / "tokenizer.json"
     return Tokenizer.load(path) if path.exists() else prepare_tokenizer(config)
+
+
+def open_plan(config: Config, tokenizer: Tokenizer, progress: bool = False) -> Plan:
+    """The plan of ``run.dir``, with what its sets held at earlier steps."""
+    run_dir = Path(config.run.dir)
+    done = list_checkpoints(run_dir / "checkpoints")
+    resume_step = read_state(done[-1]).step if done else 0
+    return Plan(config, tokenizer, DataHistory(run_dir), resume_step, progress)
 
 
 def resolve_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
@@ -94,10 +104,15 @@ def _first_rank(config: Config) -> Plan:
     prepare_data(config)
     path = folder / "tokenizer.json"
     run_tokenizer(config).save(path)
-    # Read back as the other ranks read it, so that all plan with the same tokenizer.
-    plan = Plan(
-        config, Tokenizer.load(path), progress=config.run.progress
-    )  # leaves the token counts beside the index
+    # Read back as the other ranks read it, so that all plan with the same tokenizer. What is measured now is
+    # kept beside the index, and the others read it there.
+    plan = open_plan(config, Tokenizer.load(path), progress=config.run.progress)
+    if plan.steps is not None and plan.steps < config.train.steps:
+        raise UserError(
+            f"train.steps={config.train.steps}: after {plan.steps} steps every set was repeated max_epochs times; "
+            "lower train.steps, or raise max_epochs of a set"
+        )
+    plan.history.save({one.name: one.corpus for one in plan.sets})
     _tell(plan, config)
     return plan
 
@@ -106,10 +121,12 @@ def _tell(plan: Plan, config: Config) -> None:
     """What the run will see, a line for each set on stderr."""
     epochs = plan.epochs(config.train.steps)
     for one in plan.sets:
+        sequences = one.order.sequences_per_epoch
         line = (
-            f"mmscale: {one.name}: {len(one.corpus):,} samples in {one.order.sequences_per_epoch:,} sequences, "
+            f"mmscale: {one.name}: {one.counts.samples:,} of {len(one.corpus):,} samples in {sequences:,} sequences, "
+            f"{one.counts.tokens / (sequences * plan.seq_len):.1%} full, "
             f"{epochs[one.name]:.1f} epochs in {config.train.steps:,} steps"
         )
-        if left_out := len(one.sizes.oversize):
-            line += f"; {left_out:,} samples longer than data.seq_len={plan.seq_len} are left out"
+        if one.counts.oversize:
+            line += f"; {one.counts.oversize:,} samples longer than data.seq_len={plan.seq_len} are left out"
         print(line, file=sys.stderr)

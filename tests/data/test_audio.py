@@ -92,7 +92,7 @@ def test_limits_are_read_from_the_header():
         decode_audio(encode(np.zeros(16_000, np.float32), 8_000), MediaConfig(max_audio_s=1.5))
     with pytest.raises(SampleFault, match="channels"):
         decode_audio(encode(np.zeros((10, 9), np.float32), 8_000), MEDIA)
-    with pytest.raises(SampleFault, match="at most 384000"):
+    with pytest.raises(SampleFault, match="1000 to 384000"):
         decode_audio(encode(np.zeros(10, np.float32), 500_000), MEDIA)
 
 

@@ -15,13 +15,14 @@ import pytest
 import soundfile
 from PIL import Image
 
-from mmscale.config import MediaConfig
+from mmscale.config import CacheConfig, MediaConfig
 from mmscale.data import index, manifest_writer
 from mmscale.data.index import build_index, has_index, verify
-from mmscale.data.manifest import FACTS, Manifest, identity, open_manifests
+from mmscale.data.manifest import Manifest, open_manifests
 from mmscale.data.pack import ShardWriter
 from mmscale.data.probe import kind_of, probe
 from mmscale.data.shard_list import expand
+from mmscale.data.stored_index import FACTS, identity
 from mmscale.data.tar import scan
 from mmscale.errors import SampleFault, UserError
 
@@ -67,12 +68,25 @@ def manifest(folder: Path) -> Manifest:
     return build_index(folder, MediaConfig(), progress=False)
 
 
+def shard_path(manifest: Manifest, number: int) -> Path:
+    place = manifest.place(number)
+    return Path(place.base) / place.shard.name
+
+
+def facts_of(manifest: Manifest, reference: str) -> np.ndarray:
+    return manifest.locate(reference).facts(np.arange(len(manifest)))
+
+
+def present(manifest: Manifest, reference: str) -> list[bool]:
+    return (facts_of(manifest, reference)["offset"] > 0).tolist()
+
+
 def bytes_of(manifest: Manifest, field: str, i: int) -> bytes | None:
     """Payload of a field by the index's own facts."""
     facts = manifest.column(field)[i]
     if not facts["offset"]:
         return None
-    raw = manifest.shard_path(int(manifest.shard_of[i])).read_bytes()
+    raw = shard_path(manifest, manifest.shard_of(i)).read_bytes()
     data = raw[int(facts["offset"]) : int(facts["offset"] + facts["size"])]
     assert zlib.crc32(data) == facts["crc"]
     return data
@@ -89,7 +103,7 @@ def edit_json(folder: Path, **changes: Any) -> None:
 def test_every_byte_of_every_sample_is_found(folder: Path, manifest: Manifest) -> None:
     for one in (manifest, Manifest.open(folder)):
         assert len(one) == 5 and one.shards == [f"shard-{n:06d}.tar" for n in range(3)]
-        assert one.shard_of.tolist() == [0, 0, 1, 1, 2] and one.shard_of.dtype == np.uint32
+        assert [one.shard_of(i) for i in range(5)] == [0, 0, 1, 1, 2]
         assert one.fields == [
             "0.png",
             "1.png",
@@ -123,7 +137,6 @@ def test_header_facts(manifest: Manifest) -> None:
 
 def test_columns_are_memory_mapped(manifest: Manifest) -> None:
     assert isinstance(manifest.column("png"), np.memmap)
-    assert manifest.locate("text").facts is manifest.column("txt")
 
 
 def test_digest_is_of_the_content_only(tmp_path: Path, manifest: Manifest) -> None:
@@ -139,19 +152,19 @@ def test_digest_is_of_the_content_only(tmp_path: Path, manifest: Manifest) -> No
 
 
 def test_locate_takes_the_first_ending_a_sample_has(manifest: Manifest) -> None:
-    image = manifest.locate("image")
-    assert image.facts["a"].tolist() == [5, 11, 0, 2, 9]  # png before webp, 0.png before 1.png
-    assert image.present.tolist() == [True, True, False, True, True]
-    assert manifest.locate("audio").facts["a"].tolist() == [0, 0, 1000, 44, 0]
-    assert manifest.locate("text").present.tolist() == [True, True, False, False, False]
-    assert manifest.locate("cls").present.tolist() == [False, False, True, False, False]
-    assert manifest.locate("json.label.deep").present.tolist() == [True, False, False, False, False]
+    # png before webp, 0.png before 1.png
+    assert facts_of(manifest, "image")["a"].tolist() == [5, 11, 0, 2, 9]
+    assert present(manifest, "image") == [True, True, False, True, True]
+    assert facts_of(manifest, "audio")["a"].tolist() == [0, 0, 1000, 44, 0]
+    assert present(manifest, "text") == [True, True, False, False, False]
+    assert present(manifest, "cls") == [False, False, True, False, False]
+    assert present(manifest, "json.label.deep") == [True, False, False, False, False]
 
 
 def test_text_falls_back(tmp_path: Path) -> None:
     write_shards(tmp_path, {"1": {"text": b"12"}, "2": {"text": b"123", "txt": b"1"}})
     manifest = build_index(tmp_path, MediaConfig(), progress=False)
-    assert manifest.locate("text").facts["a"].tolist() == [2, 1]
+    assert facts_of(manifest, "text")["a"].tolist() == [2, 1]
 
 
 def test_locate_lists_the_fields_there_are(tmp_path: Path) -> None:
@@ -188,7 +201,7 @@ def test_broken_samples_are_left_out_and_listed(tmp_path: Path) -> None:
     mixed = {"good1": {"txt": b"1"}} | BROKEN | {"good2": {"txt": b"2"}}
     manifest = build_index(write_shards(tmp_path, mixed, 3), media, progress=False)
     assert [manifest.key(i) for i in range(len(manifest))] == ["good1", "good2"]
-    assert manifest.shard_of.tolist() == [0, 3]
+    assert [manifest.shard_of(i) for i in range(2)] == [0, 3]
     lines = [json.loads(line) for line in (tmp_path / "index" / "problems.jsonl").read_text().splitlines()]
     reasons = {line["key"]: line["reason"] for line in lines}
     assert manifest.problem_count == len(lines) == len(BROKEN) and reasons.keys() == BROKEN.keys()
@@ -365,7 +378,7 @@ def test_a_shard_name_never_leads_out_of_the_folder(folder: Path, manifest: Mani
         Manifest.load(folder)
 
 
-@pytest.mark.parametrize("name", ["keys", "key_ends", "shard", "field.png"])
+@pytest.mark.parametrize("name", ["keys", "key_ends", "field.png"])
 @pytest.mark.parametrize("damage", ["short", "pickle", "type", "missing"])
 def test_damaged_arrays(folder: Path, manifest: Manifest, name: str, damage: str) -> None:
     path = folder / "index" / f"{name}.npy"
@@ -392,15 +405,14 @@ def test_other_version(folder: Path, manifest: Manifest) -> None:
 
 @pytest.mark.parametrize("chosen", [[0], [2], [0, 1], [1, 2], [0, 2], [0, 1, 2]])
 def test_restrict(manifest: Manifest, chosen: list[int]) -> None:
-    rows = [i for i in range(5) if manifest.shard_of[i] in chosen]
+    rows = [i for i in range(5) if manifest.shard_of(i) in chosen]
     view = manifest.restrict([manifest.shards[n] for n in reversed(chosen)])
     assert len(view) == len(rows) and view.shards == [manifest.shards[n] for n in chosen]
     assert (view.digest == manifest.digest) == (len(chosen) == 3)
     for new, old in enumerate(rows):
         assert view.key(new) == manifest.key(old)
-        assert view.shard_path(int(view.shard_of[new])) == manifest.shard_path(int(manifest.shard_of[old]))
+        assert view.place(view.shard_of(new)) == manifest.place(manifest.shard_of(old))
         assert all(view.column(field)[new] == manifest.column(field)[old] for field in view.fields)
-    assert len(view.shard_of) == len(view)
 
 
 def test_restrict_twice_is_restrict_once(manifest: Manifest) -> None:
@@ -417,11 +429,10 @@ def test_restrict_names_an_unknown_shard(folder: Path, manifest: Manifest) -> No
 def test_pickling_opens_again_instead_of_copying(manifest: Manifest) -> None:
     view = manifest.restrict(manifest.shards[::2])
     for one in (manifest, view):
-        located = one.locate("image")
-        packed = pickle.dumps((one, located))
-        copy, copied = pickle.loads(packed)
+        packed = pickle.dumps(one)
+        copy = pickle.loads(packed)
         assert len(packed) < 1000 and copy.digest == one.digest and copy.shards == one.shards
-        assert copied.facts.tolist() == located.facts.tolist()
+        assert facts_of(copy, "image").tolist() == facts_of(one, "image").tolist()
         assert [copy.key(i) for i in range(len(copy))] == [one.key(i) for i in range(len(one))]
 
 
@@ -438,7 +449,7 @@ def test_open_folders_files_and_patterns(tmp_path: Path, folder: Path, manifest:
     build_index(other, MediaConfig(), progress=False)
 
     def opened(*shards: str) -> list[tuple[str, list[str]]]:
-        return [(one.root.name, one.shards) for one in open_manifests(list(shards))]
+        return [(one.root.name, one.shards) for one in open_manifests(list(shards), CacheConfig())]
 
     names = manifest.shards
     assert opened(f"{folder}") == [("data", names)]
@@ -463,7 +474,7 @@ def test_open_manifests_names_what_is_wrong(folder: Path, manifest: Manifest) ->
         (["http://host/a.zip"], "neither a folder nor a .tar"),
     ]:
         with pytest.raises(UserError, match=words):
-            open_manifests(shards)
+            open_manifests(shards, CacheConfig())
 
 
 def test_brace_patterns(tmp_path: Path) -> None:
@@ -486,7 +497,7 @@ def test_verify_finds_nothing_in_sound_shards(folder: Path, manifest: Manifest) 
 
 def test_verify_names_shard_and_key_of_a_flipped_bit(folder: Path, manifest: Manifest) -> None:
     facts = manifest.column("wav")[3]
-    shard = manifest.shard_path(1)
+    shard = shard_path(manifest, 1)
     raw = bytearray(shard.read_bytes())
     raw[int(facts["offset"]) + 50] ^= 1
     shard.write_bytes(raw)
@@ -498,7 +509,7 @@ def test_verify_names_shard_and_key_of_a_flipped_bit(folder: Path, manifest: Man
 
 
 def test_verify_sees_a_flip_outside_of_payloads(folder: Path, manifest: Manifest) -> None:
-    shard = manifest.shard_path(2)
+    shard = shard_path(manifest, 2)
     raw = bytearray(shard.read_bytes())
     raw[int(manifest.column("png")[4]["offset"] + manifest.column("png")[4]["size"])] ^= 1  # padding
     shard.write_bytes(raw)

@@ -13,6 +13,7 @@ import pytest
 from mmscale.config import MediaConfig
 from mmscale.data.manifest import Manifest
 from mmscale.data.pack import ShardWriter, pack
+from mmscale.data.pack_state import PackState
 from mmscale.data.tar import scan
 from mmscale.errors import UserError
 from tests.data.test_manifest import picture, sound
@@ -220,12 +221,27 @@ def test_folder_faults_name_the_file(folder: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
+def test_a_folder_that_cannot_be_read_is_not_passed_over(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"cat/deep: cannot be read \(Permission denied\); check its rights"):
+        quietly(folder, tmp_path / "out")
+
+
 def test_nothing_to_pack(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "x.parquet").write_bytes(b"")
+    (tmp_path / "x.xlsx").write_bytes(b"")
     for name, words in (
         ("empty", "holds no samples"),
-        ("x.parquet", "not a kind of source"),
+        ("x.xlsx", "not a kind of source"),
         ("no", "no such folder"),
     ):
         with pytest.raises(UserError, match=f"{tmp_path / name}: {words}"):
@@ -325,7 +341,15 @@ def test_bad_rows_are_named(tmp_path: Path, row: str, words: str) -> None:
         (b"[1]", "row 2: not an object"),
         (b'{"text": "\xff"}', "row 2: not JSON"),
         (b"[" * 5000, "row 2: not JSON"),
-        (b'{"text": ["a"]}', "row 2: text is"),
+        (b'{"text": [["a"]]}', "row 2: text 1 of 1 is"),
+        (b'{"text": ["a", ""]}', "row 2: text 2 of 2 is empty"),
+        (b'{"text": {"a": 1}}', "row 2: text is"),
+        (b'{"cls": ["a"]}', "row 2: cls is"),
+        (b'{"image": {"url": "x"}}', "row 2: image has the part url"),
+        (b'{"image": ["a.png"]}', r"row 2: image 1 of 1 'a\.png': no such file"),
+        (b'{"image": [null]}', "row 2: image 1 of 1 is empty"),
+        (b'{"text": "a", "x": {"y": [Infinity]}}', "row 2: column 'x' is infinite"),
+        (b'{"text": "a", "x": ' + b"[" * 700 + b"]" * 700 + b"}", "row 2: column 'x': nested too deep"),
         (b'{"image": true}', "row 2: image is true; write a string"),
         (b'{"text": "\\ud800"}', "row 2: holds half of a surrogate pair"),
         (b'{"image": "a\\u0000.png"}', "row 2: image .*no such file"),
@@ -362,14 +386,49 @@ def test_csv_as_spreadsheets_write_it(tmp_path: Path) -> None:
     assert read_all(tmp_path / "out") == {"00000001": {"txt": long.encode()}}
 
 
-def test_a_file_that_vanishes_while_packing_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("change", ["removed", "grown", "touched"])
+def test_a_file_that_changes_while_packing_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     table = write_table(tmp_path / "src", "image\n1.png\n")
-    write = ShardWriter.__enter__
-    monkeypatch.setattr(
-        ShardWriter, "__enter__", lambda self: (table.parent / "1.png").unlink() or write(self)
-    )
-    with pytest.raises(UserError, match=rf"{table}: row 1: .*1\.png: cannot be read"):
+    file = table.parent / "1.png"
+    enter = PackState.__enter__
+
+    def change_then_enter(state: PackState) -> PackState:
+        if change == "removed":
+            file.unlink()
+        elif change == "grown":
+            file.write_bytes(file.read_bytes() + b"x")
+        else:
+            os.utime(file, (1, 1))
+        return enter(state)
+
+    monkeypatch.setattr(PackState, "__enter__", change_then_enter)
+    words = "cannot be read" if change == "removed" else "changed while it was packed"
+    with pytest.raises(UserError, match=rf"{table}: row 1: .*1\.png: {words}"):
         quietly(table, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_lists_become_numbered_fields(tmp_path: Path) -> None:
+    row = {
+        "image": ["1.png", {"path": "1.png"}],
+        "audio": [{"path": "sub/2.flac", "bytes": None}],
+        "text": ["one", 2],
+        "note": [],
+        "nan": float("nan"),
+    }
+    table = write_table(tmp_path / "src", json.dumps(row) + '\n{"image": [], "text": "alone"}', "t.jsonl")
+    manifest = quietly(table, tmp_path / "out")
+    picture_bytes = (tmp_path / "src" / "1.png").read_bytes()
+    samples = read_all(tmp_path / "out")
+    assert samples["00000001"] == {
+        "0.png": picture_bytes,
+        "1.png": picture_bytes,
+        "0.flac": (tmp_path / "src" / "sub" / "2.flac").read_bytes(),
+        "0.txt": b"one",
+        "1.txt": b"2",
+        "json": b'{"note": []}',
+    }
+    assert samples["00000002"] == {"txt": b"alone"}
+    assert manifest.problem_count == 0 and manifest.has("image") and manifest.has("audio")

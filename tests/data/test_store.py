@@ -9,11 +9,23 @@ from pathlib import Path
 
 import pytest
 
+from mmscale.config import CacheConfig
 from mmscale.data import store as store_module
+from mmscale.data.manifest import ShardPlace
 from mmscale.data.store import ByteStore
+from mmscale.data.stored_index import Shard
 from mmscale.errors import SampleFault
 
 DATA = bytes(range(256)) * 8
+
+
+def place(path: Path) -> ShardPlace:
+    return ShardPlace(path.parent, Shard(path.name, 0, "0" * 64, 0))
+
+
+@pytest.fixture
+def store() -> ByteStore:
+    return ByteStore(CacheConfig())
 
 
 @pytest.fixture
@@ -24,56 +36,70 @@ def shard(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("offset", "size"), [(0, len(DATA)), (100, 33), (len(DATA), 0)])
-def test_reads_exactly_the_range(shard: Path, offset: int, size: int) -> None:
+def test_reads_exactly_the_range(store: ByteStore, shard: Path, offset: int, size: int) -> None:
     expected = DATA[offset : offset + size]
-    assert ByteStore().read(shard, offset, size, zlib.crc32(expected)) == expected
+    assert store.read(place(shard), offset, size, zlib.crc32(expected)) == expected
 
 
-def test_changed_bytes_are_a_fault(shard: Path) -> None:
+def test_changed_bytes_are_a_fault(store: ByteStore, shard: Path) -> None:
     with pytest.raises(SampleFault, match=r"s\.tar changed since it was indexed"):
-        ByteStore().read(shard, 10, 5, zlib.crc32(DATA[10:15]) ^ 1)
+        store.read(place(shard), 10, 5, zlib.crc32(DATA[10:15]) ^ 1)
 
 
-def test_short_read_is_a_fault_and_allocates_nothing(shard: Path) -> None:
+def test_short_read_is_a_fault_and_allocates_nothing(store: ByteStore, shard: Path) -> None:
     for size in (len(DATA), 1 << 62):
         with pytest.raises(SampleFault, match=rf"s\.tar ends before byte {size + 1}"):
-            ByteStore().read(shard, 1, size, 0)
+            store.read(place(shard), 1, size, 0)
 
 
-def test_missing_shard_is_a_fault(tmp_path: Path) -> None:
+def test_missing_shard_is_a_fault(store: ByteStore, tmp_path: Path) -> None:
     with pytest.raises(SampleFault, match=r"gone\.tar cannot be read \(No such file"):
-        ByteStore().read(tmp_path / "gone.tar", 0, 1, 0)
+        store.read(place(tmp_path / "gone.tar"), 0, 1, 0)
 
 
-def test_unreadable_shard_is_a_fault(tmp_path: Path) -> None:
+def test_unreadable_shard_is_a_fault(store: ByteStore, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(SampleFault, match=r"s\.tar cannot be read \(Not a directory\)"):
-        ByteStore().read(tmp_path / "file" / "s.tar", 0, 1, 0)
+        store.read(place(tmp_path / "file" / "s.tar"), 0, 1, 0)
 
 
 def test_open_files_are_bounded_and_the_oldest_goes_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: ByteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_module, "_OPEN_FILES", 2)
-    store = ByteStore()
     before = len(os.listdir("/proc/self/fd"))
     paths = [tmp_path / f"{number}.tar" for number in range(5)]
     for path in paths:
         path.write_bytes(DATA)
-        store.read(path, 0, 4, zlib.crc32(DATA[:4]))
+        store.read(place(path), 0, 4, zlib.crc32(DATA[:4]))
     assert len(os.listdir("/proc/self/fd")) == before + 2
     for path in paths:
         path.unlink()
-    assert store.read(paths[4], 0, 4, zlib.crc32(DATA[:4])) == DATA[:4]  # still open
+    assert store.read(place(paths[4]), 0, 4, zlib.crc32(DATA[:4])) == DATA[:4]  # still open
     with pytest.raises(SampleFault, match="No such file"):
-        store.read(paths[0], 0, 4, zlib.crc32(DATA[:4]))  # closed
+        store.read(place(paths[0]), 0, 4, zlib.crc32(DATA[:4]))  # closed
     store.close()
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_pickled_copy_opens_its_own_files(shard: Path) -> None:
-    store = ByteStore()
-    store.read(shard, 0, 4, zlib.crc32(DATA[:4]))
+def test_pickled_copy_opens_its_own_files(store: ByteStore, shard: Path) -> None:
+    store.read(place(shard), 0, 4, zlib.crc32(DATA[:4]))
     copy = pickle.loads(pickle.dumps(store))
     store.close()
-    assert copy.read(shard, 4, 4, zlib.crc32(DATA[4:8])) == DATA[4:8]
+    assert copy.read(place(shard), 4, 4, zlib.crc32(DATA[4:8])) == DATA[4:8]
+
+
+def test_short_reads_of_the_system_are_continued(
+    store: ByteStore, shard: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.pread
+    monkeypatch.setattr(store_module.os, "pread", lambda handle, size, at: real(handle, min(size, 100), at))
+    assert store.read(place(shard), 1, 1999, zlib.crc32(DATA[1:2000])) == DATA[1:2000]
+
+
+def test_a_shard_that_shrinks_while_it_is_read_is_a_fault(
+    store: ByteStore, shard: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module.os, "pread", lambda handle, size, at: b"")
+    with pytest.raises(SampleFault, match=r"s\.tar ends before byte 10"):
+        store.read(place(shard), 0, 10, 0)

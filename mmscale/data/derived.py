@@ -1,0 +1,60 @@
+"""Arrays that follow from an index and take long to make: kept as .npy files and memory-mapped.
+
+They lie in the index folder itself or, where that cannot be written, in the cache folder. Their names hold a
+hash of all they depend on, so a file that is found is right; one that is lost costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class DerivedFiles:
+    """Derived arrays of one data set.
+
+    Args:
+        folders: where they may lie, the preferred first.
+    """
+
+    def __init__(self, folders: list[Path]) -> None:
+        self._folders = folders
+
+    @staticmethod
+    def name(kind: str, *parts: str) -> str:
+        """A file name from what the array is and everything it depends on."""
+        return f"{kind}.{hashlib.sha256(chr(31).join(parts).encode()).hexdigest()[:24]}.npy"
+
+    def load(self, name: str, dtype: Any, length: int) -> NDArray[Any] | None:
+        """The array [length], memory-mapped; None if it is not there or damaged."""
+        for folder in self._folders:
+            try:
+                array: NDArray[Any] = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+            except (OSError, ValueError, EOFError):
+                continue
+            if array.shape == (length,) and array.dtype == np.dtype(dtype):
+                return array
+        return None
+
+    def save(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
+        """Write the array where that is possible; returns it, memory-mapped if it was written."""
+        for folder in self._folders:
+            temporary = folder / f".{name}.{os.getpid()}.tmp"
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with open(temporary, "wb") as file:
+                    np.save(file, array)
+                os.replace(temporary, folder / name)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
+                continue
+            found = self.load(name, array.dtype, len(array))
+            return array if found is None else found
+        return array  # nowhere to keep it: the next start makes it again

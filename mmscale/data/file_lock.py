@@ -1,0 +1,40 @@
+"""Locks between processes, as advisory locks of the kernel on files: released with the process, however it ends."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[int]:
+    """Wait for the lock of ``path``, which is made if it is missing, and hold it; gives a descriptor of it.
+
+    Whoever held the lock before may have renamed or removed the file: see `is_at`.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def try_lock(handle: int) -> bool:
+    """Whether nobody held the lock of the open file ``handle``, and it is held now until that is closed."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_at(path: Path, handle: int) -> bool:
+    """Whether ``path`` still names the open file ``handle``."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(handle))
+    except FileNotFoundError:
+        return False

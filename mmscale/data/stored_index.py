@@ -1,0 +1,159 @@
+"""The files of one index, checked and memory-mapped.
+
+Layout of ``DIR/index/``:
+
+- ``manifest.json``: version, digest, samples, shards (name, bytes, sha256, samples), fields, problems, and for
+  remote shards ``base``, the URL of the folder that holds them (absent: they lie in ``DIR``);
+- ``keys.npy`` uint8, the UTF-8 keys one after another, and ``key_ends.npy`` uint64 [N], where each
+  ends; samples stand in the order of the shards;
+- ``field.<name>.npy``, one per field, structured [N] of `FACTS`;
+- ``problems.jsonl``: members that cannot be used; their samples are not among the N.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmscale.errors import UserError
+
+VERSION = 1
+FOLDER = "index"
+FIELD_NAME = re.compile(r"[a-z0-9_.-]{1,64}")
+
+# ``offset`` and ``size`` of the payload in the shard, bytes; ``offset`` 0: the sample lacks the field.
+# ``crc``: zlib.crc32. Image: a = width, b = height. Audio: a = samples per channel, b = sample rate (Hz).
+# Text, json, cls: a = characters.
+FACTS = [("offset", "<u8"), ("size", "<u8"), ("crc", "<u4"), ("a", "<u4"), ("b", "<u4")]
+
+_MAX_MANIFEST_BYTES = 1 << 28
+_HEX = re.compile(r"[0-9a-f]{64}")
+_URL = re.compile(r"[a-z0-9]+://[^\s]+")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard as it was indexed. ``sha256`` is of the whole file, in hexadecimal."""
+
+    name: str
+    bytes: int
+    sha256: str
+    samples: int
+
+
+def identity(shards: list[Shard]) -> str:
+    """The digest of a data set: SHA-256 over version, shards (sorted by name) and sample counts."""
+    listed = sorted([shard.name, shard.bytes, shard.sha256, shard.samples] for shard in shards)
+    content = {"version": VERSION, "shards": listed, "samples": sum(shard.samples for shard in shards)}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def reindex_remedy(root: Path) -> str:
+    """What to do about an index that does not fit its shards."""
+    return f"run `mmscale data index {root}`"
+
+
+class StoredIndex:
+    """An index as it lies on disk; every view of it (`manifest.Manifest`) shares one.
+
+    Attributes:
+        root: the folder that holds ``index/``.
+        base: where the shards are: ``root``, or the URL of a folder.
+
+    Raises `UserError` naming the remedy when there is no index, it is damaged, or it holds no sample.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        tree = self._read_json(root / FOLDER / "manifest.json")
+        try:
+            self.samples, self.problems = tree["samples"], tree["problems"]
+            self.shards = [Shard(**shard) for shard in tree["shards"]]
+            self.fields: list[str] = sorted(tree["fields"])
+            self.base: Path | str = tree.get("base", root)
+            sound = self._sound(tree["digest"])
+        except (KeyError, TypeError, AttributeError):
+            sound = False
+        if not sound:
+            raise self._damaged("manifest.json")
+        self.digest: str = tree["digest"]
+        if not self.samples:
+            found = f"{self.problems} broken members are listed in {root / FOLDER / 'problems.jsonl'}"
+            raise UserError(f"{root}: no usable sample; {found}, repair them and {reindex_remedy(root)}")
+        self.key_ends = self._map("key_ends", "<u8", self.samples)
+        self.keys = self._map("keys", "u1", int(self.key_ends[-1]))
+        self._columns: dict[str, NDArray[Any]] = {}
+
+    def column(self, field: str) -> NDArray[Any]:
+        """Facts of one field over all samples: structured [N] of `FACTS`, memory-mapped."""
+        if field not in self.fields:
+            raise UserError(f"{self.root}: no field {field!r}; fields there are: {', '.join(self.fields)}")
+        if field not in self._columns:
+            self._columns[field] = self._map(f"field.{field}", FACTS, self.samples)
+        return self._columns[field]
+
+    def _sound(self, digest: str) -> bool:
+        names = [shard.name for shard in self.shards]
+        return (
+            type(self.samples) is int
+            and type(self.problems) is int
+            and bool(names)
+            and names == sorted(set(names))
+            and all(_is_sound(shard) for shard in self.shards)
+            and self.samples == sum(shard.samples for shard in self.shards)
+            and all(FIELD_NAME.fullmatch(field) for field in self.fields)
+            and (isinstance(self.base, Path) or _URL.fullmatch(self.base) is not None)
+            and digest == identity(self.shards)
+        )
+
+    def _read_json(self, path: Path) -> dict[str, Any]:
+        try:
+            if path.stat().st_size > _MAX_MANIFEST_BYTES:
+                raise self._damaged(path.name)
+            tree = json.loads(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{self.root}: no index; run `mmscale data index {self.root}`") from None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); check its rights") from None
+        except (ValueError, RecursionError):
+            raise self._damaged(path.name) from None
+        if not isinstance(tree, dict):
+            raise self._damaged(path.name)
+        if tree.get("version") != VERSION:
+            found = tree.get("version")
+            raise UserError(
+                f"{path}: index version {found!r}, this release reads {VERSION}; {reindex_remedy(self.root)}"
+            )
+        return tree
+
+    def _map(self, name: str, dtype: Any, length: int) -> NDArray[Any]:
+        path = self.root / FOLDER / f"{name}.npy"
+        try:
+            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            raise self._damaged(path.name) from None
+        if array.dtype != np.dtype(dtype) or array.shape != (length,):
+            raise self._damaged(path.name)
+        return array
+
+    def _damaged(self, name: str) -> UserError:
+        return UserError(f"{self.root / FOLDER / name}: the index is damaged; {reindex_remedy(self.root)}")
+
+
+def _is_sound(shard: Shard) -> bool:
+    # A name with a folder in it would lead out of the data set.
+    return (
+        shard.name.endswith(".tar")
+        and "/" not in shard.name
+        and type(shard.bytes) is int
+        and type(shard.samples) is int
+        and shard.samples >= 0
+        and _HEX.fullmatch(shard.sha256) is not None
+    )

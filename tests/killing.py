@@ -1,0 +1,60 @@
+"""Starting real runs and killing them."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from conftest import ROOT
+
+
+def metrics(folder: Path) -> list[dict]:
+    """The rows of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def kill_when_reached(command: list[str], folder: Path, step: int, ranks: int) -> None:
+    """Start ``mmscale`` on some ranks and SIGKILL every process once metrics.jsonl tells of ``step``."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    launch = [sys.executable, *torchrun, "-m", "mmscale"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(
+        [*launch, *command], cwd=ROOT, env=environment, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline:
+            path = folder / "metrics.jsonl"
+            if path.exists() and len(path.read_text().splitlines()) > step:
+                break
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.02)
+        else:
+            raise AssertionError(f"step {step} was not reached")
+    finally:
+        kill_tree(process.pid)
+        process.wait()
+
+
+def kill_tree(pid: int) -> None:
+    """SIGKILL a process and all its descendants; torchrun gives its ranks sessions of their own."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            children.setdefault(parent, []).append(int(entry.name))
+    doomed, queue = [], [pid]
+    while queue:
+        doomed.append(queue.pop())
+        queue += children.get(doomed[-1], [])
+    for one in doomed:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
