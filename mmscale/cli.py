@@ -159,7 +159,10 @@ def build_parser() -> argparse.ArgumentParser:
         INSPECT_EPILOG,
     )
     inspect.add_argument(
-        "sources", nargs="+", metavar="DIR", help="a folder of indexed shards; several are compared"
+        "sources",
+        nargs="+",
+        metavar="DIR",
+        help="a folder of indexed shards; several are compared, training data first",
     )
     inspect.add_argument("--html", required=True, metavar="F", help="the page to write")
     inspect.add_argument(

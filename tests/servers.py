@@ -37,6 +37,7 @@ class FaultyServer:
 
     Attributes:
         ranges: whether Range requests are heeded.
+        token: what the Authorization header must be, if not empty.
         requests: (file name, Range header or "") in the order they came.
     """
 
@@ -44,7 +45,7 @@ class FaultyServer:
         self.folder, self.upstream = folder, upstream
         self.faults: deque[tuple[str, str, Any]] = deque()
         self.always: dict[str, tuple[str, Any]] = {}
-        self.ranges = True
+        self.ranges, self.token = True, ""
         self.requests: list[tuple[str, str]] = []
         self.reached, self.go_on, self._over = threading.Event(), threading.Event(), threading.Event()
         self._lock = threading.Lock()
@@ -91,6 +92,8 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = self.headers.get("Range", "")
         faulty.requests.append((name, wanted))
         fault, value = faulty.next_fault(name)
+        if faulty.token and self.headers.get("Authorization") != faulty.token:
+            fault, value = "status", 401
         if fault == "refuse":
             self.close_connection = True
             return

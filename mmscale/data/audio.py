@@ -27,6 +27,8 @@ _BLOCK = 1 << 16
 _TOLERATED_GAP_S = 0.1
 # Far above full scale (1.0), far below where a power spectrum leaves float32.
 _LOUDEST = 65_536.0
+# What libsndfile says of a FLAC that was written into a pipe is the largest number it has.
+_UNKNOWN_LENGTH = 1 << 62
 # Programs that write WAV into a pipe cannot know its size, and put a number near one of the two limits there.
 _UNKNOWN_RIFF_SIZE = 0x7FFF_0000
 # Writers disagree about what the size counts: the header, a byte of padding.
@@ -108,6 +110,10 @@ def _blocks(sound: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:
 def _check_header(sound: soundfile.SoundFile, media: MediaConfig) -> None:
     if sound.frames < 1:
         raise SampleFault("sound without samples")
+    if sound.frames >= _UNKNOWN_LENGTH:
+        raise SampleFault(
+            "sound whose header does not tell its length (written into a pipe); encode it again"
+        )
     if not MIN_RATE <= sound.samplerate <= MAX_RATE:
         raise SampleFault(f"sound at {sound.samplerate} Hz; {MIN_RATE} to {MAX_RATE} are read")
     if not 1 <= sound.channels <= MAX_CHANNELS:

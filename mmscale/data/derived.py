@@ -16,6 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+class Derived:
+    """A derived array. Where it lies in a file, it is pickled as the file's name and mapped again."""
+
+    def __init__(self, array: NDArray[Any], path: Path | None = None) -> None:
+        self.array, self._path = array, path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Derived, (self.array,)) if self._path is None else (_map, (self._path,))
+
+
 class DerivedFiles:
     """Derived arrays of one data set.
 
@@ -31,18 +41,18 @@ class DerivedFiles:
         """A file name from what the array is and everything it depends on."""
         return f"{kind}.{hashlib.sha256(chr(31).join(parts).encode()).hexdigest()[:24]}.npy"
 
-    def load(self, name: str, dtype: Any, length: int) -> NDArray[Any] | None:
+    def load(self, name: str, dtype: Any, length: int) -> Derived | None:
         """The array [length], memory-mapped; None if it is not there or damaged."""
         for folder in self._folders:
             try:
-                array: NDArray[Any] = np.load(folder / name, mmap_mode="r", allow_pickle=False)
+                found = _map(folder / name)
             except (OSError, ValueError, EOFError):
                 continue
-            if array.shape == (length,) and array.dtype == np.dtype(dtype):
-                return array
+            if found.array.shape == (length,) and found.array.dtype == np.dtype(dtype):
+                return found
         return None
 
-    def save(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
+    def save(self, name: str, array: NDArray[Any]) -> Derived:
         """Write the array where that is possible; returns it, memory-mapped if it was written."""
         for folder in self._folders:
             temporary = folder / f".{name}.{os.getpid()}.tmp"
@@ -56,5 +66,10 @@ class DerivedFiles:
                     temporary.unlink()
                 continue
             found = self.load(name, array.dtype, len(array))
-            return array if found is None else found
-        return array  # nowhere to keep it: the next start makes it again
+            if found is not None:
+                return found
+        return Derived(array)  # nowhere to keep it: the next start makes it again
+
+
+def _map(path: Path) -> Derived:
+    return Derived(np.load(path, mmap_mode="r", allow_pickle=False), path)

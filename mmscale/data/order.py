@@ -29,6 +29,7 @@ from tqdm import tqdm
 from mmscale import prf
 from mmscale.data.bins import bin_count, shuffled_bins
 from mmscale.data.segments import TOTALS, SampleMeasure, Sizes
+from mmscale.data.worker_pool import WorkerPool
 
 # Raise it when a change here or in `bins` changes the number of sequences of a group.
 COUNT_VERSION = 1
@@ -39,6 +40,7 @@ _LEAST_BLOCKS = 8
 _MOST_BLOCKS = 128
 _WANTED_SEQUENCES = 128
 _LOOKED_AT = 16
+_GROUPS_A_TASK = 32
 
 _CACHED_GROUPS = 64
 _CACHED_WINDOWS = 8
@@ -104,21 +106,51 @@ class GroupCounts:
 
 
 def count_groups(
-    layout: Layout, measure: SampleMeasure, capacity: int, progress: bool = False, name: str = ""
+    layout: Layout,
+    measure: SampleMeasure,
+    capacity: int,
+    workers: int = 1,
+    progress: bool = False,
+    name: str = "",
 ) -> GroupCounts:
-    """Pack every group once, in thought. Reads the index, no payload."""
-    sequences = np.zeros(layout.groups, np.int64)
-    samples = oversize = shortest = tokens = 0
-    for group in tqdm(range(layout.groups), f"plan {name}", unit="group", disable=not progress):
-        sizes = measure.sizes(layout.members(group))
-        used = sizes.tokens[sizes.tokens > 0]
-        sequences[group] = bin_count(used, capacity)
-        samples, tokens = samples + len(used), tokens + int(used.sum())
-        if refused := int(sizes.oversize.sum()):
-            least = int(sizes.refused_tokens.min())
-            shortest = least if not oversize else min(shortest, least)
-            oversize += refused
-    return GroupCounts(sequences, samples, oversize, shortest, tokens)
+    """Pack every group once, in thought, on several processes. Reads the index, no payload."""
+    starts = range(0, layout.groups, _GROUPS_A_TASK)
+    tasks = [(layout, measure, capacity, start) for start in starts]
+    found: list[GroupCounts | None] = [None] * len(tasks)
+    # Processes take a second to start, which a small set is counted in.
+    workers = workers if len(tasks) > _GROUPS_A_TASK else 1
+    with (
+        tqdm(
+            total=layout.groups, desc=f"count sequences of {name}", unit="group", disable=not progress
+        ) as bar,
+        WorkerPool(workers) as pool,
+    ):
+        for number, counts in pool.run(_count_some, tasks, len(tasks)):
+            found[number] = counts
+            bar.update(len(counts.sequences))
+    parts = [part for part in found if part is not None]
+    return GroupCounts(
+        np.concatenate([part.sequences for part in parts]),
+        sum(part.samples for part in parts),
+        sum(part.oversize for part in parts),
+        min((part.shortest for part in parts if part.oversize), default=0),
+        sum(part.tokens for part in parts),
+    )
+
+
+def _count_some(task: tuple[Layout, SampleMeasure, int, int]) -> GroupCounts:
+    layout, measure, capacity, start = task
+    groups = range(start, min(start + _GROUPS_A_TASK, layout.groups))
+    every = [measure.sizes(layout.members(group)) for group in groups]
+    used = [sizes.tokens[sizes.tokens > 0] for sizes in every]
+    refused = np.concatenate([sizes.refused_tokens for sizes in every])
+    return GroupCounts(
+        np.array([bin_count(lengths, capacity) for lengths in used], np.int64),
+        sum(len(lengths) for lengths in used),
+        len(refused),
+        int(refused.min()) if len(refused) else 0,
+        sum(int(lengths.sum()) for lengths in used),
+    )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -63,8 +64,10 @@ def pack(
     """
     if samples_per_shard < 1:
         raise UserError(f"samples_per_shard: {samples_per_shard} is below 1; use about 1000")
-    if not shuffle_gb > 0:
-        raise UserError(f"shuffle_gb: {shuffle_gb} is not above 0; use the room there is beside the shards")
+    if not 0 < shuffle_gb < math.inf:
+        raise UserError(
+            f"shuffle_gb: {shuffle_gb} is no size above 0; use the room there is beside the shards"
+        )
     media = media or MediaConfig()
     source, out = Path(source), Path(out)
     pool = WorkerPool(workers)

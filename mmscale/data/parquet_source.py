@@ -2,9 +2,9 @@
 
 A row group can only be read from its start, so picking rows of a shuffled order would read everything again
 for every shard. Instead each row group is streamed once, in small batches, into a scratch file that holds its
-samples as they will stand in a shard; a shard is then a copy of byte ranges. The shuffle is over the whole
-source as long as its portion fits the given scratch size. A larger source is shuffled in two levels: its row
-groups are drawn in random order into portions of that size, and the samples of a portion are shuffled.
+samples as they will stand in a shard; a shard is then a copy of byte ranges. A source that fits the scratch
+size as a whole is shuffled as a whole. A larger one is shuffled in two levels: its row groups are drawn in
+random order into portions of that size, and the samples of a portion are shuffled.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mmscale.config import MediaConfig
-from mmscale.data.rows import FINGERPRINT_BYTES, MEDIA_COLUMNS, RowReader, check_file, plain
+from mmscale.data.rows import FINGERPRINT_BYTES, MEDIA_COLUMNS, RowReader, check_file, is_empty, plain
 from mmscale.data.shard_writer import check_names
 from mmscale.data.worker_pool import WorkerPool
 from mmscale.errors import UserError
@@ -197,6 +197,9 @@ def _unpack(task: _Unpacking) -> NDArray[np.int64]:
 def _rows(group: _Group) -> Iterator[dict[str, Any]]:
     """The rows of a row group as Python values, a batch at a time."""
     table = group.table
+    now = table.path.stat()
+    if (now.st_size, now.st_mtime_ns) != (table.size, table.mtime_ns):
+        raise UserError(f"{table.path}: changed while it was packed; give the command again")
     batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.rows // group.bytes))
     done = 0
     try:
@@ -280,7 +283,11 @@ def _check_default_keys(tables: list[_Table]) -> None:
 
 
 def _check_keys(tables: list[_Table]) -> None:
-    """Refuse a key that is invalid or taken, in 8 bytes a row. Numbered keys alone cannot clash."""
+    """Refuse a key that is invalid or taken. Numbered keys alone cannot clash.
+
+    Keys are compared by 64-bit hashes, so that a row costs eight bytes: among 10^8 keys that are all different
+    two are taken for the same once in some 4,000 data sets.
+    """
     for table in tables:
         _check_key(table.default_key(0), str(table.path))
     if not any(table.has_key for table in tables):
@@ -314,7 +321,7 @@ def _keys(tables: list[_Table]) -> Iterator[tuple[str, str]]:
                 values = itertools.chain.from_iterable(batch.column("key").to_pylist() for batch in batches)
                 for row, value in enumerate(values):
                     where = table.where(row)
-                    key = table.default_key(row) if value in (None, "") else plain(value, "key", where)
+                    key = table.default_key(row) if is_empty(value) else plain(value, "key", where)
                     _check_key(key, where)
                     yield where, key
         except UserError:

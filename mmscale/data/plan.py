@@ -28,6 +28,7 @@ from mmscale.data.schedule import Change, Schedule
 from mmscale.data.segments import SampleMeasure, text_fields
 from mmscale.data.text_lengths import token_counts
 from mmscale.data.tokenizer import Tokenizer
+from mmscale.data.worker_pool import available_cores
 from mmscale.errors import UserError
 from mmscale.flops import Flops
 
@@ -246,10 +247,10 @@ def _group_counts(
     file = derived.name("counts", *depends)
     kept = derived.load(file, np.int64, 4 + layout.groups)
     if kept is None:
-        found = count_groups(layout, measure, data.seq_len, progress, name)
+        found = count_groups(layout, measure, data.seq_len, available_cores(), progress, name)
         derived.save(file, found.to_array())
     else:
-        found = GroupCounts.from_array(kept)
+        found = GroupCounts.from_array(kept.array)
     if not found.samples and found.oversize:
         raise UserError(
             f"data.sets.{name}: every sample is longer than data.seq_len={data.seq_len}; "

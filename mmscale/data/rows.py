@@ -106,7 +106,7 @@ class RowReader:
 
     def row(self, where: str, columns: dict[str, Any], default_key: str) -> Row:
         """The sample of one row. Raises `UserError` that begins with ``where`` and names the column."""
-        columns = {name: value for name, value in columns.items() if not _is_empty(value)}
+        columns = {name: value for name, value in columns.items() if not is_empty(value)}
         if not columns:
             raise UserError(f"{where}: empty; remove the row")
         row = Row(where, key=plain(columns.pop("key", default_key), "key", where))
@@ -201,6 +201,13 @@ def utf8(text: str, where: str) -> bytes:
         raise UserError(f"{where}: holds half of a surrogate pair, which is no text; correct it") from None
 
 
+def is_empty(value: Any) -> bool:
+    """Whether a cell holds no value: null, NaN, an empty string, or Hugging Face's layout of no medium."""
+    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
+        return value["bytes"] is None and not value["path"]
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
 def _items(value: Any, column: str, where: str) -> list[tuple[str, Any, str]]:
     """(prefix of the field, value, what messages call it) of one value or of each in a list."""
     if not isinstance(value, list):
@@ -208,16 +215,10 @@ def _items(value: Any, column: str, where: str) -> list[tuple[str, Any, str]]:
     items = []
     for number, item in enumerate(value):
         label = f"{where}: {column} {number + 1} of {len(value)}"
-        if _is_empty(item):
+        if is_empty(item):
             raise UserError(f"{label} is empty; remove it from the list")
         items.append((f"{number}.", item, label))
     return items
-
-
-def _is_empty(value: Any) -> bool:
-    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
-        return value["bytes"] is None and not value["path"]
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
 def _jsonable(value: Any, where: str) -> Any:

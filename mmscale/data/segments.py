@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mmscale.config import MediaConfig, SetConfig, TaskConfig, is_media
 from mmscale.data.corpus import Corpus
+from mmscale.data.derived import Derived
 from mmscale.data.text_lengths import ABSENT
 from mmscale.data.tokenizer import Tokenizer
 
@@ -59,7 +60,7 @@ class SampleMeasure:
         self,
         config: SetConfig,
         corpus: Corpus,
-        text_tokens: dict[str, NDArray[np.uint32]],
+        text_tokens: dict[str, Derived],
         tokenizer: Tokenizer,
         media: MediaConfig,
         seq_len: int,
@@ -122,7 +123,7 @@ class SampleMeasure:
     def _field_tokens(self, field: str, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """int64 [n]: tokens of ``field``; below 0 where a sample lacks it."""
         if not is_media(field):
-            counts = self._text_tokens[field][samples]
+            counts = self._text_tokens[field].array[samples]
             return np.where(counts == ABSENT, -1, counts.astype(np.int64))
         facts = self._corpus.facts(field, samples)
         a, b = facts["a"].astype(np.int64), np.maximum(facts["b"].astype(np.int64), 1)

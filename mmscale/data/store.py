@@ -20,6 +20,13 @@ _OPEN_FILES = 64
 _READS_PER_TOUCH = 64
 
 
+class ShardFault(SampleFault):
+    """A whole shard cannot be had at the moment: fetching or reading it fails, its bytes are not wrong.
+
+    Another attempt, or another machine, may have it; so nothing that is kept may be concluded from it.
+    """
+
+
 class ByteStore:
     """Positional reads with a few files kept open. Picklable: workers open their own files.
 
@@ -35,8 +42,8 @@ class ByteStore:
         """``size`` bytes at ``offset`` of a shard, whose CRC-32 must be ``crc``.
 
         Raises:
-            SampleFault: the shard is gone, cannot be fetched, is too short, or the bytes are not those that
-                were indexed.
+            ShardFault: the shard is gone or cannot be fetched.
+            SampleFault: it is too short, or the bytes are not those that were indexed.
         """
         name = place.shard.name
         try:
@@ -45,9 +52,9 @@ class ByteStore:
             inside = offset + size <= os.fstat(file.handle).st_size
             data = _read_fully(file.handle, size, offset) if inside else b""
         except RemoteFault as fault:
-            raise SampleFault(f"shard {name} cannot be fetched ({fault})") from None
+            raise ShardFault(f"shard {name} cannot be fetched ({fault})") from None
         except OSError as error:
-            raise SampleFault(f"shard {name} cannot be read ({error.strerror})") from None
+            raise ShardFault(f"shard {name} cannot be read ({error.strerror})") from None
         if len(data) != size:
             raise SampleFault(f"shard {name} ends before byte {offset + size}")
         if zlib.crc32(data) != crc:

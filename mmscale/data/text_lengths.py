@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mmscale.data.corpus import Corpus
-from mmscale.data.derived import DerivedFiles
+from mmscale.data.derived import Derived, DerivedFiles
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.errors import SampleFault
 
@@ -24,8 +24,8 @@ _CHUNK = 4096
 
 def token_counts(
     corpus: Corpus, fields: list[str], tokenizer: Tokenizer, derived: DerivedFiles, progress: bool = False
-) -> dict[str, NDArray[np.uint32]]:
-    """uint32 [samples] per field: tokens of its text, `ABSENT` where a sample lacks it or it cannot be read.
+) -> dict[str, Derived]:
+    """Arrays uint32 [samples] per field: tokens of its text, `ABSENT` where a sample lacks it or it cannot be read.
 
     Raises `UserError` if no sample of the set has a field.
     """

@@ -102,7 +102,8 @@ def number_text(value: float) -> str:
 
 def _edges(low: float, high: float, whole: bool, logarithmic: bool) -> NDArray[np.float64]:
     if low == high:
-        return np.array([low - 0.5, low + 0.5]) if whole else np.array([low * 0.999, high * 1.001])
+        margin = 0.5 if whole else abs(low) / 1000
+        return np.array([low - margin, low + margin])
     if logarithmic:
         # Bins narrower than 1 would show gaps between whole numbers that are none.
         return (

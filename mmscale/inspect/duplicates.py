@@ -28,7 +28,7 @@ _REACH = 1000
 
 @dataclass(frozen=True)
 class Overlap:
-    """Samples of set ``part`` that are also in set ``whole``, the larger of the two.
+    """Samples of set ``part`` that are also in set ``whole``, which was named before it.
 
     ``samples`` and ``others`` are rows of the table: ``others[i]`` is the first of ``whole`` that equals
     ``samples[i]``. ``near``: they are alike, not equal.
@@ -56,18 +56,14 @@ def add_groups(table: pandas.DataFrame) -> None:
     table["text_alike"] = _groups(table["text_bare_hash"])
 
 
-def pairs(table: pandas.DataFrame, names: list[str]) -> list[tuple[str, str]]:
-    """Every two sets, the smaller (of equals, the later) first."""
-    sizes = table["set"].value_counts()
-    return [
-        (second, first) if sizes[second] <= sizes[first] else (first, second)
-        for first, second in combinations(names, 2)
-    ]
+def pairs(names: list[str]) -> list[tuple[str, str]]:
+    """Every two sets, the later one first: training data is named before what it is tested on."""
+    return [(later, earlier) for earlier, later in combinations(names, 2)]
 
 
 def overlaps(table: pandas.DataFrame, names: list[str], modality: str) -> Iterator[Overlap]:
     """The overlaps of every two sets that have one: equal samples, then those that are only alike."""
-    for part, whole in pairs(table, names):
+    for part, whole in pairs(names):
         equal = _overlap(table, modality, part, whole, near=False)
         if len(equal.samples):
             yield equal

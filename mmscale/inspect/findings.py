@@ -210,11 +210,7 @@ def _within_alike(table: pandas.DataFrame, names: list[str], modality: str) -> I
 
 def _label_faults(labels: list[Label], names: list[str]) -> Iterator[Finding]:
     for label in labels:
-        totals = [sum(counts[place] for counts in label.counts.values()) for place in range(len(names))]
-        for first, second in combinations(range(len(names)), 2):
-            part, whole = (second, first) if totals[second] <= totals[first] else (first, second)
-            if not totals[part]:
-                continue
+        for whole, part in combinations(range(len(names)), 2):
             yield from _unseen(label, names, part, whole)
         for place, name in enumerate(names):
             yield from _imbalance(label, place, name)
@@ -223,7 +219,9 @@ def _label_faults(labels: list[Label], names: list[str]) -> Iterator[Finding]:
 def _unseen(label: Label, names: list[str], part: int, whole: int) -> Iterator[Finding]:
     there = [value for value, counts in label.counts.items() if counts[part]]
     unseen = [value for value in there if not label.counts[value][whole]]
-    if len(unseen) == len(there):
+    if not any(counts[whole] for counts in label.counts.values()):
+        return  # it has no such field
+    if unseen and len(unseen) == len(there):
         yield Finding(
             "label_disjoint",
             "note",

@@ -6,6 +6,7 @@ The first rank makes them; the others wait and then read the same files.
 from __future__ import annotations
 
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
@@ -26,6 +27,8 @@ from mmscale.parallel.ranks import Ranks
 def prepare(config: Config, ranks: Ranks) -> tuple[Tokenizer, Plan]:
     """Tokenizer and plan, equal on every rank; resolves ``config.model.vocab_size`` and writes run.dir."""
     plan: Plan | None = None
+    # Tokenising a large set for the first time takes longer than a collective may.
+    patient = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if ranks.world > 1 else None
     failure: list[str | None] = [None]
     if ranks.is_first:
         try:
@@ -33,7 +36,7 @@ def prepare(config: Config, ranks: Ranks) -> tuple[Tokenizer, Plan]:
         except UserError as error:
             failure[0] = str(error)
     if ranks.world > 1:
-        dist.broadcast_object_list(failure, src=0)
+        dist.broadcast_object_list(failure, src=0, group=patient)
     if failure[0]:
         if not ranks.is_first:
             raise SystemExit(2)  # the first rank tells the user; once is enough

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from mmscale.config import MediaConfig
 from mmscale.data import parquet_source
 from mmscale.data.pack import pack
+from mmscale.data.pack_state import PackState
 from mmscale.errors import UserError
 from tests.data.test_manifest import picture, sound
 from tests.data.test_pack import checksums, quietly, read_all
@@ -263,6 +265,31 @@ def test_keys_are_unique_over_all_files(tmp_path: Path) -> None:
     write(folder / "a_v1.parquet", {"text": ["5"]})
     with pytest.raises(UserError, match=r"a_v1\.parquet: its rows would have the keys of .*a\.v1\.parquet"):
         quietly(folder, tmp_path / "out")
+
+
+def test_keys_that_are_missing_count_as_the_number_of_the_row(tmp_path: Path) -> None:
+    table = write(tmp_path / "t.parquet", {"key": [7.5, float("nan"), None], "text": ["a", "b", "c"]})
+    with pytest.raises(UserError, match=r"row 1: key '7\.5': readers would not give it back"):
+        quietly(table, tmp_path / "out")
+    write(table, {"key": [float("nan"), None], "text": ["a", "b"]}, {"key": pa.float64()})
+    quietly(table, tmp_path / "out")
+    assert read_all(tmp_path / "out").keys() == {"00000001", "00000002"}
+
+
+def test_a_file_that_changes_while_packing_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = numbered(tmp_path / "t.parquet", 10)
+    enter = PackState.__enter__
+
+    def touch_then_enter(state: PackState) -> PackState:
+        os.utime(table, (1, 1))
+        return enter(state)
+
+    monkeypatch.setattr(PackState, "__enter__", touch_then_enter)
+    with pytest.raises(UserError, match=rf"{table}: changed while it was packed; give the command again"):
+        quietly(table, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:

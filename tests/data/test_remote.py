@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import socket
 import time
@@ -191,6 +192,32 @@ def test_a_missing_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote.fsspec, "filesystem", missing)
     with pytest.raises(UserError, match=r"^gs:// needs the Python package gcsfs; run `pip install"):
         check_remote("gs://bucket/x.tar")
+
+
+def test_credentials_come_from_the_environment(
+    server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.token = "Basic " + base64.b64encode(b"me:word").decode()
+    with pytest.raises(RemoteFault, match=r"^HTTP 401 Unauthorized$"):
+        fetch(server)
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password word\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert fetch(server) == DATA
+    server.token = "Bearer word"
+    # What FSSPEC_HTTP or a file in ~/.config/fsspec says.
+    monkeypatch.setitem(
+        remote.fsspec.config.conf, "http", {"client_kwargs": {"headers": {"Authorization": "Bearer word"}}}
+    )
+    monkeypatch.delenv("NETRC")
+    assert fetch(server) == DATA
+
+
+@pytest.mark.parametrize(
+    ("url", "library"), [("hf://datasets/me/x/a.tar", "huggingface_hub"), ("gs://b/a.tar", "gcsfs")]
+)
+def test_other_schemes_go_to_their_library(url: str, library: str) -> None:
+    pytest.importorskip(library)
+    assert type(remote.file_system(url)).__module__.partition(".")[0] == library
 
 
 def test_real_pauses_are_slept(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:

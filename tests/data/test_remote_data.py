@@ -198,6 +198,33 @@ def test_remote_index_that_is_missing_or_broken(
         assert len(open_manifests([server.url], cache)) == 1
 
 
+def test_an_index_cannot_send_the_reader_elsewhere(shards: Path, tmp_path: Path, cache: CacheConfig) -> None:
+    copy = tmp_path / "served"
+    shutil.copytree(shards, copy)
+    manifest = copy / "index" / "manifest.json"
+    good = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(good | {"base": "file:///etc"}))
+    with serve(copy) as server:
+        (opened,) = open_manifests([server.url], cache)
+        assert opened.base == server.url
+    for base, words in [
+        ("file:///etc", "no source that is read"),
+        ("zip://x::http://h", "no source that is read"),
+        ("https://user:word@host/x", "a user or password"),
+    ]:
+        manifest.write_text(json.dumps(good | {"base": base}))
+        with pytest.raises(UserError, match=words):
+            open_manifests([str(copy)], cache)
+
+
+def test_a_cache_that_is_too_small_is_refused_at_once(server: FaultyServer, cache: CacheConfig) -> None:
+    size = max(shard.bytes for shard in open_manifests([server.url], cache)[0].entries)
+    server.requests.clear()
+    with pytest.raises(UserError, match=r"^data\.cache\.max_gb: .* is less than the shard shard-0"):
+        open_manifests([server.url], CacheConfig(dir=cache.dir, max_gb=(size - 1) / 1e9))
+    assert set(server.counts()) == {"manifest.json"}
+
+
 def test_a_shard_that_cannot_be_fetched_is_a_sample_fault(server: FaultyServer, cache: CacheConfig) -> None:
     corpus = Corpus.open([server.url], cache)
     server.always["shard-000001.tar"] = ("status", 404)

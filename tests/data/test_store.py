@@ -12,7 +12,7 @@ import pytest
 from mmscale.config import CacheConfig
 from mmscale.data import store as store_module
 from mmscale.data.manifest import ShardPlace
-from mmscale.data.store import ByteStore
+from mmscale.data.store import ByteStore, ShardFault
 from mmscale.data.stored_index import Shard
 from mmscale.errors import SampleFault
 
@@ -53,7 +53,7 @@ def test_short_read_is_a_fault_and_allocates_nothing(store: ByteStore, shard: Pa
 
 
 def test_missing_shard_is_a_fault(store: ByteStore, tmp_path: Path) -> None:
-    with pytest.raises(SampleFault, match=r"gone\.tar cannot be read \(No such file"):
+    with pytest.raises(ShardFault, match=r"gone\.tar cannot be read \(No such file"):
         store.read(place(tmp_path / "gone.tar"), 0, 1, 0)
 
 

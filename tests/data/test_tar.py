@@ -11,15 +11,14 @@ import tarfile
 from pathlib import Path
 
 import pytest
-import webdataset
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from tars import FORMATS, patch_header, read_with_webdataset, write_tar
 
 from mmscale.data import tar
 from mmscale.data.tar import BLOCK, Member, scan
 from mmscale.errors import UserError
 
-FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 SAMPLES = {
     "0001.png": b"picture",
     "0001.TXT": b"",
@@ -28,20 +27,6 @@ SAMPLES = {
     "dir/sub.d/0002.wav": b"w" * 512,
     "dir/0001.png": b"same base name, other folder",
 }
-
-
-def write_tar(path: Path, members: dict[str, bytes], format: int = tarfile.PAX_FORMAT) -> Path:
-    with tarfile.open(path, "w", format=format) as archive:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
-
-
-def read_with_webdataset(path: Path) -> dict[str, dict[str, bytes]]:
-    data = webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False)
-    return {one["__key__"]: {k: v for k, v in one.items() if not k.startswith("__")} for one in data}
 
 
 def read_with_scan(path: Path) -> dict[str, dict[str, bytes]]:
@@ -56,16 +41,6 @@ def header_at(path: Path, number: int = 0) -> int:
     """Byte offset of the header of member ``number`` of a ustar archive."""
     with tarfile.open(path) as archive:
         return archive.getmembers()[number].offset
-
-
-def patch_header(path: Path, at: int, start: int, value: bytes, fix_checksum: bool = True) -> None:
-    raw = bytearray(path.read_bytes())
-    raw[at + start : at + start + len(value)] = value
-    if fix_checksum:
-        block = raw[at : at + BLOCK]
-        block[148:156] = b" " * 8
-        raw[at + 148 : at + 156] = b"%06o\0 " % sum(block)
-    path.write_bytes(raw)
 
 
 def refusal(path: Path) -> str:

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 from conftest import run_module
-from planted import planted_report, planted_sets
+from planted import encode, picture, planted_report, planted_sets, sample
 
+from mmscale.config import MediaConfig
+from mmscale.data.index import build_index
+from mmscale.data.pack import ShardWriter
 from mmscale.errors import UserError
 from mmscale.inspect.checks import CHECKS
 from mmscale.inspect.run import inspect
@@ -126,6 +129,28 @@ def test_the_table_has_a_row_a_sample(inspected):
     assert clipped["audio_clipped"] and clipped["audio_clipped_samples"] > 100
     leaked = table[table["image_same"].notna()]
     assert sorted(leaked["key"]) == ["same-picture", "t00"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "number"),
+    [
+        ({"cls": b"3"}, 4),
+        ({"jpg": encode(picture(1, (640, 480)), "JPEG")[:3000]}, 2),
+        (sample(1), 1),
+        ({"bin": b"read by nothing"}, 1),
+        ({"txt": b"\x1b[31mred", "json": b"[1, 2]"}, 1),
+    ],
+    ids=["labels", "all broken", "one sample", "nothing to read", "no scalars"],
+)
+def test_sets_of_one_kind_alone_have_a_page_too(tmp_path, fields, number):
+    with ShardWriter(tmp_path) as writer:
+        for key in range(number):
+            writer.write(str(key), fields)
+    build_index(tmp_path, MediaConfig(), progress=False)
+    html = tmp_path / "r.html"
+    result = inspect([str(tmp_path)], html, workers=0, progress=False)
+    assert result["sets"][0]["samples"] == number
+    assert html.read_text(encoding="utf-8").rstrip().endswith("</html>")
 
 
 @pytest.mark.parametrize("workers", [1, 3])

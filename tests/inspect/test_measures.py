@@ -234,8 +234,9 @@ def test_bars_hold_every_value_and_lie_inside_the_chart(values):
 
 
 def test_one_value_throughout_is_said_not_drawn():
-    chart = histogram("t", "u", [("a", np.full(3, 128.0)), ("b", np.full(5, 128.0))])
-    assert chart is not None and chart.same == "128"
+    for value, says in ((128.0, "128"), (-26.43, "-26.4"), (0.0, "0"), (0.5, "0.5")):
+        chart = histogram("t", "u", [("a", np.full(3, value)), ("b", np.full(5, value))])
+        assert chart is not None and chart.same == says
     assert histogram("t", "u", [("a", np.zeros(0))]) is None
 
 
