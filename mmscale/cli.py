@@ -72,6 +72,8 @@ def main(argv: list[str] | None = None) -> None:
     run: Callable[[argparse.Namespace], Any] = arguments.run
     try:
         result = run(arguments)
+        if result is not None and arguments.json:
+            print(json.dumps(result, ensure_ascii=False))
     except UserError as error:
         rank = os.environ.get("RANK", "0")
         print(f"mmscale: error: {'' if rank == '0' else f'rank {rank}: '}{error}", file=sys.stderr)
@@ -81,8 +83,6 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(130) from None
     except BrokenPipeError:
         raise SystemExit(0) from None  # the reader, such as head, has seen enough
-    if result is not None and arguments.json:
-        print(json.dumps(result, ensure_ascii=False))
 
 
 def build_parser() -> argparse.ArgumentParser:

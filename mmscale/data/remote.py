@@ -31,6 +31,7 @@ _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 60.0
 _CONNECT_S = 30.0
 _SILENCE_S = 30.0  # a server that sends nothing for so long has hung up
+_REMEDY = "check the URL, the network and the credentials (docs/remote.md)"
 _REPLACED = "it was replaced while it was read"
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
@@ -141,9 +142,7 @@ class _Failures:
 
 
 @contextmanager
-def open_remote(
-    url: str, retries: int, remedy: str = "check the URL and the network"
-) -> Iterator[RemoteFile]:
+def open_remote(url: str, retries: int, remedy: str = _REMEDY) -> Iterator[RemoteFile]:
     """A `RemoteFile` for code that cannot do without it: failures are `UserError`s that end with ``remedy``."""
     try:
         with RemoteFile(url, retries) as file:
@@ -171,9 +170,7 @@ def list_shards(base: str, retries: int) -> list[str]:
             try:
                 failures.add(error)
             except RemoteFault as fault:
-                raise UserError(
-                    f"{base}: cannot be listed ({fault}); check the URL and the network"
-                ) from None
+                raise UserError(f"{base}: cannot be listed ({fault}); {_REMEDY}") from None
     names = sorted(path.rpartition("/")[2] for path in listed if path.endswith(".tar"))
     names = [name for name in names if not name.startswith(".")]
     if not names:

@@ -79,13 +79,13 @@ def diagnose(error: Exception) -> Fault:
         return Fault(str(error), passing=False)
     if isinstance(error, Interrupted):
         return Fault("the transfer ended early", passing=True)
-    status = _status(error)
-    if status is not None:
-        return _of_status(status, error.wait_s if isinstance(error, HttpError) else None)
     if isinstance(error, TimeoutError | asyncio.TimeoutError | FSTimeoutError):
         return Fault("timed out", passing=True)
     if isinstance(error, ssl.CertificateError):
         return Fault("the server's certificate is not trusted", passing=False)
+    status = _status(error)
+    if status is not None:
+        return _of_status(status, error.wait_s if isinstance(error, HttpError) else None)
     name = type(error).__name__
     if name in _LASTING_NAMES:
         return Fault(_LASTING_NAMES[name], passing=False)
@@ -95,12 +95,16 @@ def diagnose(error: Exception) -> Fault:
 
 
 def _status(error: Exception) -> int | None:
-    """The HTTP status an exception carries: aiohttp's and ours, gcsfs's, huggingface_hub's."""
+    """The HTTP status an exception carries: ours, gcsfs's, huggingface_hub's or, behind s3fs's, botocore's."""
+    answer = getattr(error.__cause__, "response", None)
+    if isinstance(answer, dict):
+        found = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        return found if isinstance(found, int) else None
     for holder in (error, getattr(error, "response", None)):
         for name in ("status", "code", "status_code"):
-            value = getattr(holder, name, None)
-            if isinstance(value, int) and 400 <= value < 600:
-                return value
+            found = getattr(holder, name, None)
+            if isinstance(found, int) and 400 <= found < 600:
+                return found
     return None
 
 

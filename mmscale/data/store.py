@@ -21,9 +21,9 @@ _READS_PER_TOUCH = 64
 
 
 class ShardFault(SampleFault):
-    """A whole shard cannot be had at the moment: fetching or reading it fails, its bytes are not wrong.
+    """The indexed bytes cannot be had: the shard is gone, cannot be fetched, is too short, or changed.
 
-    Another attempt, or another machine, may have it; so nothing that is kept may be concluded from it.
+    Another attempt, or another machine, may have them; so nothing that is kept may be concluded from it.
     """
 
 
@@ -42,8 +42,7 @@ class ByteStore:
         """``size`` bytes at ``offset`` of a shard, whose CRC-32 must be ``crc``.
 
         Raises:
-            ShardFault: the shard is gone or cannot be fetched.
-            SampleFault: it is too short, or the bytes are not those that were indexed.
+            ShardFault: the shard is gone, cannot be fetched, is too short, or holds other bytes.
         """
         name = place.shard.name
         try:
@@ -56,9 +55,9 @@ class ByteStore:
         except OSError as error:
             raise ShardFault(f"shard {name} cannot be read ({error.strerror})") from None
         if len(data) != size:
-            raise SampleFault(f"shard {name} ends before byte {offset + size}")
+            raise ShardFault(f"shard {name} ends before byte {offset + size}")
         if zlib.crc32(data) != crc:
-            raise SampleFault(f"shard {name} changed since it was indexed (CRC-32 differs)")
+            raise ShardFault(f"shard {name} changed since it was indexed (CRC-32 differs)")
         return data
 
     def close(self) -> None:

@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from mmscale.data.corpus import Corpus
 from mmscale.data.derived import Derived, DerivedFiles
+from mmscale.data.store import ShardFault
 from mmscale.data.tokenizer import Tokenizer
-from mmscale.errors import SampleFault
+from mmscale.errors import SampleFault, UserError
 
 ABSENT = np.uint32(0xFFFFFFFF)
 
@@ -25,9 +26,9 @@ _CHUNK = 4096
 def token_counts(
     corpus: Corpus, fields: list[str], tokenizer: Tokenizer, derived: DerivedFiles, progress: bool = False
 ) -> dict[str, Derived]:
-    """Arrays uint32 [samples] per field: tokens of its text, `ABSENT` where a sample lacks it or it cannot be read.
+    """Arrays uint32 [samples] per field: tokens of its text, `ABSENT` where a sample lacks it or it is no text.
 
-    Raises `UserError` if no sample of the set has a field.
+    Raises `UserError` if no sample of the set has a field, or a shard cannot be read as it was indexed.
     """
     out = {}
     for field in fields:
@@ -41,7 +42,10 @@ def token_counts(
 
 
 def iterate_texts(corpus: Corpus, field: str) -> Iterator[str]:
-    """Every readable text of ``field``, in the order of the samples."""
+    """Every text of ``field`` that is one, in the order of the samples.
+
+    Raises `UserError` when a shard cannot be read, or not as it was indexed.
+    """
     corpus.check_field(field)
     for chunk in _chunks(corpus):
         for sample in chunk[corpus.facts(field, chunk)["offset"] > 0].tolist():
@@ -69,5 +73,11 @@ def _chunks(corpus: Corpus) -> Iterator[NDArray[np.int64]]:
 def _text_or_none(corpus: Corpus, field: str, sample: int) -> str | None:
     try:
         return corpus.text(field, sample)
+    except ShardFault as fault:
+        # Nothing that is kept may follow from it: with the shard restored, the counts would be wrong for ever.
+        key = corpus.key(sample)
+        raise UserError(
+            f"sample {key!r}: {field}: {fault}; restore the shard, or run `mmscale data index` on its folder"
+        ) from None
     except SampleFault:
-        return None  # it will be found again, and told by name, by `mmscale data verify`
+        return None  # not a text, or a JSON without the path: a property of the indexed bytes

@@ -300,7 +300,7 @@ def test_a_limit_that_left_no_sample_is_raised_without_packing_again(tmp_path: P
 
 # -- SIGKILL ---------------------------------------------------------------------------------------------
 
-ROWS, PER_SHARD = 1200, 3
+ROWS, PER_SHARD = 600, 3
 
 
 def big_table(folder: Path, kind: str) -> Path:
@@ -339,7 +339,7 @@ def test_sigkill_and_the_same_command_again(tmp_path: Path, kind: str) -> None:
     command += ["--samples-per-shard", str(PER_SHARD), "--shuffle-gb", "1e-3"]
     record = out / FOLDER / "finished.jsonl"
     kept: dict[str, int] = {}
-    for kills, wanted, workers in ((1, 5, 2), (2, 150, 3)):
+    for kills, wanted, workers in ((1, 5, 2), (2, 70, 3)):
         process = subprocess.Popen(
             [*command, "--workers", str(workers)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
+from s3fs.errors import translate_boto_error
 from servers import FaultyServer, serve
 
 from mmscale import prf
@@ -170,7 +173,7 @@ def test_user_error_names_url_and_remedy(server: FaultyServer) -> None:
     with pytest.raises(UserError) as caught, open_remote(f"{server.url}/gone.tar", 3):
         pass
     assert str(caught.value) == (
-        f"{server.url}/gone.tar: cannot be fetched (HTTP 404 Not Found); check the URL and the network"
+        f"{server.url}/gone.tar: cannot be fetched (HTTP 404 Not Found); check the URL, the network and the credentials (docs/remote.md)"
     )
 
 
@@ -183,6 +186,40 @@ def test_what_libraries_say_is_never_repeated() -> None:
     secret = "X-Amz-Signature=abc"
     for error in (OSError(5, secret), PermissionError(secret), ValueError(secret), FileNotFoundError(secret)):
         assert secret not in diagnose(error).reason
+
+
+def boto_error(status: int, code: str) -> ClientError:
+    answer = {"Error": {"Code": code, "Message": "secret"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(answer, "GetObject")
+
+
+class GoogleError(Exception):
+    """As gcsfs's HttpError, which has the status as ``code``."""
+
+    code = 503
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "passing"),
+    [
+        (translate_boto_error(boto_error(503, "SlowDown")), "HTTP 503 Service Unavailable", True),
+        (translate_boto_error(boto_error(500, "InternalError")), "HTTP 500 Internal Server Error", True),
+        (translate_boto_error(boto_error(400, "RequestTimeout")), "timed out", True),
+        (translate_boto_error(boto_error(403, "SignatureDoesNotMatch")), "HTTP 403 Forbidden", False),
+        (translate_boto_error(boto_error(404, "NoSuchKey")), "HTTP 404 Not Found", False),
+        (NoCredentialsError(), "no usable credentials; the environment gives none", False),
+        (EndpointConnectionError(endpoint_url="secret"), "EndpointConnectionError", True),
+        (GoogleError("secret"), "HTTP 503 Service Unavailable", True),
+        (ConnectionResetError(104, "secret"), "Connection reset by peer", True),
+        (socket.gaierror(socket.EAI_NONAME, "secret"), "there is no such host", False),
+        (socket.gaierror(socket.EAI_AGAIN, "secret"), "the host's name cannot be resolved", True),
+        (ssl.SSLCertVerificationError(1, "secret"), "the server's certificate is not trusted", False),
+        (ZeroDivisionError("secret"), "ZeroDivisionError", False),
+    ],
+)
+def test_diagnosis(error: Exception, reason: str, passing: bool) -> None:
+    fault = diagnose(error)
+    assert (fault.reason, fault.passing) == (reason, passing)
 
 
 def test_a_missing_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

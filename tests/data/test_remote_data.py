@@ -107,7 +107,10 @@ def test_index_survives_faults_and_tells_damage(
     assert manifest.digest == Manifest.open(shards).digest
     before = (tmp_path / "out" / "index" / "manifest.json").read_bytes()
     for fault, words in [
-        (("status", 404), "cannot be fetched (HTTP 404 Not Found); check the URL and the network"),
+        (
+            ("status", 404),
+            "cannot be fetched (HTTP 404 Not Found); check the URL, the network and the credentials (docs/remote.md)",
+        ),
         (("length", 30_000), "the end marker (two zero blocks) is missing"),
     ]:
         server.always["shard-000001.tar"] = fault
@@ -318,7 +321,7 @@ def test_s3_folder_is_listed_indexed_and_read(
 def test_s3_files_that_are_not_there(bucket: str, tmp_path: Path) -> None:
     for source, words in [
         (f"{bucket}/gone.tar", "cannot be fetched (there is no such file)"),
-        ("s3://nowhere/x.tar", "cannot be fetched (there is no such file)"),
+        ("s3://nowhere/x.tar", "cannot be fetched (HTTP 404 Not Found)"),
         ("s3://speech/empty/", "cannot be listed (there is no such file)"),
         (f"{bucket}/index/", "no .tar shards"),
     ]:
@@ -351,7 +354,10 @@ def test_s3_faults(
         ):
             index_sources([bucket], tmp_path / "out", MediaConfig(), progress=False)
         proxy.always["shard-000002.tar"] = ("status", (403, "AccessDenied"))
-        with pytest.raises(UserError, match=r"cannot be fetched \(access is denied; check the credentials"):
+        with pytest.raises(
+            UserError,
+            match=r"cannot be fetched \(HTTP 403 Forbidden\); check the URL, the network and the credentials",
+        ):
             index_sources([bucket], tmp_path / "out", MediaConfig(), progress=False)
         corpus = Corpus.open([str(tmp_path / "out")], cache)
         with pytest.raises(SampleFault, match=r"shard-000002\.tar cannot be fetched"):
