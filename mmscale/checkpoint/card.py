@@ -12,7 +12,7 @@ import yaml
 
 from mmscale.checkpoint.score_file import read_scores
 from mmscale.checkpoint.store import RunState
-from mmscale.config import Config, MediaConfig, SetConfig, TaskConfig
+from mmscale.config import CacheConfig, Config, MediaConfig, SetConfig, TaskConfig
 from mmscale.data.corpus import Corpus
 from mmscale.errors import UserError
 
@@ -60,16 +60,16 @@ def _data(config: Config) -> str:
     lines = ["## Training data", "", f"Licence: {config.licence or 'not given (config key `licence`)'}", ""]
     lines += ["| set | weight | samples | learned | manifest digest (SHA-256) |", "|---|---|---|---|---|"]
     for name, one in config.data.sets.items():
-        samples, digests = _identity(one)
+        samples, digests = _identity(one, config.data.cache)
         learned = "; ".join(_learned(task) for task in one.tasks)
         lines.append(f"| {_cell(name)} | {one.weight:g} | {samples} | {_cell(learned)} | {digests} |")
     return "\n".join(lines) + "\n"
 
 
-def _identity(one: SetConfig) -> tuple[str, str]:
+def _identity(one: SetConfig, cache: CacheConfig) -> tuple[str, str]:
     """(number of samples, manifest digests) of a set, if its shards are on this machine."""
     try:
-        corpus = Corpus.open(one.shards)
+        corpus = Corpus.open(one.shards, cache)
     except UserError:
         return "not available", "not available (the shards were not on the exporting machine)"
     return f"{len(corpus):,}", ", ".join(f"`{digest}`" for digest in corpus.digests)

@@ -10,12 +10,13 @@ from pathlib import Path
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[int]:
-    """Wait for the lock of ``path``, which is made if it is missing, and hold it; gives a descriptor of it.
+def locked(path: Path, create: bool = True) -> Iterator[int]:
+    """Wait for the lock of ``path`` and hold it; gives a descriptor of it.
 
-    Whoever held the lock before may have renamed or removed the file: see `is_at`.
+    The file is made if it is missing, or, without ``create``, `FileNotFoundError` is raised. Whoever held the
+    lock before may have renamed or removed the file: see `is_at`.
     """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    handle = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield handle

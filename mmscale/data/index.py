@@ -18,7 +18,7 @@ from mmscale.config import CacheConfig, MediaConfig
 from mmscale.data.manifest import Manifest
 from mmscale.data.manifest_writer import ManifestWriter, replace_index
 from mmscale.data.probe import kind_of, probe
-from mmscale.data.remote import CHUNK, list_shards, open_remote
+from mmscale.data.remote import CHUNK, check_remote, list_shards, open_remote
 from mmscale.data.shard_list import expand, group_by_folder
 from mmscale.data.stored_index import FIELD_NAME, FOLDER, Shard
 from mmscale.data.tar import Member, open_shard, scan_source
@@ -113,6 +113,8 @@ def verify(directory: Path, progress: bool = False) -> list[str]:
     faults: list[str] = []
     if isinstance(manifest.base, Path):
         faults += [f"{path}: not in the index" for path in _shards_of(directory) if path.name not in listed]
+    else:
+        check_remote(manifest.base)
     with _bar("verify", sum(shard.bytes for shard in manifest.entries), progress) as bar:
         first = 0
         for shard in manifest.entries:

@@ -21,7 +21,7 @@ from fsspec.asyn import sync
 
 from mmscale import prf
 from mmscale.data.remote_fault import HttpError, Interrupted, Unusable, diagnose
-from mmscale.data.url import check_url
+from mmscale.data.url import SCHEMES, check_url
 from mmscale.errors import UserError
 
 # One request to an object store, and the most of a file that is held in memory.
@@ -41,9 +41,10 @@ class RemoteFault(Exception):
 
 
 class RemoteFile(io.RawIOBase):
-    """One forward pass over the file at ``url``; wrap it in `io.BufferedReader` for reads of exact sizes.
+    """One forward pass over a remote file; wrap it in `io.BufferedReader` for reads of exact sizes.
 
     Args:
+        url: a checked one (`url.check_url`), or a name joined to one.
         retries: passing failures in a row, without a byte of progress, after which it gives up.
 
     Attributes:
@@ -51,13 +52,12 @@ class RemoteFile(io.RawIOBase):
 
     Raises:
         RemoteFault: the file cannot be fetched, or changed during the pass.
-        UserError: the URL is not taken, or a library is missing.
+        UserError: the library for the scheme is missing.
     """
 
     def __init__(self, url: str, retries: int) -> None:
         super().__init__()
         self._body: _Body | None = None
-        check_remote(url)
         self.name = url
         self.size = -1
         self._version = ""
@@ -161,11 +161,11 @@ def list_shards(base: str, retries: int) -> list[str]:
             f"{base}: a web server gives no reliable list of its files; name the shards, as in "
             f"{base}/part-{{0000..0099}}.tar, or in a list: @FILE"
         )
-    system, failures = file_system(base), _Failures(base, retries)
+    failures = _Failures(base, retries)
     listed: list[str] | None = None
     while listed is None:
         try:
-            listed = system.ls(base, detail=False)
+            listed = file_system(base).ls(base, detail=False)
         except Exception as error:  # whatever a library raises
             try:
                 failures.add(error)
@@ -187,6 +187,7 @@ def check_remote(url: str) -> None:
 def file_system(url: str) -> Any:
     """This process's fsspec file system for ``url``. Raises `UserError` where its library is not installed."""
     scheme = url.partition("://")[0]
+    assert scheme in SCHEMES, "check_url was not called"
     options: dict[str, Any] = {"use_listings_cache": False}
     if scheme in ("http", "https"):
         options["get_client"] = _web_client

@@ -93,9 +93,12 @@ class ShardCache:
         while True:
             with locked(part) as lock:
                 handle = self._open_copy(shard)
+                owned = is_at(part, lock)
                 if handle is not None:
+                    if owned:
+                        part.unlink()
                     return handle
-                if is_at(part, lock):
+                if owned:
                     return self._download(url, shard, part, lock)
                 # Taken away while we waited: by its holder, who failed and left the reason, or as abandoned.
                 if 0 < os.fstat(lock).st_size <= _MAX_REASON_BYTES:
@@ -149,7 +152,7 @@ class ShardCache:
                     return
             # All room is promised to shards that others are fetching. Who fetches waits for nobody, so no
             # circle can close.
-            with locked(fetched):
+            with contextlib.suppress(FileNotFoundError), locked(fetched, create=False):
                 pass
 
     def _make_room(self, needed: int, own: Path) -> Path | None:
@@ -157,7 +160,7 @@ class ShardCache:
         copies: list[tuple[int, int, Path]] = []
         room, fetched = self._limit, None
         for path in (self._folder / "shards").glob("??/*"):
-            if path == own:
+            if path == own or path.suffix not in (".tar", ".part"):
                 continue
             try:
                 if path.suffix == ".part" and _remove_abandoned(path):
@@ -180,7 +183,7 @@ class ShardCache:
 
 def touch(handle: int) -> None:
     """Say that the copy behind ``handle`` is in use."""
-    with contextlib.suppress(PermissionError):  # a cache that somebody else filled
+    with contextlib.suppress(OSError):  # somebody else's copy, or a disk that became read-only
         os.utime(handle)
 
 

@@ -27,7 +27,7 @@ def is_url(name: str) -> bool:
 
 
 def check_url(url: str) -> None:
-    """Raise `UserError` unless ``url`` names a folder or a shard on a server of one of `SCHEMES`."""
+    """Raise `UserError` unless ``url`` names a folder or a shard in one of the `SCHEMES`."""
     match = _SCHEME.match(url)
     scheme = match[1].lower() if match else ""
     listed = ", ".join(f"{one}://" for one in SCHEMES)
@@ -62,7 +62,7 @@ def split_url(url: str) -> tuple[str, str | None]:
     """
     check_url(url)
     scheme, _, rest = url.partition("://")
-    url = f"{scheme.lower()}://{rest}"
+    url = f"{scheme.lower()}://{rest}"  # fsspec wants it so
     if not url.endswith(".tar"):
         return url.rstrip("/"), None
     base, _, name = url.rpartition("/")

@@ -81,7 +81,8 @@ def evaluate(
         score = replace(score, shards=[data] if data is not None else score.shards)
         if not score.shards:
             raise UserError(f"eval.{name}.shards: empty; name held-out shards there, or give --data")
-        samples = _Samples(name, score, Corpus.open(score.shards), predictor, progress)
+        corpus = Corpus.open(score.shards, predictor.config.data.cache)
+        samples = _Samples(name, score, corpus, predictor, progress)
         found = _KINDS[score.task](samples)
         left_out = {"skipped": samples.skipped, "oversize": samples.oversize}
         results[name] = {"task": score.task, "samples": samples.used, **left_out, **found}

@@ -173,7 +173,8 @@ def test_user_error_names_url_and_remedy(server: FaultyServer) -> None:
     with pytest.raises(UserError) as caught, open_remote(f"{server.url}/gone.tar", 3):
         pass
     assert str(caught.value) == (
-        f"{server.url}/gone.tar: cannot be fetched (HTTP 404 Not Found); check the URL, the network and the credentials (docs/remote.md)"
+        f"{server.url}/gone.tar: cannot be fetched (HTTP 404 Not Found); "
+        "check the URL, the network and the credentials (docs/remote.md)"
     )
 
 

@@ -216,8 +216,9 @@ def test_an_index_cannot_send_the_reader_elsewhere(shards: Path, tmp_path: Path,
         ("https://user:word@host/x", "a user or password"),
     ]:
         manifest.write_text(json.dumps(good | {"base": base}))
-        with pytest.raises(UserError, match=words):
-            open_manifests([str(copy)], cache)
+        for act in (lambda: open_manifests([str(copy)], cache), lambda: verify(copy)):
+            with pytest.raises(UserError, match=words):
+                act()
 
 
 def test_a_cache_that_is_too_small_is_refused_at_once(server: FaultyServer, cache: CacheConfig) -> None:
@@ -316,6 +317,18 @@ def test_s3_folder_is_listed_indexed_and_read(
     local = Corpus.open([str(shards)])
     assert same_samples(Corpus.open([str(out)], cache), local)
     assert same_samples(Corpus.open([bucket], CacheConfig(dir=str(tmp_path / "other"))), local)
+
+
+def test_s3_names_are_taken_as_they_are(
+    bucket: str, shards: Path, tmp_path: Path, cache: CacheConfig
+) -> None:
+    names = ["a b.tar", "c#1?%20.tar", "班.tar"]
+    for name, path in zip(names, sorted(shards.glob("*.tar")), strict=True):
+        boto3.client("s3").upload_file(str(path), "speech", f"odd/{name}")
+    manifest = index_sources(["s3://speech/odd/"], tmp_path / "out", MediaConfig(), progress=False)
+    assert manifest.shards == names
+    odd, local = Corpus.open([str(tmp_path / "out")], cache), Corpus.open([str(shards)])
+    assert all(odd.read("image", i) == local.read("image", i) for i in range(0, len(odd), 20))
 
 
 def test_s3_files_that_are_not_there(bucket: str, tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_processes_that_race_fetch_once(tmp_path: Path, folder: Path, server: Fa
         wait_until_blocked(other)
     server.go_on.set()
     assert [finish(one) for one in (first, *others)] == ["read 1\n"] * 3
-    assert server.counts() == {"1.tar": 1}
+    assert server.counts() == {"1.tar": 1} and kept(settings) == [f"{shard.sha256}.tar"]
 
 
 def test_waiting_processes_share_the_failure(tmp_path: Path, folder: Path, server: FaultyServer) -> None:
