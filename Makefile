@@ -1,18 +1,23 @@
 # Two commands need nothing but Python >= 3.11, pip and make:
 #   make demo   build the embedded data, train on two processes, evaluate, release, recognise
 #   make test   lint, types and tests
+# And for those who change what reads foreign bytes:
+#   make fuzz   damaged shards and media, 20,000 examples of each test, about ten minutes
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
 
-.PHONY: demo test lint recipes clean
+.PHONY: demo test fuzz lint recipes clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python tools/demo.py --run-dir $(DEMO)
 
 test: $(VENV)/.installed lint
 	$(BIN)/python -m pytest
+
+fuzz: $(VENV)/.installed
+	MMSCALE_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest tests/data/test_fuzz.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -323,7 +323,7 @@ class Config:
 def check_field(where: str, name: str) -> None:
     """A field reference is image, audio, text, cls, json.<path>, or image.<name> and so on."""
     kind, dot, rest = name.partition(".")
-    if kind in (*TEXT_FIELDS, *MEDIA_FIELDS) and (rest or not dot) or (kind == "json" and rest):
+    if (kind in (*TEXT_FIELDS, *MEDIA_FIELDS) and (rest or not dot)) or (kind == "json" and rest):
         return
     raise UserError(
         f"{where}: unknown field {name!r}; use image, audio, text, cls, json.<path>, or image.<name> for <name>.png"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mmscale.config import MediaConfig
 from mmscale.data.media_type import ending_of
+from mmscale.data.mpeg import layer3_samples
 from mmscale.errors import SampleFault
 
 # Together with media.max_audio_s these bound the memory a header can ask for.
@@ -27,6 +28,8 @@ _BLOCK = 1 << 16
 _TOLERATED_GAP_S = 0.1
 # Far above full scale (1.0), far below where a power spectrum leaves float32.
 _LOUDEST = 65_536.0
+# The frame that holds the tags, the encoder's delay and its padding: frames of an MP3 that are no sound.
+_MP3_SILENT_FRAMES = 4
 # What libsndfile says of a FLAC that was written into a pipe is the largest number it has.
 _UNKNOWN_LENGTH = 1 << 62
 # Programs that write WAV into a pipe cannot know its size, and put a number near one of the two limits there.
@@ -75,6 +78,8 @@ def open_sound(data: bytes, media: MediaConfig) -> Iterator[soundfile.SoundFile]
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as sound:
             _check_header(sound, media)
+            if sound.format == "MP3":
+                _check_mp3_length(sound, data)
             yield sound
     except (
         RuntimeError,
@@ -121,3 +126,13 @@ def _check_header(sound: soundfile.SoundFile, media: MediaConfig) -> None:
     if sound.frames > media.max_audio_s * sound.samplerate:
         seconds = sound.frames / sound.samplerate
         raise SampleFault(f"sound of {seconds:.1f} s is over media.max_audio_s={media.max_audio_s:g}")
+
+
+def _check_mp3_length(sound: soundfile.SoundFile, data: bytes) -> None:
+    frame = 1152 if sound.samplerate >= 32_000 else 576
+    found = layer3_samples(data)
+    if found - sound.frames > _MP3_SILENT_FRAMES * frame:
+        raise SampleFault(
+            f"MP3 of {found} samples that tells {sound.frames} (variable bit rate without a Xing header); "
+            "encode it again"
+        )

@@ -33,7 +33,7 @@ _TURNS = {
 _LEAST_JPEG_REDUCTION = 2
 # libjpeg reduces 8x8 blocks one by one, which is a worse filter than ours: it leaves us the last factor of two.
 _REDUCING_GAP = 2
-# The one warning of libjpeg after which every pixel is still known to be right.
+# The one complaint of libjpeg that takes nothing from the picture: every reader skips bytes between segments.
 _HARMLESS = "extraneous bytes before marker"
 
 
@@ -55,8 +55,8 @@ def decode_image(data: bytes, media: MediaConfig, crop: Crop | None = None) -> N
 
     ``rows, columns`` is ``media.image_grid`` of the whole upright picture, with ``crop`` too. The kept part is
     resized with an antialiased bilinear filter; a JPEG is decoded at a reduced scale where that leaves it at
-    least twice as large as the result. The EXIF orientation is applied, transparency shows white, 16 bits are
-    rounded to 8, of an animation the first frame is taken, colour profiles are ignored.
+    least twice as large as the result. The EXIF orientation is applied, transparency shows white, 16 bits
+    become 8, of an animation the first frame is taken, colour profiles are ignored.
 
     Raises `SampleFault` when the picture is larger than ``media.max_image_pixels`` (known from its header,
     before pixels are decoded) or cannot be decoded in full.

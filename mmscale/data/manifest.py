@@ -203,7 +203,7 @@ class Manifest:
 
     def problems(self) -> Iterator[str]:
         """One line for each member of the whole folder that could not be used."""
-        return read_problems(self.root)
+        return read_problems(self.root, self.base)
 
     @cached_property
     def _by_kind(self) -> dict[str, list[str]]:
@@ -268,12 +268,12 @@ def open_manifests(shards: list[str], cache: CacheConfig) -> list[Manifest]:
     return manifests
 
 
-def read_problems(root: Path) -> Iterator[str]:
-    """One line for each member that could not be used when ``root`` was indexed."""
+def read_problems(root: Path, base: Path | str) -> Iterator[str]:
+    """One line for each member that could not be used when ``base`` was indexed into ``root``."""
     with open(root / FOLDER / "problems.jsonl", encoding="utf-8") as file:
         for line in file:
             one = json.loads(line)
-            where = f"{root / one['shard']}: byte {one['offset']}"
+            where = f"{base}/{one['shard']}: byte {one['offset']}"
             yield f"{where}: sample {one['key']!r} left out: {one['field']}: {one['reason']}"
 
 

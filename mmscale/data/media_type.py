@@ -15,7 +15,7 @@ _SIGNATURES = (
     (b"fLaC", "flac"),
 )
 _RIFF = {b"WEBP": "webp", b"WAVE": "wav"}
-_ID3_HEADER = 10
+ID3_HEADER = 10
 
 
 def ending_of(data: bytes) -> str | None:
@@ -35,14 +35,14 @@ def ending_of(data: bytes) -> str | None:
     if data.startswith(b"BM") and len(data) >= 14 and data[6:10] == bytes(4):
         return "bmp"
     if data.startswith(b"ID3"):
-        return "flac" if data[_ID3_HEADER + _id3_size(data) :].startswith(b"fLaC") else "mp3"
+        return "flac" if data[ID3_HEADER + id3_size(data) :].startswith(b"fLaC") else "mp3"
     return "mp3" if _is_mp3_frame(data) else None
 
 
-def _id3_size(data: bytes) -> int:
+def id3_size(data: bytes) -> int:
     """Length of an ID3v2 tag without its header: four bytes of seven bits."""
     size = 0
-    for byte in data[6:_ID3_HEADER]:
+    for byte in data[6:ID3_HEADER]:
         size = size << 7 | byte & 0x7F
     return size
 

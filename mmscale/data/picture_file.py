@@ -76,6 +76,8 @@ def picture_faults() -> Iterator[None]:
 
 def orientation(picture: ImageFile) -> int:
     """EXIF orientation, 1 to 8; 1 (upright) where it is absent or broken, which spoils no pixel."""
+    if picture.format == "TIFF":
+        return 1  # Pillow turns these itself: size and pixels are those of the upright picture
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

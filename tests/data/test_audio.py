@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -117,6 +118,78 @@ def test_broken_sound_is_a_fault(data):
         decode_audio(data, MEDIA)
     message = str(caught.value)
     assert "\n" not in message and "0x" not in message and len(message) < 200
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE", "AVERAGE"])
+def test_mp3_with_and_without_its_length(rate, mode):
+    # Silence, then noise: the first frames say little about the rest.
+    wave = np.concatenate([np.zeros(rate), normal(3, 2 * rate) * 0.2])
+    buffer = io.BytesIO()
+    soundfile.write(buffer, wave, rate, format="MP3", bitrate_mode=mode)
+    data = buffer.getvalue()
+    assert len(decode_audio(data, MEDIA)) == pytest.approx(3 * 16_000, abs=16_000 * 0.1)
+    tagged = b"ID3\x04\0\0\0\0\x01\0" + bytes(128) + data
+    assert len(decode_audio(tagged, MEDIA)) == len(decode_audio(data, MEDIA))
+    with pytest.raises(SampleFault, match="without a Xing header"):
+        decode_audio(data.replace(b"Xing", b"....", 1).replace(b"Info", b"....", 1), MEDIA)
+
+
+@pytest.mark.parametrize("rate", [1_000, 4_000, 12_000, 32_000, 96_000, 384_000])
+@pytest.mark.parametrize("channels", [1, 2, 3, 6, 8])
+@pytest.mark.parametrize("kind", ["WAV", "FLAC"])
+def test_any_rate_and_channel_count(rate, channels, kind):
+    wave = np.stack([(channel + 1) * sine(200, rate, amplitude=0.05) for channel in range(channels)], axis=1)
+    found = decode_audio(encode(wave, rate, kind), MEDIA)
+    assert len(found) == MEDIA.audio_samples(len(wave), rate)
+    frequency, amplitude = tone(found, 16_000)
+    assert frequency == pytest.approx(200, abs=2)
+    assert amplitude == pytest.approx(0.05 * (channels + 1) / 2, rel=0.02)
+
+
+@pytest.mark.parametrize("rate", [8_000, 12_000, 16_000, 24_000, 48_000])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_opus_at_its_rates(rate, channels):
+    wave = np.repeat(sine(300, rate, 1.0)[:, None], channels, axis=1)
+    frequency, amplitude = tone(decode_audio(encode(wave, rate, "OGG", "OPUS"), MEDIA), 16_000)
+    assert frequency == pytest.approx(300, abs=2) and amplitude == pytest.approx(0.5, rel=0.1)
+
+
+def test_channels_take_no_memory_together():
+    # Half a minute of 8 channels at the highest rate is 369 MB; only the mean is kept.
+    data = encode(np.zeros((384_000, 8), np.int16), 384_000, "FLAC")
+    tracemalloc.start()
+    decode_audio(data, MEDIA)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 384_000 * 8 * 4 / 2
+
+
+def test_what_was_written_into_a_pipe():
+    wave = sine(440, 16_000)
+    whole = encode(wave, 16_000)
+    at = whole.index(b"data") + 4
+    for unknown in (b"\xff\xff\xff\xff", b"\x00\xf0\xff\x7f"):
+        piped = whole[:4] + unknown + whole[8:at] + unknown + whole[at + 4 :]
+        assert np.array_equal(decode_audio(piped, MEDIA), decode_audio(whole, MEDIA))
+    flac = bytearray(encode(wave, 16_000, "FLAC"))
+    flac[21] &= 0xF0  # the 36 bits of STREAMINFO's total: 0 says unknown
+    flac[22:26] = bytes(4)
+    with pytest.raises(SampleFault, match="does not tell its length"):
+        decode_audio(bytes(flac), MEDIA)
+
+
+def test_a_cut_wav_is_a_fault():
+    whole = encode(sine(440, 16_000), 16_000)
+    with pytest.raises(SampleFault, match=r"cut short: 8000 of 16044 bytes"):
+        decode_audio(whole[:8000], MEDIA)
+    assert len(decode_audio(whole[:-1], MEDIA)) == 8_000 - 1  # writers disagree about a byte of padding
+
+
+def test_other_formats_are_refused():
+    for kind in ("AIFF", "AU", "CAF", "W64"):
+        with pytest.raises(SampleFault, match="supported format"):
+            decode_audio(encode(sine(440, 16_000), 16_000, kind), MEDIA)
 
 
 def test_fit_length():

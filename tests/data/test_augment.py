@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mmscale.config import AugmentConfig, MediaConfig
-from mmscale.data.augment import augment_image, augment_mel, augment_wave, drop_text
+from mmscale.data.augment import augment_image, augment_mel, augment_wave, draw_crop, drop_text
+from mmscale.data.image import Box
 from mmscale.prf import Draws, normal
 
 MEDIA = MediaConfig()
@@ -80,6 +81,45 @@ def test_inputs_are_not_written_to(kind, function):
     original.setflags(write=False)
     function(original, EVERYTHING, Draws(3))
     assert np.array_equal(original, kept)
+
+
+def crops(
+    least: float, height: int = 480, width: int = 640, aspect: float = 1.0, count: int = 400
+) -> list[Box]:
+    cfg = AugmentConfig(image_crop=least)
+    return [draw_crop(height, width, aspect, cfg, Draws(key)) for key in range(count)]
+
+
+def test_crop_off_keeps_everything():
+    assert set(crops(0.0)) == {Box(0, 0, 480, 640)}
+
+
+def test_crop_areas_ratios_and_places():
+    found = crops(0.1)
+    areas = np.array([box.height * box.width for box in found]) / (480 * 640)
+    ratios = np.array([box.width / box.height for box in found])
+    assert areas.min() > 0.095 and areas.max() > 0.8
+    # Uniform as far as all ratios fit into the picture.
+    inside = areas[areas < 0.55]
+    assert np.allclose(np.quantile(inside, [0.25, 0.5, 0.75]), [0.2125, 0.325, 0.4375], atol=0.04)
+    assert ratios.min() > 0.74 and ratios.max() < 1.35
+    assert abs(np.mean(np.log(ratios[areas < 0.55]))) < 0.03
+    for box in found:
+        assert box.top >= 0 and box.top + box.height <= 480 and box.left >= 0 and box.left + box.width <= 640
+    assert len({box.left for box in found}) > 100 and len({box.top for box in found}) > 100
+
+
+def test_crop_ratio_is_relative_to_the_results():
+    ratios = [box.width / box.height for box in crops(0.1, aspect=2.0, width=1000)]
+    assert min(ratios) > 1.49 and max(ratios) < 2.7
+
+
+@pytest.mark.parametrize(
+    "height, width, expected",
+    [(10, 640, Box(0, 313, 10, 13)), (640, 10, Box(313, 0, 13, 10)), (1, 1, Box(0, 0, 1, 1))],
+)
+def test_crop_that_never_fits_is_the_largest_from_the_centre(height, width, expected):
+    assert set(crops(0.9, height, width, count=20)) == {expected}
 
 
 def centre_of_bar(image: np.ndarray) -> tuple[float, float, int]:

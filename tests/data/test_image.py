@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
+import simplejpeg
+from hostile_media import jpeg_of_many_passes, jpeg_size, png, webp_canvas
 from PIL import Image
 
 from mmscale.config import MediaConfig
-from mmscale.data.image import decode_image
+from mmscale.data.image import Box, decode_image
+from mmscale.data.probe import probe
 from mmscale.errors import SampleFault
+from mmscale.prf import normal
 
 MEDIA = MediaConfig(image_height=32, image_width=48, image_patch=16)
 
@@ -90,25 +96,109 @@ def test_transparent_colour_does_not_bleed_into_its_neighbours():
     assert np.abs(decoded[0].astype(int) - decoded[1]).max() <= 2
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_exif_orientation(orientation, kind):
-    undo = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }
-    stored = quarters().transpose(undo[orientation]) if orientation in undo else quarters()
+UNDO = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+def turned(picture: Image.Image, orientation: int, kind: str, **options) -> bytes:
+    """``picture`` stored in such a way that the EXIF orientation makes it upright again."""
+    stored = picture.transpose(UNDO[orientation]) if orientation in UNDO else picture
     exif = Image.Exif()
     exif[0x0112] = orientation
-    pixels = decode_image(encode(stored, kind, exif=exif), MEDIA)
-    assert pixels.shape == (3, 32, 48)
+    return encode(stored, kind, exif=exif, **options)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_exif_orientation(orientation, kind):
+    pixels = decode_image(turned(quarters(), orientation, kind), MEDIA)
+    assert pixels.shape == (3, 32, 48) and pixels.flags.c_contiguous
     for found, expected in zip(corners(pixels), [RED, GREEN, BLUE, WHITE], strict=True):
         assert np.abs(np.array(found) - expected).max() < 12
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_crop_is_of_the_upright_picture(orientation):
+    noise = Image.fromarray(
+        (normal(1, 60 * 90 * 3).reshape(60, 90, 3) * 50 + 128).clip(0, 255).astype(np.uint8)
+    )
+    seen = []
+
+    def crop(height, width, aspect):
+        seen.append((height, width, aspect))
+        return Box(top=7, left=11, height=32, width=48)
+
+    pixels = decode_image(turned(noise, orientation, "PNG"), MEDIA, crop)
+    assert seen == [(60, 90, 1.5)]
+    # As large as the result, so nothing is resized.
+    assert np.array_equal(pixels, np.asarray(noise)[7:39, 11:59].transpose(2, 0, 1))
+
+
+def test_crop_of_a_jpeg_is_the_part_of_the_full_decode():
+    picture = photograph(480, 640)
+    data = encode(picture, "JPEG", quality=95)
+    full = Image.open(io.BytesIO(data)).convert("RGB")
+    for box in (Box(0, 0, 480, 640), Box(100, 200, 300, 400), Box(17, 33, 65, 99), Box(479, 639, 1, 1)):
+        part = full.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+        expected = np.asarray(part.resize((48, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+        assert psnr(decode_image(data, MEDIA, lambda *_, box=box: box), expected) > 34, box
+
+
+def test_jpegs_are_never_decoded_below_the_size_that_is_needed(monkeypatch):
+    shapes = []
+
+    def spy(*arguments, **options):
+        shapes.append(decode_jpeg(*arguments, **options).shape)
+        return decode_jpeg(*arguments, **options)
+
+    decode_jpeg = simplejpeg.decode_jpeg
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", spy)
+    data = encode(photograph(600, 801), "JPEG")
+    scales = set()
+    for height, width in [(600, 801), (300, 400), (150, 801), (600, 97), (64, 96), (63, 95), (10, 10)]:
+        decode_image(data, MEDIA, lambda *_, part=(height, width): Box(0, 0, *part))
+        decoded = shapes[-1]
+        scales.add(decoded[0])
+        full = decoded[:2] == (600, 801)
+        assert full or (decoded[0] * height / 600 >= 32 and decoded[1] * width / 801 >= 48)
+    assert len(scales) > 2
+
+
+def photograph(height: int, width: int) -> Image.Image:
+    """Smooth shapes with edges and a little noise, as photographs have."""
+    y, x = np.mgrid[0:height, 0:width] / 40
+    shapes = np.stack(
+        [np.sin(x + y * y / 9), np.cos(y * 1.3 - x / 3), np.sign(np.sin(x / 2) * np.cos(y / 2))], -1
+    )
+    noise = normal(2, height * width * 3).reshape(height, width, 3)
+    return Image.fromarray((shapes * 90 + 128 + 4 * noise).clip(0, 255).astype(np.uint8))
+
+
+def psnr(found: np.ndarray, expected: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB."""
+    error = np.mean((found.astype(float) - expected) ** 2)
+    return float("inf") if error == 0 else 10 * np.log10(255**2 / error)
+
+
+@pytest.mark.parametrize("width, height", [(640, 480), (480, 640), (100, 1000), (17, 5), (2000, 100)])
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_dynamic_resolution_gives_the_planned_grid(width, height, orientation, kind):
+    media = MediaConfig(image_patch=16, max_image_tokens=40)
+    data = turned(photograph(height, width), orientation, kind)
+    stored_width, stored_height = probe("image", data, media)
+    planned = media.image_grid(stored_height, stored_width)
+    rows, columns = media.image_grid(height, width)
+    assert rows * columns == planned[0] * planned[1] <= 40
+    for crop in (None, lambda *_: Box(0, 0, 5, 5)):
+        assert decode_image(data, media, crop).shape == (3, rows * 16, columns * 16)
 
 
 def test_broken_exif_spoils_nothing():
@@ -127,14 +217,30 @@ def test_resize_is_antialiased():
     assert np.abs(pixels.astype(int) - 127).max() <= 2
 
 
-def test_jpeg_fast_path_agrees_with_the_full_decode():
-    ramp_y, ramp_x = np.mgrid[0:640, 0:960]
-    pixels = np.stack([ramp_x % 256, ramp_y % 256, (ramp_x + ramp_y) // 7 % 256], axis=-1) // 4 * 4
-    picture = Image.fromarray(pixels.astype(np.uint8)).resize((960, 640))
-    data = encode(picture, "JPEG", quality=95)
+@pytest.mark.parametrize("size", [(480, 640), (481, 643), (1200, 900)])
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 2, "quality": 60}]
+)
+def test_jpeg_agrees_with_the_full_decode(size, options):
+    data = encode(photograph(*size), "JPEG", **options)
     full = Image.open(io.BytesIO(data)).convert("RGB").resize((48, 32), Image.Resampling.BILINEAR)
-    difference = decode_image(data, MEDIA).astype(int) - np.asarray(full).transpose(2, 0, 1)
-    assert np.abs(difference).mean() < 3
+    assert psnr(decode_image(data, MEDIA), np.asarray(full).transpose(2, 0, 1)) > 34
+
+
+def test_grey_and_cmyk_jpegs():
+    assert set(corners(decode_image(encode(plain("L", 77), "JPEG"), MEDIA))) == {(77, 77, 77)}
+    found = decode_image(encode(plain("CMYK", (0, 255, 255, 0), (500, 400)), "JPEG"), MEDIA)
+    assert found[0].min() > 200 and found[1:].max() < 60
+
+
+def test_photographs(real_data):
+    files = sorted((real_data / "captions").glob("*/*.jpg"))
+    media = MediaConfig(image_height=96, image_width=96)
+    found = []
+    for file in files[:12]:
+        full = Image.open(file).convert("RGB").resize((96, 96), Image.Resampling.BILINEAR)
+        found.append(psnr(decode_image(file.read_bytes(), media), np.asarray(full).transpose(2, 0, 1)))
+    assert min(found) > 30 and np.median(found) > 36
 
 
 def test_one_pixel_is_enlarged():
@@ -147,6 +253,90 @@ def test_pixel_limit_is_read_from_the_header():
     header_only = encode(plain("RGB", RED))[:60]
     with pytest.raises(SampleFault, match="96x64 pixels is over"):
         decode_image(header_only, limited)
+
+
+def test_our_pixel_limit_is_the_one_that_counts(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for kind in ("PNG", "JPEG", "BMP"):
+        assert decode_image(encode(quarters(), kind), MEDIA).shape == (3, 32, 48)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_limits_hold_where_the_header_lies():
+    with pytest.raises(SampleFault, match="65500x65500 pixels is over"):
+        decode_image(jpeg_size(65_500, 65_500), MEDIA)
+    with pytest.raises(SampleFault, match="16383x16383 pixels is over"):
+        decode_image(webp_canvas(16_383, 16_383), MEDIA)
+    with pytest.raises(SampleFault, match="passes over the picture"):
+        decode_image(jpeg_of_many_passes(200), MEDIA)
+
+
+def sixteen_bit_png(
+    values: tuple[int, ...], colours: int, depth: int = 16, transparent: tuple[int, ...] = ()
+) -> bytes:
+    """8x8 pixels of one colour, with a tRNS chunk if ``transparent``."""
+    if depth == 16:
+        row = struct.pack(f">{len(values)}H", *values) * 8
+    else:
+        row = bytes([sum(values[0] << shift for shift in range(0, 8, depth))]) * depth
+    chunks = [(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))] if transparent else []
+    return png(8, 8, *chunks, (b"IDAT", zlib.compress((b"\0" + row) * 8)), depth=depth, colours=colours)
+
+
+@pytest.mark.parametrize(
+    "data, expected",
+    [
+        (sixteen_bit_png((0x1234,), 0), (18, 18, 18)),
+        (sixteen_bit_png((0x1234,), 0, transparent=(0x1234,)), WHITE),
+        (sixteen_bit_png((0x1234,), 0, transparent=(0x1235,)), (18, 18, 18)),
+        (sixteen_bit_png((0x1234, 0x5678, 0x9ABC), 2), (0x12, 0x56, 0x9A)),
+        (sixteen_bit_png((0x1234, 0x5678, 0x9ABC), 2, transparent=(0x1234, 0x5678, 0x9ABC)), WHITE),
+        (
+            sixteen_bit_png((0x1234, 0x5678, 0x9ABC), 2, transparent=(0x3434, 0x7878, 0xBCBC)),
+            (0x12, 0x56, 0x9A),
+        ),
+        (sixteen_bit_png((0x1234, 0x5678, 0x9ABC, 0), 6), WHITE),
+        (sixteen_bit_png((0x1234, 0xFFFF), 4), (18, 18, 18)),
+        (sixteen_bit_png((2,), 0, depth=2), (170, 170, 170)),
+        (sixteen_bit_png((2,), 0, depth=2, transparent=(2,)), WHITE),
+        (sixteen_bit_png((3,), 0, depth=4, transparent=(3,)), WHITE),
+        (sixteen_bit_png((3,), 0, depth=4, transparent=(4,)), (51, 51, 51)),
+    ],
+)
+def test_png_depths_and_transparent_colours(data, expected):
+    assert set(corners(decode_image(data, MediaConfig(image_height=16, image_width=16)))) == {expected}
+
+
+def test_extreme_shapes_are_resized_as_by_pillow():
+    for shape in [(1, 20_000), (20_000, 1), (3, 5_000)]:
+        grey = (normal(3, shape[0] * shape[1]).reshape(shape) * 60 + 128).clip(0, 255).astype(np.uint8)
+        picture = Image.fromarray(grey)
+        expected = np.asarray(picture.convert("RGB").resize((48, 32), Image.Resampling.BILINEAR)).transpose(
+            2, 0, 1
+        )
+        assert np.abs(decode_image(encode(picture), MEDIA).astype(int) - expected).max() <= 2
+
+
+def jpeg_with(at_marker: bytes, inserted: bytes) -> bytes:
+    data = encode(photograph(64, 96), "JPEG")
+    at = data.rindex(at_marker)
+    return data[:at] + inserted + data[at:]
+
+
+def test_stray_bytes_in_a_jpeg_are_skipped():
+    whole = decode_image(encode(photograph(64, 96), "JPEG"), MEDIA)
+    for marker in (b"\xff\xda", b"\xff\xd9"):
+        assert psnr(decode_image(jpeg_with(marker, bytes(3)), MEDIA), whole) > 40
+    assert np.array_equal(decode_image(encode(photograph(64, 96), "JPEG") + b"appended", MEDIA), whole)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("end", [b"", b"\xff\xd9"], ids=["cut", "cut and ended"])
+@pytest.mark.parametrize("share", [0.4, 0.9, 0.99])
+def test_a_truncated_jpeg_is_a_fault(progressive, end, share):
+    data = encode(photograph(480, 640), "JPEG", progressive=progressive)
+    with pytest.raises(SampleFault, match=r"[Pp]remature end"):
+        decode_image(data[: int(len(data) * share)] + end, MEDIA)
 
 
 @pytest.mark.parametrize(
