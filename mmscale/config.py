@@ -358,6 +358,10 @@ def _check_model(model: ModelConfig) -> None:
 def _check_set(where: str, data_set: SetConfig) -> None:
     if not data_set.shards:
         raise UserError(f"{where}.shards: empty; name a folder, a file or a brace pattern of tar shards")
+    if data_set.augment.image_crop > 1:
+        raise UserError(
+            f"{where}.augment.image_crop: {data_set.augment.image_crop:g} is above 1, the whole picture; use 0.5 or so"
+        )
     if not data_set.tasks:
         raise UserError(f"{where}.tasks: empty; say what its samples are asked")
     for number, task in enumerate(data_set.tasks):

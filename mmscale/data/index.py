@@ -21,11 +21,12 @@ from mmscale.data.probe import kind_of, probe
 from mmscale.data.remote import CHUNK, check_remote, list_shards, open_remote
 from mmscale.data.shard_list import expand, group_by_folder
 from mmscale.data.stored_index import FIELD_NAME, FOLDER, Shard
-from mmscale.data.tar import Member, open_shard, scan_source
+from mmscale.data.tar import Member, open_shard, scan, scan_source
 from mmscale.data.url import is_url, join_url
 from mmscale.errors import SampleFault, UserError
 
 _CHUNK = 1 << 20
+_COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 Facts = tuple[int, int, int, int, int]
 
@@ -157,14 +158,14 @@ class _HashingReader:
 def _shards_of(directory: Path) -> list[Path]:
     if not directory.is_dir():
         raise UserError(f"{directory}: no such folder; name the folder that holds the .tar shards")
-    paths = sorted(
-        path for path in directory.glob("*.tar") if path.is_file() and not path.name.startswith(".")
-    )
+    files = sorted(path for path in directory.iterdir() if path.is_file() and not path.name.startswith("."))
+    paths = [path for path in files if path.suffix == ".tar"]
+    for path in files:
+        if path.name.endswith(_COMPRESSED):
+            next(scan(path), None)  # refuses what is compressed, with the command that repairs it
+            raise UserError(f"{path}: not compressed, against its name; rename it to .tar")
     if not paths:
-        packed = sorted(directory.glob("*.tar.*")) + sorted(directory.glob("*.tgz"))
-        remedy = "decompress them first" if packed else "make some with `mmscale data pack`"
-        found = f"; {packed[0].name} is compressed" if packed else ""
-        raise UserError(f"{directory}: no .tar shards{found}; {remedy}")
+        raise UserError(f"{directory}: no .tar shards; make some with `mmscale data pack`")
     for path in paths:
         try:
             path.name.encode("utf-8")

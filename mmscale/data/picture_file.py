@@ -21,6 +21,9 @@ from mmscale.config import MediaConfig
 from mmscale.data.media_type import ending_of
 from mmscale.errors import SampleFault
 
+# Pillow prints what it thinks of odd metadata, a line for each picture; what matters comes as an exception.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
 # The readers are called by name. Image.open would try every one it has, of which some start other programs, and
 # has a pixel limit of its own, which is one global number for all threads.
 _READERS: dict[str | None, Callable[[io.BytesIO], ImageFile]] = {

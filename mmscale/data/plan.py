@@ -134,7 +134,7 @@ class Plan:
         """What step ``step`` ≥ 0 holds.
 
         Raises:
-            UserError: it was drawn from shards that have been exchanged since.
+            UserError: the data ends before it, or it was drawn from shards that have been exchanged since.
         """
         found = self._steps.get(step)
         if found is None:
@@ -176,6 +176,11 @@ class Plan:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def _make_step(self, step: int) -> PlannedStep:
+        if self.steps is not None and step >= self.steps:
+            raise UserError(
+                f"step {step}: after {self.steps} steps every set was repeated max_epochs times; "
+                "raise max_epochs of a set"
+            )
         sequences = []
         targets, embeddings, tokens = 0.0, 0, 0
         for number in range(self.sequences):

@@ -32,6 +32,8 @@ from mmscale.data.probe import kind_of, probe
 from mmscale.errors import SampleFault, UserError
 from mmscale.prf import Draws, normal
 
+# Pillow warns of odd metadata that takes nothing from the picture.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 EXAMPLES = int(os.environ.get("MMSCALE_FUZZ_EXAMPLES", "150"))
 fuzz = settings(
     max_examples=EXAMPLES,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import zlib
@@ -174,9 +175,22 @@ def test_a_failed_exchange_puts_the_old_index_back(
 def test_folders_without_shards(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         build_index(tmp_path / "missing", MediaConfig(), progress=False)
-    (tmp_path / "a.tar.gz").write_bytes(b"")
-    with pytest.raises(UserError, match=r"a\.tar\.gz is compressed; decompress"):
+    with pytest.raises(UserError, match="no .tar shards; make some"):
         build_index(tmp_path, MediaConfig(), progress=False)
+
+
+def test_compressed_shards_are_refused_with_the_command_also_beside_plain_ones(folder: Path) -> None:
+    plain = next(folder.glob("*.tar"))
+    (folder / "more.tar.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    with pytest.raises(
+        UserError, match=r"more\.tar\.gz.*a gzip-compressed archive.*run: gzip -dc < \S+more\.tar\.gz"
+    ):
+        build_index(folder, MediaConfig(), progress=False)
+    (folder / "more.tar.gz").write_bytes(plain.read_bytes())
+    with pytest.raises(
+        UserError, match=r"more\.tar\.gz: not compressed, against its name; rename it to \.tar"
+    ):
+        build_index(folder, MediaConfig(), progress=False)
 
 
 # -- verify ----------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from indexed import picture, sound
 
 from mmscale.config import MediaConfig
 from mmscale.data.manifest import Manifest
@@ -16,7 +17,6 @@ from mmscale.data.pack import ShardWriter, pack
 from mmscale.data.pack_state import PackState
 from mmscale.data.tar import scan
 from mmscale.errors import UserError
-from tests.data.test_manifest import picture, sound
 
 Samples = dict[str, dict[str, bytes]]
 

@@ -14,13 +14,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from indexed import picture, sound
 
 from mmscale.config import MediaConfig
 from mmscale.data import parquet_source
 from mmscale.data.pack import pack
 from mmscale.data.pack_state import PackState
 from mmscale.errors import UserError
-from tests.data.test_manifest import picture, sound
 from tests.data.test_pack import checksums, quietly, read_all
 
 HUGGING_FACE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from indexed import picture, sound
 from PIL import Image
 
 from mmscale.config import MediaConfig
@@ -24,7 +25,6 @@ from mmscale.data.pack_state import FOLDER, PackState
 from mmscale.data.tar import scan
 from mmscale.data.worker_pool import WorkerPool
 from mmscale.errors import UserError
-from tests.data.test_manifest import picture, sound
 from tests.data.test_pack import checksums, quietly, read_all
 
 

@@ -1,6 +1,7 @@
 """One run killed again and again, each time resumed on other ranks and workers, over every kind of boundary."""
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -76,3 +77,26 @@ def test_a_chain_of_kills_on_changing_ranks_and_workers_is_the_uninterrupted_run
         assert one["tokens"] == other["tokens"]
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+
+
+def test_exchanged_shards_are_refused_at_resume_or_accepted_from_there_on(config, tmp_path):
+    root = tmp_path / "moved"
+    shutil.copytree(config.parent, root)
+    path = root / "chain.yaml"
+    path.write_text(config.read_text().replace(str(config.parent), str(root)))
+    command = ["mmscale", "train", str(path), f"run.dir={tmp_path / 'run'}", "data.workers=0"]
+    run_module([*command, "train.steps=5"])
+    before = metrics(tmp_path / "run")
+    (root / "a" / "shard-000003.tar").unlink()
+    build_index(root / "a", MediaConfig(), progress=False)
+
+    refused = run_module([*command, "train.steps=9"], check=False)
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert "data.sets.a: " in refused.stderr and "shard-000003.tar was removed since step 0" in refused.stderr
+    assert "data.accept_changes=true" in refused.stderr
+    run_module([*command, "train.steps=9", "data.accept_changes=true"])
+    after = metrics(tmp_path / "run")
+    assert after[:5] == before and [row["step"] for row in after] == list(range(9))
+    history = json.loads((tmp_path / "run" / "data" / "history.json").read_text())
+    assert [one["from_step"] for one in history["a"]] == [0, 5] and len(history["b"]) == 1
+    run_module([*command, "train.steps=10"])  # nothing changed since: no need to accept again

@@ -1,0 +1,41 @@
+"""The first batch of a fresh process: ``python bench_data_first_batch.py FOLDER WORKERS``.
+
+Prints as JSON how long ``import torch`` took, seconds, and the time of day of the first batch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+
+def main() -> None:
+    began = time.perf_counter()
+    import torch
+
+    torch_s = time.perf_counter() - began
+    from bench_data_shards import config_of
+
+    from mmscale.data.assemble import Assembler
+    from mmscale.data.loader import MicroBatches, iterate_steps
+    from mmscale.data.plan import Plan
+    from mmscale.data.tokenizer import Tokenizer
+
+    folder, workers = Path(sys.argv[1]), int(sys.argv[2])
+    torch.set_num_threads(1)
+    config = config_of("pictures", folder)
+    config.data.sequences = 1  # a step is one batch
+    tokenizer = Tokenizer.load(config.data.tokenizer.file)
+    plan = Plan(config, tokenizer)
+    data = MicroBatches(
+        plan, Assembler(config, plan, tokenizer), steps=1000, micro_batch=1, rank=0, world=1
+    )
+    steps = iterate_steps(data, 0, workers=workers, prefetch=4, pin_memory=False)
+    (batch,) = next(steps)
+    print(json.dumps({"torch_s": torch_s, "at": time.time(), "samples": batch.samples}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
