@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import re
 import shutil
 import subprocess
 import sys
@@ -87,7 +87,7 @@ def measure(folder: Path, first: bool) -> dict[str, float]:
     began = time.perf_counter()
     plan = Plan(config, tokenizer, progress=first)
     opened = time.perf_counter() - began
-    open_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    open_mb = most_resident_mb()
     if first:
         return {"open_s": opened}
     epoch = plan.sets[0].order.sequences_per_epoch // plan.sequences
@@ -111,9 +111,16 @@ def measure(folder: Path, first: bool) -> dict[str, float]:
         "cold_median_ms": float(np.median(cold)) * 1e3,
         "last_ms": cold[1] * 1e3,
         "sample_us": each * 1e6,
-        "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "rss_mb": most_resident_mb(),
         "fill": filled.tokens / (plan.sets[0].order.sequences_per_epoch * plan.seq_len),
     }
+
+
+def most_resident_mb() -> float:
+    """The largest resident set so far. Not ``ru_maxrss``, which a process inherits from the one that started it."""
+    told = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    assert told is not None
+    return int(told[1]) / 1024
 
 
 def report(samples: int, first: dict[str, float], runs: list[dict[str, float]]) -> None:
