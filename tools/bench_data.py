@@ -78,7 +78,7 @@ class Side:
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
-            raise UserError(f"{process.args}: ended early; run it alone to see why")
+            raise UserError(f"{process.args!r}: ended early; run it alone to see why")
         return json.loads(line)
 
 

@@ -1,0 +1,47 @@
+"""The benchmarks run and print every row; what they measure is read from `docs/benchmarks.md`, not tested."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import ROOT
+
+
+def run_tool(*arguments: str, data: Path | None = None) -> str:
+    environment = {**os.environ, "MMSCALE_DATA": str(data)} if data else None
+    command = [sys.executable, *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True
+    ).stdout
+
+
+def test_bench_data_measures_every_side(real_data):
+    result = json.loads(
+        run_tool(
+            "tools/bench_data.py",
+            "--photographs",
+            "16",
+            "--clips",
+            "40",
+            "--rounds",
+            "1",
+            "--json",
+            data=real_data,
+        )
+    )
+    sides = ["mmscale_pictures", "mmscale_float", "libjpeg_pictures", "webdataset_pictures"]
+    assert list(result["rates"]) == [*sides, "mmscale_speech", "webdataset_speech"]
+    for rates in result["rates"].values():
+        assert all(one["samples_s"] > 0 for workers in ("1", "2") for one in rates[workers])
+    assert result["amount"] == {"samples": 16, "photographs": 16, "clips": 40, "rounds": 1}
+    assert all(told["seconds"] > told["torch_s"] > 0 for told in result["first_batch"].values())
+
+
+def test_bench_plan_tells_every_figure(tmp_path):
+    lines = run_tool("tools/bench_plan.py", "--samples", "60000", "--folder", str(tmp_path)).splitlines()
+    assert lines[0].startswith("60,000 samples") and len(lines) == 10
+    assert run_tool("tools/bench_plan.py", "--folder", str(tmp_path)).splitlines()[-1] == lines[-1], (
+        "the same index again"
+    )
