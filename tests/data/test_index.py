@@ -175,7 +175,7 @@ def test_a_failed_exchange_puts_the_old_index_back(
 def test_folders_without_shards(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         build_index(tmp_path / "missing", MediaConfig(), progress=False)
-    with pytest.raises(UserError, match="no .tar shards; make some"):
+    with pytest.raises(UserError, match=r"no \.tar shards; make some"):
         build_index(tmp_path, MediaConfig(), progress=False)
 
 
