@@ -116,7 +116,9 @@ def test_a_cap_on_every_set_ends_the_data_and_a_longer_run_is_refused(sets, toke
     config.data.sets["a"].max_epochs = 2
     plan = Plan(config, tokenizer)
     assert plan.steps == 2 * plan.sets[0].order.sequences_per_epoch // 12
-    with pytest.raises(UserError, match=rf"step {plan.steps}: after {plan.steps} steps every set was repeated"):
+    with pytest.raises(
+        UserError, match=rf"step {plan.steps}: after {plan.steps} steps every set was repeated"
+    ):
         plan.step(plan.steps)
     config.run.dir, config.train.steps = str(tmp_path / "run"), plan.steps + 1
     (tmp_path / "c.yaml").write_text(dump_config(config))
