@@ -1,0 +1,35 @@
+"""The whole run as typed, documented, validated objects. Reading files into them is `mmscale.config_file`.
+
+Every key carries its own documentation, so ``mmscale train --keys`` can print it and no page repeats it.
+"""
+
+from mmscale.config.data import CacheConfig, DataConfig, TokenizerConfig, WeightChange
+from mmscale.config.evaluation import EvalConfig
+from mmscale.config.keys import MEDIA_FIELDS, TEXT_FIELDS, check_field, is_media
+from mmscale.config.media import MediaConfig
+from mmscale.config.model import ModelConfig
+from mmscale.config.run import Config, RunConfig
+from mmscale.config.tasks import AugmentConfig, SetConfig, TaskConfig
+from mmscale.config.train import OptimizerConfig, ParallelConfig, TrainConfig
+
+__all__ = [
+    "MEDIA_FIELDS",
+    "TEXT_FIELDS",
+    "AugmentConfig",
+    "CacheConfig",
+    "Config",
+    "DataConfig",
+    "EvalConfig",
+    "MediaConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "RunConfig",
+    "SetConfig",
+    "TaskConfig",
+    "TokenizerConfig",
+    "TrainConfig",
+    "WeightChange",
+    "check_field",
+    "is_media",
+]

@@ -1,0 +1,41 @@
+"""Scores on held-out shards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mmscale.config.keys import check_field, key
+from mmscale.errors import UserError
+
+
+@dataclass
+class EvalConfig:
+    """One score to compute on held-out shards."""
+
+    task: str = key("classify", "Kind of score.", choices=("classify", "transcribe", "retrieve"))
+    shards: list[str] = key([], "Held-out shards; --data replaces them.")
+    input: list[str] = key([], "classify, transcribe: fields the model is given.")
+    prompt: str = key("", "classify, transcribe: the prompt of the training task.")
+    target: str = key("", "classify, transcribe: the true answer.")
+    labels: list[str] = key([], "classify: the answers to choose from; empty: every target in the shards.")
+    query: str = key("", "retrieve: the field that asks.")
+    candidates: str = key("", "retrieve: the field that is searched.")
+    match: str = key("", "retrieve: field whose equal values count as found; empty: the sample's key.")
+    max_new_tokens: int = key(64, "transcribe: longest answer, tokens.", low=1)
+
+    def fields(self) -> list[str]:
+        """Every field the score reads."""
+        return [name for name in (*self.input, self.target, self.query, self.candidates, self.match) if name]
+
+
+def check_eval(where: str, score: EvalConfig) -> None:
+    for name in score.fields():
+        check_field(where, name)
+    needed: dict[str, str | list[str]]
+    if score.task == "retrieve":
+        needed = {"query": score.query, "candidates": score.candidates}
+    else:
+        needed = {"input": score.input, "target": score.target}
+    for name, value in needed.items():
+        if not value:
+            raise UserError(f"{where}.{name}: missing; {score.task} needs it")

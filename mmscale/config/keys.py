@@ -1,0 +1,38 @@
+"""What every config object is made of: documented keys, and references to a sample's fields."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Any
+
+from mmscale.errors import UserError
+
+TEXT_FIELDS = ("text", "cls")
+
+
+MEDIA_FIELDS = ("image", "audio")
+
+
+def is_media(field: str) -> bool:
+    """Whether a field reference is a picture or a clip, such as ``image`` or ``image.left``."""
+    return field.partition(".")[0] in MEDIA_FIELDS
+
+
+def check_field(where: str, name: str) -> None:
+    """A field reference is image, audio, text, cls, json.<path>, or image.<name> and so on."""
+    kind, dot, rest = name.partition(".")
+    if (kind in (*TEXT_FIELDS, *MEDIA_FIELDS) and (rest or not dot)) or (kind == "json" and rest):
+        return
+    raise UserError(
+        f"{where}: unknown field {name!r}; use image, audio, text, cls, json.<path>, or image.<name> for <name>.png"
+    )
+
+
+def key(default: Any, doc: str, *, choices: tuple[str, ...] = (), low: float | None = None) -> Any:
+    """A documented config key. ``choices`` and ``low`` (inclusive) are checked when a file is read."""
+    metadata = {"doc": doc, "choices": choices, "low": low}
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata=metadata)
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)

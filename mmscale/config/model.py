@@ -1,0 +1,42 @@
+"""The fusion transformer's sizes and choices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mmscale.config.keys import key
+from mmscale.errors import UserError
+
+
+@dataclass
+class ModelConfig:
+    """The fusion transformer. Sizes are files under configs/model/."""
+
+    width: int = key(256, "Width d of the residual stream.", low=8)
+    layers: int = key(4, "Fusion blocks.", low=1)
+    heads: int = key(4, "Query heads.", low=1)
+    kv_heads: int = key(4, "Key and value heads; fewer than heads: grouped-query attention.", low=1)
+    head_dim: int = key(64, "Width of one head; even.", low=2)
+    hidden: int = key(768, "Width of the SwiGLU feed-forward.", low=8)
+    rope_theta: float = key(10_000.0, "Base of the rotary frequencies.", low=1.0)
+    norm_eps: float = key(1e-6, "Epsilon of every RMSNorm.", low=0.0)
+    image_stem: str = key("patch", "How pictures become vectors.", choices=("patch", "cnn"))
+    audio_stem: str = key("conv", "How spectrograms become vectors.", choices=("conv", "rnn"))
+    stem_width: int = key(64, "Channels of the first layer of the cnn, conv and rnn stems.", low=4)
+    embed_dim: int = key(128, "Width of the contrastive embeddings.", low=4)
+    vocab_size: int = key(0, "Rows of the embedding; 0: the tokenizer's size, rounded up to 64.", low=0)
+    dropout: float = key(0.0, "Dropped share of each block's two outputs.", low=0.0)
+    attention: str = key(
+        "auto",
+        "Path for the same result: dense (reference), grouped (CPU), flex (GPU); auto picks by device.",
+        choices=("auto", "dense", "grouped", "flex"),
+    )
+
+
+def check_model(model: ModelConfig) -> None:
+    if model.heads % model.kv_heads:
+        raise UserError(f"model.kv_heads: {model.kv_heads} does not divide model.heads={model.heads}")
+    if model.head_dim % 2:
+        raise UserError(f"model.head_dim: {model.head_dim} is odd; rotary positions need an even width")
+    if model.dropout >= 1.0:
+        raise UserError(f"model.dropout: {model.dropout} would drop everything; use a share below 1")

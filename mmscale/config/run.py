@@ -1,0 +1,49 @@
+"""The root of a run's config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mmscale.config.data import DataConfig, check_schedule
+from mmscale.config.evaluation import EvalConfig, check_eval
+from mmscale.config.keys import key
+from mmscale.config.media import MediaConfig, check_media
+from mmscale.config.model import ModelConfig, check_model
+from mmscale.config.tasks import check_set
+from mmscale.config.train import ParallelConfig, TrainConfig
+from mmscale.errors import UserError
+
+
+@dataclass
+class RunConfig:
+    dir: str = key("runs/default", "Where config, metrics, checkpoints and logs of this run lie.")
+    progress: bool = key(True, "Show the progress bar on rank 0.")
+    tensorboard: bool = key(True, "Write TensorBoard event files to run.dir/tensorboard.")
+
+
+@dataclass
+class Config:
+    seed: int = key(0, "Root of every random choice: order, augmentation, weights, dropout.")
+    description: str = key("", "One line that says what this run is, for the model card.")
+    licence: str = key("", "Licence of the training data, for the model card.")
+    run: RunConfig = key(RunConfig, "")
+    media: MediaConfig = key(MediaConfig, "")
+    data: DataConfig = key(DataConfig, "")
+    model: ModelConfig = key(ModelConfig, "")
+    train: TrainConfig = key(TrainConfig, "")
+    parallel: ParallelConfig = key(ParallelConfig, "")
+    eval: dict[str, EvalConfig] = key({}, "Scores by name.")
+
+    def check(self) -> None:
+        """Rules between keys. Raises `UserError` naming the key and the remedy."""
+        check_media(self.media)
+        check_model(self.model)
+        if not self.data.sets:
+            raise UserError("data.sets: no data set is named; add one with its shards and tasks")
+        for name, data_set in self.data.sets.items():
+            check_set(f"data.sets.{name}", data_set)
+        if not any(data_set.weight > 0 for data_set in self.data.sets.values()):
+            raise UserError("data.sets: every weight is 0; give at least one set a weight above 0")
+        check_schedule(self.data)
+        for name, score in self.eval.items():
+            check_eval(f"eval.{name}", score)

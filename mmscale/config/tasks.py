@@ -1,0 +1,87 @@
+"""What the samples of a data set are asked, and how they are varied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mmscale.config.keys import check_field, is_media, key
+from mmscale.errors import UserError
+
+
+@dataclass
+class AugmentConfig:
+    """Random changes to training samples, drawn from (seed, epoch, sample). All off by default."""
+
+    image_crop: float = key(
+        0.0, "Random resized crop: least share of the picture's area that is kept; 0: off.", low=0.0
+    )
+    image_shift: float = key(0.0, "Largest shift as a share of the picture's side.", low=0.0)
+    image_rotate: float = key(0.0, "Largest turn, degrees.", low=0.0)
+    image_scale: float = key(0.0, "Largest relative change of size.", low=0.0)
+    image_flip: bool = key(False, "Mirror half of the pictures.")
+    image_colour: float = key(0.0, "Largest relative change of brightness, contrast and saturation.", low=0.0)
+    audio_speed: float = key(0.0, "Largest relative change of speed (and pitch).", low=0.0)
+    audio_gain_db: float = key(0.0, "Largest change of loudness, decibels.", low=0.0)
+    audio_noise: float = key(0.0, "Largest white-noise level relative to the clip's own level.", low=0.0)
+    audio_shift_s: float = key(0.0, "Largest shift in time, seconds; what leaves is silence.", low=0.0)
+    mel_warp: float = key(0.0, "Largest relative stretch of the mel axis (vocal-tract length).", low=0.0)
+    mel_masks: int = key(0, "SpecAugment: number of frequency masks and of time masks.", low=0)
+    mel_mask_bins: int = key(12, "SpecAugment: widest frequency mask, bands.", low=0)
+    mel_mask_frames: int = key(12, "SpecAugment: widest time mask, frames.", low=0)
+    text_drop: float = key(0.0, "Share of input text tokens replaced by <|mask|>.", low=0.0)
+
+
+@dataclass
+class TaskConfig:
+    """What a sample is asked. A sample yields the segments of every task whose fields it has."""
+
+    objective: str = key("next_token", "What is learned.", choices=("next_token", "contrastive"))
+    weight: float = key(
+        1.0, "Factor of this task's loss; every objective is a mean over its own tokens.", low=0.0
+    )
+    input: list[str] = key([], "next_token: fields before the answer, such as [image] or [text].")
+    prompt: str = key("", "next_token: literal text after the input, to tell tasks apart.")
+    target: str = key("", "next_token: the field to answer with, such as text or json.label.")
+    input_weight: float = key(0.0, "next_token: factor of the loss on the input's own text tokens.", low=0.0)
+    between: list[str] = key([], "contrastive: two or more fields that belong together.")
+    match: str = key(
+        "", "contrastive: field whose equal values also belong together; empty: the sample's key."
+    )
+
+    def fields(self) -> list[str]:
+        """Every field the task reads."""
+        named = [*self.input, self.target] if self.objective == "next_token" else [*self.between, self.match]
+        return [name for name in named if name]
+
+
+@dataclass
+class SetConfig:
+    """One data set of the mixture."""
+
+    shards: list[str] = key([], "Folders, files or brace patterns of tar shards.")
+    weight: float = key(1.0, "Share of the sequences, relative to the other sets.", low=0.0)
+    max_epochs: int = key(
+        0, "Most times a sample is repeated, then the other sets go on alone; 0: no cap.", low=0
+    )
+    tasks: list[TaskConfig] = key([], "What its samples are asked.")
+    augment: AugmentConfig = key(AugmentConfig, "Random changes to its samples.")
+
+
+def check_set(where: str, data_set: SetConfig) -> None:
+    if not data_set.shards:
+        raise UserError(f"{where}.shards: empty; name a folder, a file or a brace pattern of tar shards")
+    if data_set.augment.image_crop > 1:
+        raise UserError(
+            f"{where}.augment.image_crop: {data_set.augment.image_crop:g} is above 1, the whole picture; use 0.5 or so"
+        )
+    if not data_set.tasks:
+        raise UserError(f"{where}.tasks: empty; say what its samples are asked")
+    for number, task in enumerate(data_set.tasks):
+        place = f"{where}.tasks[{number}]"
+        for name in task.fields():
+            check_field(place, name)
+        if task.objective == "next_token":
+            if not task.target or is_media(task.target):
+                raise UserError(f"{place}.target: a next_token task answers with a text field, such as text")
+        elif len(task.between) < 2:
+            raise UserError(f"{place}.between: a contrastive task needs at least two fields")

@@ -1,0 +1,48 @@
+"""How a run learns, and how it is split over processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mmscale.config.keys import key
+
+
+@dataclass
+class OptimizerConfig:
+    lr: float = key(1e-3, "Peak learning rate.", low=0.0)
+    beta1: float = key(0.9, "AdamW, first moment.", low=0.0)
+    beta2: float = key(0.95, "AdamW, second moment.", low=0.0)
+    eps: float = key(1e-8, "AdamW, epsilon.", low=0.0)
+    weight_decay: float = key(0.1, "Decoupled decay of matrices; vectors are not decayed.", low=0.0)
+    warmup_steps: int = key(100, "Steps of linear warm-up.", low=0)
+    final_lr: float = key(0.1, "Learning rate at the last step as a share of the peak (cosine).", low=0.0)
+    clip_norm: float = key(1.0, "Largest global gradient norm; 0: not clipped.", low=0.0)
+
+
+@dataclass
+class TrainConfig:
+    steps: int = key(1000, "Optimiser steps.", low=1)
+    micro_batch: int = key(1, "Sequences of one forward pass on one rank; the rest is accumulated.", low=1)
+    precision: str = key(
+        "bf16", "Compute type; weights and moments are fp32 in both.", choices=("fp32", "bf16")
+    )
+    optimizer: OptimizerConfig = key(OptimizerConfig, "AdamW, warm-up and cosine.")
+    checkpoint_every: int = key(500, "Steps between checkpoints; the last step is always kept.", low=1)
+    keep_last: int = key(2, "Checkpoints kept; older ones are removed.", low=1)
+    resume: str = key(
+        "auto", "auto: newest checkpoint of run.dir; never: refuse a used run.dir.", choices=("auto", "never")
+    )
+    log_every: int = key(1, "Steps between lines of metrics.jsonl.", low=1)
+
+
+@dataclass
+class ParallelConfig:
+    strategy: str = key(
+        "auto",
+        "single: one process; fsdp: FSDP2 over all ranks; auto: fsdp when there are several ranks.",
+        choices=("auto", "single", "fsdp"),
+    )
+    threads: int = key(
+        0, "CPU threads of each rank; 0: the cores divided by the ranks of this machine.", low=0
+    )
+    timeout_s: float = key(600.0, "A collective that waits longer ends the run; seconds.", low=1.0)
