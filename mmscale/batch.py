@@ -1,6 +1,7 @@
 """`Batch`: the only thing the data plane and the model share.
 
-Legend for shape suffixes: B sequences, L positions a sequence, N media items, T tokens of one kind.
+Legend for shape suffixes: B sequences, L positions a sequence, N media items, T tokens of one kind, C clips to
+transcribe, P audio tokens of the longest of them, U tokens of the longest transcript.
 Every index tensor is made on the host when the batch is packed, so a forward pass never asks the device
 how many of anything there are.
 """
@@ -50,10 +51,26 @@ class Batch:
     target_weight_T: Tensor  # float32, task weight over the step's total of target weight; masked: 0
 
     embed_at_T: Tensor  # int64, flat position of every <|embed|> token
+    embed_slot_T: Tensor  # int64, its place among the embeddings planned for the step, over all ranks
+    embed_group_T: Tensor  # int64, embeddings of one group and task are each other's candidates
     embed_task_T: Tensor  # int64, number of the contrastive task, unique over data sets
     embed_side_T: Tensor  # int64, which of the task's fields was embedded
     embed_match_T: Tensor  # int64, equal values belong together
     embed_weight_T: Tensor  # float32, task weight over the step's number of embeddings; masked: 0
+
+    ctc_at_CP: (
+        Tensor  # int64, flat positions of the audio tokens of every clip to transcribe; 0 beyond its end
+    )
+    ctc_tokens_C: Tensor  # int64, audio tokens of the clip
+    ctc_target_CU: Tensor  # int64, token ids of the transcript; 0 beyond its end
+    ctc_length_C: Tensor  # int64, tokens of the transcript
+    ctc_weight_C: Tensor  # float32, task weight over the step's number of transcript tokens
+
+    class_at_T: Tensor  # int64, flat position of every <|answer|> token that a linear head reads
+    class_head_T: Tensor  # int64, number of the head
+    class_T2: Tensor  # int64, class of the sample, and of the one mixed into it (equal if there is none)
+    class_share_T: Tensor  # float32, share of the first of the two classes
+    class_weight_T: Tensor  # float32, task weight over the step's number of classified samples
 
     dropout_key_B: Tensor  # int64 < 2**31, from (seed, step, sequence)
 

@@ -32,13 +32,30 @@ def sequence_checksum(batch: Batch, row: int) -> str:
         (batch.target_at_T, (batch.target_T, batch.target_weight_T)),
         (
             batch.embed_at_T,
-            (batch.embed_task_T, batch.embed_side_T, batch.embed_match_T, batch.embed_weight_T),
+            (
+                batch.embed_slot_T,
+                batch.embed_group_T,
+                batch.embed_task_T,
+                batch.embed_side_T,
+                batch.embed_match_T,
+                batch.embed_weight_T,
+            ),
+        ),
+        (
+            batch.class_at_T,
+            (batch.class_head_T, batch.class_T2, batch.class_share_T, batch.class_weight_T),
         ),
     ):
         here = at // length == row
         add(at[here] % length)
         for value in values:
             add(value[here])
+    for clip, tokens in enumerate(batch.ctc_tokens_C.tolist()):
+        at = batch.ctc_at_CP[clip, :tokens]
+        if at[0] // length == row:
+            add(at % length)
+            add(batch.ctc_target_CU[clip, : batch.ctc_length_C[clip]])
+            add(batch.ctc_weight_C[clip])
     here = batch.image_at_T // length == row
     images = batch.image_take_T[here] // max(1, batch.image_take_T.numel() and tokens_per_image(batch))
     add(batch.image_N3HW[images.unique_consecutive()])

@@ -58,4 +58,7 @@ def add_segment(builder: BatchBuilder, kind: str, words: int, size: int, draws: 
     at = builder.add_text(ids[:-1])
     builder.add_targets(at, ids[1:], 0.01)
     (embed,) = builder.add_text([EMBED])
-    builder.add_embedding(int(embed), task=0, side="tia".index(kind), match=draws.integer(0, 3), weight=0.1)
+    builder.add_embedding(
+        int(embed), slot=0, group=builder.sequence, task=0, side="tia".index(kind),
+        match=draws.integer(0, 3), weight=0.1,
+    )  # fmt: skip

@@ -50,6 +50,9 @@ class DataConfig:
     tokenizer: TokenizerConfig = key(TokenizerConfig, "Byte-level BPE.")
     seq_len: int = key(1024, "Tokens of one packed sequence.", low=16)
     sequences: int = key(8, "Sequences of one step, over all ranks together.", low=1)
+    contrast_sequences: int = key(
+        1, "Neighbouring sequences of a step whose samples are each other's negatives (contrastive).", low=1
+    )
     block: int = key(256, "Neighbouring samples that stay together, so that reads are local.", low=1)
     group_blocks: int = key(
         0,

@@ -55,7 +55,11 @@ class MediaConfig:
 
     def audio_tokens(self, frames: Any, rate: Any) -> Any:
         """Tokens of a clip of ``frames`` samples at ``rate`` Hz, numbers or int64 arrays."""
-        return -(-self.audio_frames(self.audio_samples(frames, rate)) // self.frames_per_token)
+        return self.tokens_of(self.audio_frames(self.audio_samples(frames, rate)))
+
+    def tokens_of(self, frames: Any) -> Any:
+        """Tokens of a spectrogram of ``frames`` frames, the last one perhaps only partly filled."""
+        return -(-frames // self.frames_per_token)
 
     def audio_samples(self, frames: Any, rate: Any) -> Any:
         """Samples at `sample_rate` of a clip of ``frames`` samples at ``rate`` Hz (rounded up)."""

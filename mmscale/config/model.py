@@ -25,7 +25,13 @@ class ModelConfig:
     stem_width: int = key(64, "Channels of the first layer of the cnn, conv and rnn stems.", low=4)
     embed_dim: int = key(128, "Width of the contrastive embeddings.", low=4)
     vocab_size: int = key(0, "Rows of the embedding; 0: the tokenizer's size, rounded up to 64.", low=0)
+    classes: dict[str, list[str]] = key(
+        {}, "classify: the classes of each linear head by its name; a head left out gets those in the data."
+    )
     dropout: float = key(0.0, "Dropped share of each block's two outputs.", low=0.0)
+    label_smoothing: float = key(
+        0.0, "Share of each next_token and classify target that is spread over all answers.", low=0.0
+    )
     attention: str = key(
         "auto",
         "Path for the same result: dense (reference), grouped (CPU), flex (GPU); auto picks by device.",
@@ -40,3 +46,8 @@ def check_model(model: ModelConfig) -> None:
         raise UserError(f"model.head_dim: {model.head_dim} is odd; rotary positions need an even width")
     if model.dropout >= 1.0:
         raise UserError(f"model.dropout: {model.dropout} would drop everything; use a share below 1")
+    if not model.label_smoothing < 1.0:
+        raise UserError(f"model.label_smoothing: {model.label_smoothing:g} leaves no target; use 0.1")
+    for name, classes in model.classes.items():
+        if len(set(classes)) != len(classes) or not classes:
+            raise UserError(f"model.classes.{name}: name every class once, and at least one")

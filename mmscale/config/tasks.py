@@ -29,19 +29,34 @@ class AugmentConfig:
     mel_mask_bins: int = key(12, "SpecAugment: widest frequency mask, bands.", low=0)
     mel_mask_frames: int = key(12, "SpecAugment: widest time mask, frames.", low=0)
     text_drop: float = key(0.0, "Share of input text tokens replaced by <|mask|>.", low=0.0)
+    mixup: float = key(
+        0.0,
+        "classify: blend pictures of one sequence and their labels, share from Beta(a, a); 0: off.",
+        low=0.0,
+    )
+    cutmix: float = key(
+        0.0, "classify: paste a part of another picture, area from Beta(a, a); 0: off.", low=0.0
+    )
 
 
 @dataclass
 class TaskConfig:
     """What a sample is asked. A sample yields the segments of every task whose fields it has."""
 
-    objective: str = key("next_token", "What is learned.", choices=("next_token", "contrastive"))
+    objective: str = key(
+        "next_token", "What is learned.", choices=("next_token", "contrastive", "ctc", "classify")
+    )
     weight: float = key(
         1.0, "Factor of this task's loss; every objective is a mean over its own tokens.", low=0.0
     )
-    input: list[str] = key([], "next_token: fields before the answer, such as [image] or [text].")
-    prompt: str = key("", "next_token: literal text after the input, to tell tasks apart.")
-    target: str = key("", "next_token: the field to answer with, such as text or json.label.")
+    input: list[str] = key(
+        [], "Fields before the answer, such as [image] or [text]; ctc: one clip, such as [audio]."
+    )
+    prompt: str = key("", "next_token, classify: literal text after the input, to tell tasks apart.")
+    target: str = key("", "All but contrastive: the field to answer with, such as text or json.label.")
+    head: str = key(
+        "", "classify: name of its linear head; tasks with the same name share it; empty: the target's name."
+    )
     input_weight: float = key(0.0, "next_token: factor of the loss on the input's own text tokens.", low=0.0)
     between: list[str] = key([], "contrastive: two or more fields that belong together.")
     match: str = key(
@@ -50,8 +65,12 @@ class TaskConfig:
 
     def fields(self) -> list[str]:
         """Every field the task reads."""
-        named = [*self.input, self.target] if self.objective == "next_token" else [*self.between, self.match]
+        named = [*self.between, self.match] if self.objective == "contrastive" else [*self.input, self.target]
         return [name for name in named if name]
+
+    def head_name(self) -> str:
+        """classify: name of the linear head, which is part of its parameters' names."""
+        return (self.head or self.target).replace(".", "_")
 
 
 @dataclass
@@ -80,8 +99,32 @@ def check_set(where: str, data_set: SetConfig) -> None:
         place = f"{where}.tasks[{number}]"
         for name in task.fields():
             check_field(place, name)
-        if task.objective == "next_token":
-            if not task.target or is_media(task.target):
-                raise UserError(f"{place}.target: a next_token task answers with a text field, such as text")
-        elif len(task.between) < 2:
-            raise UserError(f"{place}.between: a contrastive task needs at least two fields")
+        if task.objective == "contrastive":
+            if len(task.between) < 2:
+                raise UserError(f"{place}.between: a contrastive task needs at least two fields")
+            continue
+        if not task.target or is_media(task.target):
+            raise UserError(
+                f"{place}.target: a {task.objective} task answers with a text field, such as text"
+            )
+        if task.objective == "ctc" and [name.partition(".")[0] for name in task.input] != ["audio"]:
+            raise UserError(f"{place}.input: a ctc task reads one clip; use [audio]")
+        if task.objective == "classify" and not task.input:
+            raise UserError(f"{place}.input: empty; name the fields that are classified, such as [image]")
+    _check_mixing(where, data_set)
+
+
+def _check_mixing(where: str, data_set: SetConfig) -> None:
+    """A blend of two pictures has two classes, which only a linear head can be taught."""
+    augment = data_set.augment
+    for name in ("mixup", "cutmix"):
+        if getattr(augment, name) > 1:
+            raise UserError(f"{where}.augment.{name}: {getattr(augment, name):g} is above 1; use 0.2 to 1")
+    if not (augment.mixup or augment.cutmix):
+        return
+    for number, task in enumerate(data_set.tasks):
+        if any(name.startswith("image") for name in task.fields()) and task.objective != "classify":
+            raise UserError(
+                f"{where}.augment: mixup and cutmix change what pictures show, which tasks[{number}] "
+                f"({task.objective}) cannot learn from; make it a set of its own, or turn them off"
+            )

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from mmscale import prf
 from mmscale.batch import Batch
-from mmscale.config import Config, TaskConfig, is_media
+from mmscale.config import AugmentConfig, Config, TaskConfig, is_media
 from mmscale.data.audio import decode_audio
 from mmscale.data.augment import augment_image, augment_mel, augment_wave, draw_crop, drop_text
 from mmscale.data.builder import BatchBuilder
 from mmscale.data.image import decode_image
 from mmscale.data.mel import LogMel
+from mmscale.data.mix import mix_pictures
 from mmscale.data.plan import Plan, PlannedSequence, PlannedSet, PlannedStep
 from mmscale.data.tokenizer import ANSWER, EMBED, END, MASK, Tokenizer
 from mmscale.errors import SampleFault
@@ -32,6 +33,12 @@ class Assembler:
         self._plan, self._seq_len = plan, config.data.seq_len
         self.seed, self.media, self.tokenizer = config.seed, config.media, tokenizer
         self.log_mel = LogMel(config.media)
+        self._contrast_sequences = config.data.contrast_sequences
+        self.classes = {
+            name: {label: n for n, label in enumerate(labels)}
+            for name, labels in config.model.classes.items()
+        }
+        self._head_numbers = {name: n for n, name in enumerate(sorted(config.model.classes))}
         self._prompts = {
             task.prompt: tokenizer.encode(task.prompt) for one in plan.sets for task in one.config.tasks
         }
@@ -47,18 +54,22 @@ class Assembler:
             planned = self._plan.sets[sequence.set_index]
             keys.append([planned.corpus.key(sample) for sample in sequence.samples.tolist()])
             applies = np.stack(planned.measure.applies(sequence.samples))
+            contents: list[_Content] = []
             for column, sample in enumerate(sequence.samples.tolist()):
                 tasks = np.flatnonzero(applies[:, column]).tolist()
                 try:
-                    content = _Content(self, planned, sequence.epoch, sample, tasks)
+                    contents.append(_Content(self, planned, sequence.epoch, sample, tasks))
                 except SampleFault as fault:
                     field, _, reason = str(fault).partition(": ")
                     where = planned.corpus.where(sample, field)
                     faults.append(
                         {"set": planned.name, **where, "field": field, "reason": reason, "step": step.step}
                     )
-                    continue
-                self._lay(builder, content, planned, step)
+            if planned.config.augment.mixup or planned.config.augment.cutmix:
+                _mix(contents, planned.config.augment)
+            place = _Place(step, sequence, sequence.number // self._contrast_sequences)
+            for content in contents:
+                self._lay(builder, content, planned, place)
         return builder.finish(
             step=step.step,
             sequences=[sequence.number for sequence in sequences],
@@ -67,14 +78,20 @@ class Assembler:
             samples=sum(len(sequence.samples) for sequence in sequences),
         )
 
-    def _lay(self, builder: BatchBuilder, content: _Content, planned: PlannedSet, step: PlannedStep) -> None:
-        media = content.register(builder)
+    def _lay(self, builder: BatchBuilder, content: _Content, planned: PlannedSet, place: _Place) -> None:
+        media, step = content.register(builder), place.step
         for number in content.tasks:
             task = planned.config.tasks[number]
             if task.objective == "next_token":
                 self._lay_next_token(builder, content, media, task, step)
+            elif task.objective == "contrastive":
+                self._lay_contrastive(builder, content, media, task, planned.first_task + number, place)
+            elif task.objective == "ctc":
+                builder.open_segment()
+                at = builder.add_clip(media[task.input[0]])
+                builder.add_transcript(at, content.texts[task.target], task.weight / step.transcripts)
             else:
-                self._lay_contrastive(builder, content, media, task, planned.first_task + number, step)
+                self._lay_class(builder, content, media, task, step)
 
     def _lay_next_token(
         self,
@@ -102,14 +119,45 @@ class Assembler:
         media: dict[str, int],
         task: TaskConfig,
         number: int,
-        step: PlannedStep,
+        place: _Place,
     ) -> None:
         match = prf.derive_key("match", content.raw[task.match] if task.match else content.key) >> 1
         for side, field in enumerate(task.between):
             builder.open_segment()
             _add_field(builder, content.inputs, media, field)
             at = builder.add_text([EMBED])
-            builder.add_embedding(int(at[0]), number, side, match, task.weight / step.embeddings)
+            builder.add_embedding(
+                int(at[0]), slot=place.next_slot(), group=place.group, task=number, side=side, match=match,
+                weight=task.weight / place.step.embeddings,
+            )  # fmt: skip
+
+    def _lay_class(
+        self,
+        builder: BatchBuilder,
+        content: _Content,
+        media: dict[str, int],
+        task: TaskConfig,
+        step: PlannedStep,
+    ) -> None:
+        builder.open_segment()
+        for field in task.input:
+            _add_field(builder, content.inputs, media, field)
+        at = builder.add_text(np.concatenate([self._prompts[task.prompt], [ANSWER]]))
+        first = content.class_of(task)
+        second = content.other.class_of(task) if content.other else first
+        head = self._head_numbers[task.head_name()]
+        builder.add_class(int(at[-1]), head, (first, second), content.share, task.weight / step.classes)
+
+
+class _Place:
+    """A sequence of a step, and how many of its planned embeddings have been laid."""
+
+    def __init__(self, step: PlannedStep, sequence: PlannedSequence, group: int) -> None:
+        self.step, self.group, self._slot = step, group, sequence.first_embedding
+
+    def next_slot(self) -> int:
+        self._slot += 1
+        return self._slot - 1
 
 
 class _Content:
@@ -124,7 +172,9 @@ class _Content:
         self.texts: dict[str, NDArray[np.int64]] = {}
         self.raw: dict[str, str] = {}
         self.inputs: dict[str, NDArray[np.int64]] = {}  # texts as the model sees them, tokens dropped
-        self._images: dict[str, NDArray[np.uint8]] = {}
+        self.images: dict[str, NDArray[np.uint8]] = {}
+        self.other: _Content | None = None  # whose picture was mixed into this one's, of which
+        self.share = 1.0  # is the part that remains
         self._mels: dict[str, NDArray[np.float32]] = {}
         for field in dict.fromkeys(
             name for number in tasks for name in planned.config.tasks[number].fields()
@@ -133,10 +183,38 @@ class _Content:
                 self._read(field)
             except SampleFault as fault:
                 raise SampleFault(f"{field}: {str(fault).removeprefix(field + ': ')}") from None
+        for number in tasks:
+            self._check(planned.config.tasks[number])
+
+    def class_of(self, task: TaskConfig) -> int:
+        """Number of the sample's class among those of the task's head."""
+        return self._assembler.classes[task.head_name()][self.raw[task.target]]
+
+    def draws(self, field: str, *more: str) -> prf.Draws:
+        """Draws of its own for every field, so that changing one field's augmentation leaves the others alone."""
+        seed = self._assembler.seed
+        return prf.Draws(
+            prf.derive_key(seed, "augment", self._planned.name, self._epoch, self._sample, field, *more)
+        )
+
+    def _check(self, task: TaskConfig) -> None:
+        """Raise `SampleFault` for what only the decoded sample tells."""
+        if (
+            task.objective == "classify"
+            and self.raw[task.target] not in self._assembler.classes[task.head_name()]
+        ):
+            raise SampleFault(f"{task.target}: its class is not among model.classes.{task.head_name()}")
+        if task.objective == "ctc":
+            ids = self.texts[task.target]
+            # CTC puts a blank between equal neighbours.
+            needed = len(ids) + int((ids[1:] == ids[:-1]).sum())
+            clip = self._mels[task.input[0]]
+            if self._assembler.media.tokens_of(len(clip)) < needed:
+                raise SampleFault(f"{task.target}: too long for its clip to be spelled by CTC")
 
     def register(self, builder: BatchBuilder) -> dict[str, int]:
         """Hand the media to the builder; returns their numbers by field."""
-        images = {field: builder.new_image(image) for field, image in self._images.items()}
+        images = {field: builder.new_image(image) for field, image in self.images.items()}
         return images | {field: builder.new_clip(mel) for field, mel in self._mels.items()}
 
     def _read(self, field: str) -> None:
@@ -148,26 +226,30 @@ class _Content:
                 raise SampleFault("the field is gone since the index was made")
             self.raw[field] = text
             self.texts[field] = np.array(tokenizer.encode(text), dtype=np.int64)
-            self.inputs[field] = drop_text(self.texts[field], augment, self._draws(field), MASK)
+            self.inputs[field] = drop_text(self.texts[field], augment, self.draws(field), MASK)
             return
         data = corpus.read(field, self._sample)
         if field.startswith("image"):
             crop = None
             if augment.image_crop:
-                crop = partial(draw_crop, cfg=augment, draws=self._draws(field, "crop"))
+                crop = partial(draw_crop, cfg=augment, draws=self.draws(field, "crop"))
             image = decode_image(data, media, crop)
-            self._images[field] = augment_image(image, augment, self._draws(field))
+            self.images[field] = augment_image(image, augment, self.draws(field))
         else:
-            draws = self._draws(field)
+            draws = self.draws(field)
             wave = augment_wave(decode_audio(data, media), media, augment, draws)
             self._mels[field] = augment_mel(self._assembler.log_mel(wave), augment, draws)
 
-    def _draws(self, field: str, *more: str) -> prf.Draws:
-        # Draws of its own for every field, so that changing one field's augmentation leaves the others alone.
-        seed = self._assembler.seed
-        return prf.Draws(
-            prf.derive_key(seed, "augment", self._planned.name, self._epoch, self._sample, field, *more)
-        )
+
+def _mix(contents: list[_Content], augment: AugmentConfig) -> None:
+    """Blend the pictures of samples that have exactly one."""
+    single = [next(iter(one.images.values())) if len(one.images) == 1 else None for one in contents]
+    kinds = [(*one.tasks, *one.images) for one in contents]
+    mixes = mix_pictures(single, kinds, [one.draws("mix") for one in contents], augment)
+    for content, mix in zip(contents, mixes, strict=True):
+        if mix is not None:
+            content.images = dict.fromkeys(content.images, mix.picture)
+            content.other, content.share = contents[mix.partner], mix.share
 
 
 def _add_field(

@@ -25,7 +25,7 @@ from mmscale.data.order import (
     count_groups,
 )
 from mmscale.data.schedule import Change, Schedule
-from mmscale.data.segments import SampleMeasure, text_fields
+from mmscale.data.segments import TOTALS, SampleMeasure, text_fields
 from mmscale.data.text_lengths import token_counts
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.data.worker_pool import available_cores
@@ -57,6 +57,7 @@ class PlannedSequence:
     epoch: int
     samples: NDArray[np.int64]
     tokens: int
+    first_embedding: int  # <|embed|> tokens of the step's sequences before this one
     cost: float  # estimated floating-point operations of its forward pass
 
 
@@ -68,6 +69,8 @@ class PlannedStep:
     sequences: list[PlannedSequence]
     targets: float  # supervised positions of the step, over all ranks
     embeddings: int  # <|embed|> tokens of the step, over all ranks
+    transcripts: int  # tokens of ctc targets of the step, over all ranks
+    classes: int  # samples that linear heads classify in the step, over all ranks
     tokens: int  # real tokens of the step, over all ranks
 
 
@@ -121,6 +124,7 @@ class Plan:
             "media": asdict(config.media),
             "seq_len": self.seq_len,
             "sequences": self.sequences,
+            "contrast_sequences": config.data.contrast_sequences,
             "order": [config.data.block, config.data.group_blocks, config.data.window_groups],
         }
 
@@ -182,7 +186,7 @@ class Plan:
                 "raise max_epochs of a set"
             )
         sequences = []
-        targets, embeddings, tokens = 0.0, 0, 0
+        counted = np.zeros(len(TOTALS))
         for number in range(self.sequences):
             turn = self._schedule.turn(step * self.sequences + number)
             planned = self.sets[turn.set_index]
@@ -192,20 +196,23 @@ class Plan:
                     "restore them to look at it"
                 )
             samples, totals = planned.order.sequence(turn.epoch, turn.inside)
-            length, supervised, embedded, squares, image_tokens, audio_tokens = totals
+            of = dict(zip(TOTALS, totals, strict=True))
             cost = self._flops.sequence(
-                tokens=length, squares=squares, image_tokens=image_tokens, audio_tokens=audio_tokens,
-                targets=supervised, embeddings=embedded,
+                tokens=of["tokens"], squares=of["squares"], image_tokens=of["image_tokens"],
+                audio_tokens=of["audio_tokens"], targets=of["predictions"], embeddings=of["embeddings"],
             )  # fmt: skip
+            before = int(counted[TOTALS.index("embeddings")])
             sequences.append(
-                PlannedSequence(number, turn.set_index, turn.epoch, samples, int(length), float(cost))
+                PlannedSequence(
+                    number, turn.set_index, turn.epoch, samples, int(of["tokens"]), before, float(cost)
+                )
             )
-            targets, embeddings, tokens = (
-                targets + supervised,
-                embeddings + int(embedded),
-                tokens + int(length),
-            )
-        return PlannedStep(step, sequences, targets, embeddings, tokens)
+            counted += totals
+        sums = dict(zip(TOTALS, counted.tolist(), strict=True))
+        return PlannedStep(
+            step, sequences, sums["targets"], int(sums["embeddings"]), int(sums["transcripts"]),
+            int(sums["classes"]), int(sums["tokens"]),
+        )  # fmt: skip
 
 
 def check_world(sequences: int, world: int) -> None:

@@ -2,6 +2,8 @@
 
 A next_token task makes one segment:   input fields · prompt · <|answer|> · target          (predicts … <|end|>)
 A contrastive task makes one per field: field · <|embed|>                                     (pooled at <|embed|>)
+A ctc task makes one segment:          clip                                        (its tokens spell the target)
+A classify task makes one segment:     input fields · prompt · <|answer|>          (a linear head reads <|answer|>)
 """
 
 from __future__ import annotations
@@ -23,17 +25,23 @@ class Sizes:
     """What planning needs of some samples; arrays are [n]."""
 
     tokens: NDArray[np.int64]  # of all segments; 0: not used, for want of fields or because it is too long
-    targets: NDArray[np.float64]  # supervised positions, each counted by its weight within the task
+    targets: NDArray[np.float64]  # next_token's supervised positions, each by its weight within the task
+    predictions: NDArray[np.int64]  # positions that need logits over the vocabulary
     embeddings: NDArray[np.int64]  # <|embed|> tokens
+    transcripts: NDArray[np.int64]  # tokens of ctc targets
+    classes: NDArray[np.int64]  # <|answer|> tokens that a linear head reads
     squares: NDArray[np.int64]  # sum of squared segment lengths, for the cost of attention
     image_tokens: NDArray[np.int64]  # that the image stem makes, each picture counted once
     audio_tokens: NDArray[np.int64]  # that the audio stem makes, each clip counted once
-    oversize: NDArray[np.bool_]  # refused because it is longer than a sequence
+    oversize: NDArray[np.bool_]  # refused: longer than a sequence, or a clip shorter than its ctc target
     refused_tokens: NDArray[np.int64]  # [refused], how long they are
 
 
 # Totals of a sequence, in the order in which `Sizes.totals` gives them.
-TOTALS = ("tokens", "targets", "embeddings", "squares", "image_tokens", "audio_tokens")
+TOTALS = (
+    "tokens", "targets", "predictions", "embeddings", "transcripts", "classes", "squares", "image_tokens",
+    "audio_tokens",
+)  # fmt: skip
 
 
 def text_fields(tasks: list[TaskConfig]) -> list[str]:
@@ -76,7 +84,11 @@ class SampleMeasure:
         """Sizes of the numbered samples."""
         tokens = {field: self._field_tokens(field, samples) for field in self._fields}
         zero = np.zeros(len(samples), np.int64)
-        sizes = Sizes(zero, zero.astype(np.float64), zero, zero, zero, zero, zero.astype(bool), zero[:0])
+        sizes = Sizes(
+            tokens=zero, targets=zero.astype(np.float64), predictions=zero, embeddings=zero, transcripts=zero,
+            classes=zero, squares=zero, image_tokens=zero, audio_tokens=zero, oversize=zero.astype(bool),
+            refused_tokens=zero[:0],
+        )  # fmt: skip
         used: set[str] = set()
         for task, prompt in zip(self._tasks, self._prompts, strict=True):
             has = _has_all(task, tokens)
@@ -87,9 +99,19 @@ class SampleMeasure:
                 inner = sum((np.maximum(text - 1, 0) for text in texts), zero)
                 segments = [sum((tokens[field] for field in task.input), target + (1 + prompt))]
                 sizes.targets = sizes.targets + has * (target + 1 + task.input_weight * inner)
-            else:
+                read = inner if task.input_weight else zero
+                sizes.predictions = sizes.predictions + has * (target + 1 + read)
+            elif task.objective == "contrastive":
                 segments = [tokens[field] + 1 for field in task.between]
                 sizes.embeddings = sizes.embeddings + has * len(segments)
+            elif task.objective == "ctc":
+                segments = [tokens[task.input[0]]]
+                sizes.transcripts = sizes.transcripts + has * tokens[task.target]
+                sizes.predictions = sizes.predictions + has * tokens[task.input[0]]
+                sizes.oversize = sizes.oversize | (has & (tokens[task.input[0]] < tokens[task.target]))
+            else:
+                segments = [sum((tokens[field] for field in task.input), zero + 1 + prompt)]
+                sizes.classes = sizes.classes + has
             for length in segments:
                 sizes.tokens = sizes.tokens + has * length
                 sizes.squares = sizes.squares + has * length**2
@@ -103,7 +125,7 @@ class SampleMeasure:
                 sizes.image_tokens = sizes.image_tokens + needed * tokens[field]
             else:
                 sizes.audio_tokens = sizes.audio_tokens + needed * tokens[field]
-        sizes.oversize = sizes.tokens > self._seq_len
+        sizes.oversize = sizes.oversize | (sizes.tokens > self._seq_len)
         if sizes.oversize.any():
             sizes.refused_tokens = sizes.tokens[sizes.oversize]
             for name in TOTALS:

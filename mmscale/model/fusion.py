@@ -14,7 +14,14 @@ from mmscale.batch import Batch
 from mmscale.config import MediaConfig, ModelConfig
 from mmscale.model.attention import AttentionPlan, make_plan
 from mmscale.model.blocks import Block, RMSNorm
-from mmscale.model.objectives import contrastive_loss, next_token_loss
+from mmscale.model.contrast import ContrastTerms
+from mmscale.model.objectives import (
+    classification_loss,
+    contrastive_loss,
+    ctc_log_probs,
+    ctc_loss,
+    next_token_loss,
+)
 from mmscale.model.rotary import rotary_angles
 from mmscale.model.stems import AUDIO_STEMS, IMAGE_STEMS
 
@@ -37,27 +44,49 @@ class FusionTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, number) for number in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.embed_head = nn.Linear(config.width, config.embed_dim, bias=False)
+        self.class_heads = nn.ModuleDict(
+            {
+                f"head_{name}": nn.Linear(config.width, len(config.classes[name]))
+                for name in sorted(config.classes)
+            }
+        )
         # One element each, not scalars: a sharded parameter needs an axis.
         self.contrast_log_scale = nn.Parameter(torch.empty(1))
         self.contrast_bias = nn.Parameter(torch.empty(1))
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """The batch's share of the step's losses: float32 scalars ``next_token`` and ``contrastive``."""
+    def forward(
+        self, batch: Batch, contrast: ContrastTerms | None = None, embeddings_only: bool = False
+    ) -> dict[str, Tensor]:
+        """The batch's share of the step's losses, float32 scalars by objective.
+
+        ``contrast`` replaces the contrastive loss among the batch's own embeddings. With ``embeddings_only``, instead:
+        ``unit`` float32 [T, E], the embeddings, and ``log_scale`` and ``bias``, [1].
+        """
         hidden = self.hidden(batch).flatten(0, 1)
+        unit = self._unit(hidden, batch)
+        scale, bias = self.contrast_log_scale, self.contrast_bias
+        if embeddings_only:
+            return {"unit": unit, "log_scale": scale.clone(), "bias": bias.clone()}
+        smoothing, table = self.config.label_smoothing, self.embedding.weight
         next_token = next_token_loss(
-            hidden[batch.target_at_T], self.embedding.weight, batch.target_T, batch.target_weight_T
+            hidden[batch.target_at_T], table, batch.target_T, batch.target_weight_T, smoothing
         )
-        contrastive = contrastive_loss(
-            self.embed_head(hidden[batch.embed_at_T]),
-            self.contrast_log_scale,
-            self.contrast_bias,
-            sequence_T=batch.embed_at_T // batch.tokens_BL.shape[1],
-            task_T=batch.embed_task_T,
-            side_T=batch.embed_side_T,
-            match_T=batch.embed_match_T,
-            weight_T=batch.embed_weight_T,
-        )
-        return {"next_token": next_token, "contrastive": contrastive}
+        if contrast is not None:
+            contrastive = contrast.surrogate(unit, scale, bias)
+        else:
+            contrastive = contrastive_loss(
+                unit, scale, bias, group_T=batch.embed_group_T, task_T=batch.embed_task_T,
+                side_T=batch.embed_side_T, match_T=batch.embed_match_T, weight_T=batch.embed_weight_T,
+            )  # fmt: skip
+        ctc = ctc_loss(
+            hidden, table, at_CP=batch.ctc_at_CP, tokens_C=batch.ctc_tokens_C, target_CU=batch.ctc_target_CU,
+            length_C=batch.ctc_length_C, weight_C=batch.ctc_weight_C,
+        )  # fmt: skip
+        classify = classification_loss(
+            self._class_logits(hidden[batch.class_at_T]), head_T=batch.class_head_T, class_T2=batch.class_T2,
+            share_T=batch.class_share_T, weight_T=batch.class_weight_T, smoothing=smoothing,
+        )  # fmt: skip
+        return {"next_token": next_token, "contrastive": contrastive, "ctc": ctc, "classify": classify}
 
     def hidden(self, batch: Batch, plan: AttentionPlan | None = None) -> Tensor:
         """Output of the last norm, [B, L, D] in the compute type; ``plan`` replaces the batch's own attention."""
@@ -74,8 +103,23 @@ class FusionTransformer(nn.Module):
 
     def embed(self, batch: Batch) -> Tensor:
         """Unit-length embeddings at the batch's <|embed|> tokens, float32 [T, E]."""
-        hidden = self.hidden(batch).flatten(0, 1)[batch.embed_at_T]
-        return F.normalize(self.embed_head(hidden).float(), dim=-1)
+        return self._unit(self.hidden(batch).flatten(0, 1), batch)
+
+    def class_logits(self, batch: Batch) -> list[Tensor]:
+        """Logits of every linear head, in the order of their names, at ``class_at_T``: float32 [T, classes]."""
+        hidden = self.hidden(batch).flatten(0, 1)[batch.class_at_T]
+        return [logits.float() for logits in self._class_logits(hidden)]
+
+    def ctc_log_probs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(float32 [C, P, V], blank is token 0; int64 [C], how many of the P are real) of the batch's ctc clips."""
+        hidden = self.hidden(batch).flatten(0, 1)
+        return ctc_log_probs(hidden, self.embedding.weight, batch.ctc_at_CP), batch.ctc_tokens_C
+
+    def _unit(self, hidden_TD: Tensor, batch: Batch) -> Tensor:
+        return F.normalize(self.embed_head(hidden_TD[batch.embed_at_T]).float(), dim=-1)
+
+    def _class_logits(self, hidden_TD: Tensor) -> list[Tensor]:
+        return [head(hidden_TD) for head in self.class_heads.values()]
 
     def _inputs(self, batch: Batch) -> Tensor:
         """Text, picture and sound vectors in their places, [B, L, D].

@@ -9,6 +9,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from mmscale.batch import Batch
 from mmscale.config import Config
+from mmscale.model.contrast import ContrastTerms
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
 from mmscale.parallel.ranks import Ranks
@@ -36,11 +37,19 @@ class FsdpStrategy:
         initialise(model, config.model, config.seed)
         self.model = model
 
-    def forward_backward(self, batch: Batch, last: bool) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def embeddings(self, batch: Batch) -> dict[str, Tensor]:
+        """See `Strategy`."""
+        found: dict[str, Tensor] = self.model(batch, embeddings_only=True)
+        return found
+
+    def forward_backward(
+        self, batch: Batch, last: bool, contrast: ContrastTerms | None = None
+    ) -> dict[str, Tensor]:
         """See `Strategy`."""
         assert isinstance(self.model, FSDPModule)
         self.model.set_requires_gradient_sync(last)
         self.model.set_is_last_backward(last)
-        losses = self.model(batch)
+        losses = self.model(batch, contrast)
         torch.stack(list(losses.values())).sum().backward()
         return {name: loss.detach() for name, loss in losses.items()}

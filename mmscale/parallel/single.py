@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from mmscale.batch import Batch
 from mmscale.config import Config
+from mmscale.model.contrast import ContrastTerms
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
 from mmscale.parallel.ranks import Ranks
@@ -23,12 +26,21 @@ class SingleStrategy:
         self._compute = compute
         initialise(self.model, config.model, config.seed)
 
-    def forward_backward(self, batch: Batch, last: bool) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def embeddings(self, batch: Batch) -> dict[str, Tensor]:
         """See `Strategy`."""
+        return self._forward(batch, None, True)
+
+    def _forward(self, *arguments: Any) -> Any:
         if self._compute == torch.float32:
-            losses = self.model(batch)
-        else:
-            copies = {name: p.to(self._compute) for name, p in self.model.named_parameters()}
-            losses = torch.func.functional_call(self.model, copies, (batch,))
+            return self.model(*arguments)
+        copies = {name: p.to(self._compute) for name, p in self.model.named_parameters()}
+        return torch.func.functional_call(self.model, copies, arguments)
+
+    def forward_backward(
+        self, batch: Batch, last: bool, contrast: ContrastTerms | None = None
+    ) -> dict[str, Tensor]:
+        """See `Strategy`."""
+        losses = self._forward(batch, contrast)
         torch.stack(list(losses.values())).sum().backward()
         return {name: loss.detach() for name, loss in losses.items()}

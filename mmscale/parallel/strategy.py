@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from mmscale.batch import Batch
 from mmscale.config import Config
 from mmscale.errors import UserError
+from mmscale.model.contrast import ContrastTerms
 from mmscale.model.fusion import FusionTransformer
 from mmscale.parallel.ranks import Ranks
 
@@ -28,11 +29,17 @@ class Strategy(Protocol):
     name: str
     model: nn.Module  # its parameters are what is optimised and saved: fp32, sharded or whole
 
-    def forward_backward(self, batch: Batch, last: bool) -> dict[str, Tensor]:
+    def forward_backward(
+        self, batch: Batch, last: bool, contrast: ContrastTerms | None = None
+    ) -> dict[str, Tensor]:
         """Losses of a micro-batch (detached float32 scalars); gradients are added to the parameters'.
 
-        ``last`` marks the step's last micro-batch, after which the gradients are summed over all ranks.
+        ``contrast`` replaces the batch's own contrastive loss. ``last`` marks the step's last micro-batch, after which
+        the gradients are summed over all ranks.
         """
+
+    def embeddings(self, batch: Batch) -> dict[str, Tensor]:
+        """`FusionTransformer.forward` with ``embeddings_only``, without gradients."""
 
 
 def build_strategy(config: Config, ranks: Ranks) -> Strategy:

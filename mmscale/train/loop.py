@@ -16,6 +16,7 @@ from mmscale.data.plan import Plan, check_world
 from mmscale.errors import UserError
 from mmscale.parallel.ranks import join_ranks, leave_ranks
 from mmscale.parallel.strategy import build_strategy, clip_gradients
+from mmscale.train.contrast import contrast_terms
 from mmscale.train.metrics import LOSSES, Metrics
 from mmscale.train.optimizer import build_optimizer, learning_rate, set_learning_rate
 from mmscale.train.prepare import prepare
@@ -68,8 +69,10 @@ def train(config: Config) -> TrainResult:
                 wait = time.perf_counter() - waiting
 
                 losses = {name: torch.zeros((), device=ranks.device) for name in LOSSES}
-                for number, batch in enumerate(batches):
-                    parts = strategy.forward_backward(batch.to(ranks.device), last=number == len(batches) - 1)
+                batches = [batch.to(ranks.device) for batch in batches]
+                contrast = contrast_terms(strategy, plan.step(step), batches, config.data.contrast_sequences)
+                for number, (batch, terms) in enumerate(zip(batches, contrast, strict=True)):
+                    parts = strategy.forward_backward(batch, number == len(batches) - 1, terms)
                     losses = {name: losses[name] + parts[name] for name in LOSSES}
 
                 grad_norm = clip_gradients(model, config.train.optimizer.clip_norm)

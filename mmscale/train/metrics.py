@@ -19,7 +19,7 @@ from mmscale.config import Config
 from mmscale.errors import UserError
 from mmscale.parallel.ranks import Ranks
 
-LOSSES = ("next_token", "contrastive")
+LOSSES = ("next_token", "contrastive", "ctc", "classify")
 
 
 @dataclass
@@ -89,7 +89,7 @@ class Metrics:
         row: dict[str, Any] = {
             "step": held.step,
             "loss": sum(losses),
-            "losses": dict(zip(LOSSES, losses, strict=True)),
+            "losses": dict(zip(LOSSES, losses, strict=True)),  # 0 where no task has the objective
             "lr": held.lr,
             "grad_norm": float(held.grad_norm),
             "tokens": held.tokens,

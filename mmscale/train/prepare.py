@@ -22,6 +22,7 @@ from mmscale.data.text_lengths import iterate_texts
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.errors import UserError
 from mmscale.parallel.ranks import Ranks
+from mmscale.train.classes import keep_classes, read_classes
 
 
 def prepare(config: Config, ranks: Ranks) -> tuple[Tokenizer, Plan]:
@@ -43,6 +44,7 @@ def prepare(config: Config, ranks: Ranks) -> tuple[Tokenizer, Plan]:
         raise UserError(failure[0])
     tokenizer = Tokenizer.load(Path(config.run.dir) / "tokenizer.json")
     resolve_vocabulary(config, tokenizer)
+    config.model.classes = read_classes(Path(config.run.dir))
     plan = plan or open_plan(config, tokenizer)
     if ranks.is_first:
         (Path(config.run.dir) / "config.yaml").write_text(dump_config(config), encoding="utf-8")
@@ -107,6 +109,7 @@ def _first_rank(config: Config) -> Plan:
     prepare_data(config)
     path = folder / "tokenizer.json"
     run_tokenizer(config).save(path)
+    keep_classes(config)
     # Read back as the other ranks read it, so that all plan with the same tokenizer. What is measured now is
     # kept beside the index, and the others read it there.
     plan = open_plan(config, Tokenizer.load(path), progress=config.run.progress)

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from packings import MEDIA, add_segment, model_config, random_batch
 
 from mmscale import prf
@@ -13,7 +12,6 @@ from mmscale.data.builder import BatchBuilder
 from mmscale.model.dropout import KeyedDropout
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
-from mmscale.model.objectives import contrastive_loss, next_token_loss
 from mmscale.model.rotary import rotary_angles, rotate
 
 STEMS = [("patch", "conv"), ("cnn", "rnn")]
@@ -89,33 +87,6 @@ def test_dropout_depends_on_the_sequence_key_alone():
     rows = (first[0] == 0).float()
     assert rows.mean(0).std() < 0.12 and rows.mean(1).std() < 0.12, "no stripes"
     assert torch.equal(dropout.eval()(x, torch.tensor([1, 2])), x)
-
-
-def test_next_token_loss_is_the_weighted_cross_entropy_in_any_chunking(monkeypatch):
-    hidden, table = torch.randn(10, 8), torch.randn(30, 8)
-    target, weight = torch.arange(10), torch.linspace(0, 1, 10)
-    expected = (F.cross_entropy(hidden @ table.T, target, reduction="none") * weight).sum()
-    torch.testing.assert_close(next_token_loss(hidden, table, target, weight), expected)
-    monkeypatch.setattr("mmscale.model.objectives._CHUNK", 3)
-    torch.testing.assert_close(next_token_loss(hidden, table, target, weight), expected)
-    assert next_token_loss(hidden[:0], table, target[:0], weight[:0]) == 0
-
-
-def test_contrastive_loss_by_hand():
-    x = F.normalize(torch.randn(6, 4), dim=-1)
-    facts = {
-        "sequence_T": torch.tensor([0, 0, 0, 0, 1, 1]),
-        "task_T": torch.tensor([0, 0, 0, 0, 0, 1]),
-        "side_T": torch.tensor([0, 1, 0, 1, 0, 1]),
-        "match_T": torch.tensor([7, 7, 8, 7, 7, 7]),
-        "weight_T": torch.full((6,), 0.5),
-    }
-    expected = 0.0
-    for i, j in ((0, 1), (0, 3), (2, 1), (2, 3)):  # same sequence, same task, different sides
-        sign = 1 if facts["match_T"][i] == facts["match_T"][j] else -1
-        expected -= 0.5 * F.logsigmoid(sign * (x[i] @ x[j] * 10 - 4))
-    found = contrastive_loss(x * 3, torch.tensor([math.log(10)]), torch.tensor([-4.0]), **facts)
-    torch.testing.assert_close(found, expected)
 
 
 def test_rotary_scores_depend_on_distance_only_and_text_is_one_dimensional():

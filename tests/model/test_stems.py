@@ -46,7 +46,7 @@ def test_padding_does_not_reach_a_picture(stem, beside):
         for row, (height, width) in enumerate(SIZES):
             alone = module(torch.from_numpy(picture(height, width))[None])[0]
             mine = together[row, : height // 8, : width // 8].flatten(0, 1)
-            torch.testing.assert_close(mine, alone, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(mine, alone, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("stem", ["patch", "cnn"])

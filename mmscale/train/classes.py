@@ -1,0 +1,71 @@
+"""The classes of linear heads: found in the data once, and kept with the run, because the weights follow them.
+
+run.dir/classes.json    {head: [class, …]}
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mmscale.config import Config, TaskConfig
+from mmscale.data.corpus import Corpus
+from mmscale.data.text_lengths import iterate_texts
+from mmscale.errors import UserError
+
+_NAME = "classes.json"
+_MOST = 65_536
+
+
+def keep_classes(config: Config) -> None:
+    """Write the classes of every head that a task names: the config's, the run's own, or all that the data hold.
+
+    Raises:
+        UserError: a head without classes, with too many to be classes, or with others than the run began with.
+    """
+    path = Path(config.run.dir) / _NAME
+    tasks = [
+        (one.shards, task)
+        for one in config.data.sets.values()
+        for task in one.tasks
+        if task.objective == "classify"
+    ]
+    kept = read_classes(path.parent) if path.exists() else {}
+    classes: dict[str, list[str]] = {}
+    for head in dict.fromkeys(task.head_name() for _, task in tasks):
+        given = config.model.classes.get(head)
+        if given and kept.get(head, given) != given:
+            raise UserError(
+                f"model.classes.{head}: are not those the run began with ({path}); "
+                "restore them, or choose another run.dir"
+            )
+        classes[head] = given or kept.get(head) or _in_data(config, head, tasks)
+    path.write_text(json.dumps(classes, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def read_classes(run_dir: Path) -> dict[str, list[str]]:
+    """Classes by head. Raises `UserError` if the file is damaged."""
+    path = run_dir / _NAME
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        return {str(head): [str(label) for label in labels] for head, labels in tree.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); restore it, or choose another run.dir") from None
+
+
+def _in_data(config: Config, head: str, tasks: list[tuple[list[str], TaskConfig]]) -> list[str]:
+    found: set[str] = set()
+    for shards, task in tasks:
+        if task.head_name() != head:
+            continue
+        for label in iterate_texts(Corpus.open(shards, config.data.cache), task.target):
+            found.add(label)
+            if len(found) > _MOST:
+                raise UserError(
+                    f"model.classes.{head}: {task.target} has more than {_MOST:,} different values; is it a class?"
+                )
+    if not found:
+        raise UserError(
+            f"model.classes.{head}: no sample has a class; name the classes, or give other shards"
+        )
+    return sorted(found)
