@@ -68,7 +68,8 @@ def small_run(small_digits: Path) -> list[str]:
         "data.sequences=4",
         "data.contrast_sequences=2",
         "data.sets.digits.tasks=[{input: [image], prompt: digit, target: json.label},"
-        " {input: [audio], prompt: word, target: json.word}, {input: [image], prompt: caption, target: text, weight: 0.2},"
+        " {input: [audio], prompt: word, target: json.word},"
+        " {input: [image], prompt: caption, target: text, weight: 0.2},"
         " {objective: contrastive, between: [image, audio, text], match: json.digit, weight: 0.5},"
         " {objective: ctc, input: [audio], target: json.digit, weight: 0.03},"
         " {objective: classify, input: [image], target: json.digit, weight: 0.5}]",
