@@ -84,7 +84,7 @@ def test_learns_and_tells(tmp_path, small_run):
         "data_wait_s",
     }
     assert expected <= set(rows[0])
-    assert (tmp_path / "config.yaml").is_file() and (reference / "tokenizer.json").is_file()
+    assert (tmp_path / "config.yaml").is_file() and (tmp_path / "tokenizer.json").is_file()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
