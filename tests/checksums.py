@@ -79,6 +79,7 @@ def main() -> None:
     PATCH, FRAMES_PER_TOKEN = config.media.image_patch, config.media.frames_per_token
     prepare_data(config)
     tokenizer = run_tokenizer(config)
+    config.model.classes = {"json_digit": [str(digit) for digit in range(10)]}
     plan = Plan(config, tokenizer)
     data = MicroBatches(
         plan,

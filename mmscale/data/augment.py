@@ -36,12 +36,14 @@ def draw_crop(height: int, width: int, aspect: float, cfg: AugmentConfig, draws:
     """
     if not cfg.image_crop:
         return Box(0, 0, height, width)
-    for _ in range(_CROP_TRIES):
-        area = height * width * draws.uniform(cfg.image_crop, 1.0)
-        ratio = aspect * math.exp(draws.uniform(-math.log(_MOST_STRETCH), math.log(_MOST_STRETCH)))
+    numbers = draws.uniforms(2 * _CROP_TRIES + 2).tolist()  # all at once: most pictures take several tries
+    for n in range(0, 2 * _CROP_TRIES, 2):
+        area = height * width * (cfg.image_crop + (1.0 - cfg.image_crop) * numbers[n])
+        ratio = aspect * math.exp((2.0 * numbers[n + 1] - 1.0) * math.log(_MOST_STRETCH))
         kept_height, kept_width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
         if 0 < kept_height <= height and 0 < kept_width <= width:
-            top, left = draws.integer(0, height - kept_height + 1), draws.integer(0, width - kept_width + 1)
+            top = int(numbers[n + 2] * (height - kept_height + 1))
+            left = int(numbers[n + 3] * (width - kept_width + 1))
             return Box(top, left, kept_height, kept_width)
     kept_height = min(height, max(1, round(width / (aspect / _MOST_STRETCH))))
     kept_width = min(width, max(1, round(height * (aspect * _MOST_STRETCH))))
@@ -53,6 +55,8 @@ def augment_image(image: NDArray[np.uint8], cfg: AugmentConfig, draws: Draws) ->
 
     What moves in from outside has the median colour of the picture's four corners.
     """
+    if not (cfg.image_shift or cfg.image_rotate or cfg.image_scale or cfg.image_flip or cfg.image_colour):
+        return image
     shift_x, shift_y, turn, size, mirror, *colour = draws.uniforms(8)
     if cfg.image_shift or cfg.image_rotate or cfg.image_scale:
         _, height, width = image.shape

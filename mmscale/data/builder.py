@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -80,9 +81,7 @@ class BatchBuilder:
         """Add the tokens of a registered picture: time stands still, row and column count from the clock."""
         patch = self._media.image_patch
         rows, columns = (side // patch for side in self._images[number].shape[1:])
-        grid = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1).reshape(-1, 2)
-        position = np.concatenate([np.zeros((len(grid), 1), np.int64), grid], axis=1) + self._clock
-        at = self._take(len(grid), IMAGE, position)
+        at = self._take(rows * columns, IMAGE, _grid_positions(rows, columns) + self._clock)
         self._image_use.append((number, int(at[0])))
         self._clock += max(rows, columns)
 
@@ -223,6 +222,15 @@ def _padded(rows: list[NDArray[np.int64]]) -> torch.Tensor:
     for padded, row in zip(out, rows, strict=True):
         padded[: len(row)] = row
     return torch.from_numpy(out)
+
+
+@lru_cache(maxsize=1024)
+def _grid_positions(rows: int, columns: int) -> NDArray[np.int64]:
+    """(time, row, column) of every token of a picture, from zero: int64 [rows * columns, 3]."""
+    grid = np.zeros((rows, columns, 3), np.int64)
+    grid[..., 1], grid[..., 2] = np.arange(rows)[:, None], np.arange(columns)
+    grid.flags.writeable = False
+    return grid.reshape(-1, 3)
 
 
 def _grid_tokens(rows: int, columns: int, padded_columns: int) -> NDArray[np.int64]:

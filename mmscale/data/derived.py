@@ -72,4 +72,4 @@ class DerivedFiles:
 
 
 def _map(path: Path) -> Derived:
-    return Derived(np.load(path, mmap_mode="r", allow_pickle=False), path)
+    return Derived(np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray), path)

@@ -14,7 +14,8 @@ from PIL.ImageFile import ImageFile
 from torch.nn import functional
 
 from mmscale.config import MediaConfig
-from mmscale.data.picture_file import open_picture, orientation, picture_faults
+from mmscale.data.jpeg_header import JpegHeader, read_jpeg_header
+from mmscale.data.picture_file import check_size, open_picture, orientation, picture_faults
 from mmscale.errors import SampleFault
 
 # How stored pixels become upright, by EXIF orientation: rows and columns exchanged first, then the columns
@@ -31,8 +32,9 @@ _TURNS = {
 }
 # libjpeg's scales between 1 and 1/2 take as long as the full decode and are worse.
 _LEAST_JPEG_REDUCTION = 2
-# libjpeg reduces 8x8 blocks one by one, which is a worse filter than ours: it leaves us the last factor of two.
-_REDUCING_GAP = 2
+# Decoded pictures lie here until they are resized; memory that stays is in the processor's cache. One per process:
+# loaders are processes, not threads.
+_scratch = bytearray()
 # The one complaint of libjpeg that takes nothing from the picture: every reader skips bytes between segments.
 _HARMLESS = "extraneous bytes before marker"
 
@@ -54,16 +56,21 @@ def decode_image(data: bytes, media: MediaConfig, crop: Crop | None = None) -> N
     """Decode ``data`` to upright RGB, uint8 [3, rows * image_patch, columns * image_patch].
 
     ``rows, columns`` is ``media.image_grid`` of the whole upright picture, with ``crop`` too. The kept part is
-    resized with an antialiased bilinear filter; a JPEG is decoded at a reduced scale where that leaves it at
-    least twice as large as the result. The EXIF orientation is applied, transparency shows white, 16 bits
-    become 8, of an animation the first frame is taken, colour profiles are ignored.
+    resized with an antialiased bilinear filter; a JPEG is decoded at a reduced scale where that leaves it no smaller
+    than the result (docs/formats.md tells what that changes). The EXIF orientation is applied, transparency shows
+    white, 16 bits become 8, of an animation the first frame is taken, colour profiles are ignored.
 
     Raises `SampleFault` when the picture is larger than ``media.max_image_pixels`` (known from its header,
     before pixels are decoded) or cannot be decoded in full.
     """
-    picture = open_picture(data, media)
-    exchange, mirror_columns, mirror_rows = _TURNS[orientation(picture)]
-    height, width = (picture.width, picture.height) if exchange else (picture.height, picture.width)
+    header, picture = read_jpeg_header(data), None
+    if header is None:
+        picture = open_picture(data, media)
+        header = JpegHeader(picture.height, picture.width, orientation(picture))
+    else:
+        check_size(header.width, header.height, media)
+    exchange, mirror_columns, mirror_rows = _TURNS[header.orientation]
+    height, width = (header.width, header.height) if exchange else (header.height, header.width)
     rows, columns = media.image_grid(height, width)
     size = (rows * media.image_patch, columns * media.image_patch)
     part = Box(0, 0, height, width) if crop is None else crop(height, width, size[1] / size[0])
@@ -78,7 +85,7 @@ def decode_image(data: bytes, media: MediaConfig, crop: Crop | None = None) -> N
     if exchange:
         part, size = Box(part.left, part.top, part.width, part.height), size[::-1]
     with picture_faults():
-        pixels = _decode_part(data, picture, part, size)
+        pixels = _decode_part(data, media, header, picture, part, size)
     pixels = _resize(pixels, size)
     if exchange:
         pixels = pixels.transpose(0, 2, 1)
@@ -89,17 +96,31 @@ def decode_image(data: bytes, media: MediaConfig, crop: Crop | None = None) -> N
     return np.ascontiguousarray(pixels)
 
 
-def _decode_part(data: bytes, picture: ImageFile, part: Box, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The ``part`` of the stored picture, RGB uint8 [h, w, 3], in full or at a scale that suits ``size``."""
-    whole_height, whole_width = picture.height, picture.width
-    # What the whole picture must have so that the part has what it needs; rounded up.
-    least = (
-        -(-_REDUCING_GAP * size[0] * whole_height // part.height),
-        -(-_REDUCING_GAP * size[1] * whole_width // part.width),
-    )
-    pixels = _decode_jpeg(data, picture, least) if picture.format == "JPEG" else None
+def _decode_part(
+    data: bytes,
+    media: MediaConfig,
+    header: JpegHeader,
+    picture: ImageFile | None,
+    part: Box,
+    size: tuple[int, int],
+) -> NDArray[np.uint8]:
+    """The ``part`` of the stored picture, RGB uint8 [h, w, 3], in full or at a scale that suits ``size``.
+
+    ``picture`` is None for an ordinary JPEG, of which the header tells all.
+    """
+    whole_height, whole_width = header.height, header.width
+    # What the whole picture must have so that the part is no smaller than the result; rounded up.
+    least = -(-size[0] * whole_height // part.height), -(-size[1] * whole_width // part.width)
+    half = -(-whole_height // 2), -(-whole_width // 2)
+    if half[0] >= least[0] and half[1] >= least[1]:
+        # Halving is as good a filter as ours. Beyond that libjpeg all but averages squares, so the last factor of
+        # two is left to us.
+        least = min(half[0], 2 * least[0]), min(half[1], 2 * least[1])
+    pixels = None
+    if picture is None or picture.format == "JPEG":
+        pixels = _decode_jpeg(data, header, least)
     if pixels is None:
-        pixels = np.array(_to_rgb(data, picture))
+        pixels = np.array(_to_rgb(data, picture or open_picture(data, media)))
     # Where the part's edges lie at this scale, to the nearest pixel.
     height, width = pixels.shape[:2]
     top, bottom = (round(edge * height / whole_height) for edge in (part.top, part.top + part.height))
@@ -107,19 +128,27 @@ def _decode_part(data: bytes, picture: ImageFile, part: Box, size: tuple[int, in
     return pixels[top:bottom, left:right]
 
 
-def _decode_jpeg(data: bytes, picture: ImageFile, least: tuple[int, int]) -> NDArray[np.uint8] | None:
+def _decode_jpeg(data: bytes, header: JpegHeader, least: tuple[int, int]) -> NDArray[np.uint8] | None:
     """RGB uint8 [h, w, 3] by libjpeg-turbo; None for what only Pillow converts or reads past stray bytes.
 
-    Any other complaint of libjpeg is a `SampleFault`: it would fill what it lacks with grey.
+    The pixels lie in memory that the next call uses again. Any other complaint of libjpeg is a `SampleFault`: it would
+    fill what it lacks with grey.
     """
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if (height, width) != (picture.height, picture.width):
+        if (height, width) != (header.height, header.width):
             raise SampleFault("JPEG with more than one size in its header")
         if colours in ("CMYK", "YCCK"):
             return None
+        if len(_scratch) < 3 * height * width:
+            _scratch.extend(bytes(3 * height * width - len(_scratch)))
         return simplejpeg.decode_jpeg(
-            data, "RGB", min_height=least[0], min_width=least[1], min_factor=_LEAST_JPEG_REDUCTION
+            data,
+            "RGB",
+            min_height=least[0],
+            min_width=least[1],
+            min_factor=_LEAST_JPEG_REDUCTION,
+            buffer=_scratch,
         )
     except ValueError as error:
         if _HARMLESS in str(error):
@@ -131,7 +160,7 @@ def _resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint
     """[h, w, 3] → [3, *size]. PyTorch's kernel agrees with Pillow's to one level and takes a third of its time."""
     channels_first = torch.from_numpy(pixels).permute(2, 0, 1)
     if channels_first.shape[1:] == size:
-        return channels_first.numpy()
+        return channels_first.contiguous().clone().numpy()  # never the decoder's own memory
     return functional.interpolate(channels_first[None], size, mode="bilinear", antialias=True)[0].numpy()
 
 

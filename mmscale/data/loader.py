@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmscale.batch import Batch
 from mmscale.data.assemble import Assembler
+from mmscale.data.hand_over import hand_over, take_over
 from mmscale.data.plan import Plan, check_world
 
 
@@ -48,12 +49,13 @@ def iterate_steps(
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
         pin_memory=pin_memory,
+        collate_fn=hand_over if workers else None,  # type: ignore[arg-type]
         worker_init_fn=_one_thread,
         multiprocessing_context="forkserver" if workers else None,
     )
     micro: list[Batch] = []
     for batch in loader:
-        micro.append(batch)
+        micro.append(take_over(batch) if workers else batch)
         if len(micro) == data.per_step:
             yield micro
             micro = []

@@ -53,6 +53,17 @@ class Located:
             found[lacking] = column[rows[lacking]]
         return found
 
+    def bytes_of(self, sample: int) -> tuple[int, int, int]:
+        """(offset, size, CRC-32) of one sample's field, as `facts`."""
+        row = sample if self._manifest.is_whole else int(self._manifest.rows(np.array([sample]))[0])
+        found = self._columns[0][row]
+        for column in self._columns[1:]:
+            if found["offset"]:
+                break
+            found = column[row]
+        offset, size, crc, *_ = found.item()
+        return offset, size, crc
+
 
 class Manifest:
     """The samples 0..N-1 of one folder of shards, or of some of its shards. Picklable at no cost.
@@ -122,6 +133,11 @@ class Manifest:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether sample numbers are those of the stored columns."""
+        return self._numbers is None
+
     def rows(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """int64 [n]: where the numbered samples stand in the stored columns."""
         if self._numbers is None:
@@ -130,7 +146,7 @@ class Manifest:
 
     def key(self, i: int) -> str:
         """Key of sample ``i``."""
-        row = int(self.rows(np.array([i]))[0])
+        row = i if self._numbers is None else int(self.rows(np.array([i]))[0])
         ends = self._stored.key_ends
         start = int(ends[row - 1]) if row else 0
         return self._stored.keys[start : int(ends[row])].tobytes().decode("utf-8", "replace")

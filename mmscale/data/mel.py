@@ -65,8 +65,11 @@ class LogMel:
         """
         media = self._media
         n_fft = media.mel_window
-        # Numpy mirrors as often as it takes, so a clip shorter than half a window is no special case.
-        mirrored = np.pad(wave if len(wave) else np.zeros(1, np.float32), n_fft // 2, mode="reflect")
+        half = n_fft // 2
+        if len(wave) > half:
+            mirrored = np.concatenate([wave[half:0:-1], wave, wave[-2 : -half - 2 : -1]])
+        else:  # numpy mirrors as often as it takes
+            mirrored = np.pad(wave if len(wave) else np.zeros(1, np.float32), half, mode="reflect")
         spectrum = torch.stft(
             torch.from_numpy(mirrored),
             n_fft,
@@ -75,7 +78,7 @@ class LogMel:
             center=False,
             return_complex=True,
         )
-        power_FT = spectrum[:, : media.audio_frames(len(wave))].abs() ** 2
+        power_FT = torch.view_as_real(spectrum[:, : media.audio_frames(len(wave))]).square().sum(-1)
         log_MT = (self._filters @ power_FT).clamp_min(_FLOOR).log10()
         log_MT = torch.maximum(log_MT, log_MT.max() - _RANGE)
         return ((log_MT + 4.0) / 4.0).T.contiguous().numpy()

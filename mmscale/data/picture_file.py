@@ -52,13 +52,13 @@ def open_picture(data: bytes, media: MediaConfig) -> ImageFile:
         raise SampleFault("not a picture in a supported format (jpg, png, webp, gif, bmp, tiff)")
     with picture_faults():
         if ending == "webp":
-            _check_size(*_webp_canvas(data), media)  # its reader allocates the canvas when it opens the file
+            check_size(*_webp_canvas(data), media)  # its reader allocates the canvas when it opens the file
         picture = _READERS[ending](io.BytesIO(data))
-        _check_size(*picture.size, media)
+        check_size(*picture.size, media)
         if isinstance(picture, TiffImagePlugin.TiffImageFile):
             tags = picture.tag_v2
             # A tile may be larger than the picture, and is decoded whole.
-            _check_size(int(tags.get(_TILE_WIDTH, 1)), int(tags.get(_TILE_LENGTH, 1)), media)
+            check_size(int(tags.get(_TILE_WIDTH, 1)), int(tags.get(_TILE_LENGTH, 1)), media)
         if "progressive" in picture.info and data.count(_START_OF_PASS) > _MOST_PASSES:
             raise SampleFault(f"JPEG with more than {_MOST_PASSES} passes over the picture")
     return picture
@@ -90,7 +90,8 @@ def orientation(picture: ImageFile) -> int:
     return turn if 1 <= turn <= 8 else 1
 
 
-def _check_size(width: int, height: int, media: MediaConfig) -> None:
+def check_size(width: int, height: int, media: MediaConfig) -> None:
+    """Raise `SampleFault` for a picture without pixels, or of more than ``media.max_image_pixels``."""
     if width < 1 or height < 1:
         raise SampleFault(f"picture of {width}x{height} pixels")
     if width * height > media.max_image_pixels:

@@ -141,7 +141,7 @@ class StoredIndex:
             raise self._damaged(path.name) from None
         if array.dtype != np.dtype(dtype) or array.shape != (length,):
             raise self._damaged(path.name)
-        return array
+        return array.view(np.ndarray)  # a memmap makes a memmap of every element that is looked up
 
     def _damaged(self, name: str) -> UserError:
         return UserError(f"{self.root / FOLDER / name}: the index is damaged; {reindex_remedy(self.root)}")

@@ -95,7 +95,15 @@ def test_a_world_that_does_not_divide_is_an_error_that_lists_those_that_do(small
     with pytest.raises(UserError, match=r"use 1, 2, 3, 4, 6, 12 ranks, or make it a multiple of 5"):
         check_world(12, 5)
     done = run_module(
-        ["mmscale", "train", CONFIG, *small_run, f"run.dir={tmp_path}", "data.sequences=5"],
+        [
+            "mmscale",
+            "train",
+            CONFIG,
+            *small_run,
+            f"run.dir={tmp_path}",
+            "data.sequences=5",
+            "data.contrast_sequences=1",
+        ],
         ranks=2,
         check=False,
     )
