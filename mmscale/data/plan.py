@@ -233,7 +233,7 @@ def _open_set(
     derived = DerivedFiles([corpus.manifests[0].root / "index", data.cache.folder() / "derived"])
     counts = token_counts(corpus, text_fields(set_config.tasks), tokenizer, derived, progress)
     measure = SampleMeasure(set_config, corpus, counts, tokenizer, config.media, data.seq_len)
-    blocks = data.group_blocks or choose_group_blocks(len(corpus), data.block, measure, data.seq_len)
+    blocks = data.group_blocks or _group_blocks(set_config, config, corpus, tokenizer, measure, derived)
     layout = Layout(len(corpus), data.block, blocks)
     groups = _group_counts(name, set_config, config, corpus, tokenizer, layout, measure, derived, progress)
     order = SequenceOrder(
@@ -243,20 +243,41 @@ def _open_set(
     return PlannedSet(name, set_config, corpus, measure, groups, order, first_task)
 
 
+def _group_blocks(
+    set_config: SetConfig, config: Config, corpus: Corpus, tokenizer: Tokenizer, measure: SampleMeasure,
+    derived: DerivedFiles,
+) -> int:  # fmt: skip
+    """The kept choice of a group's size, or a new one: making it reads the index in many places."""
+    depends = _depends(set_config, config, corpus, tokenizer, [config.data.seq_len, config.data.block])
+    file = derived.name("group", *depends)
+    kept = derived.load(file, np.int64, 1)
+    if kept is None:
+        chosen = choose_group_blocks(len(corpus), config.data.block, measure, config.data.seq_len)
+        kept = derived.save(file, np.array([chosen], np.int64))
+    return int(kept.array[0])
+
+
+def _depends(
+    set_config: SetConfig, config: Config, corpus: Corpus, tokenizer: Tokenizer, sizes: list[int]
+) -> list[str]:
+    """Everything the packing of a set depends on, but for the seed."""
+    facts = {
+        "version": COUNT_VERSION,
+        "media": asdict(config.media),
+        "tasks": [asdict(task) for task in set_config.tasks],
+        "sizes": sizes,
+    }
+    return [json.dumps(facts, sort_keys=True), tokenizer.digest, *corpus.digests]
+
+
 def _group_counts(
     name: str, set_config: SetConfig, config: Config, corpus: Corpus, tokenizer: Tokenizer, layout: Layout,
     measure: SampleMeasure, derived: DerivedFiles, progress: bool,
 ) -> GroupCounts:  # fmt: skip
     """Kept counts, or new ones. Raises `UserError` if no sample can be used."""
     data = config.data
-    facts = {
-        "version": COUNT_VERSION,
-        "media": asdict(config.media),
-        "tasks": [asdict(task) for task in set_config.tasks],
-        "sizes": [data.seq_len, data.block, layout.group_blocks],
-    }
-    depends = [json.dumps(facts, sort_keys=True), tokenizer.digest, *corpus.digests]
-    file = derived.name("counts", *depends)
+    sizes = [data.seq_len, data.block, layout.group_blocks]
+    file = derived.name("counts", *_depends(set_config, config, corpus, tokenizer, sizes))
     kept = derived.load(file, np.int64, 4 + layout.groups)
     if kept is None:
         found = count_groups(layout, measure, data.seq_len, available_cores(), progress, name)

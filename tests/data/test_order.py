@@ -23,7 +23,11 @@ class Lengths:
 
     def sizes(self, samples):
         tokens, zero = self.lengths[samples], np.zeros(len(samples), np.int64)
-        return Sizes(tokens, tokens * 0.25, zero, tokens**2, zero, zero, zero.astype(bool), zero[:0])
+        return Sizes(
+            tokens=tokens, targets=tokens * 0.25, predictions=zero, embeddings=zero, transcripts=zero, classes=zero,
+            squares=tokens**2, image_tokens=zero, audio_tokens=zero, oversize=zero.astype(bool),
+            refused_tokens=zero[:0],
+        )  # fmt: skip
 
 
 def make_order(lengths, key=5):
@@ -102,7 +106,7 @@ def test_every_sample_exactly_once_an_epoch(samples):
             members, totals = order.sequence(epoch, position)
             tokens = lengths[members].astype(np.int64)
             assert tokens.sum() <= 256
-            assert totals == [tokens.sum(), tokens.sum() / 4, 0, (tokens**2).sum(), 0, 0]
+            assert totals == [tokens.sum(), tokens.sum() / 4, 0, 0, 0, 0, (tokens**2).sum(), 0, 0]
             seen += members.tolist()
         assert sorted(seen) == np.nonzero(lengths)[0].tolist()
 
