@@ -35,6 +35,7 @@ class Batch:
     span_BL: Tensor  # int32, number of the media span inside its sequence from 1; 0: not media
     position_BL3: Tensor  # int32, rotary position in (time, row, column)
 
+    text_at_T: Tensor  # int64, flat position (b * L + l) of every text token
     image_N3HW: Tensor  # uint8 pictures, padded to the largest; N may be 0
     image_size_N2: Tensor  # int64, height and width that are real, whole patches
     image_take_T: Tensor  # int64, flat index (n * tokens_per_image + t) of every picture token used

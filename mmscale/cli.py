@@ -54,6 +54,14 @@ examples:
   mmscale data index s3://bucket/train/ --out indexes/train
 """
 
+MODEL_EPILOG = """\
+The config is one of training, or of a model alone. Nothing is allocated: 10 B parameters are counted in seconds.
+
+examples:
+  mmscale model configs/model/10b.yaml
+  mmscale model configs/train/digits.yaml model.vocab_size=512 model.fusion=rnn
+"""
+
 INSPECT_EPILOG = """\
 Every sample is read and decoded once: what is broken, blank, clipped, silent or empty, what is there twice, and what
 one folder shares with another, such as test with train. The page is one file without scripts; open it in a browser.
@@ -198,6 +206,9 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--keys", action="store_true", help="list every config key with its default and meaning"
     )
+
+    model = _verb(verbs, "model", _model, "how many parameters a config's model has, by part", MODEL_EPILOG)
+    _add_config(model)
 
     evaluate = _verb(verbs, "eval", _evaluate, "score a run or a release on held-out shards")
     evaluate.add_argument("target", help="a run directory or a release folder")
@@ -385,6 +396,23 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any] | None:
             f"{result.run_dir}: {result.steps} steps, {result.parameters:,} parameters, {result.seconds:.0f} s"
         )
     return asdict(result)
+
+
+def _model(arguments: argparse.Namespace) -> dict[str, Any]:
+    from mmscale.config_file import load_model_config
+    from mmscale.model.count import count_parameters
+
+    model, media = load_model_config(arguments.config, arguments.overrides)
+    if not model.vocab_size:
+        raise UserError(
+            f"{arguments.config}: model.vocab_size is 0, which follows the tokenizer; give it, such as "
+            "model.vocab_size=32768"
+        )
+    counts = count_parameters(model, media)
+    if not arguments.json:
+        for part, count in counts.items():
+            print(f"{part:<14}{count:>18,}  {count / counts['total']:7.2%}")
+    return counts
 
 
 def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:

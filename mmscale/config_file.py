@@ -13,7 +13,9 @@ from typing import Any
 
 import yaml
 
-from mmscale.config import Config
+from mmscale.config import Config, MediaConfig, ModelConfig
+from mmscale.config.media import check_media
+from mmscale.config.model import check_model
 from mmscale.errors import UserError
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
@@ -35,6 +37,30 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
     for override in overrides:
         _override(tree, override)
     return config_from_tree(tree, str(path))
+
+
+def load_model_config(
+    path: str | Path, overrides: typing.Sequence[str] = ()
+) -> tuple[ModelConfig, MediaConfig]:
+    """Model and media of a training config, or of a file such as configs/model/base.yaml.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    tree = _read(Path(path), depth=0)
+    if "model" not in tree and set(tree) <= {item.name for item in dataclasses.fields(ModelConfig)}:
+        tree = {"model": tree}
+    for override in overrides:
+        _override(tree, override)
+    source = str(path)
+    model = _build(ModelConfig, tree.get("model", {}), "model", source)
+    media = _build(MediaConfig, tree.get("media", {}), "media", source)
+    try:
+        check_model(model)
+        check_media(media)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
+    return model, media
 
 
 def config_from_tree(tree: dict[str, Any], source: str) -> Config:

@@ -20,10 +20,17 @@ class Flops:
     """
 
     def __init__(self, model: ModelConfig, media: MediaConfig, vocabulary: int) -> None:
-        projections = model.width * model.head_dim * (2 * model.heads + 2 * model.kv_heads)
-        self.per_token = 2.0 * model.layers * (projections + 3 * model.width * model.hidden)
-        # Every query meets every key of its segment, twice: scores, and the weighted sum of values.
-        self.per_square = 4.0 * model.layers * model.heads * model.head_dim
+        if model.fusion == "rnn":
+            mixing, square = (
+                7 * model.width**2,
+                0,
+            )  # three gates from input and from state, and the projection
+        else:
+            mixing = model.width * model.head_dim * (2 * model.heads + 2 * model.kv_heads)
+            # Every query meets every key of its segment, twice: scores, and the weighted sum of values.
+            square = 2 * model.heads * model.head_dim
+        self.per_token = 2.0 * model.layers * (mixing + 3 * model.width * model.hidden)
+        self.per_square = 2.0 * model.layers * square
         self.per_image_token = _image_stem(model, media)
         self.per_audio_token = _audio_stem(model, media)
         self.per_target = 2.0 * model.width * vocabulary

@@ -18,6 +18,14 @@ class ModelConfig:
     kv_heads: int = key(4, "Key and value heads; fewer than heads: grouped-query attention.", low=1)
     head_dim: int = key(64, "Width of one head; even.", low=2)
     hidden: int = key(768, "Width of the SwiGLU feed-forward.", low=8)
+    fusion: str = key(
+        "transformer",
+        "What mixes positions: attention, or a GRU (small baseline).",
+        choices=("transformer", "rnn"),
+    )
+    untied: list[str] = key(
+        [], "Weights that text, picture and sound positions each have of their own: feed_forward, norm."
+    )
     rope_theta: float = key(10_000.0, "Base of the rotary frequencies.", low=1.0)
     norm_eps: float = key(1e-6, "Epsilon of every RMSNorm.", low=0.0)
     image_stem: str = key("patch", "How pictures become vectors.", choices=("patch", "cnn"))
@@ -29,6 +37,11 @@ class ModelConfig:
         {}, "classify: the classes of each linear head by its name; a head left out gets those in the data."
     )
     dropout: float = key(0.0, "Dropped share of each block's two outputs.", low=0.0)
+    stochastic_depth: float = key(
+        0.0,
+        "Share of the sequences for which the last block is left out; earlier blocks less, the first never.",
+        low=0.0,
+    )
     label_smoothing: float = key(
         0.0, "Share of each next_token and classify target that is spread over all answers.", low=0.0
     )
@@ -44,8 +57,14 @@ def check_model(model: ModelConfig) -> None:
         raise UserError(f"model.kv_heads: {model.kv_heads} does not divide model.heads={model.heads}")
     if model.head_dim % 2:
         raise UserError(f"model.head_dim: {model.head_dim} is odd; rotary positions need an even width")
-    if model.dropout >= 1.0:
-        raise UserError(f"model.dropout: {model.dropout} would drop everything; use a share below 1")
+    for name in ("dropout", "stochastic_depth"):
+        if not getattr(model, name) < 1.0:
+            raise UserError(
+                f"model.{name}: {getattr(model, name)} would drop everything; use a share below 1"
+            )
+    unknown = set(model.untied) - {"feed_forward", "norm"}
+    if unknown:
+        raise UserError(f"model.untied: {min(unknown)!r} is none of feed_forward, norm")
     if not model.label_smoothing < 1.0:
         raise UserError(f"model.label_smoothing: {model.label_smoothing:g} leaves no target; use 0.1")
     for name, classes in model.classes.items():

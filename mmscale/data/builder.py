@@ -156,6 +156,7 @@ class BatchBuilder:
             segment_BL=torch.from_numpy(self._segment),
             span_BL=torch.from_numpy(self._span),
             position_BL3=torch.from_numpy(self._position),
+            text_at_T=torch.from_numpy(np.flatnonzero(self._kind == TEXT)),
             image_N3HW=torch.from_numpy(images),
             image_size_N2=torch.from_numpy(sizes),
             image_take_T=torch.from_numpy(image_take),

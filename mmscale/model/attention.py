@@ -51,6 +51,7 @@ class AttentionPlan:
     slot_is_real: Tensor | None = None  # bool [slots]
     flat_to_slot: Tensor | None = None  # int64 [B * L], slot of each position (0 for padding)
     flat_is_real: Tensor | None = None  # bool [B * L]
+    time_major: Any = None  # `recurrent.TimeMajor`, for fusion without attention
 
 
 def make_plan(batch: Batch, path: str) -> AttentionPlan:

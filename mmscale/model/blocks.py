@@ -1,18 +1,47 @@
-"""The fusion block: pre-norm attention and SwiGLU, as in Qwen3 (Qwen team, 2025) on the text path.
+"""The fusion block: pre-norm mixing of positions and SwiGLU, as in Qwen3 (Qwen team, 2025) on the text path.
 
-Shape suffixes: B sequences, L positions, D model width, H heads.
+Positions are mixed by attention, or by a recurrent layer (`mmscale.model.recurrent`).
+Shape suffixes: B sequences, L positions, D model width, H heads, T positions of one modality.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmscale.batch import Batch
 from mmscale.config import ModelConfig
 from mmscale.model.attention import AttentionPlan, attend
-from mmscale.model.dropout import KeyedDropout
+from mmscale.model.cache import KeyValues
+from mmscale.model.dropout import depth_factor, keyed_dropout, site_key
+from mmscale.model.recurrent import GruMixer
 from mmscale.model.rotary import rotate
+
+MODALITIES = ("text", "image", "audio")
+
+
+@dataclass
+class Places:
+    """Where the positions of a batch are and what they hold; the same for every block."""
+
+    cos: Tensor  # float32 [B, L, 1, head_dim]
+    sin: Tensor
+    plan: AttentionPlan
+    modality_BL: Tensor  # int64, index into `MODALITIES`; 0 for padding
+    routes: tuple[Tensor, Tensor, Tensor]  # int64 [T], flat positions of each modality
+    dropout_key_B: Tensor
+
+
+def places_of(batch: Batch, cos: Tensor, sin: Tensor, plan: AttentionPlan) -> Places:
+    """Of a packed batch."""
+    return Places(
+        cos, sin, plan, (batch.kind_BL.long() - 1).clamp(min=0),
+        (batch.text_at_T, batch.image_at_T, batch.audio_at_T), batch.dropout_key_B,
+    )  # fmt: skip
 
 
 class RMSNorm(nn.Module):
@@ -23,8 +52,23 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, modality_BL: Tensor | None = None) -> Tensor:
         return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype) * self.weight
+
+
+class ModalRMSNorm(nn.Module):
+    """`RMSNorm` with weights of each modality's own (Mixture-of-Transformers: Liang et al., 2024)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        for name in MODALITIES:
+            self.add_module(f"{name}_norm", RMSNorm(width, eps))
+        self.eps = eps
+
+    def forward(self, x_BLD: Tensor, modality_BL: Tensor) -> Tensor:
+        weights = torch.stack([self.get_parameter(f"{name}_norm.weight") for name in MODALITIES])
+        normed = F.rms_norm(x_BLD.float(), x_BLD.shape[-1:], eps=self.eps).to(x_BLD.dtype)
+        return normed * F.embedding(modality_BL, weights)
 
 
 class Attention(nn.Module):
@@ -40,13 +84,13 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
 
-    def forward(self, x_BLD: Tensor, cos: Tensor, sin: Tensor, plan: AttentionPlan) -> Tensor:
+    def project(self, x_BLD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, L, H, …], keys and values [B, L, kv_heads, …]."""
         batch, length, _ = x_BLD.shape
         q = self.q_norm(self.q_proj(x_BLD).view(batch, length, self.heads, self.head_dim))
         k = self.k_norm(self.k_proj(x_BLD).view(batch, length, self.kv_heads, self.head_dim))
         v = self.v_proj(x_BLD).view(batch, length, self.kv_heads, self.head_dim)
-        out = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, plan)
-        return self.o_proj(out.reshape(batch, length, -1))
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
 
 
 class FeedForward(nn.Module):
@@ -58,26 +102,87 @@ class FeedForward(nn.Module):
         self.up_proj = nn.Linear(config.width, config.hidden, bias=False)
         self.down_proj = nn.Linear(config.hidden, config.width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, routes: tuple[Tensor, ...] | None = None) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+class ModalFeedForward(nn.Module):
+    """`FeedForward` with weights of each modality's own. A modality the batch lacks gets a gradient of zero."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        for name in MODALITIES:
+            self.add_module(name, FeedForward(config))
+
+    def forward(self, x_BLD: Tensor, routes: tuple[Tensor, ...]) -> Tensor:
+        x = x_BLD.flatten(0, 1)
+        out = torch.zeros_like(x)
+        for name, at_T in zip(MODALITIES, routes, strict=True):
+            out = out.index_copy(0, at_T, self.get_submodule(name)(x[at_T]))
+        return out.view_as(x_BLD)
+
+
 class Block(nn.Module):
-    """One pre-norm fusion block."""
+    """One pre-norm fusion block.
+
+    ``project`` and ``combine`` are all of it but the mixing of positions; `mmscale.parallel` may compile them.
+    """
 
     def __init__(self, config: ModelConfig, number: int) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.width, config.norm_eps)
-        self.attention = Attention(config)
-        self.feed_forward_norm = RMSNorm(config.width, config.norm_eps)
-        self.feed_forward = FeedForward(config)
-        self.attention_dropout = KeyedDropout(config.dropout, 2 * number + 1)
-        self.feed_forward_dropout = KeyedDropout(config.dropout, 2 * number + 2)
+        norm = ModalRMSNorm if "norm" in config.untied else RMSNorm
+        self.attention_norm = norm(config.width, config.norm_eps)
+        self.recurrent = config.fusion == "rnn"
+        if self.recurrent:
+            self.mixer = GruMixer(config.width)
+        else:
+            self.attention = Attention(config)
+        self.feed_forward_norm = norm(config.width, config.norm_eps)
+        untied = "feed_forward" in config.untied
+        self.feed_forward = ModalFeedForward(config) if untied else FeedForward(config)
+        self._number, self._dropout = number, config.dropout
+        # Deeper blocks are left out more often, the first of them never.
+        self._left_out = config.stochastic_depth * number / max(1, config.layers - 1)
 
-    def forward(
-        self, x_BLD: Tensor, cos: Tensor, sin: Tensor, plan: AttentionPlan, dropout_key_B: Tensor
+    def forward(self, x_BLD: Tensor, places: Places, memory: Any = None) -> Tensor:
+        """``memory`` is this block's part of a `cache.Cache`: what generation must not compute again."""
+        factors = self._factors(places.dropout_key_B)
+        if self.recurrent:
+            mixed = self.mixer(self.attention_norm(x_BLD, places.modality_BL), places.plan, memory)
+        else:
+            q, k, v = self.project(x_BLD, places.cos, places.sin, places.modality_BL)
+            assert memory is None or isinstance(memory, KeyValues)
+            mixed = attend(q, k, v, places.plan) if memory is None else memory.attend(q, k, v, places.plan)
+        return self.combine(x_BLD, mixed, places.modality_BL, places.routes, *factors)
+
+    def project(
+        self, x_BLD: Tensor, cos: Tensor, sin: Tensor, modality_BL: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """From the residual stream to queries, keys and values."""
+        return self.attention.project(self.attention_norm(x_BLD, modality_BL), cos, sin)
+
+    def combine(
+        self, x_BLD: Tensor, mixed: Tensor, modality_BL: Tensor, routes: tuple[Tensor, ...], *factors: Tensor
     ) -> Tensor:
-        attended = self.attention(self.attention_norm(x_BLD), cos, sin, plan)
-        x_BLD = x_BLD + self.attention_dropout(attended, dropout_key_B)
-        fed = self.feed_forward(self.feed_forward_norm(x_BLD))
-        return x_BLD + self.feed_forward_dropout(fed, dropout_key_B)
+        """From what was mixed, and the residual stream before it, to the residual stream after the block."""
+        if not self.recurrent:
+            mixed = self.attention.o_proj(mixed.flatten(2))
+        x_BLD = x_BLD + self._thin(mixed, factors[:2])
+        fed = self.feed_forward(self.feed_forward_norm(x_BLD, modality_BL), routes)
+        return x_BLD + self._thin(fed, factors[2:])
+
+    def _factors(self, dropout_key_B: Tensor) -> list[Tensor]:
+        """Of each of the two branches: the key of its dropout, and its factor of stochastic depth."""
+        if not self.training or (self._dropout == 0.0 and self._left_out == 0.0):
+            return []
+        factors = []
+        for branch in (1, 2):
+            key = site_key(dropout_key_B, 2 * self._number + branch)
+            factors += [key, depth_factor(self._left_out, key)]
+        return factors
+
+    def _thin(self, x_BLD: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
+        if not factors:
+            return x_BLD
+        key, factor_B = factors
+        return keyed_dropout(x_BLD, self._dropout, key) * factor_B[:, None, None].to(x_BLD.dtype)

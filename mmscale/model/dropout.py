@@ -7,10 +7,11 @@ The hash is the finaliser of MurmurHash3 (Appleby, 2011) in wrapping 32-bit inte
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 _C1, _C2 = -2048144789, -1028477387  # 0x85EBCA6B and 0xC2B2AE35 as signed 32-bit integers
 _GOLDEN = -1640531527  # 0x9E3779B9
+_POSITIVE = 0x7FFFFFFF
 
 
 def _hash32(x: Tensor) -> Tensor:
@@ -19,26 +20,23 @@ def _hash32(x: Tensor) -> Tensor:
     return x ^ ((x >> 16) & 0xFFFF)
 
 
-class KeyedDropout(nn.Module):
-    """Zero a share of the elements and scale the rest (Srivastava et al., 2014).
+def site_key(key_B: Tensor, site: int) -> Tensor:
+    """int32 [B]: the key of a place in the network; every place needs a ``site`` of its own."""
+    return _hash32(key_B.to(torch.int32) ^ (site * 0x01000193 & _POSITIVE))
 
-    Args:
-        share: probability of dropping, in [0, 1).
-        site: number of this place in the network; every place needs its own.
-    """
 
-    def __init__(self, share: float, site: int) -> None:
-        super().__init__()
-        self.share, self.site = share, site
+def keyed_dropout(x_BLD: Tensor, share: float, site_key_B: Tensor) -> Tensor:
+    """Zero a ``share``, in [0, 1), of the elements and scale the rest (Srivastava et al., 2014)."""
+    if share == 0.0:
+        return x_BLD
+    batch, length, width = x_BLD.shape
+    counter = torch.arange(length * width, dtype=torch.int32, device=x_BLD.device) * _GOLDEN
+    noise = _hash32(counter[None, :] ^ site_key_B[:, None]) & _POSITIVE
+    keep = (noise >= int(share * 2**31)).view(batch, length, width)
+    return torch.where(keep, x_BLD / (1.0 - share), torch.zeros((), dtype=x_BLD.dtype, device=x_BLD.device))
 
-    def forward(self, x_BLD: Tensor, key_B: Tensor) -> Tensor:
-        if not self.training or self.share == 0.0:
-            return x_BLD
-        batch, length, width = x_BLD.shape
-        counter = torch.arange(length * width, dtype=torch.int32, device=x_BLD.device) * _GOLDEN
-        key = _hash32(key_B.to(torch.int32) ^ (self.site * 0x01000193 & 0x7FFFFFFF))
-        noise = _hash32(counter[None, :] ^ key[:, None]) & 0x7FFFFFFF
-        keep = (noise >= int(self.share * 2**31)).view(batch, length, width)
-        return torch.where(
-            keep, x_BLD / (1.0 - self.share), torch.zeros((), dtype=x_BLD.dtype, device=x_BLD.device)
-        )
+
+def depth_factor(share: float, site_key_B: Tensor) -> Tensor:
+    """float32 [B]: 0 for a ``share`` of the sequences, the rest scaled: stochastic depth (Huang et al., 2016)."""
+    noise = _hash32(site_key_B ^ _GOLDEN) & _POSITIVE
+    return (noise >= int(share * 2**31)).float() / (1.0 - share)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from mmscale.batch import Batch
 from mmscale.config import MediaConfig, ModelConfig
 from mmscale.model.attention import AttentionPlan, make_plan
-from mmscale.model.blocks import Block, RMSNorm
+from mmscale.model.blocks import Block, Places, RMSNorm, places_of
+from mmscale.model.cache import Cache
 from mmscale.model.contrast import ContrastTerms
 from mmscale.model.objectives import (
     classification_loss,
@@ -22,6 +23,7 @@ from mmscale.model.objectives import (
     ctc_loss,
     next_token_loss,
 )
+from mmscale.model.recurrent import time_major
 from mmscale.model.rotary import rotary_angles
 from mmscale.model.stems import AUDIO_STEMS, IMAGE_STEMS
 
@@ -90,12 +92,49 @@ class FusionTransformer(nn.Module):
 
     def hidden(self, batch: Batch, plan: AttentionPlan | None = None) -> Tensor:
         """Output of the last norm, [B, L, D] in the compute type; ``plan`` replaces the batch's own attention."""
-        x = self._inputs(batch)
+        return self._through_blocks(self._inputs(batch), self._places(batch, plan))
+
+    def start(self, batch: Batch, extra: int) -> tuple[Tensor, Cache]:
+        """Read queries, one in each sequence of ``batch``, for up to ``extra`` further tokens each.
+
+        Returns the output at the last position of each, [R, D], and what `step` needs.
+        """
+        length_R = (batch.segment_BL > 0).sum(1)
+        row = torch.arange(len(length_R), device=length_R.device)
+        cache = Cache(
+            length_R, batch.position_BL3[row, length_R - 1, 0] + 1, layers=self.config.layers, extra=extra,
+            recurrent=self.config.fusion == "rnn",
+        )  # fmt: skip
+        x = self._through_blocks(self._inputs(batch), self._places(batch, None), cache)
+        return x[row, length_R - 1], cache
+
+    def step(self, token_R: Tensor, cache: Cache) -> Tensor:
+        """Read one more token of each row, int64 [R]; returns the output there, [R, D]."""
+        position = cache.clock_R[:, None, None].expand(-1, 1, 3)
+        cos, sin = rotary_angles(position, self.config.head_dim, self.config.rope_theta)
+        every, none = torch.arange(len(token_R), device=token_R.device), token_R[:0]
+        places = Places(
+            cos,
+            sin,
+            AttentionPlan("cached"),
+            torch.zeros_like(token_R)[:, None],
+            (every, none, none),
+            token_R,
+        )
+        x = self._through_blocks(self.embedding(token_R)[:, None], places, cache)
+        cache.clock_R = cache.clock_R + 1
+        return x[:, 0]
+
+    def _places(self, batch: Batch, plan: AttentionPlan | None) -> Places:
         cos, sin = rotary_angles(batch.position_BL3, self.config.head_dim, self.config.rope_theta)
-        plan = plan or make_plan(batch, self.config.attention)
-        for block in self.blocks:
-            x = block(x, cos, sin, plan, batch.dropout_key_B)
-        return self.norm(x)
+        if plan is None and self.config.fusion == "rnn":
+            plan = AttentionPlan("recurrent", time_major=time_major(batch.segment_BL))
+        return places_of(batch, cos, sin, plan or make_plan(batch, self.config.attention))
+
+    def _through_blocks(self, x_BLD: Tensor, places: Places, cache: Cache | None = None) -> Tensor:
+        for number, block in enumerate(self.blocks):
+            x_BLD = block(x_BLD, places, cache.blocks[number] if cache else None)
+        return self.norm(x_BLD)
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Next-token logits, float32 [T, V]."""

@@ -9,12 +9,18 @@ from packings import MEDIA, add_segment, model_config, random_batch
 from mmscale import prf
 from mmscale.batch import IMAGE
 from mmscale.data.builder import BatchBuilder
-from mmscale.model.dropout import KeyedDropout
+from mmscale.model.dropout import depth_factor, keyed_dropout, site_key
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
 from mmscale.model.rotary import rotary_angles, rotate
 
-STEMS = [("patch", "conv"), ("cnn", "rnn")]
+# Every choice of the family appears; stems, fusion and untied weights are independent of each other in the code.
+STEMS = [
+    {"image_stem": "patch", "audio_stem": "conv"},
+    {"image_stem": "cnn", "audio_stem": "rnn", "untied": ["feed_forward", "norm"]},
+    {"image_stem": "cnn", "audio_stem": "conv", "fusion": "rnn"},
+    {"image_stem": "patch", "audio_stem": "rnn", "fusion": "rnn", "untied": ["norm", "feed_forward"]},
+]
 
 
 def make_model(seed=0, **changes):
@@ -24,10 +30,10 @@ def make_model(seed=0, **changes):
     return model
 
 
-@pytest.mark.parametrize(("image_stem", "audio_stem"), STEMS)
-def test_a_segment_does_not_know_its_neighbours(image_stem, audio_stem):
+@pytest.mark.parametrize("choices", STEMS, ids=str)
+def test_a_segment_does_not_know_its_neighbours(choices):
     """Alone or packed among others, beside longer clips or not, a segment's outputs are the same."""
-    model = make_model(image_stem=image_stem, audio_stem=audio_stem).eval()
+    model = make_model(**choices).eval()
     for kind in "tia":
         outputs = []
         for company in (0, 3):
@@ -45,14 +51,14 @@ def test_a_segment_does_not_know_its_neighbours(image_stem, audio_stem):
 
 
 @pytest.mark.parametrize("kinds", ["t", "i", "a"])
-@pytest.mark.parametrize(("image_stem", "audio_stem"), STEMS)
-def test_every_parameter_gets_a_gradient_whatever_the_batch_holds(kinds, image_stem, audio_stem):
-    model = make_model(image_stem=image_stem, audio_stem=audio_stem)
+@pytest.mark.parametrize("choices", STEMS, ids=str)
+def test_every_parameter_gets_a_gradient_whatever_the_batch_holds(kinds, choices):
+    model = make_model(**choices)
     sum(model(random_batch(1, kinds=kinds)).values()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
-        absent = {"i": "audio_stem", "a": "image_stem", "t": "_stem"}[kinds]
-        if absent in name:
+        absent = {"i": ("audio",), "a": ("image",), "t": ("image", "audio")}[kinds]
+        if any(kind in name for kind in absent):
             assert not parameter.grad.any(), f"{name} saw nothing and must get exactly zero"
 
 
@@ -76,17 +82,29 @@ def test_initial_weights_depend_on_name_and_seed_only():
 
 
 def test_dropout_depends_on_the_sequence_key_alone():
-    dropout = KeyedDropout(0.3, site=5)
+    def dropped(x, keys, site=5):
+        return keyed_dropout(x, 0.3, site_key(torch.tensor(keys), site))
+
     x = torch.ones(2, 50, 40)
-    first = dropout(x, torch.tensor([11, 12]))
-    assert torch.equal(first[1], dropout(x[:1], torch.tensor([12]))[0]), "alone or in a batch, the same mask"
+    first = dropped(x, [11, 12])
+    assert torch.equal(first[1], dropped(x[:1], [12])[0]), "alone or in a batch, the same mask"
     assert not torch.equal(first[0], first[1])
-    assert not torch.equal(first, KeyedDropout(0.3, site=6)(x, torch.tensor([11, 12])))
+    assert not torch.equal(first, dropped(x, [11, 12], site=6))
     assert (first == 0).float().mean().item() == pytest.approx(0.3, abs=0.03)
     assert first.mean().item() == pytest.approx(1.0, abs=0.05)
     rows = (first[0] == 0).float()
     assert rows.mean(0).std() < 0.12 and rows.mean(1).std() < 0.12, "no stripes"
-    assert torch.equal(dropout.eval()(x, torch.tensor([1, 2])), x)
+
+
+def test_stochastic_depth_leaves_out_the_stated_share_and_keeps_the_mean():
+    factors = depth_factor(0.25, site_key(torch.arange(4000), 3))
+    assert (factors == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
+    assert factors.mean().item() == pytest.approx(1.0, abs=0.03)
+    model = make_model(stochastic_depth=0.9, layers=3).train()
+    batch = random_batch(1, kinds="t")
+    first = model.hidden(batch)
+    assert torch.equal(first, model.hidden(batch)), "a function of the sequence's key"
+    assert not torch.equal(first, model.eval().hidden(batch))
 
 
 def test_rotary_scores_depend_on_distance_only_and_text_is_one_dimensional():
