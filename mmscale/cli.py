@@ -214,11 +214,15 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("target", help="a run directory or a release folder")
     evaluate.add_argument("--data", metavar="DIR", help="shards to score on instead of the config's")
     evaluate.add_argument(
+        "--ema", action="store_true", help="of a run: score the moving averages (train.ema)"
+    )
+    evaluate.add_argument(
         "--task", action="append", metavar="NAME", help="score only this one (may be repeated)"
     )
 
     export = _verb(verbs, "export", _export, "newest checkpoint → a folder of safetensors with a model card")
     export.add_argument("target", metavar="run_dir", help="a run directory")
+    export.add_argument("--ema", action="store_true", help="the moving averages of the weights (train.ema)")
     export.add_argument("--out", required=True, metavar="DIR", help="folder of the release")
     return parser
 
@@ -418,7 +422,7 @@ def _model(arguments: argparse.Namespace) -> dict[str, Any]:
 def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     from mmscale.evaluate.run import evaluate, format_table
 
-    scores = evaluate(Path(arguments.target), arguments.data, arguments.task)
+    scores = evaluate(Path(arguments.target), arguments.data, arguments.task, ema=arguments.ema)
     if not arguments.json:
         print(format_table(scores))
     return scores
@@ -427,7 +431,7 @@ def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
 def _export(arguments: argparse.Namespace) -> dict[str, Any]:
     from mmscale.checkpoint.release import export
 
-    facts = export(Path(arguments.target), Path(arguments.out))
+    facts = export(Path(arguments.target), Path(arguments.out), ema=arguments.ema)
     if not arguments.json:
         print(
             f"{arguments.out}: a release of {facts['parameters']:,} parameters; open it with mmscale.load()"

@@ -21,7 +21,8 @@ from mmscale.data.tokenizer import Tokenizer
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
 from mmscale.parallel.ranks import join_ranks, leave_ranks
-from mmscale.train.optimizer import build_optimizer
+from mmscale.train.loop import state_tensors
+from mmscale.train.optimizer import TrainOptimizer
 
 WORDS = ["zero", "one", "two", "three"]
 
@@ -92,10 +93,10 @@ def save_run(config: Config, steps: tuple[int, ...] = (5,)) -> Path:
         store = CheckpointStore(run_dir / "checkpoints", keep=9)
         for step in steps:
             initialise(model, config.model, seed=step)
-            optimizer = build_optimizer(model, config.train.optimizer)
+            optimizer = TrainOptimizer(model, config.train.optimizer, config.model)
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
             optimizer.step()
-            store.save(model, optimizer, RunState(step, fingerprint="f" * 64, seen=40))
+            store.save(state_tensors(model, optimizer, None), RunState(step, fingerprint="f" * 64, seen=40))
             store.wait()
     return run_dir

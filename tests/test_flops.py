@@ -28,7 +28,9 @@ def one_segment(kinds: str):
     if "i" in kinds:
         builder.add_image(builder.new_image(np.zeros((3, MEDIA.image_height, MEDIA.image_width), np.uint8)))
     if "a" in kinds:
-        builder.add_clip(builder.new_clip(np.zeros((16 * MEDIA.frames_per_token, MEDIA.mel_bins), np.float32)))
+        builder.add_clip(
+            builder.new_clip(np.zeros((16 * MEDIA.frames_per_token, MEDIA.mel_bins), np.float32))
+        )
     at = builder.add_text(np.full(builder.room, 7))
     builder.add_targets(at[:10], np.full(10, 7), 0.1)
     return builder.finish()

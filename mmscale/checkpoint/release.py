@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmscale.checkpoint.card import model_card
-from mmscale.checkpoint.run_folder import build_empty, check_vocabulary, open_run
+from mmscale.checkpoint.run_folder import build_empty, check_vocabulary, open_run, weights_prefix
 from mmscale.checkpoint.store import load_tensors, read_state
 from mmscale.config import Config
 from mmscale.config_file import config_from_tree, to_tree
@@ -41,9 +41,13 @@ _FLOAT32_BYTES = 4
 
 
 def export(
-    run_dir: Path, out: Path, checkpoint: Path | None = None, max_shard_bytes: int = 5_000_000_000
+    run_dir: Path,
+    out: Path,
+    checkpoint: Path | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+    ema: bool = False,
 ) -> dict[str, Any]:
-    """Write the run's newest complete checkpoint, or the given one, as a release.
+    """Write the run's newest complete checkpoint, or the given one, as a release; with ``ema``, its averaged weights.
 
     Weights are read and written a file at a time, so memory is bounded by ``max_shard_bytes`` (or the
     largest tensor). The release appears under ``out`` whole or not at all; an earlier release there is
@@ -73,7 +77,7 @@ def export(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _write_weights(checkpoint, shapes, partial, max_shard_bytes)
+        _write_weights(checkpoint, weights_prefix(config, ema), shapes, partial, max_shard_bytes)
         tokenizer.save(partial / _TOKENIZER)
         _write_json(partial / _CONFIG, facts)
         sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
@@ -143,7 +147,7 @@ def is_release(folder: Path) -> bool:
 
 
 def _write_weights(
-    checkpoint: Path, shapes: dict[str, tuple[int, ...]], folder: Path, max_bytes: int
+    checkpoint: Path, prefix: str, shapes: dict[str, tuple[int, ...]], folder: Path, max_bytes: int
 ) -> None:
     shards: list[list[str]] = [[]]
     filled = 0
@@ -159,7 +163,7 @@ def _write_weights(
         names = [_WEIGHTS]
     for file, members in zip(names, shards, strict=True):
         tensors = {name: torch.empty(shapes[name]) for name in members}
-        load_tensors(checkpoint, {f"model.{name}": tensor for name, tensor in tensors.items()})
+        load_tensors(checkpoint, {f"{prefix}{name}": tensor for name, tensor in tensors.items()})
         _check_finite(checkpoint, tensors)
         save_file(tensors, folder / file, metadata={"format": "pt"})
         # safetensors writes private files; a release is as open as its folder.

@@ -41,18 +41,26 @@ def open_run(run_dir: Path, checkpoint: Path | None = None) -> tuple[Config, Tok
     return config, tokenizer, checkpoint
 
 
-def load_run(run_dir: Path, checkpoint: Path | None = None) -> tuple[Predictor, Config]:
+def load_run(run_dir: Path, checkpoint: Path | None = None, ema: bool = False) -> tuple[Predictor, Config]:
     """A predictor with fp32 weights on the CPU, in this process alone, whatever number of ranks trained it.
 
-    Raises:
+    With ``ema``, the moving averages of the weights. Raises:
         UserError: the folder is no run, has no checkpoint, or the checkpoint does not fit the config.
     """
     config, tokenizer, checkpoint = open_run(run_dir, checkpoint)
     model = build_empty(config).to_empty(device="cpu")
+    prefix = weights_prefix(config, ema)
     load_tensors(
-        checkpoint, {f"model.{name}": parameter.data for name, parameter in model.named_parameters()}
+        checkpoint, {f"{prefix}{name}": parameter.data for name, parameter in model.named_parameters()}
     )
     return Predictor(model, tokenizer, config), config
+
+
+def weights_prefix(config: Config, ema: bool) -> str:
+    """What precedes a parameter's name in a checkpoint. Raises `UserError` if the run keeps no averages."""
+    if ema and not config.train.ema:
+        raise UserError("--ema: the run kept no moving average of its weights; train with train.ema=0.999")
+    return "ema." if ema else "model."
 
 
 def build_empty(config: Config) -> FusionTransformer:

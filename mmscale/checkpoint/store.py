@@ -2,9 +2,9 @@
 
     run.dir/checkpoints/step-00000500/   state.json + one safetensors file a rank
 
-Nothing is pickled. Tensors are named ``model.<parameter>``, ``exp_avg.<parameter>``, ``exp_avg_sq.<parameter>``;
-every rank writes its own shards and the reader reassembles them for any number of ranks. Everything else a
-run needs to go on is a few integers in ``state.json``, because a batch is a function of the step.
+Nothing is pickled. Tensors are named ``model.<parameter>``, ``exp_avg.<parameter>``, ``ema.<parameter>`` and so on;
+every rank writes its own shards and the reader reassembles them for any number of ranks. Everything else a run needs
+to go on is a few integers in ``state.json``, because a batch is a function of the step.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
@@ -83,8 +82,8 @@ class CheckpointStore:
         self._group = dist.new_group(backend="gloo")
         self._pending: Future[Any] | None = None
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: RunState) -> None:
-        """Copy the state to host memory and start writing it; waits for an earlier save first."""
+    def save(self, tensors: dict[str, Tensor], state: RunState) -> None:
+        """Copy ``tensors``, by name, to host memory and start writing them; waits for an earlier save first."""
         self.wait()
         final = self._folder / f"step-{state.step:08d}"
         if dist.get_rank() == 0:
@@ -98,7 +97,7 @@ class CheckpointStore:
                 shutil.rmtree(leftover, ignore_errors=True)
         dist.barrier(group=self._group)
         writer = _CommittingWriter(final, state, self._keep)
-        future = dcp.async_save(_tensors(model, optimizer), storage_writer=writer, process_group=self._group)
+        future = dcp.async_save(tensors, storage_writer=writer, process_group=self._group)
         assert isinstance(future, Future)
         self._pending = future
 
@@ -118,17 +117,9 @@ class CheckpointStore:
         found = list_checkpoints(self._folder)
         return found[-1] if found else None
 
-    def restore(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> RunState:
-        """Load ``path`` into the model and the optimiser, whatever number of ranks saved it."""
-        state = read_state(path)
-        for parameter in model.parameters():
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(state.step), dtype=torch.float32, device=_step_device(parameter)),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
-        load_tensors(path, _tensors(model, optimizer), self._group)
-        return state
+    def restore(self, path: Path, tensors: dict[str, Tensor]) -> None:
+        """Load ``path`` into ``tensors`` in place, whatever number of ranks saved it."""
+        load_tensors(path, tensors, self._group)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -174,19 +165,6 @@ def load_tensors(path: Path, tensors: dict[str, Tensor], group: dist.ProcessGrou
         raise UserError(
             f"{path}: does not fit this model ({error}); was model.* changed since it was saved?"
         ) from None
-
-
-def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    out: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        out[f"model.{name}"] = parameter.data
-        for moment in ("exp_avg", "exp_avg_sq"):
-            out[f"{moment}.{name}"] = optimizer.state[parameter][moment]
-    return out
-
-
-def _step_device(parameter: Tensor) -> torch.device:
-    return parameter.device  # fused AdamW keeps its step count beside the parameter
 
 
 def _sync_folder(folder: Path) -> None:

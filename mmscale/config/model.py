@@ -26,6 +26,11 @@ class ModelConfig:
     untied: list[str] = key(
         [], "Weights that text, picture and sound positions each have of their own: feed_forward, norm."
     )
+    base_width: int = key(
+        0,
+        "Width at which learning rates were found: muP scales them to `width` (docs/optimisers.md); 0: off.",
+        low=0,
+    )
     rope_theta: float = key(10_000.0, "Base of the rotary frequencies.", low=1.0)
     norm_eps: float = key(1e-6, "Epsilon of every RMSNorm.", low=0.0)
     image_stem: str = key("patch", "How pictures become vectors.", choices=("patch", "cnn"))

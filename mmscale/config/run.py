@@ -50,5 +50,7 @@ class Config:
                 f"data.contrast_sequences: {self.data.contrast_sequences} does not divide "
                 f"data.sequences={self.data.sequences}"
             )
+        if not self.train.ema < 1:
+            raise UserError(f"train.ema: {self.train.ema:g} never changes; use 0.999 or so")
         for name, score in self.eval.items():
             check_eval(f"eval.{name}", score)

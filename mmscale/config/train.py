@@ -9,13 +9,25 @@ from mmscale.config.keys import key
 
 @dataclass
 class OptimizerConfig:
+    name: str = key(
+        "adamw",
+        "adamw, or muon: Muon for the blocks' matrices, AdamW for the rest.",
+        choices=("adamw", "muon"),
+    )
     lr: float = key(1e-3, "Peak learning rate.", low=0.0)
+    momentum: float = key(0.95, "Muon, share of the running sum of gradients that is kept.", low=0.0)
     beta1: float = key(0.9, "AdamW, first moment.", low=0.0)
     beta2: float = key(0.95, "AdamW, second moment.", low=0.0)
     eps: float = key(1e-8, "AdamW, epsilon.", low=0.0)
     weight_decay: float = key(0.1, "Decoupled decay of matrices; vectors are not decayed.", low=0.0)
     warmup_steps: int = key(100, "Steps of linear warm-up.", low=0)
-    final_lr: float = key(0.1, "Learning rate at the last step as a share of the peak (cosine).", low=0.0)
+    schedule: str = key(
+        "cosine",
+        "After the warm-up: cosine; wsd: constant, then decay; constant.",
+        choices=("cosine", "wsd", "constant"),
+    )
+    decay_share: float = key(0.2, "wsd: share of the steps, at the end, over which the rate decays.", low=0.0)
+    final_lr: float = key(0.1, "Learning rate at the last step as a share of the peak.", low=0.0)
     clip_norm: float = key(1.0, "Largest global gradient norm; 0: not clipped.", low=0.0)
 
 
@@ -26,7 +38,10 @@ class TrainConfig:
     precision: str = key(
         "bf16", "Compute type; weights and moments are fp32 in both.", choices=("fp32", "bf16")
     )
-    optimizer: OptimizerConfig = key(OptimizerConfig, "AdamW, warm-up and cosine.")
+    optimizer: OptimizerConfig = key(OptimizerConfig, "How weights follow gradients.")
+    ema: float = key(
+        0.0, "Decay of the moving average of the weights, such as 0.999; 0: none is kept.", low=0.0
+    )
     checkpoint_every: int = key(500, "Steps between checkpoints; the last step is always kept.", low=1)
     keep_last: int = key(2, "Checkpoints kept; older ones are removed.", low=1)
     resume: str = key(

@@ -36,7 +36,11 @@ _MOST_SHOWN_LABELS = 100  # a larger confusion matrix is left out of the result
 
 
 def evaluate(
-    target: Path, data: str | None = None, tasks: list[str] | None = None, progress: bool = True
+    target: Path,
+    data: str | None = None,
+    tasks: list[str] | None = None,
+    progress: bool = True,
+    ema: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Compute the scores of ``config.eval``.
 
@@ -48,6 +52,7 @@ def evaluate(
         data: shards that replace those of every score.
         tasks: names of scores, or kinds (classify, transcribe, retrieve); None: all.
         progress: show bars on stderr.
+        ema: of a run, score the moving averages of the weights.
 
     Returns:
         Per score ``task``, ``samples``, ``skipped``, ``oversize`` and, as shares of 1,
@@ -67,7 +72,7 @@ def evaluate(
         predictor, _ = load_release(target)
     elif (target / "config.yaml").is_file():
         _, _, checkpoint = open_run(target)  # once: a run that goes on may write a newer one meanwhile
-        predictor, _ = load_run(target, checkpoint)
+        predictor, _ = load_run(target, checkpoint, ema)
     else:
         raise UserError(
             f"{target}: neither a run directory (config.yaml) nor a release (config.json of mmscale export)"
@@ -92,7 +97,7 @@ def evaluate(
             "digests": samples.corpus.digests,
             "command": _command(target, data, name),
         }
-    if not release:
+    if not release and not ema:  # the model card tells the scores of the weights that are exported by default
         write_scores(target, read_state(checkpoint).step, entries)
     return results
 

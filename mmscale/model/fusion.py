@@ -26,6 +26,7 @@ from mmscale.model.objectives import (
 from mmscale.model.recurrent import time_major
 from mmscale.model.rotary import rotary_angles
 from mmscale.model.stems import AUDIO_STEMS, IMAGE_STEMS
+from mmscale.model.width import width_ratio
 
 
 class FusionTransformer(nn.Module):
@@ -40,6 +41,7 @@ class FusionTransformer(nn.Module):
         super().__init__()
         assert config.vocab_size > 0, "resolve model.vocab_size from the tokenizer first"
         self.config, self.media = config, media
+        self._tied_factor = width_ratio(config)  # of logits made by the embedding
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.image_stem = IMAGE_STEMS[config.image_stem](config, media)
         self.audio_stem = AUDIO_STEMS[config.audio_stem](config, media)
@@ -65,13 +67,14 @@ class FusionTransformer(nn.Module):
         ``unit`` float32 [T, E], the embeddings, and ``log_scale`` and ``bias``, [1].
         """
         hidden = self.hidden(batch).flatten(0, 1)
+        words = hidden * self._tied_factor
         unit = self._unit(hidden, batch)
         scale, bias = self.contrast_log_scale, self.contrast_bias
         if embeddings_only:
             return {"unit": unit, "log_scale": scale.clone(), "bias": bias.clone()}
         smoothing, table = self.config.label_smoothing, self.embedding.weight
         next_token = next_token_loss(
-            hidden[batch.target_at_T], table, batch.target_T, batch.target_weight_T, smoothing
+            words[batch.target_at_T], table, batch.target_T, batch.target_weight_T, smoothing
         )
         if contrast is not None:
             contrastive = contrast.surrogate(unit, scale, bias)
@@ -81,7 +84,7 @@ class FusionTransformer(nn.Module):
                 side_T=batch.embed_side_T, match_T=batch.embed_match_T, weight_T=batch.embed_weight_T,
             )  # fmt: skip
         ctc = ctc_loss(
-            hidden, table, at_CP=batch.ctc_at_CP, tokens_C=batch.ctc_tokens_C, target_CU=batch.ctc_target_CU,
+            words, table, at_CP=batch.ctc_at_CP, tokens_C=batch.ctc_tokens_C, target_CU=batch.ctc_target_CU,
             length_C=batch.ctc_length_C, weight_C=batch.ctc_weight_C,
         )  # fmt: skip
         classify = classification_loss(
@@ -138,7 +141,7 @@ class FusionTransformer(nn.Module):
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Next-token logits, float32 [T, V]."""
-        return (hidden_TD @ self.embedding.weight.T).float()
+        return (hidden_TD * self._tied_factor @ self.embedding.weight.T).float()
 
     def embed(self, batch: Batch) -> Tensor:
         """Unit-length embeddings at the batch's <|embed|> tokens, float32 [T, E]."""
@@ -152,7 +155,9 @@ class FusionTransformer(nn.Module):
     def ctc_log_probs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(float32 [C, P, V], blank is token 0; int64 [C], how many of the P are real) of the batch's ctc clips."""
         hidden = self.hidden(batch).flatten(0, 1)
-        return ctc_log_probs(hidden, self.embedding.weight, batch.ctc_at_CP), batch.ctc_tokens_C
+        return ctc_log_probs(
+            hidden * self._tied_factor, self.embedding.weight, batch.ctc_at_CP
+        ), batch.ctc_tokens_C
 
     def _unit(self, hidden_TD: Tensor, batch: Batch) -> Tensor:
         return F.normalize(self.embed_head(hidden_TD[batch.embed_at_T]).float(), dim=-1)

@@ -16,6 +16,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from mmscale import prf
 from mmscale.config import ModelConfig
+from mmscale.model.width import initial_factor
 
 _CHUNK = 1 << 22  # elements drawn at once; bounds the float64 temporaries
 
@@ -46,7 +47,7 @@ def _rule(name: str, parameter: Tensor, config: ModelConfig) -> tuple[float, flo
         return (1.0 if name.endswith("norm.weight") else 0.0), 0.0
     if name == "embedding.weight":
         return 0.0, 0.02
-    deviation = 1.0 / math.sqrt(parameter[0].numel())
+    deviation = initial_factor(name, parameter.dim(), config) / math.sqrt(parameter[0].numel())
     if name.endswith(("o_proj.weight", "down_proj.weight")):
         deviation /= math.sqrt(2.0 * config.layers)
     return 0.0, deviation

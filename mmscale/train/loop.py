@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
-from mmscale.checkpoint.store import CheckpointStore, RunState
+from mmscale.checkpoint.store import CheckpointStore, RunState, read_state
 from mmscale.config import Config
 from mmscale.data.assemble import Assembler
 from mmscale.data.loader import MicroBatches, iterate_steps
@@ -17,9 +18,11 @@ from mmscale.errors import UserError
 from mmscale.parallel.ranks import join_ranks, leave_ranks
 from mmscale.parallel.strategy import build_strategy, clip_gradients
 from mmscale.train.contrast import contrast_terms
+from mmscale.train.ema import Ema
 from mmscale.train.metrics import LOSSES, Metrics
-from mmscale.train.optimizer import build_optimizer, learning_rate, set_learning_rate
+from mmscale.train.optimizer import TrainOptimizer
 from mmscale.train.prepare import prepare
+from mmscale.train.schedule import learning_rate
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,10 @@ def train(config: Config) -> TrainResult:
         tokenizer, plan = prepare(config, ranks)
         strategy = build_strategy(config, ranks)
         model = strategy.model
-        optimizer = build_optimizer(model, config.train.optimizer)
+        optimizer = TrainOptimizer(model, config.train.optimizer, config.model)
+        ema = Ema(model, config.train.ema) if config.train.ema else None
         store = CheckpointStore(Path(config.run.dir) / "checkpoints", config.train.keep_last)
-        state = _resume(config, plan, store, model, optimizer)
+        state = _resume(config, plan, store, model, optimizer, ema)
 
         data = MicroBatches(
             plan, Assembler(config, plan, tokenizer), steps=config.train.steps,
@@ -77,16 +81,18 @@ def train(config: Config) -> TrainResult:
 
                 grad_norm = clip_gradients(model, config.train.optimizer.clip_norm)
                 lr = learning_rate(config.train.optimizer, step, config.train.steps)
-                set_learning_rate(optimizer, lr)
+                optimizer.set_learning_rate(lr)
                 optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+                optimizer.zero_grad()
+                if ema is not None:
+                    ema.update(step)
 
                 tokens += plan.step(step).tokens
                 metrics.record(step, losses, grad_norm, lr, plan.step(step).tokens, wait, batches)
                 if (step + 1) % config.train.checkpoint_every == 0 or step + 1 == config.train.steps:
                     metrics.flush()
                     done = RunState(step + 1, plan.fingerprint(step + 1), metrics.seen, metrics.bad)
-                    store.save(model, optimizer, done)
+                    store.save(state_tensors(model, optimizer, ema), done)
             store.wait()
         finally:
             metrics.finish()
@@ -98,13 +104,28 @@ def train(config: Config) -> TrainResult:
         leave_ranks()
 
 
-def _resume(config: Config, plan: Plan, store: CheckpointStore, model, optimizer) -> RunState:
+def state_tensors(model: nn.Module, optimizer: TrainOptimizer, ema: Ema | None) -> dict[str, Tensor]:
+    """Everything a checkpoint holds, by name."""
+    weights = {f"model.{name}": parameter.data for name, parameter in model.named_parameters()}
+    return weights | optimizer.state_tensors() | (ema.state_tensors() if ema is not None else {})
+
+
+def _resume(
+    config: Config,
+    plan: Plan,
+    store: CheckpointStore,
+    model: nn.Module,
+    optimizer: TrainOptimizer,
+    ema: Ema | None,
+) -> RunState:
     newest = store.newest()
     if newest is None:
         return RunState(0, plan.fingerprint(0))
     if config.train.resume == "never":
         raise UserError(f"{newest}: train.resume=never, but the run has a checkpoint; choose another run.dir")
-    state = store.restore(newest, model, optimizer)
+    state = read_state(newest)
+    optimizer.allocate(state.step)
+    store.restore(newest, state_tensors(model, optimizer, ema))
     if state.fingerprint != plan.fingerprint(state.step):
         raise UserError(
             f"{newest}: was trained on other data or another order (seed, data.* or media.* changed); "

@@ -1,38 +1,92 @@
-"""AdamW with fp32 moments, and its learning rate as a function of the step."""
+"""Which optimiser updates which parameter, with float32 moments everywhere."""
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from mmscale.config import OptimizerConfig
-
-
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, 2019); matrices are decayed, vectors (norms, biases, scales) are not."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
-    )
+from mmscale.config import ModelConfig, OptimizerConfig
+from mmscale.model.width import lr_factor
+from mmscale.train.muon import Muon
 
 
-def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Linear warm-up over ``warmup_steps``, then a cosine to ``final_lr`` of the peak at the last step."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, steps - 1 - config.warmup_steps)
-    cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-    return config.lr * (config.final_lr + (1.0 - config.final_lr) * cosine)
+class TrainOptimizer:
+    """AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest.
+
+    Matrices and convolutions are decayed, vectors (norms, biases, scales) are not. Learning rates
+    and decays follow `mmscale.model.width`. Parameters that need no gradient (frozen) are left alone.
+    """
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig, sizes: ModelConfig) -> None:
+        self._names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+        groups: dict[tuple[str, float, float], list[Tensor]] = {}
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            factor = lr_factor(name, parameter.dim(), sizes)
+            decay = config.weight_decay / factor if parameter.dim() >= 2 else 0.0
+            kind = "muon" if config.name == "muon" and _is_block_matrix(name, parameter) else "adamw"
+            groups.setdefault((kind, factor, decay), []).append(parameter)
+
+        def of(kind: str) -> list[dict[str, Any]]:
+            return [
+                {"params": members, "lr": config.lr * factor, "lr_factor": factor, "weight_decay": decay}
+                for (group_kind, factor, decay), members in groups.items()
+                if group_kind == kind
+            ]
+
+        self._inner: list[torch.optim.Optimizer] = []
+        if of("adamw"):
+            betas = (config.beta1, config.beta2)
+            self._inner.append(torch.optim.AdamW(of("adamw"), betas=betas, eps=config.eps, fused=True))
+        if of("muon"):
+            self._inner.append(Muon(of("muon"), config.lr, config.momentum, config.weight_decay))
+
+    def set_learning_rate(self, lr: float) -> None:
+        """Use ``lr``, times each group's own factor."""
+        for optimizer in self._inner:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group["lr_factor"]
+
+    def step(self) -> None:
+        """Update the parameters from their gradients."""
+        for optimizer in self._inner:
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for optimizer in self._inner:
+            optimizer.zero_grad(set_to_none=True)
+
+    def allocate(self, step: int) -> None:
+        """Make the moments as they are after ``step`` updates, zero until a checkpoint is read into them."""
+        for optimizer in self._inner:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    zeros = torch.zeros_like
+                    if isinstance(optimizer, Muon):
+                        optimizer.state[parameter] = {"momentum_buffer": zeros(parameter)}
+                        continue
+                    optimizer.state[parameter] = {
+                        # Fused AdamW keeps its step count beside the parameter.
+                        "step": torch.tensor(float(step), dtype=torch.float32, device=parameter.device),
+                        "exp_avg": zeros(parameter),
+                        "exp_avg_sq": zeros(parameter),
+                    }
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold: ``<moment>.<parameter>``, the step counts excepted."""
+        return {
+            f"{moment}.{self._names[id(parameter)]}": tensor
+            for optimizer in self._inner
+            for parameter, state in optimizer.state.items()
+            for moment, tensor in state.items()
+            if moment != "step"
+        }
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Use ``lr`` for every parameter."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+def _is_block_matrix(name: str, parameter: Tensor) -> bool:
+    """Weights between vectors of the residual stream; embeddings, stems and heads are not of this kind."""
+    return name.startswith("blocks.") and parameter.dim() == 2

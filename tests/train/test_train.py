@@ -87,6 +87,24 @@ def test_learns_and_tells(tmp_path, small_run):
     assert (tmp_path / "config.yaml").is_file() and (tmp_path / "tokenizer.json").is_file()
 
 
+MUON = ["train.optimizer={name: muon, schedule: wsd, lr: 2e-3, warmup_steps: 2}", "train.ema=0.9"]
+
+
+def test_muon_and_averages_do_not_depend_on_the_number_of_ranks(tmp_path, small_run):
+    """Each matrix is orthogonalised whole, wherever its rows lie."""
+    found = []
+    for ranks in (1, 2):
+        train(tmp_path / str(ranks), small_run, *MUON, "train.steps=6", ranks=ranks)
+        found.append(weights(tmp_path / str(ranks)))
+    assert found[0].keys() == found[1].keys() and any(
+        name.startswith("momentum_buffer.") for name in found[0]
+    )
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+    average, weight = (found[0][f"{kind}.blocks.0.attention.q_proj.weight"] for kind in ("ema", "model"))
+    assert not torch.equal(average, weight)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_killed_at_random_steps_ends_with_bit_identical_weights(tmp_path, small_run, precision):
     overrides = [
@@ -96,7 +114,7 @@ def test_killed_at_random_steps_ends_with_bit_identical_weights(tmp_path, small_
         f"train.precision={precision}",
         "data.workers=1",
         # bf16 is emulated, slowly, on CPUs without it.
-        *(["data.seq_len=128", "data.sequences=2"] if precision == "bf16" else []),
+        *(["data.seq_len=128", "data.sequences=2"] if precision == "bf16" else MUON),
     ]
     calm, chaos = tmp_path / "calm", tmp_path / "chaos"
     run_module(["mmscale", "train", CONFIG, *overrides, f"run.dir={calm}"], ranks=2)
@@ -107,7 +125,14 @@ def test_killed_at_random_steps_ends_with_bit_identical_weights(tmp_path, small_
     run_module(["mmscale", "train", CONFIG, *overrides, f"run.dir={chaos}"], ranks=2)
 
     expected, found = weights(calm), weights(chaos)
-    assert expected.keys() == found.keys() and any(name.startswith("exp_avg_sq.") for name in expected)
+    assert expected.keys() == found.keys()
+    kinds = {name.partition(".")[0] for name in expected}
+    assert kinds == {
+        "model",
+        "exp_avg",
+        "exp_avg_sq",
+        *(["momentum_buffer", "ema"] if precision == "fp32" else []),
+    }
     for name, tensor in expected.items():
         assert torch.equal(tensor, found[name]), name
     assert [row["step"] for row in metrics(chaos)] == list(range(9)), "no step is missing or told twice"

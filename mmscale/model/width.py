@@ -1,0 +1,50 @@
+"""Width-aware parametrisation: a learning rate found on a narrow model holds on a wide one.
+
+muP for Adam (Yang et al., "Tensor Programs V", 2022, table 3), with ``model.base_width`` as the width at which it is
+the standard parametrisation. A weight's rule follows from which of its sides grow with the model's width:
+
+=========  =======================================  ==================  =====================================
+rule       parameters                               learning rate       initial deviation
+=========  =======================================  ==================  =====================================
+hidden     matrices of blocks, of the GRU stem      x base / width      as always: 1 / sqrt(fan-in)
+output     embed_head, class heads                  x base / width      x sqrt(base / width)
+input      embedding, convolutions and projections  x 1                 as always
+           of the stems, norms, biases, scalars
+=========  =======================================  ==================  =====================================
+
+The embedding is tied to the output, so its logits are multiplied by base / width instead. Attention needs no 1 / d
+scale: heads have one width at every size, and queries and keys are normalised. Decoupled weight decay is multiplied
+by width / base where the learning rate is divided by it, so that both shrink a weight alike at every width.
+"""
+
+from __future__ import annotations
+
+from mmscale.config import ModelConfig
+
+
+def width_ratio(config: ModelConfig) -> float:
+    """base / width; 1 with the standard parametrisation (``base_width`` 0)."""
+    return config.base_width / config.width if config.base_width else 1.0
+
+
+def rule_of(name: str, dimensions: int) -> str:
+    """``hidden``, ``output`` or ``input`` for a parameter of `FusionTransformer` by name."""
+    if dimensions < 2:
+        return "input"
+    if name.startswith(("embed_head.", "class_heads.")):
+        return "output"
+    if name.startswith("blocks."):
+        return "hidden"
+    # A conv stem's projection reads channels; the GRU stem's matrices, and its projection, read the model's width.
+    recurrent = ("audio_stem.input_weight", "audio_stem.state_weight")
+    return "hidden" if name.startswith(recurrent) else "input"
+
+
+def lr_factor(name: str, dimensions: int, config: ModelConfig) -> float:
+    """Factor of a parameter's learning rate, the inverse of that of its weight decay."""
+    return 1.0 if rule_of(name, dimensions) == "input" else width_ratio(config)
+
+
+def initial_factor(name: str, dimensions: int, config: ModelConfig) -> float:
+    """Factor of a parameter's initial standard deviation."""
+    return width_ratio(config) ** 0.5 if rule_of(name, dimensions) == "output" else 1.0

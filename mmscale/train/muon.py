@@ -1,0 +1,68 @@
+"""Muon: momentum whose update is orthogonalised (Jordan et al., 2024), for the matrices of the blocks.
+
+The update is scaled as in Moonlight (Liu et al., 2025), to the root mean square of AdamW's, so that AdamW's learning
+rate and weight decay hold. A sharded matrix is gathered whole, orthogonalised in float32 on every rank, and each rank
+keeps its own rows: the result does not depend on the number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+# Quintic Newton-Schulz iteration; after five steps every singular value lies between about 0.7 and 1.2.
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_STEPS = 5
+_RMS = 0.2  # of an AdamW update, about
+
+
+def orthogonalise(matrix: Tensor) -> Tensor:
+    """U V^T, nearly, of float32 ``matrix`` [rows, columns] = U S V^T."""
+    a, b, c = _COEFFICIENTS
+    x = matrix / (matrix.norm() + 1e-7)
+    wide = x.shape[0] <= x.shape[1]
+    x = x if wide else x.T
+    for _ in range(_STEPS):
+        gram = x @ x.T
+        x = torch.addmm(a * x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x)
+    return x if wide else x.T
+
+
+class Muon(torch.optim.Optimizer):
+    """For two-dimensional parameters, whole or sharded along any axis.
+
+    Args:
+        parameters: parameters or groups with ``lr`` and ``weight_decay``.
+        momentum: share of the running sum that is kept (Nesterov's form).
+    """
+
+    def __init__(self, parameters: Iterable[Any], lr: float, momentum: float, weight_decay: float) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        assert closure is None, "losses come from the training loop"
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+
+    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        assert parameter.dim() == 2 and parameter.grad is not None
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        buffer = state["momentum_buffer"]
+        buffer.lerp_(parameter.grad, 1.0 - group["momentum"])
+        update = parameter.grad.lerp(buffer, group["momentum"])
+        whole = update.full_tensor() if isinstance(update, DTensor) else update
+        scale = _RMS * max(whole.shape) ** 0.5
+        step = orthogonalise(whole.float()).mul_(scale).to(parameter.dtype)
+        if isinstance(parameter, DTensor):
+            step = distribute_tensor(step, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        parameter.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(step, alpha=-group["lr"])
