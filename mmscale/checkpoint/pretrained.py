@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmscale.checkpoint.release import load_release
+from mmscale.checkpoint.release import is_release, load_release
+from mmscale.checkpoint.run_folder import load_run, open_run
+from mmscale.checkpoint.store import read_state
 from mmscale.config import is_media
 from mmscale.errors import SampleFault, UserError
+from mmscale.predict.decoding import Decoding
 from mmscale.predict.predictor import Predictor
 from mmscale.predict.query import Part
 from mmscale.predict.raw_input import AudioInput, ImageInput, audio_bytes, image_bytes
@@ -30,10 +34,9 @@ class Pretrained:
     be used.
     """
 
-    def __init__(self, predictor: Predictor, facts: dict[str, Any]) -> None:
-        self.predictor, self.config = predictor, predictor.config
-        self.step: int = facts["step"]
-        self.parameters: int = facts["parameters"]
+    def __init__(self, predictor: Predictor, step: int) -> None:
+        self.predictor, self.config, self.step = predictor, predictor.config, step
+        self.parameters = sum(parameter.numel() for parameter in predictor.model.parameters())
 
     def classify(
         self,
@@ -64,19 +67,38 @@ class Pretrained:
         audio: AudioInput | None = None,
         text: str | None = None,
         prompt: str | None = None,
-        max_new_tokens: int = 64,
+        **decoding: Any,
     ) -> str:
-        """The model's likeliest answer, token by token."""
-        query, trained = self._query(image, audio, text)
-        return self.predictor.generate([query], _choose_prompt(prompt, trained), max_new_tokens)[0]
+        """The model's answer: greedy, or by the keywords of `mmscale.predict.decoding.Decoding`.
 
-    def transcribe(self, audio: AudioInput, prompt: str | None = None, max_new_tokens: int = 64) -> str:
-        """What is said in a clip."""
-        return self.answer(audio=audio, prompt=prompt, max_new_tokens=max_new_tokens)
+        Such as ``beams=4``, ``temperature=0.8, top_p=0.95, seed=1``, ``labels=["yes", "no"]``, ``max_new_tokens=20``.
+        """
+        return self.answers([{"image": image, "audio": audio, "text": text}], prompt, **decoding)[0]
 
-    def describe(self, image: ImageInput, prompt: str | None = None, max_new_tokens: int = 64) -> str:
-        """What a picture shows."""
-        return self.answer(image=image, prompt=prompt, max_new_tokens=max_new_tokens)
+    def answers(
+        self, inputs: Sequence[Mapping[str, Any]], prompt: str | None = None, **decoding: Any
+    ) -> list[str]:
+        """`answer` to many inputs at once, each a mapping of ``image``, ``audio`` and ``text``; much faster."""
+        unknown = {name for one in inputs for name in one} - {"image", "audio", "text"}
+        if unknown:
+            raise UserError(f"answers: {min(unknown)!r} is none of image, audio, text")
+        asked = [self._query(one.get("image"), one.get("audio"), one.get("text")) for one in inputs]
+        prompts = [_choose_prompt(prompt, trained) for _, trained in asked]
+        found = [""] * len(asked)
+        for chosen in dict.fromkeys(prompts):
+            rows = [row for row, one in enumerate(prompts) if one == chosen]
+            texts = self.predictor.generate([asked[row][0] for row in rows], chosen, _decoding(decoding))
+            for row, answer in zip(rows, texts, strict=True):
+                found[row] = answer
+        return found
+
+    def transcribe(self, audio: AudioInput, prompt: str | None = None, **decoding: Any) -> str:
+        """What is said in a clip; keywords as `answer`'s."""
+        return self.answer(audio=audio, prompt=prompt, **decoding)
+
+    def describe(self, image: ImageInput, prompt: str | None = None, **decoding: Any) -> str:
+        """What a picture shows; keywords as `answer`'s."""
+        return self.answer(image=image, prompt=prompt, **decoding)
 
     def embed(
         self,
@@ -138,7 +160,24 @@ def load(folder: str | PathLike[str], device: str = "cpu") -> Pretrained:
     Raises:
         UserError: the folder is no release, or is damaged.
     """
-    return Pretrained(*load_release(Path(folder), device))
+    predictor, facts = load_release(Path(folder), device)
+    return Pretrained(predictor, facts["step"])
+
+
+def load_trained(folder: Path) -> Pretrained:
+    """A release, or the newest checkpoint of a run. Raises `UserError` if the folder is neither, or is damaged."""
+    if is_release(folder):
+        return load(folder)
+    _, _, checkpoint = open_run(folder)
+    return Pretrained(load_run(folder, checkpoint)[0], read_state(checkpoint).step)
+
+
+def _decoding(keywords: dict[str, Any]) -> Decoding:
+    known = [item.name for item in dataclasses.fields(Decoding)]
+    unknown = keywords.keys() - set(known)
+    if unknown:
+        raise UserError(f"{min(unknown)!r} is no way to decode; there are {', '.join(known)}")
+    return Decoding(**keywords)
 
 
 def _choose_prompt(prompt: str | None, trained: list[str]) -> str:

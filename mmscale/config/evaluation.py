@@ -22,6 +22,15 @@ class EvalConfig:
     candidates: str = key("", "retrieve: the field that is searched.")
     match: str = key("", "retrieve: field whose equal values count as found; empty: the sample's key.")
     max_new_tokens: int = key(64, "transcribe: longest answer, tokens.", low=1)
+    beams: int = key(1, "transcribe: hypotheses of beam search; 1: the likeliest token at each place.", low=1)
+    decoder: str = key(
+        "answer",
+        "transcribe: answer: what the model answers; ctc: what a ctc task taught the clip's own tokens to spell.",
+        choices=("answer", "ctc"),
+    )
+    head: str = key(
+        "", "classify: the linear head of a classify task; empty: by the likelihood of the answers."
+    )
 
     def fields(self) -> list[str]:
         """Every field the score reads."""
@@ -36,6 +45,8 @@ def check_eval(where: str, score: EvalConfig) -> None:
         needed = {"query": score.query, "candidates": score.candidates}
     else:
         needed = {"input": score.input, "target": score.target}
+    if score.head and score.labels:
+        raise UserError(f"{where}.labels: a linear head has classes of its own; remove labels or head")
     for name, value in needed.items():
         if not value:
             raise UserError(f"{where}.{name}: missing; {score.task} needs it")

@@ -28,6 +28,7 @@ from mmscale.evaluate.scores import (
     recall_at,
     word_error_rate,
 )
+from mmscale.predict.decoding import Decoding
 from mmscale.predict.predictor import Predictor
 from mmscale.predict.query import Part
 
@@ -216,7 +217,7 @@ class _Samples:
 def _classify(samples: _Samples) -> dict[str, Any]:
     predictor, score = samples.predictor, samples.score
     targets = samples.targets()
-    labels = score.labels or sorted(targets)
+    labels = score.labels or predictor.config.model.classes.get(score.head) or sorted(targets)
     if not targets & set(labels):
         raise UserError(
             f"eval.{samples.name}.labels: no sample's {score.target} is one of them; "
@@ -226,7 +227,11 @@ def _classify(samples: _Samples) -> dict[str, Any]:
     truth: list[str] = []
     predicted: list[str] = []
     for chunk in samples.chunks(longest):
-        scores = predictor.label_scores([one.queries[0] for one in chunk], score.prompt, labels)
+        queries = [one.queries[0] for one in chunk]
+        if score.head:
+            scores = predictor.class_scores(queries, score.prompt, score.head)
+        else:
+            scores = predictor.label_scores(queries, score.prompt, labels)
         predicted += [labels[best] for best in scores.argmax(axis=1).tolist()]
         truth += [one.answer for one in chunk]
     shown = [*dict.fromkeys(labels), *sorted(set(truth) - set(labels))]
@@ -243,11 +248,15 @@ def _classify(samples: _Samples) -> dict[str, Any]:
 
 def _transcribe(samples: _Samples) -> dict[str, Any]:
     score = samples.score
+    decoding = Decoding(max_new_tokens=score.max_new_tokens, beams=score.beams)
     truth: list[str] = []
     predicted: list[str] = []
     for chunk in samples.chunks():
         queries = [one.queries[0] for one in chunk]
-        predicted += samples.predictor.generate(queries, score.prompt, score.max_new_tokens)
+        if score.decoder == "ctc":
+            predicted += samples.predictor.spell(queries, score.beams)
+        else:
+            predicted += samples.predictor.generate(queries, score.prompt, decoding)
         truth += [one.answer for one in chunk]
     exact = accuracy(
         [" ".join(text.split()) for text in truth], [" ".join(text.split()) for text in predicted]

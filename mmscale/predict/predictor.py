@@ -1,4 +1,4 @@
-"""Asking a trained model: scores of labels, greedy answers, embeddings. Batched; knows nothing of files.
+"""Asking a trained model: scores of labels, answers, transcripts, embeddings. Batched; knows nothing of files.
 
 Shape suffixes: B sequences, L positions, D model width, E embedding width, R rows, K nodes of a label tree,
 V vocabulary.
@@ -6,8 +6,8 @@ V vocabulary.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,12 +22,17 @@ from mmscale.data.tokenizer import ANSWER, EMBED, END, SPECIAL_TOKENS, Tokenizer
 from mmscale.errors import UserError
 from mmscale.model.attention import make_plan
 from mmscale.model.fusion import FusionTransformer
+from mmscale.model.objectives import BLANK
+from mmscale.predict.ctc_decode import beam_ctc, greedy_ctc
+from mmscale.predict.decoding import Choices, Decoding
+from mmscale.predict.generate import Generator, Hypothesis
 from mmscale.predict.label_tree import LabelTree, build_trees
 from mmscale.predict.query import PartReader, Query, Text, count_tokens, lay_query
 
 _FORWARD_TOKENS = 8192  # positions of one forward pass, about
 _TREE_NODES = 256  # beyond this, masked pairs of nodes cost more than reading the query again
 _ROW_SLACK = 0.8  # rows of one forward pass are at least this share of the longest, or within 8 positions
+_GREEDY = Decoding()
 _LOGIT_ELEMENTS = 1 << 25  # float32 logits that exist at once
 
 
@@ -68,37 +73,106 @@ class Predictor:
         lengths = np.array([count_tokens(one, self.config.media) for one in segments], np.int64)
         self._check_lengths(lengths + max((len(one) for one in ids), default=0))
         scores = np.zeros((len(segments), len(ids)), np.float32)
+        if self.config.model.fusion == "rnn":  # a tree needs attention
+            for column, label in enumerate(ids):
+                scores[:, column] = self._answer_scores(segments, label)
+            return scores
         for tree in build_trees(ids, _TREE_NODES):
             for rows in _rows_of_like_length(lengths, len(tree.tokens)):
                 scores[rows[:, None], tree.labels] = self._tree_scores([segments[row] for row in rows], tree)
         return scores
 
     @torch.inference_mode()
-    def generate(self, queries: Sequence[Query], prompt: str, max_new_tokens: int) -> list[str]:
-        """Greedy answers: the likeliest token, until <|end|>, ``max_new_tokens`` or ``data.seq_len``.
+    def generate(self, queries: Sequence[Query], prompt: str, decoding: Decoding = _GREEDY) -> list[str]:
+        """The best answer to every query; see `hypotheses`."""
+        return [self.tokenizer.decode(found[0].ids) for found in self.hypotheses(queries, prompt, decoding)]
 
-        Tokens that are no text (special tokens but <|end|>, rows that only round up the vocabulary) are
-        never chosen. The query is read again for every token.
+    @torch.inference_mode()
+    def hypotheses(
+        self, queries: Sequence[Query], prompt: str, decoding: Decoding = _GREEDY
+    ) -> list[list[Hypothesis]]:
+        """Answers to every query, the best first: one, or as many as there are beams.
+
+        An answer ends with <|end|>, after ``max_new_tokens``, or where the query and it fill ``data.seq_len``.
+        Tokens that are no text (special tokens but <|end|>, rows that only round up the vocabulary) are never chosen.
 
         Raises:
-            UserError: a query is longer than ``data.seq_len``.
+            UserError: a query is longer than ``data.seq_len``, or ``decoding`` cannot be.
         """
+        decoding.check()
         segments = self._closed(queries, prompt, ANSWER)
         lengths = np.array([count_tokens(one, self.config.media) for one in segments], np.int64)
+        choices = None
+        if decoding.labels is not None:
+            labels = [self.tokenizer.encode(label) for label in decoding.labels]
+            choices = Choices(labels, END)
+            # A label is never cut short.
+            decoding = replace(decoding, max_new_tokens=max(len(ids) for ids in labels) + 1)
+            self._check_lengths(lengths + decoding.max_new_tokens - 1)
         self._check_lengths(lengths)
-        answers: list[list[int]] = [[] for _ in segments]
-        live = list(range(len(segments)))
-        for _ in range(max_new_tokens):
-            live = [one for one in live if lengths[one] + len(answers[one]) <= self.config.data.seq_len]
-            if not live:
-                break
-            so_far: list[Query] = [[*segments[one], Text(np.array(answers[one], np.int64))] for one in live]
-            chosen = self._next_tokens(so_far)
-            for one, token in zip(live, chosen, strict=True):
-                if token != END:
-                    answers[one].append(token)
-            live = [one for one, token in zip(live, chosen, strict=True) if token != END]
-        return [self.tokenizer.decode(answer) for answer in answers]
+        generator = Generator(self.model, self._text_tokens(), END, decoding, choices)
+        rooms = np.minimum(decoding.max_new_tokens, self.config.data.seq_len - lengths + 1)
+        found: list[list[Hypothesis]] = [[] for _ in segments]
+        for rows in _rows_of_like_length(
+            lengths, int(rooms.max(initial=0)), _FORWARD_TOKENS // decoding.beams
+        ):
+            builder = BatchBuilder(len(rows), int(lengths[rows].max()), self.config.media)
+            for row in rows.tolist():
+                builder.open_sequence()
+                lay_query(builder, segments[row])
+            batch = builder.finish().to(self.device)
+            for row, best in zip(
+                rows.tolist(), generator.answer(batch, rows.tolist(), rooms[rows].tolist()), strict=True
+            ):
+                found[row] = best
+        return found
+
+    @torch.inference_mode()
+    def spell(self, clips: Sequence[Query], beams: int = 1) -> list[str]:
+        """What is said in every clip, by its CTC outputs: queries of one sound each, as ctc tasks train them.
+
+        Raises:
+            UserError: a clip is longer than ``data.seq_len``.
+        """
+        lengths = np.array([count_tokens(one, self.config.media) for one in clips], np.int64)
+        self._check_lengths(lengths)
+        texts = [""] * len(clips)
+        for rows in _rows_of_like_length(lengths, 0):
+            builder = BatchBuilder(len(rows), int(lengths[rows].max()), self.config.media)
+            for row in rows.tolist():
+                builder.open_sequence()
+                lay_query(builder, clips[row])
+                at = builder.sequence * int(lengths[rows].max()) + np.arange(lengths[row])
+                builder.add_transcript(at, np.zeros(0, np.int64), 0.0)
+            log_probs, counts = self.model.ctc_log_probs(builder.finish().to(self.device))
+            log_probs = log_probs.masked_fill(~self._text_tokens(blank=True), -torch.inf)
+            for row, found, count in zip(
+                rows.tolist(), log_probs.cpu().numpy(), counts.tolist(), strict=True
+            ):
+                ids = (
+                    beam_ctc(found[:count], BLANK, beams)[0][0]
+                    if beams > 1
+                    else greedy_ctc(found[:count], BLANK)
+                )
+                texts[row] = self.tokenizer.decode(ids)
+        return texts
+
+    @torch.inference_mode()
+    def class_scores(self, queries: Sequence[Query], prompt: str, head: str) -> NDArray[np.float32]:
+        """Log-probabilities of a linear head's classes, float32 [queries, classes], in the order of ``model.classes``.
+
+        Raises:
+            UserError: there is no such head, or a query is longer than ``data.seq_len``.
+        """
+        heads = sorted(self.config.model.classes)
+        if head not in heads:
+            raise UserError(f"head {head!r}: the model has {', '.join(heads) or 'none'}")
+        segments = self._closed(queries, prompt, ANSWER)
+        out = np.zeros((len(segments), len(self.config.model.classes[head])), np.float32)
+        for items, batch, ends in self._packed(segments):
+            logits = self.model.class_logits(replace(batch, class_at_T=ends))[heads.index(head)]
+            out[items] = logits.log_softmax(-1).cpu().numpy()
+        return out
 
     @torch.inference_mode()
     def embed(self, queries: Sequence[Query]) -> NDArray[np.float32]:
@@ -110,7 +184,7 @@ class Predictor:
         segments = self._closed(queries, "", EMBED)
         out = np.zeros((len(segments), self.config.model.embed_dim), np.float32)
         for items, batch, ends in self._packed(segments):
-            out[items] = self.model.embed(dataclasses.replace(batch, embed_at_T=ends)).cpu().numpy()
+            out[items] = self.model.embed(replace(batch, embed_at_T=ends)).cpu().numpy()
         return out
 
     def _closed(self, queries: Sequence[Query], prompt: str, last: int) -> list[Query]:
@@ -125,16 +199,12 @@ class Predictor:
                 "shorten the query, or train with a larger data.seq_len"
             )
 
-    def _next_tokens(self, segments: list[Query]) -> list[int]:
+    def _text_tokens(self, blank: bool = False) -> Tensor:
+        """bool [V]: tokens an answer may hold, and <|end|> or, for CTC, the blank."""
         allowed = torch.zeros(self.config.model.vocab_size, dtype=torch.bool, device=self.device)
         allowed[len(SPECIAL_TOKENS) : len(self.tokenizer)] = True
-        allowed[END] = True
-        chosen = np.zeros(len(segments), np.int64)
-        for items, batch, ends in self._packed(segments):
-            hidden = self.model.hidden(batch).flatten(0, 1)[ends]
-            logits = self.model.logits(hidden).masked_fill_(~allowed, -torch.inf)
-            chosen[items] = logits.argmax(-1).cpu().numpy()
-        return chosen.tolist()
+        allowed[BLANK if blank else END] = True
+        return allowed
 
     def _packed(self, segments: list[Query]) -> Iterator[tuple[NDArray[np.int64], Batch, Tensor]]:
         """Segments packed into sequences, a few sequences at a time.
@@ -159,6 +229,17 @@ class Predictor:
                 ends += [lay_query(builder, segments[item]) for item in items]
             batch = builder.finish().to(self.device)
             yield np.concatenate(group).astype(np.int64), batch, torch.tensor(ends, device=self.device)
+
+    def _answer_scores(self, segments: list[Query], label: list[int]) -> NDArray[np.float32]:
+        """Log-likelihood of one answer to every segment, float32 [segments]; each is read with the answer behind it."""
+        behind = Text(np.array(label, np.int64))
+        out = np.zeros(len(segments), np.float32)
+        for items, batch, ends in self._packed([[*segment, behind] for segment in segments]):
+            at_RK = ends[:, None] + torch.arange(-len(label), 1, device=self.device)
+            log_probs = self.model.logits(self.model.hidden(batch).flatten(0, 1)[at_RK]).log_softmax(-1)
+            wanted = torch.tensor([*label, END], device=self.device).expand(len(items), -1)
+            out[items] = log_probs.gather(2, wanted[..., None]).double().sum((1, 2)).cpu().numpy()
+        return out
 
     def _tree_scores(self, segments: list[Query], tree: LabelTree) -> NDArray[np.float32]:
         """Scores of the tree's labels, float32 [segments, labels]; one segment a row of the batch."""
@@ -207,13 +288,15 @@ class Predictor:
         return sums[:, ends] + log_probs[:, ends, END].double()
 
 
-def _rows_of_like_length(lengths: NDArray[np.int64], extra: int) -> Iterator[NDArray[np.int64]]:
+def _rows_of_like_length(
+    lengths: NDArray[np.int64], extra: int, positions: int = _FORWARD_TOKENS
+) -> Iterator[NDArray[np.int64]]:
     """Items by falling length, int64 [R] at a time, so that little of a forward pass is padding."""
     order = np.argsort(-lengths, kind="stable")
     first = 0
     while first < len(order):
         longest = int(lengths[order[first]]) + extra
-        most = max(1, _FORWARD_TOKENS // longest)
+        most = max(1, positions // longest)
         alike = lengths[order] + extra >= min(longest * _ROW_SLACK, longest - 8)
         last = min(first + most, int(np.count_nonzero(alike)))
         yield order[first:last]

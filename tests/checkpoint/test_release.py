@@ -19,6 +19,7 @@ from mmscale.checkpoint.run_folder import load_run
 from mmscale.checkpoint.score_file import read_scores, write_scores
 from mmscale.data.corpus import Corpus
 from mmscale.errors import UserError
+from mmscale.predict.decoding import Decoding
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,9 @@ def test_a_release_gives_the_outputs_of_its_run_bit_for_bit(run_dir, made):
     np.testing.assert_array_equal(
         direct.label_scores(queries, "which", WORDS), released.label_scores(queries, "which", WORDS)
     )
-    assert direct.generate(queries, "say", 4) == released.generate(queries, "say", 4)
+    assert direct.generate(queries, "say", Decoding(max_new_tokens=4)) == released.generate(
+        queries, "say", Decoding(max_new_tokens=4)
+    )
     assert facts["step"] == 9 and facts["parameters"] == made[1]["parameters"]
     for name, parameter in direct.model.named_parameters():
         assert torch.equal(parameter, dict(released.model.named_parameters())[name]), name
@@ -276,7 +279,10 @@ def test_classify_answer_and_embed(run_dir, made):
     query = [predictor.reader.image(buffer.getvalue())]
     scores = predictor.label_scores([query], "which", WORDS)[0]  # the prompt it was trained with
     assert ranked[0][0] == WORDS[int(scores.argmax())]
-    assert model.describe(picture, max_new_tokens=3) == predictor.generate([query], "which", 3)[0]
+    assert (
+        model.describe(picture, max_new_tokens=3)
+        == predictor.generate([query], "which", Decoding(max_new_tokens=3))[0]
+    )
     assert isinstance(model.transcribe((np.zeros(800, np.float32), 16000), max_new_tokens=2), str)
     assert model.embed(text="one").shape == (16,)
 

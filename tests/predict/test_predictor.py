@@ -13,6 +13,7 @@ from mmscale.data.tokenizer import ANSWER, EMBED, END, SPECIAL_TOKENS, Tokenizer
 from mmscale.errors import UserError
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
+from mmscale.predict.decoding import Decoding
 from mmscale.predict.label_tree import build_trees
 from mmscale.predict.predictor import Predictor
 from mmscale.predict.query import Clip, Picture, Text, count_tokens, lay_query
@@ -115,7 +116,7 @@ def test_generate_equals_a_plain_loop():
                 break
             answer.append(token)
         expected.append(TOKENIZER.decode(answer))
-    assert predictor.generate(queries, "say", 9) == expected
+    assert predictor.generate(queries, "say", Decoding(max_new_tokens=9)) == expected
     assert len(set(expected)) > 3
 
 
@@ -125,12 +126,12 @@ def test_generate_stops_at_end_and_at_the_sequence_length():
     emphatic = predictor.model.embedding.weight
     last = plain_hidden(predictor, query, [ANSWER])[-1]
     emphatic[END] = 10 * last
-    assert predictor.generate([query], "", 50) == [""]
+    assert predictor.generate([query], "", Decoding(max_new_tokens=50)) == [""]
     emphatic[END] = 0
     emphatic[100] = 10 * last
-    endless = predictor.generate([query], "", 50)[0]
+    endless = predictor.generate([query], "", Decoding(max_new_tokens=50))[0]
     assert endless and len(TOKENIZER.encode(endless)) <= 20
-    assert predictor.generate([], "", 5) == []
+    assert predictor.generate([], "", Decoding(max_new_tokens=5)) == []
 
 
 def test_embeddings_equal_embedding_one_at_a_time():
@@ -156,7 +157,7 @@ def test_a_query_that_is_too_long_names_the_key():
     assert predictor.query_tokens(query) == 17
     for ask in (
         lambda: predictor.embed([query]),
-        lambda: predictor.generate([query], "", 4),
+        lambda: predictor.generate([query], "", Decoding(max_new_tokens=4)),
         lambda: predictor.label_scores([query], "", ["a"]),
     ):
         with pytest.raises(UserError, match=r"data\.seq_len=16"):
