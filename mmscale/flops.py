@@ -6,9 +6,13 @@ much, a factor that cancels where costs are compared. All arguments may be numbe
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from mmscale.config import MediaConfig, ModelConfig
+
+_VISION_SIZES = ("hidden_size", "num_hidden_layers", "intermediate_size")
+_VISION_DEFAULTS = {"hidden_size": 768, "num_hidden_layers": 12}  # of every vision config of transformers
 
 
 class Flops:
@@ -57,8 +61,20 @@ class Flops:
         )
 
 
+def _tower(kind: str, config: str, positions: float) -> float:
+    """Of one position of a pretrained transformer that sees ``positions``, without its first convolution."""
+    facts = json.loads(config)["config"]
+    names = ("d_model", "encoder_layers", "encoder_ffn_dim") if kind == "audio" else _VISION_SIZES
+    width, layers, hidden = (facts.get(name, _VISION_DEFAULTS.get(name, 0)) for name in names)
+    hidden = hidden or facts.get("mlp_ratio", 4) * width
+    return float(layers * (2 * (4 * width**2 + 2 * width * hidden) + 4 * width * positions))
+
+
 def _image_stem(model: ModelConfig, media: MediaConfig) -> float:
     pixels = media.image_patch**2
+    if model.image_stem == "pretrained":
+        rows, columns = media.image_grid(media.image_height, media.image_width)
+        return _tower("image", model.image_tower_config, rows * columns)
     if model.image_stem == "patch":
         return 2.0 * 3 * pixels * model.width
     channels = model.stem_width
@@ -72,6 +88,8 @@ def _image_stem(model: ModelConfig, media: MediaConfig) -> float:
 
 
 def _audio_stem(model: ModelConfig, media: MediaConfig) -> float:
+    if model.audio_stem == "pretrained":  # a clip costs a whole window, which its tokens are too few to tell
+        return _tower("audio", model.audio_tower_config, 1500) * media.frames_per_token / 2
     frames, bands, channels, cost = media.frames_per_token, media.mel_bins, 1, 0.0
     while frames > 1 or channels == 1:
         frames, bands = max(1, frames // 2), -(-bands // 2)

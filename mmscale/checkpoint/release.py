@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmscale.checkpoint.card import model_card
-from mmscale.checkpoint.run_folder import build_empty, check_vocabulary, open_run, weights_prefix
+from mmscale.checkpoint.json_file import read_object, write_object
+from mmscale.checkpoint.run_folder import build_empty, check_vocabulary, open_run, saved_names
 from mmscale.checkpoint.store import load_tensors, read_state
 from mmscale.config import Config
 from mmscale.config_file import config_from_tree, to_tree
@@ -38,6 +39,7 @@ _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _SIGNATURE = (".sig", ".pem")
 _FLOAT32_BYTES = 4
+_NO_RELEASE, _COPY_AGAIN = "give a folder made by mmscale export", "copy the release again, whole"
 
 
 def export(
@@ -62,7 +64,8 @@ def export(
     config, tokenizer, checkpoint = open_run(run_dir, checkpoint)
     out = Path(os.path.abspath(out))
     _check_replaceable(out)
-    shapes = {name: tuple(parameter.shape) for name, parameter in build_empty(config).named_parameters()}
+    model = build_empty(config)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     state = read_state(checkpoint)
     parameters = sum(_elements(shape) for shape in shapes.values())
     facts = {
@@ -77,9 +80,9 @@ def export(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _write_weights(checkpoint, weights_prefix(config, ema), shapes, partial, max_shard_bytes)
+        _write_weights(checkpoint, saved_names(model, config, ema), shapes, partial, max_shard_bytes)
         tokenizer.save(partial / _TOKENIZER)
-        _write_json(partial / _CONFIG, facts)
+        write_object(partial / _CONFIG, facts)
         sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
         card = model_card(run_dir, out.name, config, state, parameters, sizes)
         (partial / _CARD).write_text(card, encoding="utf-8")
@@ -147,7 +150,7 @@ def is_release(folder: Path) -> bool:
 
 
 def _write_weights(
-    checkpoint: Path, prefix: str, shapes: dict[str, tuple[int, ...]], folder: Path, max_bytes: int
+    checkpoint: Path, saved: dict[str, str], shapes: dict[str, tuple[int, ...]], folder: Path, max_bytes: int
 ) -> None:
     shards: list[list[str]] = [[]]
     filled = 0
@@ -163,7 +166,7 @@ def _write_weights(
         names = [_WEIGHTS]
     for file, members in zip(names, shards, strict=True):
         tensors = {name: torch.empty(shapes[name]) for name in members}
-        load_tensors(checkpoint, {f"{prefix}{name}": tensor for name, tensor in tensors.items()})
+        load_tensors(checkpoint, {saved[name]: tensor for name, tensor in tensors.items()})
         _check_finite(checkpoint, tensors)
         save_file(tensors, folder / file, metadata={"format": "pt"})
         # safetensors writes private files; a release is as open as its folder.
@@ -171,7 +174,7 @@ def _write_weights(
     if len(shards) > 1:
         total = sum(_elements(shape) for shape in shapes.values()) * _FLOAT32_BYTES
         weight_map = {name: file for file, members in zip(names, shards, strict=True) for name in members}
-        _write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        write_object(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _check_finite(checkpoint: Path, tensors: dict[str, Tensor]) -> None:
@@ -216,7 +219,7 @@ def _move_into_place(partial: Path, out: Path) -> None:
 
 def _read_config(folder: Path) -> tuple[dict[str, Any], Config]:
     path = folder / _CONFIG
-    tree = _read_json(path)
+    tree = read_object(path, _NO_RELEASE, _COPY_AGAIN)
     if tree.get("format") != FORMAT:
         raise UserError(f"{path}: not an mmscale release; give a folder made by mmscale export")
     if tree.get("version") != VERSION:
@@ -239,7 +242,7 @@ def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
         if not (folder / _WEIGHTS).is_file():
             raise UserError(f"{folder / _WEIGHTS}: missing; copy the release again, whole")
         return {folder / _WEIGHTS: None}
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_object(index, _NO_RELEASE, _COPY_AGAIN).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: weight_map is missing; copy the release again, whole")
     files: dict[Path, set[str] | None] = {}
@@ -286,22 +289,6 @@ def _compare(folder: Path, expected: dict[str, tuple[int, ...]], found: dict[str
     extra = sorted(found.keys() - expected.keys())
     if extra:
         raise UserError(f"{folder}: tensor {extra[0]} is not one of config.json's model; export it anew")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; give a folder made by mmscale export") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); copy the release again, whole") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: not a JSON object; copy the release again, whole")
-    return tree
-
-
-def _write_json(path: Path, tree: dict[str, Any]) -> None:
-    path.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _elements(shape: tuple[int, ...]) -> int:

@@ -49,18 +49,23 @@ def load_run(run_dir: Path, checkpoint: Path | None = None, ema: bool = False) -
     """
     config, tokenizer, checkpoint = open_run(run_dir, checkpoint)
     model = build_empty(config).to_empty(device="cpu")
-    prefix = weights_prefix(config, ema)
-    load_tensors(
-        checkpoint, {f"{prefix}{name}": parameter.data for name, parameter in model.named_parameters()}
-    )
+    names = saved_names(model, config, ema)
+    load_tensors(checkpoint, {names[name]: parameter.data for name, parameter in model.named_parameters()})
     return Predictor(model, tokenizer, config), config
 
 
-def weights_prefix(config: Config, ema: bool) -> str:
-    """What precedes a parameter's name in a checkpoint. Raises `UserError` if the run keeps no averages."""
+def saved_names(model: FusionTransformer, config: Config, ema: bool) -> dict[str, str]:
+    """What each parameter is called in a checkpoint; with ``ema``, its average, or itself if it is not trained.
+
+    Raises:
+        UserError: the run keeps no averages.
+    """
     if ema and not config.train.ema:
         raise UserError("--ema: the run kept no moving average of its weights; train with train.ema=0.999")
-    return "ema." if ema else "model."
+    return {
+        name: f"{'ema' if ema and parameter.requires_grad else 'model'}.{name}"
+        for name, parameter in model.named_parameters()
+    }
 
 
 def build_empty(config: Config) -> FusionTransformer:

@@ -77,11 +77,10 @@ def check_media(media: MediaConfig) -> None:
             raise UserError(
                 f"media.{axis}: {getattr(media, axis)} is not a multiple of media.image_patch={media.image_patch}"
             )
-    for name in ("frames_per_token", "image_patch"):
-        value = getattr(media, name)
-        if value & (value - 1):
-            raise UserError(
-                f"media.{name}: {value} is not a power of two; try {1 << (value.bit_length() - 1)}"
-            )
+    if media.frames_per_token & (media.frames_per_token - 1):
+        raise UserError(
+            f"media.frames_per_token: {media.frames_per_token} is not a power of two; "
+            f"try {1 << (media.frames_per_token.bit_length() - 1)}"
+        )
     if media.mel_window < media.mel_hop:
         raise UserError("media.mel_window: shorter than media.mel_hop; frames would skip samples")

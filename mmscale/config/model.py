@@ -33,8 +33,19 @@ class ModelConfig:
     )
     rope_theta: float = key(10_000.0, "Base of the rotary frequencies.", low=1.0)
     norm_eps: float = key(1e-6, "Epsilon of every RMSNorm.", low=0.0)
-    image_stem: str = key("patch", "How pictures become vectors.", choices=("patch", "cnn"))
-    audio_stem: str = key("conv", "How spectrograms become vectors.", choices=("conv", "rnn"))
+    image_stem: str = key("patch", "How pictures become vectors.", choices=("patch", "cnn", "pretrained"))
+    audio_stem: str = key("conv", "How spectrograms become vectors.", choices=("conv", "rnn", "pretrained"))
+    image_tower: str = key(
+        "", "pretrained: local folder of a vision transformer of the transformers library."
+    )
+    image_tower_trained: bool = key(False, "Train the tower too, not only the projection behind it.")
+    image_tower_config: str = key("", "Its architecture as JSON; the run fills it in from the folder.")
+    audio_tower: str = key("", "pretrained: local folder of a Whisper model, whose encoder is used.")
+    audio_tower_trained: bool = key(False, "Train the encoder too, not only the projection behind it.")
+    audio_tower_config: str = key("", "Its architecture as JSON; the run fills it in from the folder.")
+    init_from: str = key(
+        "", "Local folder of a Qwen3 model: the text path begins with its weights and tokenizer."
+    )
     stem_width: int = key(64, "Channels of the first layer of the cnn, conv and rnn stems.", low=4)
     embed_dim: int = key(128, "Width of the contrastive embeddings.", low=4)
     vocab_size: int = key(0, "Rows of the embedding; 0: the tokenizer's size, rounded up to 64.", low=0)

@@ -38,6 +38,12 @@ class Config:
         """Rules between keys. Raises `UserError` naming the key and the remedy."""
         check_media(self.media)
         check_model(self.model)
+        patch = self.media.image_patch
+        if self.model.image_stem == "cnn" and patch & (patch - 1):
+            raise UserError(
+                f"media.image_patch: {patch} is not a power of two, which the cnn stem halves down from; "
+                f"try {1 << (patch.bit_length() - 1)}"
+            )
         if not self.data.sets:
             raise UserError("data.sets: no data set is named; add one with its shards and tasks")
         for name, data_set in self.data.sets.items():

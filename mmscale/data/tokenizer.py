@@ -6,6 +6,7 @@ Byte-level means any text round-trips and there is no unknown token. The `tokeni
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -58,6 +59,41 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception for malformed files
             raise UserError(f"{path}: not a tokenizer.json ({error})") from None
         return cls(inner, str(path))
+
+    @classmethod
+    def from_foreign(cls, path: str | Path) -> Tokenizer:
+        """A byte-level BPE ``tokenizer.json`` of the `tokenizers` library, such as Qwen3's, made one of this project's.
+
+        The project's special tokens come first; the id of every other token grows by their number. What the foreign
+        tokenizer adds around a text is left out. Raises `UserError` if it is missing or of another kind.
+        """
+        try:
+            tree = json.loads(Path(path).read_text(encoding="utf-8"))
+            model = tree["model"]
+            if model.get("type") != "BPE" or (tree.get("decoder") or {}).get("type") != "ByteLevel":
+                raise UserError(
+                    f"{path}: not a byte-level BPE tokenizer; train one, or use one such as Qwen3's"
+                )
+            shift = len(SPECIAL_TOKENS)
+            added = [one | {"id": one["id"] + shift} for one in tree.get("added_tokens", [])]
+            clash = {*SPECIAL_TOKENS} & {*model["vocab"], *(one["content"] for one in added)}
+            model["vocab"] = dict(zip(SPECIAL_TOKENS, range(shift), strict=True)) | {
+                token: number + shift for token, number in model["vocab"].items()
+            }
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such tokenizer file") from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{path}: not a tokenizer.json ({error!r})") from None
+        if clash:
+            raise UserError(
+                f"{path}: already has a token {min(clash)}; it cannot be given this project's meaning"
+            )
+        plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        own = [{"id": number, "content": token} | plain for number, token in enumerate(SPECIAL_TOKENS)]
+        tree |= {"model": model, "added_tokens": own + added, "post_processor": None}
+        return cls(tokenizers.Tokenizer.from_str(json.dumps(tree)), str(path))
 
     def save(self, path: str | Path) -> None:
         """Write ``tokenizer.json``."""

@@ -53,6 +53,14 @@ def _rule(name: str, parameter: Tensor, config: ModelConfig) -> tuple[float, flo
     return 0.0, deviation
 
 
+@torch.no_grad()
+def fill(parameter: Tensor, values: Tensor) -> None:
+    """Copy ``values``, of the whole parameter's shape, into the part of it that is here."""
+    assert values.shape == parameter.shape
+    local, first = _local_part(parameter)
+    local.view(-1).copy_(values.reshape(-1)[first : first + local.numel()])
+
+
 def _local_part(parameter: Tensor) -> tuple[Tensor, int]:
     """(this rank's elements, index of the first of them in the whole parameter)."""
     if not isinstance(parameter, DTensor):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmscale.config import MediaConfig, ModelConfig
 from mmscale.model.blocks import RMSNorm
+from mmscale.model.towers import PretrainedAudioStem, PretrainedImageStem
 
 
 class ChannelNorm(nn.Module):
@@ -154,5 +155,13 @@ class RnnStem(nn.Module):
         return self.norm(x + self.project(padded))
 
 
-IMAGE_STEMS: dict[str, type[nn.Module]] = {"patch": PatchStem, "cnn": CnnStem}
-AUDIO_STEMS: dict[str, type[nn.Module]] = {"conv": ConvStem, "rnn": RnnStem}
+IMAGE_STEMS: dict[str, type[nn.Module]] = {
+    "patch": PatchStem,
+    "cnn": CnnStem,
+    "pretrained": PretrainedImageStem,
+}
+AUDIO_STEMS: dict[str, type[nn.Module]] = {
+    "conv": ConvStem,
+    "rnn": RnnStem,
+    "pretrained": PretrainedAudioStem,
+}

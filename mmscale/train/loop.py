@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from mmscale.checkpoint.qwen3 import load_qwen3
 from mmscale.checkpoint.store import CheckpointStore, RunState, read_state
+from mmscale.checkpoint.towers import load_towers
 from mmscale.config import Config
 from mmscale.data.assemble import Assembler
 from mmscale.data.loader import MicroBatches, iterate_steps
@@ -120,6 +122,9 @@ def _resume(
 ) -> RunState:
     newest = store.newest()
     if newest is None:
+        load_towers(model, config)
+        if config.model.init_from:
+            load_qwen3(model, config.model)
         return RunState(0, plan.fingerprint(0))
     if config.train.resume == "never":
         raise UserError(f"{newest}: train.resume=never, but the run has a checkpoint; choose another run.dir")

@@ -44,6 +44,9 @@ class TrainOptimizer:
         if of("muon"):
             self._inner.append(Muon(of("muon"), config.lr, config.momentum, config.weight_decay))
 
+        # At once, so that a checkpoint holds the same names whether or not every parameter had a gradient.
+        self.allocate(0)
+
     def set_learning_rate(self, lr: float) -> None:
         """Use ``lr``, times each group's own factor."""
         for optimizer in self._inner:

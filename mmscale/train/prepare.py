@@ -11,7 +11,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from mmscale.checkpoint.qwen3 import qwen3_tokenizer
 from mmscale.checkpoint.store import list_checkpoints, read_state
+from mmscale.checkpoint.towers import resolve_towers
 from mmscale.config import Config
 from mmscale.config_file import dump_config
 from mmscale.data.corpus import Corpus
@@ -45,6 +47,7 @@ def prepare(config: Config, ranks: Ranks) -> tuple[Tokenizer, Plan]:
     tokenizer = Tokenizer.load(Path(config.run.dir) / "tokenizer.json")
     resolve_vocabulary(config, tokenizer)
     config.model.classes = read_classes(Path(config.run.dir))
+    resolve_towers(config)
     plan = plan or open_plan(config, tokenizer)
     if ranks.is_first:
         (Path(config.run.dir) / "config.yaml").write_text(dump_config(config), encoding="utf-8")
@@ -65,6 +68,8 @@ def prepare_tokenizer(config: Config) -> Tokenizer:
     """The configured tokenizer, or one trained on every text the tasks read."""
     if config.data.tokenizer.file:
         return Tokenizer.load(config.data.tokenizer.file)
+    if config.model.init_from:
+        return qwen3_tokenizer(Path(config.model.init_from))
     texts: list[str] = []
     for one in config.data.sets.values():
         corpus = Corpus.open(one.shards, config.data.cache)
@@ -109,6 +114,7 @@ def _first_rank(config: Config) -> Plan:
     prepare_data(config)
     path = folder / "tokenizer.json"
     run_tokenizer(config).save(path)
+    resolve_towers(config)
     keep_classes(config)
     # Read back as the other ranks read it, so that all plan with the same tokenizer. What is measured now is
     # kept beside the index, and the others read it there.

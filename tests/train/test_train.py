@@ -5,29 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import weights
 from conftest import run_module
 from killing import kill_when_reached, metrics
-from safetensors import safe_open
 
 from mmscale import prf
 
 CONFIG = "configs/train/digits.yaml"
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of the newest checkpoint, shards joined in the order of their offsets."""
-    from mmscale.checkpoint.store import list_checkpoints
-
-    parts: dict[str, list[tuple[list[int], torch.Tensor]]] = {}
-    for path in sorted(list_checkpoints(folder / "checkpoints")[-1].glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            offsets = json.loads(file.metadata()["DCP_SHARDING_INFO"])
-            for name in file.keys():  # noqa: SIM118
-                parts.setdefault(name, []).append((offsets[name]["saved_offsets"], file.get_tensor(name)))
-    return {
-        name: torch.cat([part for _, part in sorted(found, key=lambda p: p[0])])
-        for name, found in parts.items()
-    }
 
 
 def train(folder: Path, small_run: list[str], *overrides: str, ranks: int = 1) -> None:
