@@ -57,6 +57,10 @@ class ParallelConfig:
         "single: one process; fsdp: FSDP2 over all ranks; auto: fsdp when there are several ranks.",
         choices=("auto", "single", "fsdp"),
     )
+    compile: bool = key(
+        False,
+        "Compile the blocks (torch.compile): faster steps after a minute's start; CPUs need a C++ compiler.",
+    )
     threads: int = key(
         0, "CPU threads of each rank; 0: the cores divided by the ranks of this machine.", low=0
     )

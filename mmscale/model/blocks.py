@@ -138,8 +138,8 @@ class Block(nn.Module):
         else:
             self.attention = Attention(config)
         self.feed_forward_norm = norm(config.width, config.norm_eps)
-        untied = "feed_forward" in config.untied
-        self.feed_forward = ModalFeedForward(config) if untied else FeedForward(config)
+        self._untied = "feed_forward" in config.untied
+        self.feed_forward = ModalFeedForward(config) if self._untied else FeedForward(config)
         self._number, self._dropout = number, config.dropout
         # Deeper blocks are left out more often, the first of them never.
         self._left_out = config.stochastic_depth * number / max(1, config.layers - 1)
@@ -153,7 +153,9 @@ class Block(nn.Module):
             q, k, v = self.project(x_BLD, places.cos, places.sin, places.modality_BL)
             assert memory is None or isinstance(memory, KeyValues)
             mixed = attend(q, k, v, places.plan) if memory is None else memory.attend(q, k, v, places.plan)
-        return self.combine(x_BLD, mixed, places.modality_BL, places.routes, *factors)
+        # Only where they are used: their lengths change with every batch, and compiled code is for one length.
+        routes = places.routes if self._untied else ()
+        return self.combine(x_BLD, mixed, places.modality_BL, routes, *factors)
 
     def project(
         self, x_BLD: Tensor, cos: Tensor, sin: Tensor, modality_BL: Tensor

@@ -18,6 +18,7 @@ from mmscale.config import Config
 from mmscale.errors import UserError
 from mmscale.model.contrast import ContrastTerms
 from mmscale.model.fusion import FusionTransformer
+from mmscale.parallel.compile import compile_blocks
 from mmscale.parallel.ranks import Ranks
 
 COMPUTE_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -61,6 +62,8 @@ def build_strategy(config: Config, ranks: Ranks) -> Strategy:
     compute = COMPUTE_TYPES[config.train.precision]
     with torch.device("meta"):
         model = FusionTransformer(config.model, config.media)
+    if config.parallel.compile:
+        compile_blocks(model, ranks.device)
     return (
         SingleStrategy(model, config, ranks, compute)
         if name == "single"
