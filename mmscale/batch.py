@@ -42,9 +42,9 @@ class Batch:
     image_at_T: (
         Tensor  # int64, flat position (b * L + l) of every picture token, in the order of image_take_T
     )
-    audio_NFM: Tensor  # float32 log-mel, padded with zeros to the longest clip; N may be 0
+    audio_NFM: Tensor  # float32 log-mel, the longest first, padded with zeros to it; N may be 0
     audio_frames_N: Tensor  # int64, frames that are real
-    audio_take_T: Tensor  # int64, flat index (n * tokens_per_clip + t) of every real audio token
+    audio_take_T: Tensor  # int64, index of every real audio token among the stem's outputs (see audio_chunks)
     audio_at_T: Tensor  # int64, flat position of every audio token, in the order of audio_take_T
 
     target_at_T: Tensor  # int64, flat position whose output predicts target_T
@@ -75,6 +75,9 @@ class Batch:
 
     dropout_key_B: Tensor  # int64 < 2**31, from (seed, step, sequence)
 
+    # Clips (first, last + 1) of like length, and the frames that are read of them, whole tokens; the audio stem gives
+    # the tokens of a chunk's clips one after another, chunk after chunk.
+    audio_chunks: list[tuple[int, int, int]] = field(default_factory=list)
     images_padded: bool = False  # whether any picture is smaller than image_N3HW
     step: int = 0
     sequences: list[int] = field(default_factory=list)  # positions inside the step

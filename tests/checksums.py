@@ -61,10 +61,17 @@ def sequence_checksum(batch: Batch, row: int) -> str:
     add(batch.image_N3HW[images.unique_consecutive()])
     here = batch.audio_at_T // length == row
     if here.any():
-        per_clip = int(batch.audio_NFM.shape[1]) // FRAMES_PER_TOKEN
-        for clip in (batch.audio_take_T[here] // per_clip).unique_consecutive().tolist():
+        for clip in clips_of(batch)[batch.audio_take_T[here]].unique_consecutive().tolist():
             add(batch.audio_NFM[clip, : int(batch.audio_frames_N[clip])])
     return digest.hexdigest()
+
+
+def clips_of(batch: Batch) -> torch.Tensor:
+    """int64, the clip that each of the audio stem's outputs belongs to."""
+    chunks = batch.audio_chunks
+    return torch.cat(
+        [torch.arange(a, b).repeat_interleave(frames // FRAMES_PER_TOKEN) for a, b, frames in chunks]
+    )
 
 
 def tokens_per_image(batch: Batch) -> int:

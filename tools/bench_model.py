@@ -25,7 +25,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench_data_shards import write_pictures, write_speech
+from bench_data_shards import write_pictures
+
+from mmscale.config import MediaConfig
+from mmscale.data.index import build_index
+from mmscale.data.shard_writer import ShardWriter
 
 HERE = Path(__file__).resolve().parent
 # Dense bf16 FLOP/s by the makers' data sheets; the first name that a device's contains.
@@ -74,8 +78,8 @@ def ours(
 def step(folder: Path, arguments: argparse.Namespace) -> None:
     """Our step, matrix products and open_clip's step, in turn."""
     sides = {
-        "mmscale": ours(folder, "base", 2048, 2),
-        "mmscale, eager": ours(folder, "base", 2048, 2, compiled=False),
+        "mmscale": ours(folder, "base", 4096, 1),
+        "mmscale, eager": ours(folder, "base", 4096, 1, compiled=False),
     }
     if arguments.open_clip_python:
         script = str(HERE / "bench_model_open_clip.py")
@@ -132,6 +136,19 @@ def gpu(folder: Path, arguments: argparse.Namespace) -> None:
           f"peak {found[-1]['peak_mb'] / 1024:.1f} GiB; {side.facts}")  # fmt: skip
 
 
+def write_shards(source: Path, folder: Path) -> None:
+    """Photographs with captions, and utterances of about six seconds with their words; each many times over."""
+    write_pictures(source / "captions", folder, 1020)
+    clips = sorted((source / "yesno").rglob("*.wav"))
+    words = {"0": "no", "1": "yes"}
+    with ShardWriter(folder / "speech", samples_per_shard=500) as writer:
+        for number in range(960):
+            clip = clips[number % len(clips)]
+            text = " ".join(words[digit] for digit in clip.stem.split("_"))
+            writer.write(f"{clip.stem}-{number:04d}", {"wav": clip.read_bytes(), "txt": text.encode()})
+    build_index(folder / "speech", MediaConfig(), progress=False)
+
+
 def told(values: list[float], digits: int) -> str:
     """Median, least and most."""
     return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
@@ -157,8 +174,7 @@ def main() -> None:
     arguments = parser.parse_args()
     source = arguments.data or Path(os.environ.get("MMSCALE_DATA", HERE.parent.parent / "shared" / "data"))
     with tempfile.TemporaryDirectory(prefix="mmscale-bench-") as folder:
-        write_pictures(source / "captions", Path(folder), 510)
-        write_speech(source / "fsdd", Path(folder), 1500)
+        write_shards(source, Path(folder))
         {"step": step, "memory": memory, "gpu": gpu}[arguments.what](Path(folder), arguments)
 
 

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from mmscale.batch import AUDIO, IMAGE, TEXT, Batch
 from mmscale.config import MediaConfig
 
+# The shortest clip of a chunk lacks at most so much of the longest, or so many tokens.
+_CHUNK_SLACK, _CHUNK_LEAST_TOKENS = 0.25, 4
+
 
 class BatchBuilder:
     """Builds one `Batch`: open a sequence, open a segment, add parts, repeat, finish.
@@ -128,20 +131,17 @@ class BatchBuilder:
         media = self._media
         images, sizes = self._padded_images()
         columns = images.shape[3] // media.image_patch
+        per_image = images.shape[2] // media.image_patch * columns
         image_take, image_at = _uses(
-            self._image_use, [_grid_tokens(height, width, columns) for height, width in sizes // media.image_patch],
-            images.shape[2] // media.image_patch * columns,
-        )  # fmt: skip
-
-        frames = np.array([len(clip) for clip in self._clips], np.int64)
-        # Whole tokens, so that the stems' strides divide the padded length.
-        per_clip = -(-int(frames.max(initial=0)) // media.frames_per_token)
-        audio = np.zeros((len(frames), per_clip * media.frames_per_token, media.mel_bins), np.float32)
-        for number, clip in enumerate(self._clips):
-            audio[number, : len(clip)] = clip
-        audio_take, audio_at = _uses(
-            self._clip_use, [np.arange(self.clip_tokens(n)) for n in range(len(frames))], per_clip
+            self._image_use,
+            [
+                number * per_image + _grid_tokens(height, width, columns)
+                for number, (height, width) in enumerate(sizes // media.image_patch)
+            ],
         )
+
+        audio, frames, chunks, clip_tokens = self._padded_clips()
+        audio_take, audio_at = _uses(self._clip_use, clip_tokens)
 
         def joined(parts: list[NDArray[Any]], dtype: type) -> torch.Tensor:
             return torch.from_numpy(np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype))
@@ -186,6 +186,7 @@ class BatchBuilder:
             class_share_T=torch.tensor(share, dtype=torch.float32),
             class_weight_T=torch.tensor(class_weight, dtype=torch.float32),
             dropout_key_B=torch.from_numpy(self._dropout_key),
+            audio_chunks=chunks,
             images_padded=bool((sizes != images.shape[2:]).any()),
             **facts,
         )
@@ -202,6 +203,35 @@ class BatchBuilder:
         for one, image in zip(padded, self._images, strict=True):
             one[:, : image.shape[1], : image.shape[2]] = image
         return padded, sizes
+
+    def _padded_clips(
+        self,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], list[tuple[int, int, int]], list[NDArray[np.int64]]]:
+        """All clips in one array, the longest first; their frames; their chunks; of each registered clip, its tokens
+        among those of all chunks."""
+        media = self._media
+        lengths = np.array([len(clip) for clip in self._clips], np.int64)
+        order = np.argsort(-lengths, kind="stable")
+        frames = lengths[order]
+        tokens = media.tokens_of(frames)  # whole tokens, so that the stems' strides divide the padded length
+        audio = np.zeros(
+            (len(frames), int(tokens.max(initial=0)) * media.frames_per_token, media.mel_bins), np.float32
+        )
+        chunks: list[tuple[int, int, int]] = []
+        own: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * len(frames)
+        first = filled = 0
+        while first < len(frames):
+            per_clip = int(tokens[first])
+            least = per_clip - max(_CHUNK_LEAST_TOKENS, int(per_clip * _CHUNK_SLACK))
+            last = int(np.searchsorted(-tokens, -least, side="right"))
+            chunks.append((first, last, per_clip * media.frames_per_token))
+            for place in range(first, last):
+                clip = int(order[place])
+                audio[place, : frames[place]] = self._clips[clip]
+                own[clip] = filled + np.arange(int(tokens[place]))
+                filled += per_clip
+            first = last
+        return audio, frames, chunks, own
 
     def _take(self, count: int, kind: int, position: NDArray[np.int64]) -> NDArray[np.int64]:
         """Claim ``count`` positions of the open segment; returns them flat."""
@@ -240,11 +270,11 @@ def _grid_tokens(rows: int, columns: int, padded_columns: int) -> NDArray[np.int
 
 
 def _uses(
-    uses: list[tuple[int, int]], own_tokens: list[NDArray[np.int64]], per_item: int
+    uses: list[tuple[int, int]], own_tokens: list[NDArray[np.int64]]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(index into the stem's output, flat position) of every media token in use; both int64 [T]."""
     if not uses:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    take = [number * per_item + own_tokens[number] for number, _ in uses]
+    take = [own_tokens[number] for number, _ in uses]
     at = [first + np.arange(len(own_tokens[number])) for number, first in uses]
     return np.concatenate(take), np.concatenate(at)

@@ -22,6 +22,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from mmscale.batch import Batch
 
+_PLAIN_LENGTH = 128  # of a group's segments, up to which attention is written out
 _GROUP_SLACK = 0.7  # a group's shortest segment is at least this share of its longest, or within 8 positions
 
 
@@ -180,6 +181,16 @@ class _Gather(torch.autograd.Function):
         return grad.masked_fill_(~inverse_real.view(-1, *[1] * (grad.dim() - 1)), 0), None, None, None
 
 
+def _plain_attention(q_GHPD: Tensor, k_GHPD: Tensor, v_GHPD: Tensor, mask_G1PP: Tensor | None) -> Tensor:
+    """Attention written out, in float32. For segments of a few positions the fused kernel takes ten times as long."""
+    if mask_G1PP is None:
+        length = q_GHPD.shape[2]
+        mask_G1PP = torch.ones(length, length, dtype=torch.bool, device=q_GHPD.device).tril()
+    q, k, v = q_GHPD.float() * q_GHPD.shape[-1] ** -0.5, k_GHPD.float(), v_GHPD.float()
+    scores = (q @ k.transpose(-1, -2)).masked_fill(~mask_G1PP, -torch.inf)
+    return (scores.softmax(-1) @ v).to(q_GHPD.dtype)
+
+
 def _attend_grouped(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, plan: AttentionPlan) -> Tensor:
     batch, length, heads, width = q_BLHD.shape
     kv_heads = k_BLHD.shape[2]
@@ -195,7 +206,10 @@ def _attend_grouped(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, plan: Attent
         q, k, v = part.split([heads, kv_heads, kv_heads], dim=1)
         if kv_heads != heads:
             k, v = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (k, v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask, is_causal=group.mask is None)
+        if group.size[1] <= _PLAIN_LENGTH:
+            out = _plain_attention(q, k, v, group.mask)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask, is_causal=group.mask is None)
         outs.append(out.transpose(1, 2).reshape(count, heads, width))
     joined = torch.cat(outs) if outs else slots[:, :heads]
     flat = (

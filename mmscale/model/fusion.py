@@ -173,15 +173,21 @@ class FusionTransformer(nn.Module):
         parameters a gradient of exactly zero.
         """
         x = self.embedding(batch.tokens_BL).flatten(0, 1)
-        image, audio, frames = batch.image_N3HW, batch.audio_NFM, batch.audio_frames_N
+        image, audio, frames, chunks = (
+            batch.image_N3HW,
+            batch.audio_NFM,
+            batch.audio_frames_N,
+            batch.audio_chunks,
+        )
         if image.shape[0] == 0:
             image = image.new_zeros(1, *image.shape[1:])
         if audio.shape[0] == 0:
             audio = audio.new_zeros(1, self.media.frames_per_token, self.media.mel_bins)
             frames = frames.new_full((1,), self.media.frames_per_token)
+            chunks = [(0, 1, self.media.frames_per_token)]
         sizes = batch.image_size_N2 if batch.images_padded else None
         pictures = self.image_stem(image, sizes).flatten(0, 1)[batch.image_take_T]
-        sounds = self.audio_stem(audio, frames).flatten(0, 1)[batch.audio_take_T]
+        sounds = self.audio_stem(audio, frames, chunks)[batch.audio_take_T]
         x = x.index_copy(0, batch.image_at_T, pictures.to(x.dtype))
         x = x.index_copy(0, batch.audio_at_T, sounds.to(x.dtype))
         return x.view(*batch.tokens_BL.shape, -1)

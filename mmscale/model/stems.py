@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmscale.config import MediaConfig, ModelConfig
+from mmscale.model.audio_stem import AudioStem
 from mmscale.model.blocks import RMSNorm
 from mmscale.model.towers import PretrainedAudioStem, PretrainedImageStem
 
@@ -82,11 +83,8 @@ class CnnStem(nn.Module):
         return self.norm(x.flatten(2).transpose(1, 2))
 
 
-class ConvStem(nn.Module):
-    """Strided convolutions over time and frequency (as before conformers: Gulati et al., 2020).
-
-    float32 [N, F, M] and frames int64 [N] → [N, F / frames_per_token, D].
-    """
+class ConvStem(AudioStem):
+    """Strided convolutions over time and frequency (as before conformers: Gulati et al., 2020)."""
 
     def __init__(self, config: ModelConfig, media: MediaConfig) -> None:
         super().__init__()
@@ -104,7 +102,7 @@ class ConvStem(nn.Module):
         self.project = nn.Linear(channels[-1] * bands, config.width, bias=False)
         self.norm = RMSNorm(config.width, config.norm_eps)
 
-    def forward(self, audio_NFM: Tensor, frames_N: Tensor) -> Tensor:
+    def encode(self, audio_NFM: Tensor, frames_N: Tensor) -> Tensor:
         x = audio_NFM.to(self.project.weight.dtype)[:, None]
         for conv, stride in zip(self.convs, self.strides, strict=True):
             x = F.silu(conv(x))
@@ -115,7 +113,7 @@ class ConvStem(nn.Module):
         return self.norm(self.project(x.transpose(1, 2).flatten(2)))
 
 
-class RnnStem(nn.Module):
+class RnnStem(AudioStem):
     """`ConvStem`, then a bidirectional GRU (Cho et al., 2014) over its tokens, added to them."""
 
     def __init__(self, config: ModelConfig, media: MediaConfig) -> None:
@@ -137,8 +135,8 @@ class RnnStem(nn.Module):
         self.project = nn.Linear(2 * self.units, config.width, bias=False)
         self.norm = RMSNorm(config.width, config.norm_eps)
 
-    def forward(self, audio_NFM: Tensor, frames_N: Tensor) -> Tensor:
-        x = self.conv(audio_NFM, frames_N)
+    def encode(self, audio_NFM: Tensor, frames_N: Tensor) -> Tensor:
+        x = self.conv.encode(audio_NFM, frames_N)
         tokens = (frames_N + self.frames_per_token - 1) // self.frames_per_token
         packed = nn.utils.rnn.pack_padded_sequence(
             x, tokens.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mmscale.config import MediaConfig, ModelConfig
 from mmscale.errors import UserError
+from mmscale.model.audio_stem import AudioStem
 from mmscale.model.blocks import RMSNorm
 
 WHISPER_FRAMES_A_POSITION = 2  # its second convolution has stride 2
@@ -93,10 +94,10 @@ class PretrainedImageStem(_Tower):
         return self.norm(self.project(self.tower_norm(hidden_NTE)))
 
 
-class PretrainedAudioStem(_Tower):
+class PretrainedAudioStem(_Tower, AudioStem):
     """Whisper's encoder, the mean over the positions of each token, then norm and projection.
 
-    float32 [N, F, M] and frames int64 [N] → [N, F / frames_per_token, D]. The encoder reads a whole window, 30 s, of
+    The encoder reads a whole window, 30 s, of
     which what lies past a clip's end is silence, as in Whisper's own training.
     """
 
@@ -112,7 +113,7 @@ class PretrainedAudioStem(_Tower):
         self.project = nn.Linear(architecture.d_model, config.width, bias=False)
         self.norm = RMSNorm(config.width, config.norm_eps)
 
-    def forward(self, audio_NFM: Tensor, frames_N: Tensor) -> Tensor:
+    def encode(self, audio_NFM: Tensor, frames_N: Tensor) -> Tensor:
         length = audio_NFM.shape[1]
         real_NF = torch.arange(length, device=audio_NFM.device) < frames_N[:, None]
         loudest_N = audio_NFM.masked_fill(~real_NF[..., None], -torch.inf).amax((1, 2))
