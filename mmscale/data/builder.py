@@ -80,13 +80,17 @@ class BatchBuilder:
         self._images.append(image)
         return len(self._images) - 1
 
-    def add_image(self, number: int) -> None:
-        """Add the tokens of a registered picture: time stands still, row and column count from the clock."""
+    def add_image(self, number: int) -> NDArray[np.int64]:
+        """Add the tokens of a registered picture: time stands still, row and column count from the clock.
+
+        Returns their flat positions, int64 [n].
+        """
         patch = self._media.image_patch
         rows, columns = (side // patch for side in self._images[number].shape[1:])
         at = self._take(rows * columns, IMAGE, _grid_positions(rows, columns) + self._clock)
         self._image_use.append((number, int(at[0])))
         self._clock += max(rows, columns)
+        return at
 
     def new_clip(self, mel: NDArray[np.float32]) -> int:
         """Register a log-mel spectrogram, float32 [frames, mel_bins]; returns its number."""

@@ -141,8 +141,8 @@ class Predictor:
             builder = BatchBuilder(len(rows), int(lengths[rows].max()), self.config.media)
             for row in rows.tolist():
                 builder.open_sequence()
-                lay_query(builder, clips[row])
-                at = builder.sequence * int(lengths[rows].max()) + np.arange(lengths[row])
+                last = lay_query(builder, clips[row])
+                at = np.arange(last + 1 - lengths[row], last + 1)
                 builder.add_transcript(at, np.zeros(0, np.int64), 0.0)
             log_probs, counts = self.model.ctc_log_probs(builder.finish().to(self.device))
             log_probs = log_probs.masked_fill(~self._text_tokens(blank=True), -torch.inf)

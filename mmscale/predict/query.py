@@ -103,7 +103,7 @@ def count_tokens(query: Query, media: MediaConfig) -> int:
 
 
 def lay_query(builder: BatchBuilder, query: Query) -> int:
-    """Lay the parts in a new segment of the builder's open sequence; the last part is text.
+    """Lay the parts in a new segment of the builder's open sequence.
 
     Returns the flat position of the last token.
     """
@@ -111,10 +111,10 @@ def lay_query(builder: BatchBuilder, query: Query) -> int:
     last = -1
     for part in query:
         if isinstance(part, Picture):
-            builder.add_image(builder.new_image(part.pixels))
+            last = int(builder.add_image(builder.new_image(part.pixels))[-1])
         elif isinstance(part, Clip):
-            builder.add_clip(builder.new_clip(part.mel))
+            last = int(builder.add_clip(builder.new_clip(part.mel))[-1])
         elif len(part.ids):
             last = int(builder.add_text(part.ids)[-1])
-    assert last >= 0, "a segment ends in <|answer|>, <|embed|> or an answer"
+    assert last >= 0, "a segment holds something"
     return last
