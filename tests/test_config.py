@@ -60,7 +60,7 @@ def test_a_dumped_config_reads_back_unchanged(tmp_path):
         (["model.kv_heads=3"], r"model\.kv_heads: 3 does not divide model\.heads=4"),
         (["media.image_width=65"], r"media\.image_width: 65 is not a multiple"),
         (
-            ["media.image_patch=12", "media.image_width=24", "media.image_height=24"],
+            ["media.image_patch=12", "media.image_width=24", "media.image_height=24", "model.image_stem=cnn"],
             r"image_patch: 12 is not a power",
         ),
         (["data.sets.a.tasks=[{target: image}]"], r"data\.sets\.a\.tasks\[0\]\.target"),
