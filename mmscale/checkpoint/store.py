@@ -41,6 +41,8 @@ class RunState:
     fingerprint: str  # of the data plan
     seen: int = 0  # samples seen
     bad: int = 0  # samples that could not be used
+    skipped: int = 0  # steps that were not taken, because loss or gradient was not finite or spiked
+    norm_mean: float = 0.0  # running mean of the gradient norm
 
 
 class _CommittingWriter(HuggingFaceStorageWriter):

@@ -47,6 +47,16 @@ class TrainConfig:
     resume: str = key(
         "auto", "auto: newest checkpoint of run.dir; never: refuse a used run.dir.", choices=("auto", "never")
     )
+    max_skipped: int = key(
+        10,
+        "Steps that may be skipped because loss or gradient is not finite, or spikes; more end the run.",
+        low=0,
+    )
+    max_grad_spike: float = key(
+        0.0,
+        "Skip a step whose gradient norm is above so many times its running mean, such as 10; 0: off.",
+        low=0.0,
+    )
     log_every: int = key(1, "Steps between lines of metrics.jsonl.", low=1)
 
 
@@ -54,8 +64,19 @@ class TrainConfig:
 class ParallelConfig:
     strategy: str = key(
         "auto",
-        "single: one process; fsdp: FSDP2 over all ranks; auto: fsdp when there are several ranks.",
-        choices=("auto", "single", "fsdp"),
+        "single: one process; ddp: whole weights on every rank; fsdp: FSDP2, sharded weights; auto: fsdp when there "
+        "are several ranks.",
+        choices=("auto", "single", "ddp", "fsdp"),
+    )
+    replicas: int = key(
+        1,
+        "fsdp: copies of the sharded weights; the ranks of one machine a copy keeps gathering inside it.",
+        low=1,
+    )
+    checkpointing: str = key(
+        "none",
+        "Activations of blocks that the backward pass computes again: none; full; selective: all but products.",
+        choices=("none", "full", "selective"),
     )
     compile: bool = key(
         False,

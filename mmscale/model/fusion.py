@@ -6,6 +6,8 @@ The model knows nothing of ranks; how it is split lives in `mmscale.parallel`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,6 +31,11 @@ from mmscale.model.stems import AUDIO_STEMS, IMAGE_STEMS
 from mmscale.model.width import width_ratio
 
 
+def _run(block: nn.Module, *arguments: object) -> Tensor:
+    out: Tensor = block(*arguments)
+    return out
+
+
 class FusionTransformer(nn.Module):
     """Early-fusion transformer over packed segments of text, pictures and speech.
 
@@ -41,6 +48,7 @@ class FusionTransformer(nn.Module):
         super().__init__()
         assert config.vocab_size > 0, "resolve model.vocab_size from the tokenizer first"
         self.config, self.media = config, media
+        self.run_block: Callable[..., Tensor] = _run  # `mmscale.parallel` may compute activations again
         self._tied_factor = width_ratio(config)  # of logits made by the embedding
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.image_stem = IMAGE_STEMS[config.image_stem](config, media)
@@ -136,7 +144,7 @@ class FusionTransformer(nn.Module):
 
     def _through_blocks(self, x_BLD: Tensor, places: Places, cache: Cache | None = None) -> Tensor:
         for number, block in enumerate(self.blocks):
-            x_BLD = block(x_BLD, places, cache.blocks[number] if cache else None)
+            x_BLD = self.run_block(block, x_BLD, places, cache.blocks[number] if cache else None)
         return self.norm(x_BLD)
 
     def logits(self, hidden_TD: Tensor) -> Tensor:

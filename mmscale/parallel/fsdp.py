@@ -1,4 +1,8 @@
-"""FSDP2: every parameter is sharded along its first axis over all ranks (`torch.distributed.fsdp.fully_shard`)."""
+"""FSDP2: every parameter is sharded along its first axis (`torch.distributed.fsdp.fully_shard`).
+
+Over all ranks, or, with ``parallel.replicas``, over the ranks of each replica: hybrid sharding, which sends weights
+within a replica only (such as one machine), and sums gradients between them.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,11 @@ class FsdpStrategy:
     model: nn.Module
 
     def __init__(self, model: FusionTransformer, config: Config, ranks: Ranks, compute: torch.dtype) -> None:
-        mesh = init_device_mesh(ranks.device.type, (ranks.world,), mesh_dim_names=("shard",))
+        replicas = config.parallel.replicas
+        shape, names = (ranks.world,), ("shard",)
+        if replicas > 1:
+            shape, names = (replicas, ranks.world // replicas), ("replicate", "shard")  # type: ignore[assignment]
+        mesh = init_device_mesh(ranks.device.type, shape, mesh_dim_names=names)
         # Inputs keep their types: rotary angles and targets must not be rounded to bf16.
         precision = MixedPrecisionPolicy(
             param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False

@@ -15,6 +15,14 @@ from mmscale.model.initialise import initialise
 from mmscale.parallel.ranks import Ranks
 
 
+def run_in(compute: torch.dtype, model: nn.Module, *arguments: Any) -> Any:
+    """``model(*arguments)`` on copies of its fp32 parameters in another type, whose gradients flow back as fp32."""
+    if compute == torch.float32:
+        return model(*arguments)
+    copies = {name: p.to(compute) for name, p in model.named_parameters()}
+    return torch.func.functional_call(model, copies, arguments)
+
+
 class SingleStrategy:
     """fp32 parameters; in bf16 each micro-batch runs on bf16 copies, whose gradients flow back as fp32."""
 
@@ -29,18 +37,13 @@ class SingleStrategy:
     @torch.no_grad()
     def embeddings(self, batch: Batch) -> dict[str, Tensor]:
         """See `Strategy`."""
-        return self._forward(batch, None, True)
-
-    def _forward(self, *arguments: Any) -> Any:
-        if self._compute == torch.float32:
-            return self.model(*arguments)
-        copies = {name: p.to(self._compute) for name, p in self.model.named_parameters()}
-        return torch.func.functional_call(self.model, copies, arguments)
+        found: dict[str, Tensor] = run_in(self._compute, self.model, batch, None, True)
+        return found
 
     def forward_backward(
         self, batch: Batch, last: bool, contrast: ContrastTerms | None = None
     ) -> dict[str, Tensor]:
         """See `Strategy`."""
-        losses = self._forward(batch, contrast)
+        losses = run_in(self._compute, self.model, batch, contrast)
         torch.stack(list(losses.values())).sum().backward()
         return {name: loss.detach() for name, loss in losses.items()}

@@ -7,6 +7,7 @@ ranks, because every loss is already divided by the whole step's count.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -20,6 +21,7 @@ from mmscale.model.contrast import ContrastTerms
 from mmscale.model.fusion import FusionTransformer
 from mmscale.parallel.compile import compile_blocks
 from mmscale.parallel.ranks import Ranks
+from mmscale.parallel.recompute import set_recompute
 
 COMPUTE_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -49,9 +51,15 @@ def build_strategy(config: Config, ranks: Ranks) -> Strategy:
     Raises:
         UserError: the strategy does not fit the number of ranks.
     """
+    from mmscale.parallel.ddp import DdpStrategy
     from mmscale.parallel.fsdp import FsdpStrategy
     from mmscale.parallel.single import SingleStrategy
 
+    kinds: dict[str, Callable[[FusionTransformer, Config, Ranks, torch.dtype], Strategy]] = {
+        "single": SingleStrategy,
+        "ddp": DdpStrategy,
+        "fsdp": FsdpStrategy,
+    }
     name = config.parallel.strategy
     if name == "auto":
         name = "fsdp" if ranks.world > 1 else "single"
@@ -59,16 +67,19 @@ def build_strategy(config: Config, ranks: Ranks) -> Strategy:
         raise UserError(
             f"parallel.strategy=single, but the launcher started {ranks.world} ranks; use fsdp, or start one process"
         )
+    replicas = config.parallel.replicas
+    if replicas > 1 and (name != "fsdp" or ranks.world % replicas):
+        raise UserError(
+            f"parallel.replicas={replicas}: needs parallel.strategy=fsdp and a number of ranks it divides, "
+            f"not {name} on {ranks.world}; use 1"
+        )
     compute = COMPUTE_TYPES[config.train.precision]
     with torch.device("meta"):
         model = FusionTransformer(config.model, config.media)
     if config.parallel.compile:
         compile_blocks(model, ranks.device)
-    return (
-        SingleStrategy(model, config, ranks, compute)
-        if name == "single"
-        else FsdpStrategy(model, config, ranks, compute)
-    )
+    set_recompute(model, config.parallel.checkpointing)
+    return kinds[name](model, config, ranks, compute)
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:

@@ -21,6 +21,7 @@ from mmscale.parallel.ranks import join_ranks, leave_ranks
 from mmscale.parallel.strategy import build_strategy, clip_gradients
 from mmscale.train.contrast import contrast_terms
 from mmscale.train.ema import Ema
+from mmscale.train.guard import StepGuard
 from mmscale.train.metrics import LOSSES, Metrics
 from mmscale.train.optimizer import TrainOptimizer
 from mmscale.train.prepare import prepare
@@ -65,7 +66,10 @@ def train(config: Config) -> TrainResult:
             data, state.step, workers=config.data.workers, prefetch=config.data.prefetch,
             pin_memory=ranks.device.type == "cuda",
         )  # fmt: skip
-        metrics = Metrics(config, ranks, state.step, state.seen, state.bad)
+        metrics = Metrics(config, ranks, plan, state)
+        guard = StepGuard(
+            config.train.max_grad_spike, state.norm_mean, state.step - state.skipped, ranks.device
+        )
         first, tokens = state.step, 0
         model.train()
         try:
@@ -84,16 +88,21 @@ def train(config: Config) -> TrainResult:
                 grad_norm = clip_gradients(model, config.train.optimizer.clip_norm)
                 lr = learning_rate(config.train.optimizer, step, config.train.steps)
                 optimizer.set_learning_rate(lr)
-                optimizer.step()
+                sums = metrics.reduce(losses, batches)
+                skip = guard.judge(grad_norm, sums)
+                optimizer.step(skip)
                 optimizer.zero_grad()
                 if ema is not None:
                     ema.update(step)
 
                 tokens += plan.step(step).tokens
-                metrics.record(step, losses, grad_norm, lr, plan.step(step).tokens, wait, batches)
+                metrics.record(step, sums, grad_norm, skip, lr, plan.step(step).tokens, wait)
                 if (step + 1) % config.train.checkpoint_every == 0 or step + 1 == config.train.steps:
                     metrics.flush()
-                    done = RunState(step + 1, plan.fingerprint(step + 1), metrics.seen, metrics.bad)
+                    done = RunState(
+                        step + 1, plan.fingerprint(step + 1), metrics.seen, metrics.bad, metrics.skipped,
+                        float(guard.norm_mean),
+                    )  # fmt: skip
                     store.save(state_tensors(model, optimizer, ema), done)
             store.wait()
         finally:
@@ -129,7 +138,7 @@ def _resume(
     if config.train.resume == "never":
         raise UserError(f"{newest}: train.resume=never, but the run has a checkpoint; choose another run.dir")
     state = read_state(newest)
-    optimizer.allocate(state.step)
+    optimizer.allocate(state.step - state.skipped)
     store.restore(newest, state_tensors(model, optimizer, ema))
     if state.fingerprint != plan.fingerprint(state.step):
         raise UserError(

@@ -15,7 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmscale.batch import Batch
+from mmscale.checkpoint.store import RunState
 from mmscale.config import Config
+from mmscale.data.plan import Plan
 from mmscale.errors import UserError
 from mmscale.parallel.ranks import Ranks
 
@@ -29,6 +31,7 @@ class StepRecord:
     step: int
     sums: Tensor  # float32 [losses + 2]: every loss, broken samples, samples; summed over ranks
     grad_norm: Tensor
+    skip: Tensor  # float32 scalar, 1 if the step was not taken
     lr: float
     tokens: int
     step_s: float
@@ -42,16 +45,18 @@ class Metrics:
     not make the device wait. `finish` writes what is still held back.
     """
 
-    def __init__(self, config: Config, ranks: Ranks, start: int, seen: int = 0, bad: int = 0) -> None:
-        self._config = config
+    def __init__(self, config: Config, ranks: Ranks, plan: Plan, state: RunState) -> None:
+        self._config, self._plan = config, plan
+        start = state.step
         self._held: StepRecord | None = None
         self._clock = time.perf_counter()
-        self.seen, self.bad = seen, bad
+        self.seen, self.bad, self.skipped = state.seen, state.bad, state.skipped
         folder = Path(config.run.dir)
         self._quarantine = folder / "quarantine.jsonl"
-        self._file = self._bar = self._board = None
+        self._file = self._bar = self._board = self._skips = None
         if ranks.is_first:
             self._file = _reopen(folder / "metrics.jsonl", start)
+            self._skips = _reopen(folder / "skipped.jsonl", start)
             self._bar = tqdm(
                 total=config.train.steps, initial=start, unit="step", desc="train", dynamic_ncols=True,
                 disable=not config.run.progress, mininterval=0.5, file=sys.stderr,
@@ -61,22 +66,26 @@ class Metrics:
 
                 self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
 
-    def record(
-        self, step: int, losses: dict[str, Tensor], grad_norm: Tensor, lr: float, tokens: int, wait: float,
-        batches: list[Batch],
-    ) -> None:  # fmt: skip
-        """Take a step's numbers; ``losses`` are this rank's sums. Raises `UserError` if too much data is broken."""
+    def reduce(self, losses: dict[str, Tensor], batches: list[Batch]) -> Tensor:
+        """`StepRecord.sums` from this rank's losses and micro-batches; writes down what is broken in these."""
         faults = [fault for batch in batches for fault in batch.faults]
         if faults:
             with open(self._quarantine, "a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(fault, ensure_ascii=False) + "\n" for fault in faults))
         counts = [float(len(faults)), float(sum(batch.samples for batch in batches))]
-        sums = torch.stack([losses[name] for name in LOSSES] + [grad_norm.new_tensor(n) for n in counts])
+        told = next(iter(losses.values()))
+        sums = torch.stack([losses[name] for name in LOSSES] + [told.new_tensor(n) for n in counts])
         dist.all_reduce(sums)
+        return sums
+
+    def record(
+        self, step: int, sums: Tensor, grad_norm: Tensor, skip: Tensor, lr: float, tokens: int, wait: float
+    ) -> None:
+        """Take a step's numbers. Raises `UserError` if too much data is broken or too many steps were skipped."""
         self.flush()
         # From one step's end to the next's; reading the last step's numbers above made them wait for the device.
         now = time.perf_counter()
-        self._held = StepRecord(step, sums, grad_norm, lr, tokens, now - self._clock, wait)
+        self._held = StepRecord(step, sums, grad_norm, skip, lr, tokens, now - self._clock, wait)
         self._clock = now
 
     def flush(self) -> None:
@@ -99,13 +108,15 @@ class Metrics:
             "data_wait_s": held.data_wait_s,
             "bad_samples": self.bad,
         }
+        if bool(held.skip):
+            self._tell_skipped(row)
         self._write(row)
         self._check_bad_fraction()
 
     def finish(self) -> None:
         """Write everything and close the files."""
         self.flush()
-        for part in (self._file, self._bar, self._board):
+        for part in (self._file, self._bar, self._board, self._skips):
             if part is not None:
                 part.close()
 
@@ -124,6 +135,30 @@ class Metrics:
             f"loss {row['loss']:.4f}, {row['tokens_per_s']:,.0f} tokens/s", refresh=False
         )
         self._bar.update(1)
+
+    def _tell_skipped(self, row: dict[str, Any]) -> None:
+        """Note the step and its samples. Raises `UserError` above ``train.max_skipped``."""
+        self.skipped += 1
+        step, path = row["step"], Path(self._config.run.dir) / "skipped.jsonl"
+        if self._skips is not None:
+            keys = {
+                one.name: [
+                    one.corpus.key(sample)
+                    for sequence in self._plan.step(step).sequences
+                    if self._plan.sets[sequence.set_index] is one
+                    for sample in sequence.samples.tolist()
+                ]
+                for one in self._plan.sets
+            }
+            facts = {name: row[name] for name in ("step", "losses", "grad_norm")} | {"keys": keys}
+            self._skips.write(json.dumps(facts, ensure_ascii=False) + "\n")
+            self._skips.flush()
+        if self.skipped > self._config.train.max_skipped:
+            raise UserError(
+                f"step {step}: loss or gradient is not finite or spikes, for the {self.skipped}. time; more than "
+                f"train.max_skipped={self._config.train.max_skipped}. The steps and their samples are in {path}; "
+                "lower train.optimizer.lr, or look at the samples"
+            )
 
     def _check_bad_fraction(self) -> None:
         limit = self._config.data.max_bad_fraction

@@ -41,6 +41,7 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, parameters: Iterable[Any], lr: float, momentum: float, weight_decay: float) -> None:
+        self.found_inf: Tensor | None = None  # 1: leave everything as it is, as fused AdamW does
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -58,11 +59,24 @@ class Muon(torch.optim.Optimizer):
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         buffer = state["momentum_buffer"]
-        buffer.lerp_(parameter.grad, 1.0 - group["momentum"])
-        update = parameter.grad.lerp(buffer, group["momentum"])
+        moved = buffer.lerp(parameter.grad, 1.0 - group["momentum"])
+        update = parameter.grad.lerp(moved, group["momentum"])
         whole = update.full_tensor() if isinstance(update, DTensor) else update
         scale = _RMS * max(whole.shape) ** 0.5
         step = orthogonalise(whole.float()).mul_(scale).to(parameter.dtype)
         if isinstance(parameter, DTensor):
             step = distribute_tensor(step, parameter.device_mesh, parameter.placements, src_data_rank=None)
-        parameter.mul_(1.0 - group["lr"] * group["weight_decay"]).add_(step, alpha=-group["lr"])
+        changed = parameter * (1.0 - group["lr"] * group["weight_decay"]) - group["lr"] * step
+        if self.found_inf is not None:
+            keep = self.found_inf.bool()
+            moved, changed = _choose(keep, buffer, moved), _choose(keep, parameter, changed)
+        buffer.copy_(moved)
+        parameter.copy_(changed)
+
+
+def _choose(keep: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """``old`` where the scalar ``keep`` is true, else ``new``; of sharded tensors, each rank its own part."""
+    if not isinstance(old, DTensor):
+        return torch.where(keep, old, new)
+    local = torch.where(keep, old.to_local(), new.to_local())  # type: ignore[attr-defined]
+    return DTensor.from_local(local, old.device_mesh, old.placements, shape=old.shape, stride=old.stride())

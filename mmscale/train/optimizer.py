@@ -53,9 +53,11 @@ class TrainOptimizer:
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["lr_factor"]
 
-    def step(self) -> None:
-        """Update the parameters from their gradients."""
+    def step(self, skip: Tensor | None = None) -> None:
+        """Update the parameters from their gradients, unless ``skip``, a float32 scalar on the device, is 1."""
         for optimizer in self._inner:
+            # What `torch.amp.GradScaler` does too: the kernel reads it, so the host need not.
+            optimizer.found_inf = skip  # type: ignore[attr-defined]
             optimizer.step()
 
     def zero_grad(self) -> None:

@@ -1,0 +1,73 @@
+"""DDP: the whole model on every rank, gradients summed over them (`torch.nn.parallel.DistributedDataParallel`)."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mmscale.batch import Batch
+from mmscale.config import Config
+from mmscale.model.contrast import ContrastTerms
+from mmscale.model.fusion import FusionTransformer
+from mmscale.model.initialise import initialise
+from mmscale.parallel.ranks import Ranks
+from mmscale.parallel.single import run_in
+
+
+class _Computed(nn.Module):
+    """The model as it is run: on copies of its parameters in the compute type."""
+
+    def __init__(self, model: FusionTransformer, compute: torch.dtype) -> None:
+        super().__init__()
+        self.model, self._compute = model, compute
+
+    def forward(self, *arguments: Any) -> Any:
+        return run_in(self._compute, self.model, *arguments)
+
+
+class DdpStrategy:
+    """fp32 parameters on every rank; the gradients of a step are summed in fp32 behind its last backward pass."""
+
+    name = "ddp"
+    model: nn.Module
+
+    def __init__(self, model: FusionTransformer, config: Config, ranks: Ranks, compute: torch.dtype) -> None:
+        self.model = model.to_empty(device=ranks.device)
+        initialise(self.model, config.model, config.seed)
+        self._whole = DistributedDataParallel(
+            _Computed(model, compute),
+            device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
+            # A trained tower may have weights its last hidden states do not need.
+            find_unused_parameters=config.model.image_tower_trained or config.model.audio_tower_trained,
+            gradient_as_bucket_view=True,
+        )
+        # A plain sum, not a mean: losses are divided by the step's counts.
+        self._whole.register_comm_hook(None, _sum)
+
+    @torch.no_grad()
+    def embeddings(self, batch: Batch) -> dict[str, Tensor]:
+        """See `Strategy`."""
+        found: dict[str, Tensor] = self._whole.module(batch, None, True)
+        return found
+
+    def forward_backward(
+        self, batch: Batch, last: bool, contrast: ContrastTerms | None = None
+    ) -> dict[str, Tensor]:
+        """See `Strategy`."""
+        with contextlib.nullcontext() if last else self._whole.no_sync():
+            losses = self._whole(batch, contrast)
+            torch.stack(list(losses.values())).sum().backward()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+
+# DDP looks at a hook's annotations, and knows them only as objects, not as the strings they are in this file.
+def _sum(state, bucket):
+    """Sum a bucket of gradients over all ranks; a future of its one tensor."""
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    assert work is not None
+    return work.get_future().then(lambda future: future.value()[0])
