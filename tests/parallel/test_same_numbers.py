@@ -64,10 +64,10 @@ def test_fp32(way, tmp_path, small_run, references):
 
 @pytest.mark.parametrize("way", ["ddp x2", "fsdp x2", "hybrid 2 x 2"])
 def test_bf16(way, tmp_path, small_run, references):
-    """bf16 rounds what is summed in another order: curves agree within 2 %, and within 5 % with fp32's."""
-    losses, _ = references["bf16"]
-    assert losses == pytest.approx(references["fp32"][0], rel=0.05)
+    """bf16 rounds what is summed in another order: within 5 % at every step, and 1 % over the curve, as beside fp32."""
     ranks, overrides = WAYS[way]
-    assert train(tmp_path, small_run, ranks, [*overrides, "train.precision=bf16"]) == pytest.approx(
-        losses, rel=0.02
-    )
+    found = train(tmp_path, small_run, ranks, [*overrides, "train.precision=bf16"])
+    for precision in ("bf16", "fp32"):
+        losses, _ = references[precision]
+        assert found == pytest.approx(losses, rel=0.05)
+        assert sum(found) == pytest.approx(sum(losses), rel=0.01)
