@@ -56,6 +56,16 @@ class Config:
                 f"data.contrast_sequences: {self.data.contrast_sequences} does not divide "
                 f"data.sequences={self.data.sequences}"
             )
+        optimizer = self.train.optimizer
+        for name in ("beta1", "beta2", "momentum"):
+            if not getattr(optimizer, name) < 1:
+                raise UserError(
+                    f"train.optimizer.{name}: {getattr(optimizer, name):g} never forgets; use 0.9 or so"
+                )
+        if optimizer.decay_share > 1:
+            raise UserError(
+                f"train.optimizer.decay_share: {optimizer.decay_share:g} is above 1, the whole run; use 0.2"
+            )
         if not self.train.ema < 1:
             raise UserError(f"train.ema: {self.train.ema:g} never changes; use 0.999 or so")
         for name, score in self.eval.items():

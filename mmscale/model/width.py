@@ -6,11 +6,13 @@ the standard parametrisation. A weight's rule follows from which of its sides gr
 =========  =======================================  ==================  =====================================
 rule       parameters                               learning rate       initial deviation
 =========  =======================================  ==================  =====================================
-hidden     matrices of blocks, of the GRU stem      x base / width      as always: 1 / sqrt(fan-in)
+hidden     matrices of blocks, of the GRU stem      x base / width [1]      as always: 1 / sqrt(fan-in)
 output     embed_head, class heads                  x base / width      x sqrt(base / width)
 input      embedding, convolutions and projections  x 1                 as always
            of the stems, norms, biases, scalars
 =========  =======================================  ==================  =====================================
+
+[1] x sqrt(base / width) for those that Muon updates.
 
 The embedding is tied to the output, so its logits are multiplied by base / width instead. Attention needs no 1 / d
 scale: heads have one width at every size, and queries and keys are normalised. Decoupled weight decay is multiplied
@@ -27,7 +29,7 @@ def width_ratio(config: ModelConfig) -> float:
     return config.base_width / config.width if config.base_width else 1.0
 
 
-def rule_of(name: str, dimensions: int) -> str:
+def rule_of(name: str, dimensions: int, config: ModelConfig) -> str:
     """``hidden``, ``output`` or ``input`` for a parameter of `FusionTransformer` by name."""
     if dimensions < 2:
         return "input"
@@ -35,16 +37,22 @@ def rule_of(name: str, dimensions: int) -> str:
         return "output"
     if name.startswith("blocks."):
         return "hidden"
-    # A conv stem's projection reads channels; the GRU stem's matrices, and its projection, read the model's width.
-    recurrent = ("audio_stem.input_weight", "audio_stem.state_weight")
-    return "hidden" if name.startswith(recurrent) else "input"
+    # The GRU stem's matrices, and its projection, read the model's width; the projection of the others reads channels.
+    recurrent = ("audio_stem.input_weight", "audio_stem.state_weight", "audio_stem.project.")
+    return "hidden" if config.audio_stem == "rnn" and name.startswith(recurrent) else "input"
 
 
-def lr_factor(name: str, dimensions: int, config: ModelConfig) -> float:
-    """Factor of a parameter's learning rate, the inverse of that of its weight decay."""
-    return 1.0 if rule_of(name, dimensions) == "input" else width_ratio(config)
+def lr_factor(name: str, dimensions: int, config: ModelConfig, muon: bool = False) -> float:
+    """Factor of a parameter's learning rate, the inverse of that of its weight decay.
+
+    Muon's update of a matrix has all singular values alike, so its effect grows with the root of the width only, where
+    AdamW's, which is nearly of rank one, grows with the width.
+    """
+    if rule_of(name, dimensions, config) == "input":
+        return 1.0
+    return width_ratio(config) ** 0.5 if muon else width_ratio(config)
 
 
 def initial_factor(name: str, dimensions: int, config: ModelConfig) -> float:
     """Factor of a parameter's initial standard deviation."""
-    return width_ratio(config) ** 0.5 if rule_of(name, dimensions) == "output" else 1.0
+    return width_ratio(config) ** 0.5 if rule_of(name, dimensions, config) == "output" else 1.0

@@ -2,7 +2,8 @@
 
 The update is scaled as in Moonlight (Liu et al., 2025), to the root mean square of AdamW's, so that AdamW's learning
 rate and weight decay hold. A sharded matrix is gathered whole, orthogonalised in float32 on every rank, and each rank
-keeps its own rows: the result does not depend on the number of ranks.
+keeps its own rows: the result does not depend on the number of ranks. A GRU's three gates, which lie in one matrix, are
+orthogonalised together.
 """
 
 from __future__ import annotations

@@ -25,9 +25,9 @@ class TrainOptimizer:
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            factor = lr_factor(name, parameter.dim(), sizes)
-            decay = config.weight_decay / factor if parameter.dim() >= 2 else 0.0
             kind = "muon" if config.name == "muon" and _is_block_matrix(name, parameter) else "adamw"
+            factor = lr_factor(name, parameter.dim(), sizes, muon=kind == "muon")
+            decay = config.weight_decay / factor if parameter.dim() >= 2 else 0.0
             groups.setdefault((kind, factor, decay), []).append(parameter)
 
         def of(kind: str) -> list[dict[str, Any]]:
