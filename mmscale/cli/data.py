@@ -1,30 +1,16 @@
-"""One thin command per verb. Results go to stdout, progress and complaints to stderr; no logic lives here."""
+"""`mmscale data`: pack, index, verify, inspect, order."""
 
 from __future__ import annotations
 
 import argparse
 import itertools
 import json
-import os
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mmscale import __version__
+from mmscale.cli.verb import add_config, verb
 from mmscale.errors import UserError
-
-EPILOG = """\
-examples:
-  mmscale train configs/train/digits.yaml train.steps=200
-  torchrun --nproc-per-node 2 -m mmscale train configs/train/digits.yaml parallel.strategy=fsdp
-  mmscale eval runs/digits
-  mmscale export runs/digits --out release
-"""
-
-# Keys of `MediaConfig` that `data pack` and `data index` take as options.
-MEDIA_LIMITS = ("max_audio_s", "max_image_pixels", "max_file_bytes")
 
 PACK_EPILOG = """\
 columns of a table:
@@ -54,23 +40,6 @@ examples:
   mmscale data index s3://bucket/train/ --out indexes/train
 """
 
-MODEL_EPILOG = """\
-The config is one of training, or of a model alone. Nothing is allocated: 10 B parameters are counted in seconds.
-
-examples:
-  mmscale model configs/model/10b.yaml
-  mmscale model configs/train/digits.yaml model.vocab_size=512 model.fusion=rnn
-"""
-
-PREDICT_EPILOG = """\
-The answer is the likeliest one, token by token, unless --beams or --temperature say otherwise.
-
-examples:
-  mmscale predict release --image cat.jpg --prompt topic --labels cat,dog
-  mmscale predict runs/fsdd --audio clip.wav --beams 4
-  mmscale predict release --text "The match ended" --temperature 0.8 --top-p 0.95 --seed 7
-"""
-
 INSPECT_EPILOG = """\
 Every sample is read and decoded once: what is broken, blank, clipped, silent or empty, what is there twice, and what
 one folder shares with another, such as test with train. The page is one file without scripts; open it in a browser.
@@ -82,41 +51,16 @@ examples:
   mmscale data inspect shards/train --html report.html --sample 20000
 """
 
-
-def main(argv: list[str] | None = None) -> None:
-    """Entry point. Exits with 0, with 2 and one line on stderr for bad input; a traceback is a bug."""
-    arguments = build_parser().parse_args(argv)
-    run: Callable[[argparse.Namespace], Any] = arguments.run
-    try:
-        result = run(arguments)
-        if result is not None and arguments.json:
-            print(json.dumps(result, ensure_ascii=False))
-    except UserError as error:
-        rank = os.environ.get("RANK", "0")
-        print(f"mmscale: error: {'' if rank == '0' else f'rank {rank}: '}{error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("mmscale: interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
-    except BrokenPipeError:
-        raise SystemExit(0) from None  # the reader, such as head, has seen enough
+# Keys of `MediaConfig` that `data pack` and `data index` take as options.
+MEDIA_LIMITS = ("max_audio_s", "max_image_pixels", "max_file_bytes")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
-    parser = argparse.ArgumentParser(
-        prog="mmscale",
-        description="Train, evaluate and release one fusion transformer over images, text and speech.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"mmscale {__version__}")
-    verbs = parser.add_subparsers(required=True, metavar="COMMAND")
-
+def add(verbs: Any) -> None:
+    """Declare the command `data` and its options."""
     data = verbs.add_parser("data", help="prepare, check and look at data").add_subparsers(
         required=True, metavar="COMMAND"
     )
-    pack = _verb(
+    pack = verb(
         data,
         "pack",
         _data_pack,
@@ -146,11 +90,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="Parquet only: a larger source (10^9 bytes, uncompressed) is shuffled in portions of this size, each "
         "made of row groups from all over it; DIR needs as much more room while it is packed (default: 8)",
     )
-    _add_media_limits(pack)
+    addmedia_limits(pack)
 
-    index = _verb(
-        data, "index", _data_index, "index existing shards, anyone's, local or remote", INDEX_EPILOG
-    )
+    index = verb(data, "index", _data_index, "index existing shards, anyone's, local or remote", INDEX_EPILOG)
     index.add_argument(
         "sources",
         nargs="+",
@@ -161,14 +103,14 @@ def build_parser() -> argparse.ArgumentParser:
     index.add_argument(
         "--out", metavar="DIR", help="remote shards only: folder for the index; it then stands for the shards"
     )
-    _add_media_limits(index)
+    addmedia_limits(index)
 
-    verify = _verb(
+    verify = verb(
         data, "verify", _data_verify, "strict checks of shards against their index; fails on any fault"
     )
     verify.add_argument("directory", help="a folder of indexed shards")
 
-    inspect = _verb(
+    inspect = verb(
         data,
         "inspect",
         _data_inspect,
@@ -204,89 +146,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--workers", type=int, metavar="N", help="processes (default: all cores); the page is the same"
     )
 
-    order = _verb(data, "order", _data_order, "what is seen when, by whom, as JSON lines")
-    _add_config(order)
+    order = verb(data, "order", _data_order, "what is seen when, by whom, as JSON lines")
+    add_config(order)
     order.add_argument("--steps", required=True, metavar="A:B", help="steps A up to, not including, B")
     order.add_argument("--world", type=int, default=1, metavar="W", help="number of ranks (default: 1)")
     order.add_argument("--rank", type=int, metavar="R", help="print this rank's share only")
 
-    train = _verb(verbs, "train", _train, "train as a config says; resumes by itself")
-    _add_config(train, needed=False)
-    train.add_argument(
-        "--keys", action="store_true", help="list every config key with its default and meaning"
-    )
 
-    model = _verb(verbs, "model", _model, "how many parameters a config's model has, by part", MODEL_EPILOG)
-    _add_config(model)
-
-    predict = _verb(verbs, "predict", _predict, "ask a release or a run one question", PREDICT_EPILOG)
-    predict.add_argument("target", help="a release folder or a run directory")
-    predict.add_argument("--image", metavar="FILE")
-    predict.add_argument("--audio", metavar="FILE")
-    predict.add_argument("--text", metavar="TEXT")
-    predict.add_argument(
-        "--prompt", metavar="TEXT", help="of the training task; needed where several have such input"
-    )
-    predict.add_argument(
-        "--labels", metavar="A,B,…", help="answers to choose from; their probabilities are told"
-    )
-    predict.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default: 64")
-    predict.add_argument("--beams", type=int, default=1, metavar="N", help="beam search with N hypotheses")
-    predict.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="above 0: sample (about 1)"
-    )
-    predict.add_argument(
-        "--top-k", type=int, default=0, metavar="N", help="sample among the N likeliest tokens"
-    )
-    predict.add_argument(
-        "--top-p", type=float, default=1.0, metavar="P", help="sample within this probability"
-    )
-    predict.add_argument("--seed", type=int, default=0, metavar="N", help="of sampling (default: 0)")
-
-    evaluate = _verb(verbs, "eval", _evaluate, "score a run or a release on held-out shards")
-    evaluate.add_argument("target", help="a run directory or a release folder")
-    evaluate.add_argument("--data", metavar="DIR", help="shards to score on instead of the config's")
-    evaluate.add_argument(
-        "--ema", action="store_true", help="of a run: score the moving averages (train.ema)"
-    )
-    evaluate.add_argument(
-        "--task", action="append", metavar="NAME", help="score only this one (may be repeated)"
-    )
-
-    export = _verb(verbs, "export", _export, "newest checkpoint → a folder of safetensors with a model card")
-    export.add_argument("target", metavar="run_dir", help="a run directory")
-    export.add_argument("--ema", action="store_true", help="the moving averages of the weights (train.ema)")
-    export.add_argument(
-        "--as", dest="form", choices=("mmscale", "qwen3"), default="mmscale",
-        help="qwen3: the text path alone, as a folder that transformers opens as Qwen3",
-    )  # fmt: skip
-    export.add_argument("--out", required=True, metavar="DIR", help="folder of the release")
-    return parser
-
-
-def _verb(
-    parent: Any, name: str, run: Callable[[argparse.Namespace], Any], text: str, epilog: str | None = None
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = parent.add_parser(
-        name,
-        help=text,
-        description=text[0].upper() + text[1:] + ".",
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter if epilog else argparse.HelpFormatter,
-    )
-    parser.add_argument("--json", action="store_true", help="print one machine-readable result on stdout")
-    parser.set_defaults(run=run)
-    return parser
-
-
-def _add_config(parser: argparse.ArgumentParser, needed: bool = True) -> None:
-    parser.add_argument(
-        "config", nargs=None if needed else "?", help="a YAML file, such as configs/train/digits.yaml"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.steps=200 seed=1")
-
-
-def _add_media_limits(parser: argparse.ArgumentParser) -> None:
+def addmedia_limits(parser: argparse.ArgumentParser) -> None:
     from mmscale.config import MediaConfig
 
     for name in MEDIA_LIMITS:
@@ -300,7 +167,7 @@ def _add_media_limits(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def _media_limits(arguments: argparse.Namespace) -> Any:
+def media_limits(arguments: argparse.Namespace) -> Any:
     from mmscale.config import MediaConfig
 
     limits = {name: getattr(arguments, name) for name in MEDIA_LIMITS}
@@ -321,7 +188,7 @@ def _data_pack(arguments: argparse.Namespace) -> dict[str, Any]:
         samples_per_shard=arguments.samples_per_shard,
         shuffle_gb=arguments.shuffle_gb,
         workers=available_cores() if arguments.workers is None else arguments.workers,
-        media=_media_limits(arguments),
+        media=media_limits(arguments),
         progress=True,
     )
     return _tell_manifest(manifest, arguments.json)
@@ -331,7 +198,7 @@ def _data_index(arguments: argparse.Namespace) -> dict[str, Any]:
     from mmscale.data.index import index_sources
 
     out = Path(arguments.out) if arguments.out else None
-    manifest = index_sources(arguments.sources, out, _media_limits(arguments), progress=True)
+    manifest = index_sources(arguments.sources, out, media_limits(arguments), progress=True)
     return _tell_manifest(manifest, arguments.json)
 
 
@@ -415,91 +282,3 @@ def _data_order(arguments: argparse.Namespace) -> None:
                 keys = [corpus.key(sample) for sample in sequence.samples.tolist()]
                 row = {"step": step, "sequence": sequence.number, "rank": rank, "keys": keys}
                 print(json.dumps(row, ensure_ascii=False))
-
-
-def _train(arguments: argparse.Namespace) -> dict[str, Any] | None:
-    from mmscale.config_file import describe_keys, load_config
-
-    if arguments.keys:
-        for name, default, text in describe_keys():
-            print(f"{name} (default {default or 'empty'})\n    {text}")
-        return None
-    if not arguments.config:
-        raise UserError("no config; try: mmscale train configs/train/digits.yaml")
-    from mmscale.parallel.ranks import read_environment
-    from mmscale.train.loop import train
-
-    result = train(load_config(arguments.config, arguments.overrides))
-    if read_environment()[0] != 0:
-        return None
-    if not arguments.json:
-        print(
-            f"{result.run_dir}: {result.steps} steps, {result.parameters:,} parameters, {result.seconds:.0f} s"
-        )
-    return asdict(result)
-
-
-def _model(arguments: argparse.Namespace) -> dict[str, Any]:
-    from mmscale.config_file import load_model_config
-    from mmscale.model.count import count_parameters
-
-    model, media = load_model_config(arguments.config, arguments.overrides)
-    if not model.vocab_size:
-        raise UserError(
-            f"{arguments.config}: model.vocab_size is 0, which follows the tokenizer; give it, such as "
-            "model.vocab_size=32768"
-        )
-    counts = count_parameters(model, media)
-    if not arguments.json:
-        for part, count in counts.items():
-            print(f"{part:<14}{count:>18,}  {count / counts['total']:7.2%}")
-    return counts
-
-
-def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
-    from mmscale.checkpoint.pretrained import load_trained
-
-    model = load_trained(Path(arguments.target))
-    asked = {name: getattr(arguments, name) for name in ("image", "audio", "text")}
-    if arguments.labels:
-        labels = [label.strip() for label in arguments.labels.split(",") if label.strip()]
-        found = model.classify(labels, **asked, prompt=arguments.prompt)
-        if not arguments.json:
-            for label, probability in found:
-                print(f"{probability:6.1%}  {label}")
-        return {"answer": found[0][0], "probabilities": dict(found)}
-    decoding = {
-        name: getattr(arguments, name)
-        for name in ("max_new_tokens", "beams", "temperature", "top_k", "top_p", "seed")
-    }
-    answer = model.answer(**asked, prompt=arguments.prompt, **decoding)
-    if not arguments.json:
-        print(answer)
-    return {"answer": answer}
-
-
-def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
-    from mmscale.evaluate.run import evaluate, format_table
-
-    scores = evaluate(Path(arguments.target), arguments.data, arguments.task, ema=arguments.ema)
-    if not arguments.json:
-        print(format_table(scores))
-    return scores
-
-
-def _export(arguments: argparse.Namespace) -> dict[str, Any]:
-    from mmscale.checkpoint.release import export
-
-    if arguments.form == "qwen3":
-        from mmscale.checkpoint.qwen3 import export_qwen3
-
-        facts = export_qwen3(Path(arguments.target), Path(arguments.out), arguments.ema)
-        if not arguments.json:
-            print(f"{arguments.out}: a Qwen3 model of {facts['parameters']:,} parameters, for transformers")
-        return facts
-    facts = export(Path(arguments.target), Path(arguments.out), ema=arguments.ema)
-    if not arguments.json:
-        print(
-            f"{arguments.out}: a release of {facts['parameters']:,} parameters; open it with mmscale.load()"
-        )
-    return facts

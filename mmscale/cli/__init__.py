@@ -1,0 +1,59 @@
+"""One thin command per verb. Results go to stdout, progress and complaints to stderr; no logic lives here."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from mmscale import __version__
+from mmscale.cli import data, evaluate, export, model, predict, train
+from mmscale.errors import UserError
+
+EPILOG = """\
+examples:
+  mmscale train configs/train/digits.yaml train.steps=200
+  torchrun --nproc-per-node 2 -m mmscale train configs/train/digits.yaml parallel.strategy=fsdp
+  mmscale eval runs/digits
+  mmscale export runs/digits --out release
+"""
+
+# In the order in which a user needs them, and `--help` lists them.
+COMMANDS = (data, train, model, predict, evaluate, export)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point. Exits with 0, with 2 and one line on stderr for bad input; a traceback is a bug."""
+    arguments = build_parser().parse_args(argv)
+    run: Callable[[argparse.Namespace], Any] = arguments.run
+    try:
+        result = run(arguments)
+        if result is not None and arguments.json:
+            print(json.dumps(result, ensure_ascii=False))
+    except UserError as error:
+        rank = os.environ.get("RANK", "0")
+        print(f"mmscale: error: {'' if rank == '0' else f'rank {rank}: '}{error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("mmscale: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        raise SystemExit(0) from None  # the reader, such as head, has seen enough
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="mmscale",
+        description="Train, evaluate and release one fusion transformer over images, text and speech.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"mmscale {__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add(verbs)
+    return parser

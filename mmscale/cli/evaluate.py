@@ -1,0 +1,31 @@
+"""`mmscale eval`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mmscale.cli.verb import verb
+
+
+def add(verbs: Any) -> None:
+    """Declare the command `eval` and its options."""
+    evaluate = verb(verbs, "eval", _evaluate, "score a run or a release on held-out shards")
+    evaluate.add_argument("target", help="a run directory or a release folder")
+    evaluate.add_argument("--data", metavar="DIR", help="shards to score on instead of the config's")
+    evaluate.add_argument(
+        "--ema", action="store_true", help="of a run: score the moving averages (train.ema)"
+    )
+    evaluate.add_argument(
+        "--task", action="append", metavar="NAME", help="score only this one (may be repeated)"
+    )
+
+
+def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    from mmscale.evaluate.run import evaluate, format_table
+
+    scores = evaluate(Path(arguments.target), arguments.data, arguments.task, ema=arguments.ema)
+    if not arguments.json:
+        print(format_table(scores))
+    return scores

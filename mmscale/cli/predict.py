@@ -1,0 +1,67 @@
+"""`mmscale predict`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mmscale.cli.verb import verb
+
+PREDICT_EPILOG = """\
+The answer is the likeliest one, token by token, unless --beams or --temperature say otherwise.
+
+examples:
+  mmscale predict release --image cat.jpg --prompt topic --labels cat,dog
+  mmscale predict runs/fsdd --audio clip.wav --beams 4
+  mmscale predict release --text "The match ended" --temperature 0.8 --top-p 0.95 --seed 7
+"""
+
+
+def add(verbs: Any) -> None:
+    """Declare the command `predict` and its options."""
+    predict = verb(verbs, "predict", _predict, "ask a release or a run one question", PREDICT_EPILOG)
+    predict.add_argument("target", help="a release folder or a run directory")
+    predict.add_argument("--image", metavar="FILE")
+    predict.add_argument("--audio", metavar="FILE")
+    predict.add_argument("--text", metavar="TEXT")
+    predict.add_argument(
+        "--prompt", metavar="TEXT", help="of the training task; needed where several have such input"
+    )
+    predict.add_argument(
+        "--labels", metavar="A,B,…", help="answers to choose from; their probabilities are told"
+    )
+    predict.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default: 64")
+    predict.add_argument("--beams", type=int, default=1, metavar="N", help="beam search with N hypotheses")
+    predict.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="above 0: sample (about 1)"
+    )
+    predict.add_argument(
+        "--top-k", type=int, default=0, metavar="N", help="sample among the N likeliest tokens"
+    )
+    predict.add_argument(
+        "--top-p", type=float, default=1.0, metavar="P", help="sample within this probability"
+    )
+    predict.add_argument("--seed", type=int, default=0, metavar="N", help="of sampling (default: 0)")
+
+
+def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
+    from mmscale.checkpoint.pretrained import load_trained
+
+    model = load_trained(Path(arguments.target))
+    asked = {name: getattr(arguments, name) for name in ("image", "audio", "text")}
+    if arguments.labels:
+        labels = [label.strip() for label in arguments.labels.split(",") if label.strip()]
+        found = model.classify(labels, **asked, prompt=arguments.prompt)
+        if not arguments.json:
+            for label, probability in found:
+                print(f"{probability:6.1%}  {label}")
+        return {"answer": found[0][0], "probabilities": dict(found)}
+    decoding = {
+        name: getattr(arguments, name)
+        for name in ("max_new_tokens", "beams", "temperature", "top_k", "top_p", "seed")
+    }
+    answer = model.answer(**asked, prompt=arguments.prompt, **decoding)
+    if not arguments.json:
+        print(answer)
+    return {"answer": answer}
