@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-import torch
 from packings import MEDIA, model_config
 from PIL import Image
 
@@ -18,11 +17,9 @@ from mmscale.config_file import dump_config
 from mmscale.data.index import build_index
 from mmscale.data.pack import ShardWriter
 from mmscale.data.tokenizer import Tokenizer
-from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
 from mmscale.parallel.ranks import join_ranks, leave_ranks
-from mmscale.train.loop import state_tensors
-from mmscale.train.optimizer import TrainOptimizer
+from mmscale.parallel.strategy import build_strategy
 
 WORDS = ["zero", "one", "two", "three"]
 
@@ -30,9 +27,9 @@ WORDS = ["zero", "one", "two", "three"]
 @contextmanager
 def one_rank():
     """A process group of this process alone."""
-    join_ranks(ParallelConfig(threads=1))
+    ranks = join_ranks(ParallelConfig(threads=1))
     try:
-        yield
+        yield ranks
     finally:
         leave_ranks()
 
@@ -88,15 +85,11 @@ def save_run(config: Config, steps: tuple[int, ...] = (5,)) -> Path:
     run_dir.mkdir(parents=True)
     (run_dir / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     Tokenizer.train([*WORDS, "picture of"] * 3, 300).save(run_dir / "tokenizer.json")
-    model = FusionTransformer(config.model, config.media)
-    with one_rank():
+    with one_rank() as ranks:
+        strategy = build_strategy(config, ranks)
         store = CheckpointStore(run_dir / "checkpoints", keep=9)
         for step in steps:
-            initialise(model, config.model, seed=step)
-            optimizer = TrainOptimizer(model, config.train.optimizer, config.model)
-            for parameter in model.parameters():
-                parameter.grad = torch.zeros_like(parameter)
-            optimizer.step()
-            store.save(state_tensors(model, optimizer, None), RunState(step, fingerprint="f" * 64, seen=40))
+            initialise(strategy.model, config.model, seed=step)
+            store.save(strategy.state_tensors(), RunState(step, fingerprint="f" * 64, seen=40))
             store.wait()
     return run_dir

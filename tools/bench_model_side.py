@@ -25,8 +25,7 @@ from mmscale.data.plan import Plan
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.flops import Flops
 from mmscale.parallel.ranks import join_ranks
-from mmscale.parallel.strategy import build_strategy, clip_gradients
-from mmscale.train.optimizer import TrainOptimizer
+from mmscale.parallel.strategy import build_strategy
 
 ROOT = Path(__file__).resolve().parent.parent
 _BATCHES = 4
@@ -110,7 +109,7 @@ def main() -> None:
     batches = [assembler.batch(step, step.sequences) for step in steps]
     strategy = build_strategy(config, ranks)
     strategy.model.train()
-    optimizer = TrainOptimizer(strategy.model, config.train.optimizer, config.model)
+    go_on = torch.zeros((), device=ranks.device)
     base_mb = most_resident_mb()
     device_name = (
         torch.cuda.get_device_name() if ranks.device.type == "cuda" else platform.processor() or "CPU"
@@ -122,9 +121,7 @@ def main() -> None:
         before = matmul_rate(ranks.device, config.model.width, config.model.hidden)
         began = now(ranks.device)
         strategy.forward_backward(batch.to(ranks.device), last=True)
-        clip_gradients(strategy.model, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        strategy.update(number, 1e-3, lambda norm: go_on)
         seconds = now(ranks.device) - began
         after = matmul_rate(ranks.device, config.model.width, config.model.hidden)
         answer = {

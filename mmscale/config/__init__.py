@@ -8,13 +8,15 @@ from mmscale.config.evaluation import EvalConfig
 from mmscale.config.keys import MEDIA_FIELDS, TEXT_FIELDS, check_field, is_media
 from mmscale.config.media import MediaConfig
 from mmscale.config.model import ModelConfig
+from mmscale.config.parallel import ZERO_STAGES, ParallelConfig
 from mmscale.config.run import Config, RunConfig
 from mmscale.config.tasks import AugmentConfig, SetConfig, TaskConfig
-from mmscale.config.train import OptimizerConfig, ParallelConfig, TrainConfig
+from mmscale.config.train import OptimizerConfig, TrainConfig
 
 __all__ = [
     "MEDIA_FIELDS",
     "TEXT_FIELDS",
+    "ZERO_STAGES",
     "AugmentConfig",
     "CacheConfig",
     "Config",

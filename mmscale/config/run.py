@@ -9,8 +9,9 @@ from mmscale.config.evaluation import EvalConfig, check_eval
 from mmscale.config.keys import key
 from mmscale.config.media import MediaConfig, check_media
 from mmscale.config.model import ModelConfig, check_model
+from mmscale.config.parallel import ParallelConfig, check_parallel
 from mmscale.config.tasks import check_set
-from mmscale.config.train import ParallelConfig, TrainConfig
+from mmscale.config.train import TrainConfig
 from mmscale.errors import UserError
 
 
@@ -38,6 +39,7 @@ class Config:
         """Rules between keys. Raises `UserError` naming the key and the remedy."""
         check_media(self.media)
         check_model(self.model)
+        check_parallel(self.parallel)
         patch = self.media.image_patch
         if self.model.image_stem == "cnn" and patch & (patch - 1):
             raise UserError(

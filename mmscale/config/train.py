@@ -1,4 +1,4 @@
-"""How a run learns, and how it is split over processes."""
+"""How a run learns."""
 
 from __future__ import annotations
 
@@ -58,31 +58,3 @@ class TrainConfig:
         low=0.0,
     )
     log_every: int = key(1, "Steps between lines of metrics.jsonl.", low=1)
-
-
-@dataclass
-class ParallelConfig:
-    strategy: str = key(
-        "auto",
-        "single: one process; ddp: whole weights on every rank; fsdp: FSDP2, sharded weights; auto: fsdp when there "
-        "are several ranks.",
-        choices=("auto", "single", "ddp", "fsdp"),
-    )
-    replicas: int = key(
-        1,
-        "fsdp: copies of the sharded weights; the ranks of one machine a copy keeps gathering inside it.",
-        low=1,
-    )
-    checkpointing: str = key(
-        "none",
-        "Activations of blocks that the backward pass computes again: none; full; selective: all but products.",
-        choices=("none", "full", "selective"),
-    )
-    compile: bool = key(
-        False,
-        "Compile the blocks (torch.compile): faster steps after a minute's start; CPUs need a C++ compiler.",
-    )
-    threads: int = key(
-        0, "CPU threads of each rank; 0: the cores divided by the ranks of this machine.", low=0
-    )
-    timeout_s: float = key(600.0, "A collective that waits longer ends the run; seconds.", low=1.0)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from mmscale.batch import Batch
+from mmscale.model.positions import Positions
 
 _PLAIN_LENGTH = 128  # of a group's segments, up to which attention is written out
 _GROUP_SLACK = 0.7  # a group's shortest segment is at least this share of its longest, or within 8 positions
@@ -55,19 +56,24 @@ class AttentionPlan:
     time_major: Any = None  # `recurrent.TimeMajor`, for fusion without attention
 
 
-def make_plan(batch: Batch, path: str) -> AttentionPlan:
-    """Plan attention for ``batch``; ``auto`` takes flex on a GPU and grouped elsewhere."""
-    device = batch.segment_BL.device
+def make_plan(batch: Batch, path: str, positions: Positions | None = None) -> AttentionPlan:
+    """Plan attention for ``batch``; ``auto`` takes flex on a GPU and grouped elsewhere.
+
+    Queries at some of the positions only (``positions``) are for flex and dense.
+    """
+    device, positions = batch.segment_BL.device, positions or Positions()
     if path == "auto":
         path = "flex" if device.type == "cuda" else "grouped"
+    if path == "grouped" and positions.shared:
+        path = "dense"
     segment, span = batch.segment_BL, batch.span_BL
     if path == "dense":
         length = segment.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
         mask = visible(segment[:, :, None], segment[:, None, :], span[:, :, None], span[:, None, :], causal)
-        return AttentionPlan(path, dense_mask=mask[:, None])
+        return AttentionPlan(path, dense_mask=positions.mine(mask)[:, None])
     if path == "flex":
-        return AttentionPlan(path, block_mask=_block_mask(segment, span))
+        return AttentionPlan(path, block_mask=_block_mask(segment, span, positions))
     return _group_segments(segment, span)
 
 
@@ -84,12 +90,16 @@ def attend(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, plan: AttentionPlan) 
     return out.transpose(1, 2)
 
 
-def _block_mask(segment: Tensor, span: Tensor) -> Any:
+def _block_mask(segment: Tensor, span: Tensor, positions: Positions) -> Any:
+    queries = positions.mine(segment).shape[1]
+    first = positions.first
+
     def rule(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        q = q + first
         return visible(segment[b, q], segment[b, k], span[b, q], span[b, k], q >= k)
 
     batch, length = segment.shape
-    return create_block_mask(rule, batch, None, length, length, device=segment.device)
+    return create_block_mask(rule, batch, None, queries, length, device=segment.device)
 
 
 _compiled_flex: Any = None

@@ -18,6 +18,7 @@ from mmscale.config import ModelConfig
 from mmscale.model.attention import AttentionPlan, attend
 from mmscale.model.cache import KeyValues
 from mmscale.model.dropout import depth_factor, keyed_dropout, site_key
+from mmscale.model.positions import Positions
 from mmscale.model.recurrent import GruMixer
 from mmscale.model.rotary import rotate
 
@@ -34,13 +35,15 @@ class Places:
     modality_BL: Tensor  # int64, index into `MODALITIES`; 0 for padding
     routes: tuple[Tensor, Tensor, Tensor]  # int64 [T], flat positions of each modality
     dropout_key_B: Tensor
+    positions: Positions
 
 
-def places_of(batch: Batch, cos: Tensor, sin: Tensor, plan: AttentionPlan) -> Places:
+def places_of(batch: Batch, cos: Tensor, sin: Tensor, plan: AttentionPlan, positions: Positions) -> Places:
     """Of a packed batch."""
+    modality = (batch.kind_BL.long() - 1).clamp(min=0)
     return Places(
-        cos, sin, plan, (batch.kind_BL.long() - 1).clamp(min=0),
-        (batch.text_at_T, batch.image_at_T, batch.audio_at_T), batch.dropout_key_B,
+        positions.mine(cos), positions.mine(sin), plan, positions.mine(modality),
+        (batch.text_at_T, batch.image_at_T, batch.audio_at_T), batch.dropout_key_B, positions,
     )  # fmt: skip
 
 
@@ -151,11 +154,13 @@ class Block(nn.Module):
             mixed = self.mixer(self.attention_norm(x_BLD, places.modality_BL), places.plan, memory)
         else:
             q, k, v = self.project(x_BLD, places.cos, places.sin, places.modality_BL)
+            k, v = places.positions.whole(k), places.positions.whole(v)
             assert memory is None or isinstance(memory, KeyValues)
             mixed = attend(q, k, v, places.plan) if memory is None else memory.attend(q, k, v, places.plan)
         # Only where they are used: their lengths change with every batch, and compiled code is for one length.
         routes = places.routes if self._untied else ()
-        return self.combine(x_BLD, mixed, places.modality_BL, routes, *factors)
+        first = places.positions.first
+        return self.combine(x_BLD, mixed, places.modality_BL, routes, first, *factors)
 
     def project(
         self, x_BLD: Tensor, cos: Tensor, sin: Tensor, modality_BL: Tensor
@@ -164,14 +169,20 @@ class Block(nn.Module):
         return self.attention.project(self.attention_norm(x_BLD, modality_BL), cos, sin)
 
     def combine(
-        self, x_BLD: Tensor, mixed: Tensor, modality_BL: Tensor, routes: tuple[Tensor, ...], *factors: Tensor
+        self,
+        x_BLD: Tensor,
+        mixed: Tensor,
+        modality_BL: Tensor,
+        routes: tuple[Tensor, ...],
+        first: int,
+        *factors: Tensor,
     ) -> Tensor:
         """From what was mixed, and the residual stream before it, to the residual stream after the block."""
         if not self.recurrent:
             mixed = self.attention.o_proj(mixed.flatten(2))
-        x_BLD = x_BLD + self._thin(mixed, factors[:2])
+        x_BLD = x_BLD + self._thin(mixed, first, factors[:2])
         fed = self.feed_forward(self.feed_forward_norm(x_BLD, modality_BL), routes)
-        return x_BLD + self._thin(fed, factors[2:])
+        return x_BLD + self._thin(fed, first, factors[2:])
 
     def _factors(self, dropout_key_B: Tensor) -> list[Tensor]:
         """Of each of the two branches: the key of its dropout, and its factor of stochastic depth."""
@@ -183,8 +194,8 @@ class Block(nn.Module):
             factors += [key, depth_factor(self._left_out, key)]
         return factors
 
-    def _thin(self, x_BLD: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
+    def _thin(self, x_BLD: Tensor, first: int, factors: tuple[Tensor, ...]) -> Tensor:
         if not factors:
             return x_BLD
         key, factor_B = factors
-        return keyed_dropout(x_BLD, self._dropout, key) * factor_B[:, None, None].to(x_BLD.dtype)
+        return keyed_dropout(x_BLD, self._dropout, key, first) * factor_B[:, None, None].to(x_BLD.dtype)

@@ -25,12 +25,16 @@ def site_key(key_B: Tensor, site: int) -> Tensor:
     return _hash32(key_B.to(torch.int32) ^ (site * 0x01000193 & _POSITIVE))
 
 
-def keyed_dropout(x_BLD: Tensor, share: float, site_key_B: Tensor) -> Tensor:
-    """Zero a ``share``, in [0, 1), of the elements and scale the rest (Srivastava et al., 2014)."""
+def keyed_dropout(x_BLD: Tensor, share: float, site_key_B: Tensor, first: int = 0) -> Tensor:
+    """Zero a ``share``, in [0, 1), of the elements and scale the rest (Srivastava et al., 2014).
+
+    ``first`` is the position in its sequence of the first of the L.
+    """
     if share == 0.0:
         return x_BLD
     batch, length, width = x_BLD.shape
-    counter = torch.arange(length * width, dtype=torch.int32, device=x_BLD.device) * _GOLDEN
+    start = first * width
+    counter = torch.arange(start, start + length * width, dtype=torch.int32, device=x_BLD.device) * _GOLDEN
     noise = _hash32(counter[None, :] ^ site_key_B[:, None]) & _POSITIVE
     keep = (noise >= int(share * 2**31)).view(batch, length, width)
     return torch.where(keep, x_BLD / (1.0 - share), torch.zeros((), dtype=x_BLD.dtype, device=x_BLD.device))

@@ -25,6 +25,7 @@ from mmscale.model.objectives import (
     ctc_loss,
     next_token_loss,
 )
+from mmscale.model.positions import Positions
 from mmscale.model.recurrent import time_major
 from mmscale.model.rotary import rotary_angles
 from mmscale.model.stems import AUDIO_STEMS, IMAGE_STEMS
@@ -49,6 +50,7 @@ class FusionTransformer(nn.Module):
         assert config.vocab_size > 0, "resolve model.vocab_size from the tokenizer first"
         self.config, self.media = config, media
         self.run_block: Callable[..., Tensor] = _run  # `mmscale.parallel` may compute activations again
+        self.positions = Positions()  # and may compute some of the positions elsewhere
         self._tied_factor = width_ratio(config)  # of logits made by the embedding
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.image_stem = IMAGE_STEMS[config.image_stem](config, media)
@@ -74,15 +76,20 @@ class FusionTransformer(nn.Module):
         ``contrast`` replaces the contrastive loss among the batch's own embeddings. With ``embeddings_only``, instead:
         ``unit`` float32 [T, E], the embeddings, and ``log_scale`` and ``bias``, [1].
         """
-        hidden = self.hidden(batch).flatten(0, 1)
+        hidden = self.positions.whole(self.hidden(batch)).flatten(0, 1)
         words = hidden * self._tied_factor
         unit = self._unit(hidden, batch)
         scale, bias = self.contrast_log_scale, self.contrast_bias
         if embeddings_only:
             return {"unit": unit, "log_scale": scale.clone(), "bias": bias.clone()}
         smoothing, table = self.config.label_smoothing, self.embedding.weight
+        mine, part = self.positions.every, self.positions.part
         next_token = next_token_loss(
-            words[batch.target_at_T], table, batch.target_T, batch.target_weight_T, smoothing
+            words[batch.target_at_T[mine]],
+            table,
+            batch.target_T[mine],
+            batch.target_weight_T[mine],
+            smoothing,
         )
         if contrast is not None:
             contrastive = contrast.surrogate(unit, scale, bias)
@@ -99,11 +106,16 @@ class FusionTransformer(nn.Module):
             self._class_logits(hidden[batch.class_at_T]), head_T=batch.class_head_T, class_T2=batch.class_T2,
             share_T=batch.class_share_T, weight_T=batch.class_weight_T, smoothing=smoothing,
         )  # fmt: skip
-        return {"next_token": next_token, "contrastive": contrastive, "ctc": ctc, "classify": classify}
+        whole = {"contrastive": contrastive, "ctc": ctc, "classify": classify}
+        return {"next_token": next_token} | {name: loss * part for name, loss in whole.items()}
 
     def hidden(self, batch: Batch, plan: AttentionPlan | None = None) -> Tensor:
-        """Output of the last norm, [B, L, D] in the compute type; ``plan`` replaces the batch's own attention."""
-        return self._through_blocks(self._inputs(batch), self._places(batch, plan))
+        """Output of the last norm at this process's positions, by default all: [B, L, D] in the compute type.
+
+        ``plan`` replaces the batch's own attention.
+        """
+        x_BLD = self.positions.mine(self._inputs(batch))
+        return self._through_blocks(x_BLD, self._places(batch, plan))
 
     def start(self, batch: Batch, extra: int) -> tuple[Tensor, Cache]:
         """Read queries, one in each sequence of ``batch``, for up to ``extra`` further tokens each.
@@ -131,6 +143,7 @@ class FusionTransformer(nn.Module):
             torch.zeros_like(token_R)[:, None],
             (every, none, none),
             token_R,
+            Positions(),
         )
         x = self._through_blocks(self.embedding(token_R)[:, None], places, cache)
         cache.clock_R = cache.clock_R + 1
@@ -140,7 +153,9 @@ class FusionTransformer(nn.Module):
         cos, sin = rotary_angles(batch.position_BL3, self.config.head_dim, self.config.rope_theta)
         if plan is None and self.config.fusion == "rnn":
             plan = AttentionPlan("recurrent", time_major=time_major(batch.segment_BL))
-        return places_of(batch, cos, sin, plan or make_plan(batch, self.config.attention))
+        return places_of(
+            batch, cos, sin, plan or make_plan(batch, self.config.attention, self.positions), self.positions
+        )
 
     def _through_blocks(self, x_BLD: Tensor, places: Places, cache: Cache | None = None) -> Tensor:
         for number, block in enumerate(self.blocks):

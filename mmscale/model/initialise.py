@@ -8,11 +8,13 @@ Embedding: normal, 0.02. Norm weights one, biases zero.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 from mmscale import prf
 from mmscale.config import ModelConfig
@@ -23,18 +25,30 @@ _CHUNK = 1 << 22  # elements drawn at once; bounds the float64 temporaries
 
 @torch.no_grad()
 def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
-    """Fill every parameter in place; parameters may be DTensors sharded along their first axis."""
+    """Fill every parameter in place; parameters may be DTensors sharded in any way."""
     for name, parameter in model.named_parameters():
-        constant, deviation = _rule(name, parameter, config)
-        local, first = _local_part(parameter)
+        draw(name, parameter, config, seed)
+
+
+@torch.no_grad()
+def draw(name: str, parameter: Tensor, config: ModelConfig, seed: int) -> None:
+    """Fill what is here of one parameter."""
+    constant, deviation = _rule(name, parameter, config)
+    key = prf.derive_key(seed, "weights", name)
+    for local, first, columns in _local_rows(parameter):
         if deviation == 0.0:
             local.fill_(constant)
             continue
-        key = prf.derive_key(seed, "weights", name)
-        flat = local.view(-1)
-        for start in range(0, flat.numel(), _CHUNK):
-            part = flat[start : start + _CHUNK]
-            part.copy_(torch.from_numpy(prf.normal(key, part.numel(), first + start)).mul_(deviation))
+        width = math.prod(parameter.shape[1:])
+        rows = max(1, _CHUNK // width)
+        for start in range(0, len(local), rows):
+            part = local[start : start + rows]
+            values = torch.from_numpy(prf.normal(key, len(part) * width, first + start * width)).mul_(
+                deviation
+            )
+            part.copy_(
+                values.view(len(part), *parameter.shape[1:])[:, columns] if columns else values.view_as(part)
+            )
 
 
 def _rule(name: str, parameter: Tensor, config: ModelConfig) -> tuple[float, float]:
@@ -47,7 +61,7 @@ def _rule(name: str, parameter: Tensor, config: ModelConfig) -> tuple[float, flo
         return (1.0 if name.endswith("norm.weight") else 0.0), 0.0
     if name == "embedding.weight":
         return 0.0, 0.02
-    deviation = initial_factor(name, parameter.dim(), config) / math.sqrt(parameter[0].numel())
+    deviation = initial_factor(name, parameter.dim(), config) / math.sqrt(math.prod(parameter.shape[1:]))
     if name.endswith(("o_proj.weight", "down_proj.weight")):
         deviation /= math.sqrt(2.0 * config.layers)
     return 0.0, deviation
@@ -57,16 +71,45 @@ def _rule(name: str, parameter: Tensor, config: ModelConfig) -> tuple[float, flo
 def fill(parameter: Tensor, values: Tensor) -> None:
     """Copy ``values``, of the whole parameter's shape, into the part of it that is here."""
     assert values.shape == parameter.shape
-    local, first = _local_part(parameter)
-    local.view(-1).copy_(values.reshape(-1)[first : first + local.numel()])
+    for local, first, columns in _local_rows(parameter):
+        part = values.reshape(-1)[first : first + len(local) * math.prod(parameter.shape[1:])]
+        rows = part.view(len(local), *parameter.shape[1:])
+        local.copy_(rows[:, columns] if columns else rows)
 
 
-def _local_part(parameter: Tensor) -> tuple[Tensor, int]:
-    """(this rank's elements, index of the first of them in the whole parameter)."""
+def _local_rows(parameter: Tensor) -> Iterator[tuple[Tensor, int, slice | None]]:
+    """What is here of a parameter, in runs of neighbouring rows.
+
+    Yields (the rows, index of their first element in the whole parameter, which columns of the whole rows they are;
+    None: all).
+    """
     if not isinstance(parameter, DTensor):
-        return parameter, 0
-    shape, offset = compute_local_shape_and_global_offset(
-        parameter.shape, parameter.device_mesh, parameter.placements
-    )
-    assert tuple(shape[1:]) == tuple(parameter.shape[1:]), "only the first axis is sharded"
-    return parameter.to_local(), offset[0] * math.prod(parameter.shape[1:]) if shape else 0
+        yield parameter, 0, None
+        return
+    local = parameter.to_local()
+    if not local.numel():
+        return
+    rows, columns = (_indices(parameter, axis) for axis in (0, 1))
+    width = math.prod(parameter.shape[1:])
+    whole = len(columns) == (parameter.shape[1] if parameter.dim() > 1 else 1)
+    selected = None if whole else slice(int(columns[0]), int(columns[-1]) + 1)
+    breaks = (torch.nonzero(rows.diff() != 1).flatten() + 1).tolist()
+    for start, end in pairwise([0, *breaks, len(rows)]):
+        yield local[start:end], int(rows[start]) * width, selected
+
+
+def _indices(parameter: DTensor, axis: int) -> Tensor:
+    """Which rows (or columns) of the whole parameter are here."""
+    if axis >= parameter.dim():
+        return torch.zeros(1, dtype=torch.int64)
+    numbers = torch.arange(parameter.shape[axis], device=parameter.device_mesh.device_type)
+    placements: list[Placement] = []
+    for placement in parameter.placements:
+        if placement.is_replicate() or placement.dim != axis:  # type: ignore[attr-defined]
+            placements.append(Replicate())
+        elif isinstance(placement, _StridedShard):  # by FSDP, of what tensor parallelism split before
+            placements.append(_StridedShard(0, split_factor=placement.split_factor))
+        else:
+            placements.append(Shard(0))
+    split = distribute_tensor(numbers, parameter.device_mesh, placements, src_data_rank=None)
+    return split.to_local().cpu()

@@ -15,6 +15,8 @@ from mmscale.config import Config
 from mmscale.model.contrast import ContrastTerms
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
+from mmscale.parallel.build import build_model
+from mmscale.parallel.own_update import OwnUpdate
 from mmscale.parallel.ranks import Ranks
 from mmscale.parallel.single import run_in
 
@@ -30,14 +32,13 @@ class _Computed(nn.Module):
         return run_in(self._compute, self.model, *arguments)
 
 
-class DdpStrategy:
+class DdpStrategy(OwnUpdate):
     """fp32 parameters on every rank; the gradients of a step are summed in fp32 behind its last backward pass."""
 
     name = "ddp"
-    model: nn.Module
 
-    def __init__(self, model: FusionTransformer, config: Config, ranks: Ranks, compute: torch.dtype) -> None:
-        self.model = model.to_empty(device=ranks.device)
+    def __init__(self, config: Config, ranks: Ranks, compute: torch.dtype) -> None:
+        self.model = model = build_model(config, ranks).to_empty(device=ranks.device)
         initialise(self.model, config.model, config.seed)
         self._whole = DistributedDataParallel(
             _Computed(model, compute),
@@ -48,6 +49,7 @@ class DdpStrategy:
         )
         # A plain sum, not a mean: losses are divided by the step's counts.
         self._whole.register_comm_hook(None, _sum)
+        self.prepare_update(config)
 
     @torch.no_grad()
     def embeddings(self, batch: Batch) -> dict[str, Tensor]:

@@ -1,49 +1,69 @@
 """FSDP2: every parameter is sharded along its first axis (`torch.distributed.fsdp.fully_shard`).
 
 Over all ranks, or, with ``parallel.replicas``, over the ranks of each replica: hybrid sharding, which sends weights
-within a replica only (such as one machine), and sums gradients between them.
+within a replica only (such as one machine), and sums gradients between them. Neighbouring ranks may share the matrices
+of the blocks (`mmscale.parallel.tensor`) or the positions of every sequence (`mmscale.parallel.context`) as well.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 
 from mmscale.batch import Batch
 from mmscale.config import Config
 from mmscale.model.contrast import ContrastTerms
-from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
+from mmscale.parallel.build import build_model
+from mmscale.parallel.context import split_positions
+from mmscale.parallel.own_update import OwnUpdate
 from mmscale.parallel.ranks import Ranks
+from mmscale.parallel.tensor import split_matrices
 
 
-class FsdpStrategy:
+class FsdpStrategy(OwnUpdate):
     """One unit per stem and per block, the rest in the root; gradients are summed in fp32."""
 
     name = "fsdp"
-    model: nn.Module
 
-    def __init__(self, model: FusionTransformer, config: Config, ranks: Ranks, compute: torch.dtype) -> None:
-        replicas = config.parallel.replicas
-        shape, names = (ranks.world,), ("shard",)
-        if replicas > 1:
-            shape, names = (replicas, ranks.world // replicas), ("replicate", "shard")  # type: ignore[assignment]
-        mesh = init_device_mesh(ranks.device.type, shape, mesh_dim_names=names)
+    def __init__(self, config: Config, ranks: Ranks, compute: torch.dtype) -> None:
+        parallel, model = config.parallel, build_model(config, ranks)
+        mesh = _mesh(config, ranks)
+        if parallel.tensor > 1:
+            split_matrices(model, config.model, mesh["tensor"])
+        if parallel.context > 1:
+            split_positions(model, mesh["context"], config.data.seq_len)
+        if parallel.float8:
+            from mmscale.parallel.float8 import use_float8
+
+            use_float8(model, ranks.device)
         # Inputs keep their types: rotary angles and targets must not be rounded to bf16.
         precision = MixedPrecisionPolicy(
             param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
+        offload = OffloadPolicy()
+        if parallel.offload == "cpu":
+            offload = CPUOffloadPolicy(pin_memory=ranks.device.type == "cuda")
         for unit in (model.image_stem, model.audio_stem, *model.blocks, model):
-            fully_shard(unit, mesh=mesh, mp_policy=precision)
+            fully_shard(unit, mesh=_sharding(mesh), mp_policy=precision, offload_policy=offload)
             assert isinstance(unit, FSDPModule)
             # A plain sum, not a mean: losses are divided by the step's counts. Gloo has no other reduction.
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)
-        model.to_empty(device=ranks.device)
+        model.to_empty(device="cpu" if parallel.offload == "cpu" else ranks.device)
         initialise(model, config.model, config.seed)
         self.model = model
+        # Ranks that share matrices compute the same losses; one of them tells.
+        self._told = 1.0 if ranks.rank % parallel.tensor == 0 else 0.0
+        self.prepare_update(config)
 
     @torch.no_grad()
     def embeddings(self, batch: Batch) -> dict[str, Tensor]:
@@ -60,4 +80,28 @@ class FsdpStrategy:
         self.model.set_is_last_backward(last)
         losses = self.model(batch, contrast)
         torch.stack(list(losses.values())).sum().backward()
-        return {name: loss.detach() for name, loss in losses.items()}
+        return {name: loss.detach() * self._told for name, loss in losses.items()}
+
+
+def _mesh(config: Config, ranks: Ranks) -> DeviceMesh:
+    """Ranks along (replicate, shard, context, tensor); axes of one are left out, but for shard."""
+    parallel = config.parallel
+    sizes = {
+        "replicate": parallel.replicas,
+        "shard": ranks.world // (parallel.replicas * parallel.context * parallel.tensor),
+        "context": parallel.context,
+        "tensor": parallel.tensor,
+    }
+    axes = {name: size for name, size in sizes.items() if size > 1 or name == "shard"}
+    return init_device_mesh(ranks.device.type, tuple(axes.values()), mesh_dim_names=tuple(axes))
+
+
+def _sharding(mesh: DeviceMesh) -> DeviceMesh:
+    """The axes FSDP shards over: those that share positions hold different parts of the weights too."""
+    names = mesh.mesh_dim_names
+    assert names is not None
+    shard = "shard"
+    if "context" in names:
+        shard = "shard_context"
+        mesh["shard", "context"]._flatten(shard)
+    return mesh["replicate", shard] if "replicate" in names else mesh[shard]

@@ -17,13 +17,34 @@ _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place. ``local_*`` count the processes of this machine."""
+    """This process's place. ``local_*`` count the processes of this machine.
+
+    ``data_*`` count those that read sequences of their own: ``parts`` neighbouring ranks, which share the matrices or
+    the positions of a model (`ParallelConfig.tensor`, ``context``), read the same.
+    """
 
     rank: int
     world: int
     local_rank: int
     local_world: int
     device: torch.device
+    parts: int = 1
+    data_group: dist.ProcessGroup | None = None  # one rank of each part; None: all ranks
+
+    @property
+    def data_rank(self) -> int:
+        """Which share of a step's sequences is this rank's."""
+        return self.rank // self.parts
+
+    @property
+    def data_world(self) -> int:
+        """How many shares there are."""
+        return self.world // self.parts
+
+    @property
+    def tells(self) -> bool:
+        """True on one of the ranks that read the same sequences: the one whose counts are summed."""
+        return self.rank % self.parts == 0
 
     @property
     def is_first(self) -> bool:
@@ -35,9 +56,16 @@ def join_ranks(config: ParallelConfig) -> Ranks:
     """Join the process group the launcher describes, or a group of one if there is no launcher.
 
     Raises:
-        UserError: the launcher's environment is incomplete, or holds no integers.
+        UserError: the launcher's environment is incomplete, or holds no integers, or the ranks cannot be divided as
+            ``config`` asks.
     """
     rank, world, local_rank, local_world = read_environment()
+    parts = config.tensor * config.context
+    if world % (parts * config.replicas):
+        raise UserError(
+            f"parallel.tensor={config.tensor}, context={config.context}, replicas={config.replicas}: their product "
+            f"does not divide the {world} ranks that were started"
+        )
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
             raise UserError(
@@ -54,7 +82,11 @@ def join_ranks(config: ParallelConfig) -> Ranks:
         dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-    return Ranks(rank, world, local_rank, local_world, device)
+    group = None
+    for part in range(parts if parts > 1 else 0):  # every rank takes part in making every group
+        made = dist.new_group(list(range(part, world, parts)))
+        group = made if part == rank % parts else group
+    return Ranks(rank, world, local_rank, local_world, device, parts, group)
 
 
 def leave_ranks() -> None:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from mmscale.batch import Batch
 from mmscale.config import Config
 from mmscale.model.contrast import ContrastTerms
-from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
+from mmscale.parallel.build import build_model
+from mmscale.parallel.own_update import OwnUpdate
 from mmscale.parallel.ranks import Ranks
 
 
@@ -23,16 +24,16 @@ def run_in(compute: torch.dtype, model: nn.Module, *arguments: Any) -> Any:
     return torch.func.functional_call(model, copies, arguments)
 
 
-class SingleStrategy:
+class SingleStrategy(OwnUpdate):
     """fp32 parameters; in bf16 each micro-batch runs on bf16 copies, whose gradients flow back as fp32."""
 
     name = "single"
-    model: nn.Module
 
-    def __init__(self, model: FusionTransformer, config: Config, ranks: Ranks, compute: torch.dtype) -> None:
-        self.model = model.to_empty(device=ranks.device)
+    def __init__(self, config: Config, ranks: Ranks, compute: torch.dtype) -> None:
+        self.model = build_model(config, ranks).to_empty(device=ranks.device)
         self._compute = compute
         initialise(self.model, config.model, config.seed)
+        self.prepare_update(config)
 
     @torch.no_grad()
     def embeddings(self, batch: Batch) -> dict[str, Tensor]:

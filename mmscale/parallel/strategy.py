@@ -12,16 +12,12 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from mmscale.batch import Batch
-from mmscale.config import Config
+from mmscale.config import ZERO_STAGES, Config
 from mmscale.errors import UserError
 from mmscale.model.contrast import ContrastTerms
-from mmscale.model.fusion import FusionTransformer
-from mmscale.parallel.compile import compile_blocks
 from mmscale.parallel.ranks import Ranks
-from mmscale.parallel.recompute import set_recompute
 
 COMPUTE_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -30,7 +26,8 @@ class Strategy(Protocol):
     """A model that lies on its devices and knows how to sum gradients over the ranks."""
 
     name: str
-    model: nn.Module  # its parameters are what is optimised and saved: fp32, sharded or whole
+    model: nn.Module
+    parameters: int  # of the whole model
 
     def forward_backward(
         self, batch: Batch, last: bool, contrast: ContrastTerms | None = None
@@ -44,6 +41,19 @@ class Strategy(Protocol):
     def embeddings(self, batch: Batch) -> dict[str, Tensor]:
         """`FusionTransformer.forward` with ``embeddings_only``, without gradients."""
 
+    def update(self, step: int, lr: float, judge: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Clip the gradients, update weights, moments and averages, forget the gradients.
+
+        ``judge`` gets the gradients' norm, and returns 1 if nothing may be changed, else 0. Returns both: float32
+        scalars, equal on every rank.
+        """
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Weights, moments and averages for a checkpoint, by name: fp32, whole or sharded; names are of no strategy."""
+
+    def restore(self, load: Callable[[dict[str, Tensor]], None], updates: int) -> None:
+        """Let ``load`` fill the state tensors, as they were after so many ``updates``."""
+
 
 def build_strategy(config: Config, ranks: Ranks) -> Strategy:
     """The strategy ``config.parallel.strategy`` names, with the model built and its weights drawn.
@@ -51,15 +61,7 @@ def build_strategy(config: Config, ranks: Ranks) -> Strategy:
     Raises:
         UserError: the strategy does not fit the number of ranks.
     """
-    from mmscale.parallel.ddp import DdpStrategy
-    from mmscale.parallel.fsdp import FsdpStrategy
-    from mmscale.parallel.single import SingleStrategy
-
-    kinds: dict[str, Callable[[FusionTransformer, Config, Ranks, torch.dtype], Strategy]] = {
-        "single": SingleStrategy,
-        "ddp": DdpStrategy,
-        "fsdp": FsdpStrategy,
-    }
+    compute = COMPUTE_TYPES[config.train.precision]
     name = config.parallel.strategy
     if name == "auto":
         name = "fsdp" if ranks.world > 1 else "single"
@@ -67,27 +69,22 @@ def build_strategy(config: Config, ranks: Ranks) -> Strategy:
         raise UserError(
             f"parallel.strategy=single, but the launcher started {ranks.world} ranks; use fsdp, or start one process"
         )
-    replicas = config.parallel.replicas
-    if replicas > 1 and (name != "fsdp" or ranks.world % replicas):
+    if name == "single" and config.parallel.offload != "none":
         raise UserError(
-            f"parallel.replicas={replicas}: needs parallel.strategy=fsdp and a number of ranks it divides, "
-            f"not {name} on {ranks.world}; use 1"
+            f"parallel.offload={config.parallel.offload}: needs parallel.strategy=fsdp on a single process too"
         )
-    compute = COMPUTE_TYPES[config.train.precision]
-    with torch.device("meta"):
-        model = FusionTransformer(config.model, config.media)
-    if config.parallel.compile:
-        compile_blocks(model, ranks.device)
-    set_recompute(model, config.parallel.checkpointing)
-    return kinds[name](model, config, ranks, compute)
+    if name in ZERO_STAGES:
+        from mmscale.parallel.zero import ZeroStrategy
 
+        return ZeroStrategy(config, ranks, compute)
+    if name == "ddp":
+        from mmscale.parallel.ddp import DdpStrategy
 
-def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
-    """Scale the gradients to a global norm of at most ``max_norm`` (0: leave them); returns the norm before."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if isinstance(norm, DTensor):
-        norm = norm.full_tensor()
-    if max_norm > 0.0:
-        torch.nn.utils.clip_grads_with_norm_(list(model.parameters()), max_norm, norm)
-    return norm
+        return DdpStrategy(config, ranks, compute)
+    if name == "fsdp":
+        from mmscale.parallel.fsdp import FsdpStrategy
+
+        return FsdpStrategy(config, ranks, compute)
+    from mmscale.parallel.single import SingleStrategy
+
+    return SingleStrategy(config, ranks, compute)

@@ -13,11 +13,12 @@ from torch import Tensor
 from mmscale.batch import Batch
 from mmscale.data.plan import PlannedStep
 from mmscale.model.contrast import ContrastTerms, StepEmbeddings
+from mmscale.parallel.ranks import Ranks
 from mmscale.parallel.strategy import Strategy
 
 
 def contrast_terms(
-    strategy: Strategy, step: PlannedStep, batches: list[Batch], group_sequences: int
+    strategy: Strategy, ranks: Ranks, step: PlannedStep, batches: list[Batch], group_sequences: int
 ) -> list[ContrastTerms | None]:
     """Terms of every micro-batch of this rank; None where groups are single sequences, which a pass holds whole.
 
@@ -26,7 +27,7 @@ def contrast_terms(
     if group_sequences == 1 or not step.embeddings:
         return [None] * len(batches)
     passes = [strategy.embeddings(batch) for batch in batches]
-    table = _gather(step, batches, [found["unit"] for found in passes])
+    table = _gather(ranks, step, batches, [found["unit"] for found in passes])
     log_scale, bias = passes[0]["log_scale"], passes[0]["bias"]
 
     mine = {number for batch in batches for number in batch.sequences}
@@ -58,7 +59,7 @@ def _end(step: PlannedStep, sequence: int) -> int:
     return step.sequences[sequence].first_embedding if sequence < len(step.sequences) else step.embeddings
 
 
-def _gather(step: PlannedStep, batches: list[Batch], units: list[Tensor]) -> StepEmbeddings:
+def _gather(ranks: Ranks, step: PlannedStep, batches: list[Batch], units: list[Tensor]) -> StepEmbeddings:
     slots = torch.cat([batch.embed_slot_T for batch in batches])
     facts = torch.cat(
         [
@@ -74,7 +75,7 @@ def _gather(step: PlannedStep, batches: list[Batch], units: list[Tensor]) -> Ste
     all_facts = facts.new_zeros(step.embeddings, facts.shape[1]).index_copy_(0, slots, facts)
     all_numbers = numbers.new_zeros(step.embeddings, numbers.shape[1]).index_copy_(0, slots, numbers)
     # No two ranks write the same row, so the sum is exact.
-    dist.all_reduce(all_facts)
-    dist.all_reduce(all_numbers)
+    dist.all_reduce(all_facts, group=ranks.data_group)
+    dist.all_reduce(all_numbers, group=ranks.data_group)
     group, task, side, match = all_facts.unbind(1)
     return StepEmbeddings(all_numbers[:, :-1], group, task, side, match, all_numbers[:, -1])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 from mmscale.checkpoint.qwen3 import load_qwen3
 from mmscale.checkpoint.store import CheckpointStore, RunState, read_state
@@ -17,15 +17,13 @@ from mmscale.data.assemble import Assembler
 from mmscale.data.loader import MicroBatches, iterate_steps
 from mmscale.data.plan import Plan, check_world
 from mmscale.errors import UserError
+from mmscale.optim.guard import StepGuard
+from mmscale.optim.schedule import learning_rate
 from mmscale.parallel.ranks import join_ranks, leave_ranks
-from mmscale.parallel.strategy import build_strategy, clip_gradients
+from mmscale.parallel.strategy import Strategy, build_strategy
 from mmscale.train.contrast import contrast_terms
-from mmscale.train.ema import Ema
-from mmscale.train.guard import StepGuard
 from mmscale.train.metrics import LOSSES, Metrics
-from mmscale.train.optimizer import TrainOptimizer
 from mmscale.train.prepare import prepare
-from mmscale.train.schedule import learning_rate
 
 
 @dataclass(frozen=True)
@@ -49,18 +47,15 @@ def train(config: Config) -> TrainResult:
     began = time.perf_counter()
     ranks = join_ranks(config.parallel)
     try:
-        check_world(config.data.sequences, ranks.world)
+        check_world(config.data.sequences, ranks.data_world)
         tokenizer, plan = prepare(config, ranks)
         strategy = build_strategy(config, ranks)
-        model = strategy.model
-        optimizer = TrainOptimizer(model, config.train.optimizer, config.model)
-        ema = Ema(model, config.train.ema) if config.train.ema else None
         store = CheckpointStore(Path(config.run.dir) / "checkpoints", config.train.keep_last)
-        state = _resume(config, plan, store, model, optimizer, ema)
+        state = _resume(config, plan, store, strategy)
 
         data = MicroBatches(
             plan, Assembler(config, plan, tokenizer), steps=config.train.steps,
-            micro_batch=config.train.micro_batch, rank=ranks.rank, world=ranks.world,
+            micro_batch=config.train.micro_batch, rank=ranks.data_rank, world=ranks.data_world,
         )  # fmt: skip
         steps = iterate_steps(
             data, state.step, workers=config.data.workers, prefetch=config.data.prefetch,
@@ -71,7 +66,7 @@ def train(config: Config) -> TrainResult:
             config.train.max_grad_spike, state.norm_mean, state.step - state.skipped, ranks.device
         )
         first, tokens = state.step, 0
-        model.train()
+        strategy.model.train()
         try:
             for step in range(first, config.train.steps):
                 waiting = time.perf_counter()
@@ -80,20 +75,16 @@ def train(config: Config) -> TrainResult:
 
                 losses = {name: torch.zeros((), device=ranks.device) for name in LOSSES}
                 batches = [batch.to(ranks.device) for batch in batches]
-                contrast = contrast_terms(strategy, plan.step(step), batches, config.data.contrast_sequences)
+                contrast = contrast_terms(
+                    strategy, ranks, plan.step(step), batches, config.data.contrast_sequences
+                )
                 for number, (batch, terms) in enumerate(zip(batches, contrast, strict=True)):
                     parts = strategy.forward_backward(batch, number == len(batches) - 1, terms)
                     losses = {name: losses[name] + parts[name] for name in LOSSES}
 
-                grad_norm = clip_gradients(model, config.train.optimizer.clip_norm)
-                lr = learning_rate(config.train.optimizer, step, config.train.steps)
-                optimizer.set_learning_rate(lr)
                 sums = metrics.reduce(losses, batches)
-                skip = guard.judge(grad_norm, sums)
-                optimizer.step(skip)
-                optimizer.zero_grad()
-                if ema is not None:
-                    ema.update(step)
+                lr = learning_rate(config.train.optimizer, step, config.train.steps)
+                grad_norm, skip = strategy.update(step, lr, partial(guard.judge, losses=sums))
 
                 tokens += plan.step(step).tokens
                 metrics.record(step, sums, grad_norm, skip, lr, plan.step(step).tokens, wait)
@@ -103,43 +94,29 @@ def train(config: Config) -> TrainResult:
                         step + 1, plan.fingerprint(step + 1), metrics.seen, metrics.bad, metrics.skipped,
                         float(guard.norm_mean),
                     )  # fmt: skip
-                    store.save(state_tensors(model, optimizer, ema), done)
+                    store.save(strategy.state_tensors(), done)
             store.wait()
         finally:
             metrics.finish()
         return TrainResult(
-            config.run.dir, config.train.steps, first, sum(p.numel() for p in model.parameters()), tokens,
+            config.run.dir, config.train.steps, first, strategy.parameters, tokens,
             time.perf_counter() - began,
         )  # fmt: skip
     finally:
         leave_ranks()
 
 
-def state_tensors(model: nn.Module, optimizer: TrainOptimizer, ema: Ema | None) -> dict[str, Tensor]:
-    """Everything a checkpoint holds, by name."""
-    weights = {f"model.{name}": parameter.data for name, parameter in model.named_parameters()}
-    return weights | optimizer.state_tensors() | (ema.state_tensors() if ema is not None else {})
-
-
-def _resume(
-    config: Config,
-    plan: Plan,
-    store: CheckpointStore,
-    model: nn.Module,
-    optimizer: TrainOptimizer,
-    ema: Ema | None,
-) -> RunState:
+def _resume(config: Config, plan: Plan, store: CheckpointStore, strategy: Strategy) -> RunState:
     newest = store.newest()
     if newest is None:
-        load_towers(model, config)
+        load_towers(strategy.model, config)
         if config.model.init_from:
-            load_qwen3(model, config.model)
+            load_qwen3(strategy.model, config.model)
         return RunState(0, plan.fingerprint(0))
     if config.train.resume == "never":
         raise UserError(f"{newest}: train.resume=never, but the run has a checkpoint; choose another run.dir")
     state = read_state(newest)
-    optimizer.allocate(state.step - state.skipped)
-    store.restore(newest, state_tensors(model, optimizer, ema))
+    strategy.restore(partial(store.restore, newest), state.step - state.skipped)
     if state.fingerprint != plan.fingerprint(state.step):
         raise UserError(
             f"{newest}: was trained on other data or another order (seed, data.* or media.* changed); "

@@ -46,7 +46,7 @@ class Metrics:
     """
 
     def __init__(self, config: Config, ranks: Ranks, plan: Plan, state: RunState) -> None:
-        self._config, self._plan = config, plan
+        self._config, self._plan, self._tells = config, plan, ranks.tells
         start = state.step
         self._held: StepRecord | None = None
         self._clock = time.perf_counter()
@@ -68,6 +68,7 @@ class Metrics:
 
     def reduce(self, losses: dict[str, Tensor], batches: list[Batch]) -> Tensor:
         """`StepRecord.sums` from this rank's losses and micro-batches; writes down what is broken in these."""
+        batches = batches if self._tells else []  # others read the same
         faults = [fault for batch in batches for fault in batch.faults]
         if faults:
             with open(self._quarantine, "a", encoding="utf-8") as file:

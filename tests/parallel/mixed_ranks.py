@@ -9,8 +9,9 @@ from torch.distributed.tensor import DTensor
 from mmscale.config import Config, ParallelConfig, TrainConfig
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
+from mmscale.parallel.clip import clip_gradients
 from mmscale.parallel.ranks import join_ranks, leave_ranks
-from mmscale.parallel.strategy import build_strategy, clip_gradients
+from mmscale.parallel.strategy import build_strategy
 
 KINDS = ["t", "i", "a"]
 

@@ -10,10 +10,10 @@ from mmscale.config import OptimizerConfig
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
 from mmscale.model.width import rule_of
-from mmscale.train.ema import Ema
-from mmscale.train.muon import Muon, orthogonalise
-from mmscale.train.optimizer import TrainOptimizer
-from mmscale.train.schedule import learning_rate
+from mmscale.optim.ema import Ema
+from mmscale.optim.muon import Muon, orthogonalise
+from mmscale.optim.optimizer import TrainOptimizer
+from mmscale.optim.schedule import learning_rate
 
 
 def make_model(**changes):

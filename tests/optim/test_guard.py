@@ -11,8 +11,8 @@ from packings import MEDIA, model_config, random_batch
 from mmscale.config import OptimizerConfig
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
-from mmscale.train.guard import StepGuard
-from mmscale.train.optimizer import TrainOptimizer
+from mmscale.optim.guard import StepGuard
+from mmscale.optim.optimizer import TrainOptimizer
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

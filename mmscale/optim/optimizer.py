@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmscale.config import ModelConfig, OptimizerConfig
 from mmscale.model.width import lr_factor
-from mmscale.train.muon import Muon
+from mmscale.optim.muon import Muon
 
 
 class TrainOptimizer:
@@ -21,19 +21,21 @@ class TrainOptimizer:
 
     def __init__(self, model: nn.Module, config: OptimizerConfig, sizes: ModelConfig) -> None:
         self._names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
-        groups: dict[tuple[str, float, float], list[Tensor]] = {}
+        # Fused kernels take tensors that are split over the same ranks.
+        groups: dict[tuple[str, float, float, Any], list[Tensor]] = {}
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
             kind = "muon" if config.name == "muon" and _is_block_matrix(name, parameter) else "adamw"
             factor = lr_factor(name, parameter.dim(), sizes, muon=kind == "muon")
             decay = config.weight_decay / factor if parameter.dim() >= 2 else 0.0
-            groups.setdefault((kind, factor, decay), []).append(parameter)
+            mesh = getattr(parameter, "device_mesh", None)
+            groups.setdefault((kind, factor, decay, mesh), []).append(parameter)
 
         def of(kind: str) -> list[dict[str, Any]]:
             return [
                 {"params": members, "lr": config.lr * factor, "lr_factor": factor, "weight_decay": decay}
-                for (group_kind, factor, decay), members in groups.items()
+                for (group_kind, factor, decay, _), members in groups.items()
                 if group_kind == kind
             ]
 

@@ -1,0 +1,83 @@
+"""How a run is split over processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mmscale.config.keys import key
+from mmscale.errors import UserError
+
+ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
+
+
+@dataclass
+class ParallelConfig:
+    strategy: str = key(
+        "auto",
+        "single: one process; ddp: whole weights on every rank; fsdp: FSDP2, sharded weights; zero1, zero2, zero3: "
+        "DeepSpeed; auto: what accelerate's launcher says, else fsdp when there are several ranks.",
+        choices=("auto", "single", "ddp", "fsdp", *ZERO_STAGES),
+    )
+    replicas: int = key(
+        1,
+        "fsdp: copies of the sharded weights; the ranks of one machine a copy keeps gathering inside it.",
+        low=1,
+    )
+    tensor: int = key(
+        1, "fsdp: neighbouring ranks that share the matrices of every block (tensor parallelism).", low=1
+    )
+    context: int = key(
+        1, "fsdp: neighbouring ranks that share the positions of every sequence (context parallelism).", low=1
+    )
+    offload: str = key(
+        "none",
+        "Where weights and moments wait: none: on the device; cpu: in host memory (fsdp, zero2, zero3); nvme: in files "
+        "of parallel.offload_dir (zero3).",
+        choices=("none", "cpu", "nvme"),
+    )
+    offload_dir: str = key("", "nvme: a folder on a fast local disk.")
+    deepspeed_config: str = key(
+        "",
+        "zero: a DeepSpeed JSON file whose settings are used too; what contradicts this config is refused.",
+    )
+    checkpointing: str = key(
+        "none",
+        "Activations of blocks that the backward pass computes again: none; full; selective: all but products.",
+        choices=("none", "full", "selective"),
+    )
+    compile: bool = key(
+        False,
+        "Compile the blocks (torch.compile): faster steps after a minute's start; CPUs need a C++ compiler.",
+    )
+    float8: bool = key(
+        False,
+        "fsdp: products of the blocks' matrices in float8 (torchao; needs a GPU of Hopper's kind or newer).",
+    )
+    threads: int = key(
+        0, "CPU threads of each rank; 0: the cores divided by the ranks of this machine.", low=0
+    )
+    timeout_s: float = key(600.0, "A collective that waits longer ends the run; seconds.", low=1.0)
+
+
+def check_parallel(config: ParallelConfig) -> None:
+    """Rules between keys. Raises `UserError` naming the key and the remedy."""
+    name, chosen = config.strategy, f"parallel.strategy={config.strategy}"
+    if config.strategy not in ("auto", "fsdp"):
+        for part in ("replicas", "tensor", "context"):
+            if getattr(config, part) > 1:
+                raise UserError(f"parallel.{part}={getattr(config, part)}: needs fsdp, not {chosen}; use 1")
+        if config.float8:
+            raise UserError(f"parallel.float8: needs fsdp, not {chosen}; use false")
+    allowed = {"cpu": ("auto", "fsdp", "zero2", "zero3"), "nvme": ("zero3",)}
+    if config.offload != "none" and name not in allowed[config.offload]:
+        raise UserError(
+            f"parallel.offload={config.offload}: not with {chosen}; use {allowed[config.offload][-1]}, or none"
+        )
+    if config.offload == "nvme" and not config.offload_dir:
+        raise UserError(
+            "parallel.offload=nvme: parallel.offload_dir is empty; name a folder on a fast local disk"
+        )
+    if config.deepspeed_config and name not in ZERO_STAGES and name != "auto":
+        raise UserError(
+            f"parallel.deepspeed_config: is for zero1, zero2, zero3, not {chosen}; leave it empty"
+        )
