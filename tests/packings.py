@@ -27,12 +27,12 @@ def model_config(**changes) -> ModelConfig:
 
 
 def random_batch(seed: int, sequences: int = 3, length: int = 160, kinds: str = "tia") -> Batch:
-    """Sequences of segments of the given kinds (t text, i image, a audio) with targets and embeddings."""
+    """Sequences of segments of the given kinds (t text, i image, a audio; none: padding) with targets and embeddings."""
     draws = prf.Draws(prf.derive_key("packing", seed))
     builder = BatchBuilder(sequences, length, MEDIA)
     for row in range(sequences):
         builder.open_sequence(dropout_key=row + 1)
-        while True:
+        while kinds:
             kind = kinds[draws.integer(0, len(kinds))]
             words, size = draws.integer(1, 12), draws.integer(1, 12)
             need = words + 1 + {"t": 0, "i": IMAGE_TOKENS, "a": size}[kind]

@@ -21,23 +21,11 @@ class TrainOptimizer:
 
     def __init__(self, model: nn.Module, config: OptimizerConfig, sizes: ModelConfig) -> None:
         self._names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
-        # Fused kernels take tensors that are split over the same ranks.
-        groups: dict[tuple[str, float, float, Any], list[Tensor]] = {}
-        for name, parameter in model.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            kind = "muon" if config.name == "muon" and _is_block_matrix(name, parameter) else "adamw"
-            factor = lr_factor(name, parameter.dim(), sizes, muon=kind == "muon")
-            decay = config.weight_decay / factor if parameter.dim() >= 2 else 0.0
-            mesh = getattr(parameter, "device_mesh", None)
-            groups.setdefault((kind, factor, decay, mesh), []).append(parameter)
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        groups = parameter_groups(model, shapes, config, sizes)
 
         def of(kind: str) -> list[dict[str, Any]]:
-            return [
-                {"params": members, "lr": config.lr * factor, "lr_factor": factor, "weight_decay": decay}
-                for (group_kind, factor, decay, _), members in groups.items()
-                if group_kind == kind
-            ]
+            return [group for group in groups if group["kind"] == kind]
 
         self._inner: list[torch.optim.Optimizer] = []
         if of("adamw"):
@@ -94,6 +82,36 @@ class TrainOptimizer:
         }
 
 
-def _is_block_matrix(name: str, parameter: Tensor) -> bool:
+def parameter_groups(
+    model: nn.Module, shapes: dict[str, torch.Size], config: OptimizerConfig, sizes: ModelConfig
+) -> list[dict[str, Any]]:
+    """Groups as `torch.optim` takes them, of parameters with the same ``kind`` (adamw or muon), rate and decay.
+
+    ``shapes`` are those of the whole parameters, which may lie elsewhere in parts.
+    """
+    groups: dict[tuple[str, float, float, Any], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        axes = len(shapes[name])
+        kind = "muon" if config.name == "muon" and _is_block_matrix(name, axes) else "adamw"
+        factor = lr_factor(name, axes, sizes, muon=kind == "muon")
+        decay = config.weight_decay / factor if axes >= 2 else 0.0
+        # Fused kernels take tensors that are split over the same ranks.
+        mesh = getattr(parameter, "device_mesh", None)
+        groups.setdefault((kind, factor, decay, mesh), []).append(parameter)
+    return [
+        {
+            "params": members,
+            "lr": config.lr * factor,
+            "lr_factor": factor,
+            "weight_decay": decay,
+            "kind": kind,
+        }
+        for (kind, factor, decay, _), members in groups.items()
+    ]
+
+
+def _is_block_matrix(name: str, axes: int) -> bool:
     """Weights between vectors of the residual stream; embeddings, stems and heads are not of this kind."""
-    return name.startswith("blocks.") and parameter.dim() == 2
+    return name.startswith("blocks.") and axes == 2

@@ -1,0 +1,202 @@
+"""ZeRO by DeepSpeed: moments (stage 1), gradients (2), weights (3) divided over the ranks (Rajbhandari et al., 2020).
+
+`deepspeed.initialize` gets our AdamW, so that rates, decays and moments are those of every other strategy, and the same
+rule decides whether a step is taken. DeepSpeed keeps weights and moments in flat float32 pieces; `zero_pieces.py` knows
+which piece belongs to which parameter, so checkpoints hold named tensors as they do elsewhere.
+
+DeepSpeed reads the gradients' norm on the host in every step, and leaves a step out itself if the norm is not finite.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from mmscale.batch import Batch
+from mmscale.config import Config
+from mmscale.errors import UserError
+from mmscale.model.blocks import MODALITIES, ModalRMSNorm
+from mmscale.model.contrast import ContrastTerms
+from mmscale.model.fusion import FusionTransformer
+from mmscale.model.initialise import draw
+from mmscale.optim.optimizer import parameter_groups
+from mmscale.parallel.build import build_model
+from mmscale.parallel.deepspeed_config import deepspeed_settings
+from mmscale.parallel.ranks import Ranks
+from mmscale.parallel.zero_pieces import Pieces
+
+
+class ZeroStrategy:
+    """A DeepSpeed engine behind the interface of `Strategy`."""
+
+    model: nn.Module
+
+    def __init__(self, config: Config, ranks: Ranks, compute: torch.dtype) -> None:
+        _check(config)
+        deepspeed = _import_deepspeed(ranks)
+        self.name, self._config, self._ranks = config.parallel.strategy, config, ranks
+        settings = deepspeed_settings(config, ranks, compute)
+        # Stage 3 divides every parameter as soon as it is made.
+        divided = self.name == "zero3"
+        place: Any = nullcontext()
+        if divided:
+            place = deepspeed.zero.Init(config_dict_or_path=settings, remote_device=_remote(config))
+        self.model = model = build_model(config, ranks, place)
+        if divided:
+            _register_borrowed(deepspeed, model)
+        self._names = [name for name, _ in self.model.named_parameters()]
+        self._shapes = {
+            name: torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+            for name, parameter in self.model.named_parameters()
+        }
+        self.parameters = sum(shape.numel() for shape in self._shapes.values())
+
+        optimizer = config.train.optimizer
+        groups = parameter_groups(self.model, self._shapes, optimizer, config.model)
+        self._inner = _JudgedAdamW(
+            groups, betas=(optimizer.beta1, optimizer.beta2), eps=optimizer.eps, fused=True
+        )
+        self._engine, self._zero, *_ = deepspeed.initialize(
+            model=self.model, optimizer=self._inner, config=settings, dist_init_required=False
+        )
+        self._inner.norm = lambda: self._zero._global_grad_norm
+        self._pieces = Pieces(self.model, self._shapes, self._zero, ranks)
+        self._mesh = init_device_mesh(ranks.device.type, (ranks.world,), mesh_dim_names=("shard",))
+        # DeepSpeed's float32 weights come from the compute type's; ours are drawn in float32.
+        for name in self._names:
+            whole = torch.empty(self._shapes[name])
+            draw(name, whole, config.model, config.seed)
+            self._pieces.write("weight", name, whole)
+        self._allocate(0)
+        self._pieces.refresh()
+
+    @torch.no_grad()
+    def embeddings(self, batch: Batch) -> dict[str, Tensor]:
+        """See `Strategy`."""
+        found: dict[str, Tensor] = self._engine.module(batch, None, True)
+        return found
+
+    def forward_backward(
+        self, batch: Batch, last: bool, contrast: ContrastTerms | None = None
+    ) -> dict[str, Tensor]:
+        """See `Strategy`."""
+        self._engine.set_gradient_accumulation_boundary(last)
+        losses = self._engine(batch, contrast)
+        # DeepSpeed takes the mean over ranks; losses are divided by the step's counts.
+        whole = torch.stack(list(losses.values())).sum() * self._ranks.world
+        self._engine.backward(whole, scale_wrt_gas=False)
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def update(self, step: int, lr: float, judge: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """See `Strategy`."""
+        for group in self._inner.param_groups:
+            group["lr"] = lr * group["lr_factor"]
+        self._inner.judge, self._inner.verdict = judge, None
+        self._engine.step()
+        if self._inner.verdict is None:  # DeepSpeed found the norm not finite, and took no step
+            norm = torch.full((), torch.inf, device=self._ranks.device)
+            verdict = judge(norm)
+        else:
+            norm, verdict = self._inner.verdict
+        if self._config.train.ema:
+            self._pieces.average(self._config.train.ema, step)
+        return norm, verdict
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """See `Strategy`. Copies: each rank's rows of every tensor."""
+        return {
+            f"{prefix}.{name}": self._pieces.read(kind, name, self._mesh)
+            for prefix, kind in self._kinds().items()
+            for name in self._names
+        }
+
+    def restore(self, load: Callable[[dict[str, Tensor]], None], updates: int) -> None:
+        """See `Strategy`."""
+        self._allocate(updates)
+        tensors = self.state_tensors()
+        load(tensors)
+        for prefix, kind in self._kinds().items():
+            for name in self._names:
+                self._pieces.write(kind, name, tensors[f"{prefix}.{name}"].full_tensor().cpu())  # type: ignore[attr-defined]
+        self._pieces.refresh()
+
+    def _allocate(self, updates: int) -> None:
+        self._pieces.allocate(updates, averages=bool(self._config.train.ema))
+
+    def _kinds(self) -> dict[str, str]:
+        kinds = {"model": "weight", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
+        return kinds | ({"ema": "average"} if self._config.train.ema else {})
+
+
+class _JudgedAdamW(torch.optim.AdamW):
+    """AdamW that asks, at the first of the pieces DeepSpeed lets it update in a step, whether the step is taken."""
+
+    norm: Callable[[], Any]
+    judge: Callable[[Tensor], Tensor]
+    verdict: tuple[Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Called by DeepSpeed, once a piece."""
+        if self.verdict is None:
+            norm = torch.as_tensor(self.norm(), dtype=torch.float32)
+            norm = norm.to(self._device())
+            self.verdict = norm, self.judge(norm)
+        self.found_inf = self.verdict[1]
+        super().step(closure)
+
+    def _device(self) -> torch.device:
+        return (
+            torch.device("cuda", torch.cuda.current_device())
+            if torch.cuda.is_available()
+            else torch.device("cpu")
+        )
+
+
+def _check(config: Config) -> None:
+    name, model = config.parallel.strategy, config.model
+    if config.train.optimizer.name != "adamw":
+        raise UserError(
+            f"train.optimizer.name={config.train.optimizer.name}: DeepSpeed's pieces are no matrices, so {name} needs "
+            "adamw; or use parallel.strategy=fsdp"
+        )
+    for key in ("image_tower", "audio_tower", "init_from"):
+        if getattr(model, key):
+            raise UserError(
+                f"model.{key}: {name} cannot begin with others' weights; begin with parallel.strategy=fsdp, and go on "
+                "with any strategy from its first checkpoint"
+            )
+
+
+def _import_deepspeed(ranks: Ranks) -> Any:
+    if ranks.device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        import deepspeed
+    except ImportError:
+        raise UserError(
+            "parallel.strategy: zero1, zero2 and zero3 need DeepSpeed; pip install 'mmscale[deepspeed]'"
+        ) from None
+    deepspeed.init_distributed()  # finds the process group we joined
+    return deepspeed
+
+
+def _remote(config: Config) -> str | None:
+    return {"none": None, "cpu": "cpu", "nvme": "nvme"}[config.parallel.offload]
+
+
+def _register_borrowed(deepspeed: Any, model: FusionTransformer) -> None:
+    """Name the parameters that a module reads although they are another's, so that stage 3 gathers them in time."""
+    deepspeed.zero.register_external_parameter(model, model.embedding.weight)
+    for module in model.modules():
+        if isinstance(module, ModalRMSNorm):
+            for name in MODALITIES:
+                deepspeed.zero.register_external_parameter(
+                    module, module.get_parameter(f"{name}_norm.weight")
+                )
