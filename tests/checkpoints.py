@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of the newest checkpoint, shards joined in the order of their offsets."""
+    """Every tensor of the newest checkpoint, shards joined by their offsets."""
     from mmscale.checkpoint.store import list_checkpoints
 
     parts: dict[str, list[tuple[list[int], torch.Tensor]]] = {}
@@ -17,7 +17,13 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
             offsets = json.loads(file.metadata()["DCP_SHARDING_INFO"])
             for name in file.keys():  # noqa: SIM118
                 parts.setdefault(name, []).append((offsets[name]["saved_offsets"], file.get_tensor(name)))
-    return {
-        name: torch.cat([part for _, part in sorted(found, key=lambda p: p[0])])
-        for name, found in parts.items()
-    }
+    return {name: _join(found) for name, found in parts.items()}
+
+
+def _join(parts: list[tuple[list[int], torch.Tensor]]) -> torch.Tensor:
+    ends = [[first + size for first, size in zip(at, part.shape, strict=True)] for at, part in parts]
+    whole = torch.full([max(axis) for axis in zip(*ends, strict=True)], torch.nan)
+    for at, part in parts:
+        whole[tuple(slice(first, first + size) for first, size in zip(at, part.shape, strict=True))] = part
+    assert not whole.isnan().any()
+    return whole

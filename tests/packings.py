@@ -27,7 +27,7 @@ def model_config(**changes) -> ModelConfig:
 
 
 def random_batch(seed: int, sequences: int = 3, length: int = 160, kinds: str = "tia") -> Batch:
-    """Sequences of segments of the given kinds (t text, i image, a audio; none: padding) with targets and embeddings."""
+    """Segments of the given kinds (t text, i image, a audio; none: padding) with targets and embeddings."""
     draws = prf.Draws(prf.derive_key("packing", seed))
     builder = BatchBuilder(sequences, length, MEDIA)
     for row in range(sequences):

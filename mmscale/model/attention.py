@@ -207,7 +207,9 @@ def _attend_grouped(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, plan: Attent
     assert plan.groups is not None and plan.flat_is_real is not None and plan.slot_is_real is not None
     # One gather for queries, keys and values together.
     qkv = torch.cat([q_BLHD, k_BLHD, v_BLHD], dim=2).reshape(batch * length, heads + 2 * kv_heads, width)
-    if not plan.groups:  # only padding; every matrix still gets a gradient, of zero, for the ranks to agree on
+    if (
+        not plan.groups
+    ):  # only padding; every matrix still gets a gradient, of zero, for the ranks to agree on
         return torch.zeros_like(q_BLHD) + qkv[:0].sum()
     slots = _Gather.apply(qkv, plan.slot_to_flat, plan.flat_to_slot, plan.flat_is_real)
     outs, start = [], 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -93,6 +94,9 @@ def leave_ranks() -> None:
     """Leave the process group, if one was joined."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    zero = sys.modules.get("mmscale.parallel.zero")
+    if zero is not None:
+        zero.forget_groups()
 
 
 def read_environment() -> tuple[int, int, int, int]:

@@ -10,6 +10,7 @@ DeepSpeed reads the gradients' norm on the host in every step, and leaves a step
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -21,7 +22,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from mmscale.batch import Batch
 from mmscale.config import Config
 from mmscale.errors import UserError
-from mmscale.model.blocks import MODALITIES, ModalRMSNorm
 from mmscale.model.contrast import ContrastTerms
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import draw
@@ -49,7 +49,7 @@ class ZeroStrategy:
             place = deepspeed.zero.Init(config_dict_or_path=settings, remote_device=_remote(config))
         self.model = model = build_model(config, ranks, place)
         if divided:
-            _register_borrowed(deepspeed, model)
+            _set_units(deepspeed, model)
         self._names = [name for name, _ in self.model.named_parameters()]
         self._shapes = {
             name: torch.Size(getattr(parameter, "ds_shape", parameter.shape))
@@ -134,6 +134,17 @@ class ZeroStrategy:
         return kinds | ({"ema": "average"} if self._config.train.ema else {})
 
 
+def forget_groups() -> None:
+    """Called when the ranks part: DeepSpeed would go on using their groups in this process's next run."""
+    comm, groups = sys.modules.get("deepspeed.comm.comm"), sys.modules.get("deepspeed.utils.groups")
+    if comm is None or groups is None:
+        return
+    comm.cdb = None
+    for name, value in vars(groups).items():
+        if name.endswith("_GROUP") or name == "mesh_device":
+            setattr(groups, name, {} if isinstance(value, dict) else None)
+
+
 class _JudgedAdamW(torch.optim.AdamW):
     """AdamW that asks, at the first of the pieces DeepSpeed lets it update in a step, whether the step is taken."""
 
@@ -191,12 +202,19 @@ def _remote(config: Config) -> str | None:
     return {"none": None, "cpu": "cpu", "nvme": "nvme"}[config.parallel.offload]
 
 
-def _register_borrowed(deepspeed: Any, model: FusionTransformer) -> None:
-    """Name the parameters that a module reads although they are another's, so that stage 3 gathers them in time."""
+def _set_units(deepspeed: Any, model: FusionTransformer) -> None:
+    """Let stage 3 gather a stem or a block at once, as FSDP does.
+
+    Within a stem the ranks may run their layers unequally often, and every gathering needs all of them.
+    """
+    for unit in (model.image_stem, model.audio_stem, *model.blocks):
+        deepspeed.utils.set_z3_leaf_module(unit, True)
+    for stem in (model.image_stem, model.audio_stem):
+        stem.register_forward_pre_hook(_want_gradient)
+    # Read by the model itself, although it is its embedding's.
     deepspeed.zero.register_external_parameter(model, model.embedding.weight)
-    for module in model.modules():
-        if isinstance(module, ModalRMSNorm):
-            for name in MODALITIES:
-                deepspeed.zero.register_external_parameter(
-                    module, module.get_parameter(f"{name}_norm.weight")
-                )
+
+
+def _want_gradient(stem: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """DeepSpeed knows by the gradient of a unit's input that its backward pass is over; data have none of their own."""
+    return inputs[0].float().requires_grad_(), *inputs[1:]

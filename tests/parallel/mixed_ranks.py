@@ -4,6 +4,7 @@ The arguments are names of `WAYS`; each is tried with all processes.
 """
 
 import sys
+from dataclasses import replace
 
 import torch
 from packings import MEDIA, model_config, random_batch
@@ -13,7 +14,7 @@ from mmscale.config import Config, OptimizerConfig, ParallelConfig, TrainConfig
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
 from mmscale.parallel.clip import clip_gradients
-from mmscale.parallel.ranks import join_ranks, leave_ranks
+from mmscale.parallel.ranks import Ranks, join_ranks, leave_ranks
 from mmscale.parallel.strategy import build_strategy
 
 KINDS = ["t", "i", "a", ""]
@@ -32,12 +33,12 @@ WAYS = {
 }
 
 
-def check(way: str) -> None:
+def check(way: str, ranks: Ranks) -> None:
     parallel = ParallelConfig(threads=1, **WAYS[way])
     config = Config(model=model_config(image_stem="cnn", audio_stem="rnn"), media=MEDIA, parallel=parallel)
     config.train = TrainConfig(precision="fp32", optimizer=OptimizerConfig(clip_norm=0.0, warmup_steps=0))
     config.data.seq_len = 160
-    ranks = join_ranks(parallel)
+    ranks = replace(ranks, parts=parallel.tensor * parallel.context)
     config.data.sequences = ranks.data_world
     strategy = build_strategy(config, ranks)
     initial = {name: whole(tensor) for name, tensor in strategy.state_tensors().items()}
@@ -58,7 +59,6 @@ def check(way: str) -> None:
             gradient, parameter.grad, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
         )
         assert not torch.equal(found[f"model.{name}"], parameter.data) or not parameter.grad.any(), name
-    leave_ranks()
     print(f"rank {ranks.rank}: gradients agree: {way}", file=sys.stderr, flush=True)
 
 
@@ -67,5 +67,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 if __name__ == "__main__":
+    joined = join_ranks(ParallelConfig(threads=1))
     for name in sys.argv[1:] or WAYS:
-        check(name)
+        check(name, joined)
+    leave_ranks()
