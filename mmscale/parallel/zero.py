@@ -139,7 +139,7 @@ def forget_groups() -> None:
     comm, groups = sys.modules.get("deepspeed.comm.comm"), sys.modules.get("deepspeed.utils.groups")
     if comm is None or groups is None:
         return
-    comm.cdb = None
+    comm.cdb = None  # type: ignore[attr-defined]
     for name, value in vars(groups).items():
         if name.endswith("_GROUP") or name == "mesh_device":
             setattr(groups, name, {} if isinstance(value, dict) else None)

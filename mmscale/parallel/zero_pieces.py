@@ -19,6 +19,9 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from mmscale.parallel.ranks import Ranks
 
+# Of stage 3, of stages 1 and 2, and of stage 1 in bf16.
+_FLATS = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -91,6 +94,7 @@ class Pieces:
         if not self._stage3:
             zero.update_lp_params()
             return
+        zero._partition_all_parameters()  # what is gathered is forgotten
         for group in range(len(zero.fp16_groups)):
             with self._present(group):
                 zero._reassign_or_swap_out_partitioned_parameters(group)
@@ -98,12 +102,11 @@ class Pieces:
             zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 
     def _flats(self) -> list[Tensor]:
-        flats: list[Tensor] = (
-            self._zero.fp32_partitioned_groups_flat
-            if self._stage3
-            else self._zero.single_partition_of_fp32_groups
-        )
-        return flats
+        for where in _FLATS:
+            if hasattr(self._zero, where):
+                flats: list[Tensor] = getattr(self._zero, where)
+                return flats
+        raise AssertionError(f"DeepSpeed's {type(self._zero).__name__} keeps its weights elsewhere")
 
     def _flat(self, kind: str, group: int) -> Tensor:
         if kind == "average":
@@ -137,7 +140,9 @@ class Pieces:
                 start += size
 
     def _of_stages_1_and_2(self, names: dict[int, str]) -> Iterator[tuple[str, list[Piece]]]:
-        for group, parameters in enumerate(self._zero.bit16_groups):
+        # Stage 1 in bf16 is another class, which calls them otherwise.
+        groups = self._zero.bit16_groups if hasattr(self._zero, "bit16_groups") else self._zero.bf16_groups
+        for group, parameters in enumerate(groups):
             for parameter in parameters:
                 mapping = parameter._hp_mapping
                 if mapping is not None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
@@ -52,8 +53,21 @@ BF16 = {
     for way in ("ddp x2", "fsdp x2", "hybrid 2 x 2", "tensor 2", "zero1 x2", "zero2 x2", "zero3 x2")
 }
 # Saved under one, continued under another.
-PAIRED = ("ddp x1", "fsdp x4", "tensor 2", "zero3 x2")
+PAIRED = ("ddp x1", "fsdp x4", "zero3 x2", "tensor 2")
 PAIRS = [(one, other) for one in PAIRED for other in PAIRED if one != other]
+if os.environ.get("MMSCALE_STRATEGIES") != "all":  # `make strategies` tries all, in about four minutes
+    PAIRS = list(pairwise([*PAIRED, PAIRED[0]]))
+    FEW = (
+        "ddp x2",
+        "fsdp x2, accumulated",
+        "hybrid 2 x 2",
+        "fsdp x2, offload",
+        "context 2",
+        "zero1 x2",
+        "zero2 x2",
+    )
+    FP32 = {way: FP32[way] for way in (*PAIRED, *FEW)}
+    BF16 = {way: BF16[way] for way in ("fsdp x2", "zero3 x2")}
 
 
 def launch(jobs, folder):
