@@ -3,20 +3,51 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from dataclasses import asdict
 from typing import Any
 
 from mmscale.cli.verb import add_config, verb
 from mmscale.errors import UserError
 
+EPILOG = """\
+Under a launcher every process runs this same command; on one machine --ranks starts them. How the work is split is
+parallel.strategy, or what accelerate's own config says where that is auto.
+
+examples:
+  mmscale train configs/train/digits.yaml train.steps=200
+  mmscale train configs/train/digits.yaml --ranks 2
+  torchrun --nproc-per-node 8 -m mmscale train configs/train/digits.yaml parallel.strategy=fsdp
+  accelerate launch --config_file configs/accelerate/zero3.yaml -m mmscale train configs/train/digits.yaml
+  deepspeed --num_gpus 8 --module mmscale train configs/train/digits.yaml parallel.strategy=zero2
+"""
+
 
 def add(verbs: Any) -> None:
     """Declare the command `train` and its options."""
-    train = verb(verbs, "train", _train, "train as a config says; resumes by itself")
+    train = verb(verbs, "train", _train, "train as a config says; resumes by itself", EPILOG)
     add_config(train, needed=False)
+    train.add_argument(
+        "--ranks", type=int, metavar="N",
+        help="start N processes on this machine (what `torchrun --standalone --nproc-per-node N` does)",
+    )  # fmt: skip
     train.add_argument(
         "--keys", action="store_true", help="list every config key with its default and meaning"
     )
+
+
+def start_ranks(count: int) -> None:
+    """Become torchrun with ``count`` processes of this very command. Raises `UserError` under a launcher."""
+    if count < 1:
+        raise UserError(f"--ranks {count}: at least one process is needed")
+    if "RANK" in os.environ:
+        raise UserError("--ranks: a launcher has started the processes already; leave it out")
+    command = sys.argv[1:]
+    at = next(number for number, word in enumerate(command) if word.startswith("--ranks"))
+    del command[at : at + (1 if "=" in command[at] else 2)]
+    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "mmscale"]
+    os.execv(sys.executable, [sys.executable, "-m", *launch, *command])
 
 
 def _train(arguments: argparse.Namespace) -> dict[str, Any] | None:
@@ -28,6 +59,8 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any] | None:
         return None
     if not arguments.config:
         raise UserError("no config; try: mmscale train configs/train/digits.yaml")
+    if arguments.ranks:
+        start_ranks(arguments.ranks)
     from mmscale.parallel.ranks import read_environment
     from mmscale.train.loop import train
 

@@ -29,6 +29,10 @@ class ParallelConfig:
     context: int = key(
         1, "fsdp: neighbouring ranks that share the positions of every sequence (context parallelism).", low=1
     )
+    reshard: bool = key(
+        True,
+        "fsdp: free a block's gathered weights after its forward pass, and gather them again for the backward.",
+    )
     offload: str = key(
         "none",
         "Where weights and moments wait: none: on the device; cpu: in host memory (fsdp, zero2, zero3); nvme: in files "
@@ -68,7 +72,7 @@ def check_parallel(config: ParallelConfig) -> None:
                 raise UserError(f"parallel.{part}={getattr(config, part)}: needs fsdp, not {chosen}; use 1")
         if config.float8:
             raise UserError(f"parallel.float8: needs fsdp, not {chosen}; use false")
-    allowed = {"cpu": ("auto", "fsdp", "zero2", "zero3"), "nvme": ("zero3",)}
+    allowed = {"cpu": ("auto", "fsdp", "zero2", "zero3"), "nvme": ("auto", "zero3")}
     if config.offload != "none" and name not in allowed[config.offload]:
         raise UserError(
             f"parallel.offload={config.offload}: not with {chosen}; use {allowed[config.offload][-1]}, or none"

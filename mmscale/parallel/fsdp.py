@@ -52,8 +52,12 @@ class FsdpStrategy(OwnUpdate):
         offload = OffloadPolicy()
         if parallel.offload == "cpu":
             offload = CPUOffloadPolicy(pin_memory=ranks.device.type == "cuda")
+        sharding = _sharding(mesh)
         for unit in (model.image_stem, model.audio_stem, *model.blocks, model):
-            fully_shard(unit, mesh=_sharding(mesh), mp_policy=precision, offload_policy=offload)
+            fully_shard(
+                unit, mesh=sharding, mp_policy=precision, offload_policy=offload,
+                reshard_after_forward=parallel.reshard and unit is not model,
+            )  # fmt: skip
             assert isinstance(unit, FSDPModule)
             # A plain sum, not a mean: losses are divided by the step's counts. Gloo has no other reduction.
             unit.set_gradient_divide_factor(1.0)

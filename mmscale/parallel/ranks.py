@@ -79,7 +79,7 @@ def join_ranks(config: ParallelConfig) -> Ranks:
         device, backend = torch.device("cpu"), "gloo"
     torch.set_num_threads(config.threads or max(1, _cores() // local_world))
     timeout = timedelta(seconds=config.timeout_s)
-    if "MASTER_ADDR" in os.environ:
+    if "RANK" in os.environ:
         dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
@@ -104,6 +104,8 @@ def read_environment() -> tuple[int, int, int, int]:
     present = [name for name in _LAUNCHER_VARIABLES if name in os.environ]
     if not present:
         return 0, 1, 0, 1
+    if not {"RANK", "WORLD_SIZE"} & set(present):
+        return 0, 1, 0, 1  # a master address alone says nothing of ranks
     missing = [name for name in _LAUNCHER_VARIABLES if name not in os.environ]
     if missing:
         raise UserError(
@@ -112,7 +114,8 @@ def read_environment() -> tuple[int, int, int, int]:
     try:
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        # DeepSpeed's launcher calls it otherwise.
+        local_world = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
     except ValueError:
         raise UserError(
             "RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE must be integers; start with torchrun"

@@ -8,6 +8,7 @@ ranks, because every loss is already divided by the whole step's count.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from mmscale.batch import Batch
 from mmscale.config import ZERO_STAGES, Config
+from mmscale.config.parallel import check_parallel
 from mmscale.errors import UserError
 from mmscale.model.contrast import ContrastTerms
 from mmscale.parallel.ranks import Ranks
@@ -69,10 +71,7 @@ def build_strategy(config: Config, ranks: Ranks) -> Strategy:
         raise UserError(
             f"parallel.strategy=single, but the launcher started {ranks.world} ranks; use fsdp, or start one process"
         )
-    if name == "single" and config.parallel.offload != "none":
-        raise UserError(
-            f"parallel.offload={config.parallel.offload}: needs parallel.strategy=fsdp on a single process too"
-        )
+    check_parallel(replace(config.parallel, strategy=name))
     if name in ZERO_STAGES:
         from mmscale.parallel.zero import ZeroStrategy
 

@@ -19,6 +19,7 @@ from mmscale.data.plan import Plan, check_world
 from mmscale.errors import UserError
 from mmscale.optim.guard import StepGuard
 from mmscale.optim.schedule import learning_rate
+from mmscale.parallel.launcher import settle
 from mmscale.parallel.ranks import join_ranks, leave_ranks
 from mmscale.parallel.strategy import Strategy, build_strategy
 from mmscale.train.contrast import contrast_terms
@@ -45,6 +46,7 @@ def train(config: Config) -> TrainResult:
         UserError: bad config, data that cannot be used, or a checkpoint that does not fit.
     """
     began = time.perf_counter()
+    settle(config)
     ranks = join_ranks(config.parallel)
     try:
         check_world(config.data.sequences, ranks.data_world)
