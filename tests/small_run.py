@@ -11,7 +11,7 @@ from packings import MEDIA, model_config
 from PIL import Image
 
 from mmscale import prf
-from mmscale.checkpoint.store import CheckpointStore, RunState
+from mmscale.checkpoint.store import CheckpointStore, Keep, RunState
 from mmscale.config import Config, DataConfig, EvalConfig, ParallelConfig, SetConfig, TaskConfig
 from mmscale.config_file import dump_config
 from mmscale.data.index import build_index
@@ -87,7 +87,7 @@ def save_run(config: Config, steps: tuple[int, ...] = (5,)) -> Path:
     Tokenizer.train([*WORDS, "picture of"] * 3, 300).save(run_dir / "tokenizer.json")
     with one_rank() as ranks:
         strategy = build_strategy(config, ranks)
-        store = CheckpointStore(run_dir / "checkpoints", keep=9)
+        store = CheckpointStore(run_dir / "checkpoints", Keep(9))
         for step in steps:
             initialise(strategy.model, config.model, seed=step)
             store.save(strategy.state_tensors(), RunState(step, fingerprint="f" * 64, seen=40))

@@ -124,7 +124,7 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line(small_run, tmp_path):
     command = ["mmscale", "train", CONFIG, *small_run, "train.steps=1"]
     for place, name, expected in (
         ("one", "checkpoints/.step-00000001.partial", "could not be written"),
-        ("two", "checkpoints", "cannot be created"),
+        ("two", "checkpoints", "cannot be written to"),
     ):
         blocked = tmp_path / place / name
         blocked.parent.mkdir(parents=True)

@@ -263,7 +263,7 @@ def _data_inspect(arguments: argparse.Namespace) -> dict[str, Any]:
 def _data_order(arguments: argparse.Namespace) -> None:
     from mmscale.config_file import load_config
     from mmscale.data.plan import check_world
-    from mmscale.train.prepare import open_plan, prepare_data, run_tokenizer
+    from mmscale.train.prepare import finished_steps, open_plan, prepare_data, run_tokenizer
 
     config = load_config(arguments.config, arguments.overrides)
     first, _, last = arguments.steps.partition(":")
@@ -273,7 +273,7 @@ def _data_order(arguments: argparse.Namespace) -> None:
         raise UserError(f"--rank {arguments.rank} --world {arguments.world}: a rank counts from 0 to W-1")
     check_world(config.data.sequences, arguments.world)
     prepare_data(config)
-    plan = open_plan(config, run_tokenizer(config))
+    plan = open_plan(config, run_tokenizer(config), finished_steps(Path(config.run.dir)))
     for step in range(int(first), int(last)):
         shares = [(r, s) for r in range(arguments.world) for s in plan.share(step, r, arguments.world)]
         for rank, sequence in sorted(shares, key=lambda share: share[1].number):

@@ -65,6 +65,8 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any] | None:
     from mmscale.train.loop import train
 
     result = train(load_config(arguments.config, arguments.overrides))
+    if result.exit_code:
+        raise SystemExit(result.exit_code)
     if read_environment()[0] != 0:
         return None
     if not arguments.json:

@@ -43,9 +43,20 @@ class TrainConfig:
         0.0, "Decay of the moving average of the weights, such as 0.999; 0: none is kept.", low=0.0
     )
     checkpoint_every: int = key(500, "Steps between checkpoints; the last step is always kept.", low=1)
-    keep_last: int = key(2, "Checkpoints kept; older ones are removed.", low=1)
+    keep_last: int = key(2, "Newest checkpoints kept; older ones are removed, but for the two below.", low=1)
+    keep_every: int = key(0, "Checkpoints whose step this divides stay; 0: none for that.", low=0)
+    keep_best: bool = key(
+        False, "The checkpoint with the lowest mean training loss since the one before stays."
+    )
+    grace_s: float = key(
+        120.0,
+        "Seconds that a stop (SIGTERM, SIGUSR1, SIGINT) waits for its checkpoint; then the process ends anyway.",
+        low=1.0,
+    )
     resume: str = key(
-        "auto", "auto: newest checkpoint of run.dir; never: refuse a used run.dir.", choices=("auto", "never")
+        "auto",
+        "auto: newest whole checkpoint of run.dir; never: refuse a used run.dir.",
+        choices=("auto", "never"),
     )
     max_skipped: int = key(
         10,
@@ -56,5 +67,8 @@ class TrainConfig:
         0.0,
         "Skip a step whose gradient norm is above so many times its running mean, such as 10; 0: off.",
         low=0.0,
+    )
+    profile_steps: str = key(
+        "", "Steps A-B whose trace is written to run.dir/profile, one file a rank; such as 10-12."
     )
     log_every: int = key(1, "Steps between lines of metrics.jsonl.", low=1)

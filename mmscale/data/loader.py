@@ -6,7 +6,11 @@ starting at another k, and the number of workers changes nothing.
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterator
+from multiprocessing import forkserver
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -15,6 +19,8 @@ from mmscale.batch import Batch
 from mmscale.data.assemble import Assembler
 from mmscale.data.hand_over import hand_over, take_over
 from mmscale.data.plan import Plan, check_world
+
+_TERM_GRACE_S = 60.0  # until a terminated worker ends; the rank it works for may be saving
 
 
 class MicroBatches(Dataset[Batch]):
@@ -50,7 +56,7 @@ def iterate_steps(
         prefetch_factor=prefetch if workers else None,
         pin_memory=pin_memory,
         collate_fn=hand_over if workers else None,  # type: ignore[arg-type]
-        worker_init_fn=_one_thread,
+        worker_init_fn=_prepare_worker,
         multiprocessing_context="forkserver" if workers else None,
     )
     micro: list[Batch] = []
@@ -61,5 +67,28 @@ def iterate_steps(
             micro = []
 
 
-def _one_thread(worker: int) -> None:
+def start_forkserver() -> None:
+    """Start the process that starts the workers, deaf to the signals by which a job is stopped: workers end with it."""
+    deaf = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    if threading.current_thread() is not threading.main_thread():
+        return  # handlers belong to the main thread
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in deaf}
+    try:
+        forkserver.ensure_running()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _prepare_worker(worker: int) -> None:
     torch.set_num_threads(1)  # workers are the parallelism; more threads would fight with training
+    # A signal to a whole job is for the ranks: they need their workers until they have saved.
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave_later)
+
+
+def _leave_later(number: int, frame: object) -> None:
+    end = threading.Timer(_TERM_GRACE_S, os._exit, [128 + number])
+    end.daemon = True
+    end.start()

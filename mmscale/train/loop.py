@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,21 +12,24 @@ from pathlib import Path
 import torch
 
 from mmscale.checkpoint.qwen3 import load_qwen3
-from mmscale.checkpoint.store import CheckpointStore, RunState, read_state
+from mmscale.checkpoint.store import CheckpointStore, Keep, RunState, read_state
 from mmscale.checkpoint.towers import load_towers
 from mmscale.config import Config
 from mmscale.data.assemble import Assembler
-from mmscale.data.loader import MicroBatches, iterate_steps
+from mmscale.data.loader import MicroBatches, iterate_steps, start_forkserver
 from mmscale.data.plan import Plan, check_world
 from mmscale.errors import UserError
 from mmscale.optim.guard import StepGuard
 from mmscale.optim.schedule import learning_rate
+from mmscale.parallel.hang import arm_recorder, explain
 from mmscale.parallel.launcher import settle
 from mmscale.parallel.ranks import join_ranks, leave_ranks
 from mmscale.parallel.strategy import Strategy, build_strategy
 from mmscale.train.contrast import contrast_terms
 from mmscale.train.metrics import LOSSES, Metrics
 from mmscale.train.prepare import prepare
+from mmscale.train.profile import StepProfiler, profiled_steps
+from mmscale.train.stop import StopWish
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class TrainResult:
     parameters: int
     tokens: int
     seconds: float
+    exit_code: int  # 0: all steps are done; else the run was told to stop, and saved
 
 
 def train(config: Config) -> TrainResult:
@@ -47,13 +53,19 @@ def train(config: Config) -> TrainResult:
     """
     began = time.perf_counter()
     settle(config)
+    folder = Path(config.run.dir)
+    arm_recorder(folder / "hang")
+    if config.data.workers:
+        start_forkserver()
     ranks = join_ranks(config.parallel)
     try:
         check_world(config.data.sequences, ranks.data_world)
-        tokenizer, plan = prepare(config, ranks)
+        keep = Keep(config.train.keep_last, config.train.keep_every, config.train.keep_best)
+        store = CheckpointStore(folder / "checkpoints", keep)
+        newest = store.newest()
+        tokenizer, plan = prepare(config, ranks, read_state(newest).step if newest else 0)
         strategy = build_strategy(config, ranks)
-        store = CheckpointStore(Path(config.run.dir) / "checkpoints", config.train.keep_last)
-        state = _resume(config, plan, store, strategy)
+        state = _resume(config, plan, store, newest, strategy)
 
         data = MicroBatches(
             plan, Assembler(config, plan, tokenizer), steps=config.train.steps,
@@ -67,10 +79,12 @@ def train(config: Config) -> TrainResult:
         guard = StepGuard(
             config.train.max_grad_spike, state.norm_mean, state.step - state.skipped, ranks.device
         )
-        first, tokens = state.step, 0
+        profiler = StepProfiler(profiled_steps(config.train.profile_steps), folder / "profile", ranks.rank)
+        first, tokens, last = state.step, 0, config.train.steps - 1
         strategy.model.train()
-        try:
+        with StopWish(config.train.grace_s) as stop, closing(metrics):
             for step in range(first, config.train.steps):
+                profiler.before(step)
                 waiting = time.perf_counter()
                 batches = next(steps)
                 wait = time.perf_counter() - waiting
@@ -84,32 +98,54 @@ def train(config: Config) -> TrainResult:
                     parts = strategy.forward_backward(batch, number == len(batches) - 1, terms)
                     losses = {name: losses[name] + parts[name] for name in LOSSES}
 
-                sums = metrics.reduce(losses, batches)
+                sums = metrics.reduce(losses, batches, wait, stop.code)
                 lr = learning_rate(config.train.optimizer, step, config.train.steps)
                 grad_norm, skip = strategy.update(step, lr, partial(guard.judge, losses=sums))
 
                 tokens += plan.step(step).tokens
                 metrics.record(step, sums, grad_norm, skip, lr, plan.step(step).tokens, wait)
-                if (step + 1) % config.train.checkpoint_every == 0 or step + 1 == config.train.steps:
+                profiler.after(step, last)
+                if (step + 1) % config.train.checkpoint_every == 0 or step == last or metrics.wish:
                     metrics.flush()
                     done = RunState(
                         step + 1, plan.fingerprint(step + 1), metrics.seen, metrics.bad, metrics.skipped,
-                        float(guard.norm_mean),
+                        float(guard.norm_mean), metrics.mean_loss(),
                     )  # fmt: skip
                     store.save(strategy.state_tensors(), done)
+                if metrics.wish:
+                    break
             store.wait()
-        finally:
-            metrics.finish()
+            metrics.flush()
+        if store.failure:
+            raise UserError(
+                f"{store.failure}; the steps since the last checkpoint are lost: free the path or room, and start again"
+            )
+        if metrics.wish and ranks.is_first:
+            print(
+                f"mmscale: stopped as told after step {step}, and saved; the same command goes on",
+                file=sys.stderr,
+            )
         return TrainResult(
-            config.run.dir, config.train.steps, first, strategy.parameters, tokens,
-            time.perf_counter() - began,
+            config.run.dir, step + 1 if first <= last else first, first, strategy.parameters, tokens,
+            time.perf_counter() - began, metrics.wish if step < last else 0,
         )  # fmt: skip
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"rank {ranks.rank} is out of memory ({str(error).split('.')[0]}); lower train.micro_batch, set "
+            "parallel.checkpointing=full, or take more ranks"
+        ) from None
+    except RuntimeError as error:
+        line = explain(error, ranks.rank, config.parallel.timeout_s, folder / "hang")
+        if line is None:
+            raise
+        raise UserError(line) from None
     finally:
         leave_ranks()
 
 
-def _resume(config: Config, plan: Plan, store: CheckpointStore, strategy: Strategy) -> RunState:
-    newest = store.newest()
+def _resume(
+    config: Config, plan: Plan, store: CheckpointStore, newest: Path | None, strategy: Strategy
+) -> RunState:
     if newest is None:
         load_towers(strategy.model, config)
         if config.model.init_from:

@@ -20,6 +20,8 @@ from mmscale.config import Config
 from mmscale.data.plan import Plan
 from mmscale.errors import UserError
 from mmscale.parallel.ranks import Ranks
+from mmscale.train.stop import INTERRUPTED, SAVED
+from mmscale.train.watch import RankTimes
 
 LOSSES = ("next_token", "contrastive", "ctc", "classify")
 
@@ -29,7 +31,7 @@ class StepRecord:
     """A step's numbers, still on the device where they are tensors."""
 
     step: int
-    sums: Tensor  # float32 [losses + 2]: every loss, broken samples, samples; summed over ranks
+    sums: Tensor  # float32: every loss; broken samples, samples, wishes to stop; work and wait of every rank; summed
     grad_norm: Tensor
     skip: Tensor  # float32 scalar, 1 if the step was not taken
     lr: float
@@ -42,7 +44,7 @@ class Metrics:
     """Collects, reduces and writes the numbers of each step.
 
     A step's numbers are read from the device only when the next step has been launched, so that logging does
-    not make the device wait. `finish` writes what is still held back.
+    not make the device wait; at the end `flush` writes what is still held back.
     """
 
     def __init__(self, config: Config, ranks: Ranks, plan: Plan, state: RunState) -> None:
@@ -50,6 +52,9 @@ class Metrics:
         start = state.step
         self._held: StepRecord | None = None
         self._clock = time.perf_counter()
+        self._times = RankTimes(ranks)
+        self._losses: list[float] = []
+        self.wish = 0  # exit code of a stop that all ranks know of, or 0
         self.seen, self.bad, self.skipped = state.seen, state.bad, state.skipped
         folder = Path(config.run.dir)
         self._quarantine = folder / "quarantine.jsonl"
@@ -66,16 +71,20 @@ class Metrics:
 
                 self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
 
-    def reduce(self, losses: dict[str, Tensor], batches: list[Batch]) -> Tensor:
-        """`StepRecord.sums` from this rank's losses and micro-batches; writes down what is broken in these."""
+    def reduce(self, losses: dict[str, Tensor], batches: list[Batch], wait: float, wish: int) -> Tensor:
+        """`StepRecord.sums` from this rank's losses and micro-batches, its ``wait`` for data, its ``wish`` to stop.
+
+        Writes down what is broken in the batches.
+        """
         batches = batches if self._tells else []  # others read the same
         faults = [fault for batch in batches for fault in batch.faults]
         if faults:
             with open(self._quarantine, "a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(fault, ensure_ascii=False) + "\n" for fault in faults))
-        counts = [float(len(faults)), float(sum(batch.samples for batch in batches))]
+        samples = sum(batch.samples for batch in batches)
+        counts = [len(faults), samples, wish == INTERRUPTED, wish == SAVED, *self._times.own(wait)]
         told = next(iter(losses.values()))
-        sums = torch.stack([losses[name] for name in LOSSES] + [told.new_tensor(n) for n in counts])
+        sums = torch.cat([torch.stack([losses[name] for name in LOSSES]), told.new_tensor(counts)])
         dist.all_reduce(sums)
         return sums
 
@@ -94,7 +103,11 @@ class Metrics:
         held, self._held = self._held, None
         if held is None:
             return
-        *losses, bad, seen = held.sums.tolist()
+        sums = held.sums.tolist()
+        losses, (bad, seen, interrupted, told) = sums[: len(LOSSES)], sums[len(LOSSES) : len(LOSSES) + 4]
+        self.wish = INTERRUPTED if interrupted else SAVED if told else 0
+        ranks = self._times.tell(held.step, sums[len(LOSSES) + 4 :])
+        self._losses.append(sum(losses))
         self.bad, self.seen = self.bad + int(bad), self.seen + int(seen)
         row: dict[str, Any] = {
             "step": held.step,
@@ -108,15 +121,21 @@ class Metrics:
             "step_s": held.step_s,
             "data_wait_s": held.data_wait_s,
             "bad_samples": self.bad,
+            "ranks": ranks,
         }
         if bool(held.skip):
             self._tell_skipped(row)
         self._write(row)
         self._check_bad_fraction()
 
-    def finish(self) -> None:
-        """Write everything and close the files."""
-        self.flush()
+    def mean_loss(self) -> float:
+        """Of the steps since this was last asked."""
+        mean = sum(self._losses) / max(1, len(self._losses))
+        self._losses.clear()
+        return mean
+
+    def close(self) -> None:
+        """Close the files."""
         for part in (self._file, self._bar, self._board, self._skips):
             if part is not None:
                 part.close()

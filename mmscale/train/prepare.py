@@ -27,15 +27,18 @@ from mmscale.parallel.ranks import Ranks
 from mmscale.train.classes import keep_classes, read_classes
 
 
-def prepare(config: Config, ranks: Ranks) -> tuple[Tokenizer, Plan]:
-    """Tokenizer and plan, equal on every rank; resolves ``config.model.vocab_size`` and writes run.dir."""
+def prepare(config: Config, ranks: Ranks, resume_step: int) -> tuple[Tokenizer, Plan]:
+    """Tokenizer and plan, equal on every rank; resolves ``config.model.vocab_size`` and writes run.dir.
+
+    ``resume_step``: steps that are done.
+    """
     plan: Plan | None = None
     # Tokenising a large set for the first time takes longer than a collective may.
     patient = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if ranks.world > 1 else None
     failure: list[str | None] = [None]
     if ranks.is_first:
         try:
-            plan = _first_rank(config)
+            plan = _first_rank(config, resume_step)
         except UserError as error:
             failure[0] = str(error)
     if ranks.world > 1:
@@ -48,7 +51,7 @@ def prepare(config: Config, ranks: Ranks) -> tuple[Tokenizer, Plan]:
     resolve_vocabulary(config, tokenizer)
     config.model.classes = read_classes(Path(config.run.dir))
     resolve_towers(config)
-    plan = plan or open_plan(config, tokenizer)
+    plan = plan or open_plan(config, tokenizer, resume_step)
     if ranks.is_first:
         (Path(config.run.dir) / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     return tokenizer, plan
@@ -85,12 +88,15 @@ def run_tokenizer(config: Config) -> Tokenizer:
     return Tokenizer.load(path) if path.exists() else prepare_tokenizer(config)
 
 
-def open_plan(config: Config, tokenizer: Tokenizer, progress: bool = False) -> Plan:
+def open_plan(config: Config, tokenizer: Tokenizer, resume_step: int, progress: bool = False) -> Plan:
     """The plan of ``run.dir``, with what its sets held at earlier steps."""
-    run_dir = Path(config.run.dir)
+    return Plan(config, tokenizer, DataHistory(Path(config.run.dir)), resume_step, progress)
+
+
+def finished_steps(run_dir: Path) -> int:
+    """Steps of the newest checkpoint."""
     done = list_checkpoints(run_dir / "checkpoints")
-    resume_step = read_state(done[-1]).step if done else 0
-    return Plan(config, tokenizer, DataHistory(run_dir), resume_step, progress)
+    return read_state(done[-1]).step if done else 0
 
 
 def resolve_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
@@ -103,7 +109,7 @@ def resolve_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
         )
 
 
-def _first_rank(config: Config) -> Plan:
+def _first_rank(config: Config, resume_step: int) -> Plan:
     folder = Path(config.run.dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +124,7 @@ def _first_rank(config: Config) -> Plan:
     keep_classes(config)
     # Read back as the other ranks read it, so that all plan with the same tokenizer. What is measured now is
     # kept beside the index, and the others read it there.
-    plan = open_plan(config, Tokenizer.load(path), progress=config.run.progress)
+    plan = open_plan(config, Tokenizer.load(path), resume_step, config.run.progress)
     if plan.steps is not None and plan.steps < config.train.steps:
         raise UserError(
             f"train.steps={config.train.steps}: after {plan.steps} steps every set was repeated max_epochs times; "

@@ -115,7 +115,7 @@ def test_a_failed_export_leaves_nothing(run_dir, tmp_path):
         metadata = held.metadata()
     save_file(tensors, file, metadata=metadata)
     state = json.loads((file.parent / "state.json").read_text())
-    state["files"][file.name] = file.stat().st_size
+    state["files"][file.name]["bytes"] = file.stat().st_size
     (file.parent / "state.json").write_text(json.dumps(state))
     with pytest.raises(UserError, match="not finite"):
         export(spoilt, tmp_path / "out")

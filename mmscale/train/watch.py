@@ -1,0 +1,72 @@
+"""Which rank is slow: every rank's work and wait of each step, on all of them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import statistics
+import sys
+import time
+from collections import deque
+
+import torch.distributed as dist
+
+from mmscale.parallel.ranks import Ranks
+
+_WINDOW = 20  # steps
+_SLOW = 1.5  # times the median of the ranks
+_LEAST_S = 0.01  # a difference that matters
+
+
+class RankTimes:
+    """Measures this rank; tells of all, once their numbers have been summed.
+
+    Work is processor time of the process and its threads, so that a rank that waits for others does not look busy. How
+    long a GPU works is not in it: ``train.profile_steps`` tells that.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._clock = time.process_time()
+        self._work: list[deque[float]] = [deque(maxlen=_WINDOW) for _ in range(ranks.world)]
+        self._wait: list[deque[float]] = [deque(maxlen=_WINDOW) for _ in range(ranks.world)]
+        self._quiet = 0  # steps until the next warning
+        hosts: list[str] = [""] * ranks.world
+        dist.all_gather_object(hosts, f"{socket.gethostname()}, process {os.getpid()}")
+        self._hosts = hosts
+
+    def own(self, wait: float) -> list[float]:
+        """Numbers of this rank's step that just ended, in places of its own among zeros: [2 * ranks]."""
+        now = time.process_time()
+        numbers = [0.0] * (2 * self._ranks.world)
+        numbers[2 * self._ranks.rank : 2 * self._ranks.rank + 2] = [now - self._clock, wait]
+        self._clock = now
+        return numbers
+
+    def tell(self, step: int, summed: list[float]) -> dict[str, list[float]]:
+        """``work_s`` and ``data_wait_s`` of every rank, in their order; warns of a rank that is slow for long."""
+        work, wait = summed[0::2], summed[1::2]
+        for rank in range(self._ranks.world):
+            self._work[rank].append(work[rank])
+            self._wait[rank].append(wait[rank])
+        self._quiet -= 1
+        if (
+            self._ranks.is_first
+            and self._ranks.world > 1
+            and len(self._work[0]) == _WINDOW
+            and self._quiet < 0
+        ):
+            for name, numbers in (("works", self._work), ("waits for data", self._wait)):
+                self._warn(step, name, [statistics.fmean(one) for one in numbers])
+        return {"work_s": work, "data_wait_s": wait}
+
+    def _warn(self, step: int, name: str, means: list[float]) -> None:
+        slowest = max(range(len(means)), key=means.__getitem__)
+        usual = statistics.median_low(means)
+        if means[slowest] > max(_SLOW * usual, usual + _LEAST_S):
+            self._quiet = 10 * _WINDOW
+            print(
+                f"mmscale: warning: step {step}: rank {slowest} ({self._hosts[slowest]}) {name} {means[slowest]:.3f} s "
+                f"a step, the median rank {usual:.3f} s; all wait for it",
+                file=sys.stderr,
+            )

@@ -1,0 +1,132 @@
+"""Which checkpoints stay, which are passed over, and what a failed save leaves behind."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from small_run import one_rank
+
+from mmscale.checkpoint.store import CheckpointStore, Keep, RunState, list_checkpoints, read_state
+from mmscale.errors import UserError
+
+TENSORS = {"model.a": torch.arange(6.0).view(2, 3), "model.b": torch.ones(5)}
+
+
+def save(store: CheckpointStore, step: int, loss: float = 1.0) -> None:
+    tensors = {name: tensor + step for name, tensor in TENSORS.items()}
+    store.save(tensors, RunState(step, "f" * 64, loss=loss))
+    store.wait()
+
+
+def steps(folder: Path) -> list[int]:
+    return [read_state(path).step for path in list_checkpoints(folder)]
+
+
+@pytest.mark.parametrize(
+    ("keep", "left"),
+    [
+        (Keep(2), [8, 10]),
+        (Keep(1, every=4), [4, 8, 10]),
+        (Keep(1, best=True), [6, 10]),
+        (Keep(1, every=5, best=True), [6, 10]),
+    ],
+)
+def test_which_checkpoints_stay(tmp_path, keep, left):
+    losses = {2: 3.0, 4: 2.0, 6: 0.5, 8: 0.7, 10: 0.9}
+    with one_rank():
+        store = CheckpointStore(tmp_path, keep)
+        for step, loss in losses.items():
+            save(store, step, loss)
+    assert steps(tmp_path) == left
+    assert not list(tmp_path.glob(".*")), "nothing half-written is left"
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+def test_the_newest_whole_checkpoint_is_taken_and_the_others_are_told(tmp_path, capfd):
+    with one_rank():
+        store = CheckpointStore(tmp_path, Keep(9))
+        for step in range(1, 7):
+            save(store, step)
+        files = {step: tmp_path / f"step-{step:08d}" for step in range(1, 7)}
+        tensors = {step: next(folder.glob("*.safetensors")) for step, folder in files.items()}
+        flip(tensors[6])
+        tensors[5].write_bytes(tensors[5].read_bytes()[:-1])
+        tensors[4].unlink()
+        (files[3] / "state.json").write_text("{")
+        capfd.readouterr()
+        assert store.newest() == files[2]
+        told = capfd.readouterr().err
+        for step, reason in (
+            (6, "another SHA-256"),
+            (5, "bytes long"),
+            (4, "No such file"),
+            (3, "damaged checkpoint"),
+        ):
+            assert f"passed over {files[step]}: " in told and reason in told
+        restored = {name: torch.zeros_like(tensor) for name, tensor in TENSORS.items()}
+        store.restore(files[2], restored)
+        assert torch.equal(restored["model.a"], TENSORS["model.a"] + 2)
+        flip(tensors[2])
+        flip(tensors[1])
+        with pytest.raises(UserError, match="none of its 6 checkpoints is whole"):
+            store.newest()
+
+
+def test_every_file_is_named_with_its_size_and_digest(tmp_path):
+    import hashlib
+
+    with one_rank():
+        save(CheckpointStore(tmp_path, Keep(1)), 3)
+    (folder,) = list_checkpoints(tmp_path)
+    files = json.loads((folder / "state.json").read_text())["files"]
+    on_disk = {path.name for path in folder.iterdir()} - {"state.json"}
+    assert on_disk == set(files) and files
+    for name, fact in files.items():
+        data = (folder / name).read_bytes()
+        assert fact == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def test_a_save_that_fails_leaves_the_ones_before_and_the_run_alive(tmp_path, capfd):
+    with one_rank():
+        store = CheckpointStore(tmp_path, Keep(1))
+        save(store, 1)
+        blocked = tmp_path / ".step-00000002.partial"
+        blocked.write_text("a file where a folder must go")
+        os.chmod(tmp_path, 0o755)
+        save(store, 2)
+        assert "could not be written" in store.failure and steps(tmp_path) == [1]
+        assert "the run goes on" in capfd.readouterr().err
+        blocked.unlink()
+        save(store, 3)
+        assert store.failure == "" and steps(tmp_path) == [3]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a full disk is a small tmpfs, which needs root to mount")
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
+    import subprocess
+
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)], check=False
+    ).returncode:
+        pytest.skip("tmpfs cannot be mounted here")
+    try:
+        with one_rank():
+            store = CheckpointStore(folder / "checkpoints", Keep(3))
+            save(store, 1)
+            store.save({"model.big": torch.ones(100_000)}, RunState(2, "f" * 64))
+            store.wait()
+            assert "could not be written" in store.failure
+            assert steps(folder / "checkpoints") == [1]
+            save(store, 3)
+            assert store.failure == "" and steps(folder / "checkpoints") == [1, 3]
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)

@@ -1,0 +1,138 @@
+"""Being told to stop, hanging, being slow, being profiled: two real ranks."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from checkpoints import weights
+from conftest import ROOT, run_module
+from killing import metrics
+
+CONFIG = "configs/train/digits.yaml"
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+
+
+def start(folder, small_run, *overrides, ranks=2, **variables):
+    command = [sys.executable, "-m", *(TORCHRUN if ranks > 1 else []), "mmscale", "train", CONFIG, *small_run]
+    command += [f"run.dir={folder}", "train.precision=fp32", *overrides]
+    return subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}, start_new_session=True,
+    )  # fmt: skip
+
+
+def ranks_of(process):
+    """Process numbers of the ranks that a launcher started."""
+    pids = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                with open(f"/proc/{entry}/stat") as file:
+                    parent = int(file.read().rpartition(")")[2].split()[1])
+                with open(f"/proc/{entry}/cmdline") as file:
+                    command = file.read()
+            except OSError:
+                continue
+            if parent == process.pid and "mmscale" in command:
+                pids.append(int(entry))
+    return pids
+
+
+def wait_for_steps(folder, process, count):
+    limit = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists() or len(metrics(folder)) < count:
+        assert process.poll() is None, process.stderr.read()[-3000:]
+        assert time.monotonic() < limit, "the run does not begin"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGUSR1, 75), (signal.SIGTERM, 75), (signal.SIGINT, 130)]
+)
+def test_a_signal_saves_and_the_next_start_goes_on(number, code, tmp_path, small_run):
+    """One process, with loader workers; the signal goes to all of its processes, twice."""
+    folder = tmp_path / "run"
+    overrides = ["train.steps=2000", "data.workers=1", "train.checkpoint_every=2000"]
+    process = start(folder, small_run, *overrides, ranks=1)
+    wait_for_steps(folder, process, 5)
+    os.killpg(process.pid, number)
+    if number != signal.SIGINT:  # twice at the keyboard means at once
+        os.killpg(process.pid, number)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == code, told
+    assert "stopped as told after step" in told
+    done = len(metrics(folder))
+    (saved,) = (folder / "checkpoints").glob("step-*")
+    assert int(saved.name[5:]) == done < 2000
+    again = [f"train.steps={done + 3}", *overrides[1:], "train.optimizer.schedule=constant"]
+    run_module(["mmscale", "train", CONFIG, *small_run, f"run.dir={folder}", "train.precision=fp32", *again])
+    assert [row["step"] for row in metrics(folder)] == list(range(done + 3))
+
+
+def test_one_rank_is_told_and_both_stop_after_the_same_step(tmp_path, small_run):
+    """The resumed run ends with the weights of the undisturbed one."""
+    reference, folder = tmp_path / "reference", tmp_path / "run"
+    process = start(folder, small_run, "train.steps=40", "train.checkpoint_every=100")
+    wait_for_steps(folder, process, 4)
+    os.kill(ranks_of(process)[1], signal.SIGUSR1)
+    _, told = process.communicate(timeout=100)
+    assert process.returncode != 0 and "stopped as told" in told, told
+    (saved,) = (folder / "checkpoints").glob("step-*")
+    assert len(json.loads((saved / "state.json").read_text())["files"]) == 2
+    for where in (folder, reference):
+        arguments = ["mmscale", "train", CONFIG, *small_run, f"run.dir={where}", "train.precision=fp32"]
+        run_module([*arguments, "train.steps=40", "train.checkpoint_every=100"], ranks=2)
+    ours, theirs = weights(folder), weights(reference)
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+    rows = metrics(folder)
+    assert [row["step"] for row in rows] == list(range(40))
+    assert all(len(row["ranks"]["work_s"]) == 2 and min(row["ranks"]["work_s"]) > 0 for row in rows)
+
+
+def test_a_rank_that_hangs_ends_the_run_with_rank_and_collective_named(tmp_path, small_run):
+    folder = tmp_path / "run"
+    process = start(folder, small_run, "train.steps=2000", "parallel.timeout_s=4")
+    wait_for_steps(folder, process, 3)
+    hung = ranks_of(process)[1]
+    os.kill(hung, signal.SIGSTOP)
+    try:
+        line = next(line for line in process.stderr if "longer than parallel.timeout_s=4" in line)
+    finally:
+        os.kill(hung, signal.SIGCONT)
+        process.communicate(timeout=60)
+    assert "rank 0 waited in gloo:" in line and "of group" in line
+    record = json.loads((folder / "hang" / "rank-0.json").read_text())
+    assert record[-1]["profiling_name"] in line
+    assert process.returncode not in (0, None)
+
+
+def test_steps_are_profiled(tmp_path, small_run):
+    arguments = ["mmscale", "train", CONFIG, *small_run, f"run.dir={tmp_path}", "train.steps=4"]
+    run_module([*arguments, "train.profile_steps=1-2"], ranks=2)
+    for rank in (0, 1):
+        trace = json.loads(gzip.decompress((tmp_path / "profile" / f"rank-{rank}.json.gz").read_bytes()))
+        assert any("aten::mm" in event.get("name", "") for event in trace["traceEvents"])
+    done = run_module([*arguments, "train.profile_steps=ten"], check=False)
+    assert done.returncode == 2 and "train.profile_steps: ten: write A-B" in done.stderr
+
+
+def test_a_slow_rank_is_named(capfd):
+    import torch
+    from small_run import one_rank
+
+    from mmscale.parallel.ranks import Ranks
+    from mmscale.train.watch import RankTimes
+
+    with one_rank():
+        times = RankTimes(Ranks(0, 1, 0, 1, torch.device("cpu")))
+    times._ranks, times._hosts = Ranks(0, 3, 0, 1, torch.device("cpu")), ["a", "b", "c"]
+    times._work, times._wait = ([type(times._work[0])(maxlen=20) for _ in range(3)] for _ in range(2))
+    for step in range(30):
+        times.tell(step, [1.0, 0.0, 1.1, 0.0, 1.7, 0.0])
+    told = capfd.readouterr().err
+    assert told.count("warning") == 1 and "rank 2 (c) works 1.700 s a step, the median rank 1.100 s" in told
