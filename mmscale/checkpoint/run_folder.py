@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from mmscale.checkpoint.store import list_checkpoints, load_tensors, read_state
+from mmscale.checkpoint.store import list_checkpoints, read_state
+from mmscale.checkpoint.stored_weights import StoredWeights, fill_from
 from mmscale.config import Config
 from mmscale.config_file import load_config
 from mmscale.data.tokenizer import Tokenizer
@@ -50,7 +51,10 @@ def load_run(run_dir: Path, checkpoint: Path | None = None, ema: bool = False) -
     config, tokenizer, checkpoint = open_run(run_dir, checkpoint)
     model = build_empty(config).to_empty(device="cpu")
     names = saved_names(model, config, ema)
-    load_tensors(checkpoint, {names[name]: parameter.data for name, parameter in model.named_parameters()})
+    fill_from(
+        StoredWeights(checkpoint),
+        {names[name]: parameter.data for name, parameter in model.named_parameters()},
+    )
     return Predictor(model, tokenizer, config), config
 
 

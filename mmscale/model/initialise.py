@@ -8,6 +8,7 @@ Embedding: normal, 0.02. Norm weights one, biases zero.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,15 @@ def fill(parameter: Tensor, values: Tensor) -> None:
     assert values.shape == parameter.shape
     local, first = _local_part(parameter)
     local.view(-1).copy_(values.reshape(-1)[first : first + local.numel()])
+
+
+@torch.no_grad()
+def fill_rows(parameter: Tensor, rows: Any) -> None:
+    """As `fill`, from whatever gives the rows of its slices, such as a tensor in a file; no other row is asked for."""
+    local, first = _local_part(parameter)
+    if local.numel():
+        start = first // math.prod(parameter.shape[1:])
+        local.copy_(rows[start : start + len(local)])
 
 
 def _local_part(parameter: Tensor) -> tuple[Tensor, int]:
