@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmscale.checkpoint.release import is_release, load_release
+from mmscale.checkpoint.open_release import is_release, load_release
 from mmscale.checkpoint.run_folder import load_run, open_run
 from mmscale.checkpoint.store import read_state
+from mmscale.checkpoint.weight_writer import WEIGHT_TYPES
 from mmscale.config import is_media
 from mmscale.errors import SampleFault, UserError
 from mmscale.predict.decoding import Decoding
@@ -154,13 +155,23 @@ class Pretrained:
         return [parts[kind] for kind in order], list(dict.fromkeys(prompt for _, prompt in orders))
 
 
-def load(folder: str | PathLike[str], device: str = "cpu") -> Pretrained:
-    """Open a release made by ``mmscale export``; ``device`` is where the model runs, such as ``cuda``.
+def load(
+    folder: str | PathLike[str], device: str = "cpu", *, dtype: str = "auto", verify: bool = True
+) -> Pretrained:
+    """Open a release made by ``mmscale export``.
+
+    Args:
+        device: where the model runs, such as ``cuda``.
+        dtype: float32, bfloat16 or float16; auto: as the release holds them, which on the CPU are mapped, not copied.
+        verify: hash all files first; False: only the small ones, so that a release of any size opens at once and its
+            weights are read when they are used. Use it on a folder that `mmscale verify` has seen.
 
     Raises:
-        UserError: the folder is no release, or is damaged.
+        UserError: the folder is no release, or is damaged or changed.
     """
-    predictor, facts = load_release(Path(folder), device)
+    if dtype != "auto" and dtype not in WEIGHT_TYPES:
+        raise UserError(f"dtype {dtype!r}: not one of auto, {', '.join(WEIGHT_TYPES)}")
+    predictor, facts = load_release(Path(folder), device, WEIGHT_TYPES.get(dtype), verify)
     return Pretrained(predictor, facts["step"])
 
 

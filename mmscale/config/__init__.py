@@ -10,11 +10,12 @@ from mmscale.config.media import MediaConfig
 from mmscale.config.model import ModelConfig
 from mmscale.config.run import Config, RunConfig
 from mmscale.config.tasks import AugmentConfig, SetConfig, TaskConfig
-from mmscale.config.train import OptimizerConfig, ParallelConfig, TrainConfig
+from mmscale.config.train import AdversarialConfig, OptimizerConfig, ParallelConfig, TrainConfig
 
 __all__ = [
     "MEDIA_FIELDS",
     "TEXT_FIELDS",
+    "AdversarialConfig",
     "AugmentConfig",
     "CacheConfig",
     "Config",

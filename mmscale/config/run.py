@@ -19,6 +19,17 @@ class RunConfig:
     dir: str = key("runs/default", "Where config, metrics, checkpoints and logs of this run lie.")
     progress: bool = key(True, "Show the progress bar on rank 0.")
     tensorboard: bool = key(True, "Write TensorBoard event files to run.dir/tensorboard.")
+    watts: float = key(
+        0.0,
+        "Power of one rank, with its share of machine and cooling, for the model card's CO₂ estimate; watts; 0: 700 "
+        "for a GPU, 60 for a CPU.",
+        low=0.0,
+    )
+    co2_g_per_kwh: float = key(
+        445.0,
+        "Carbon intensity of the electricity, grams CO₂ a kWh; 445: the world's in 2024 (IEA).",
+        low=0.0,
+    )
 
 
 @dataclass

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mmscale.checkpoint.release import is_release, load_release
+from mmscale.checkpoint.open_release import is_release, load_release
 from mmscale.checkpoint.run_folder import load_run, open_run
 from mmscale.checkpoint.score_file import write_scores
 from mmscale.checkpoint.store import read_state

@@ -46,7 +46,7 @@ class Metrics:
     """
 
     def __init__(self, config: Config, ranks: Ranks, plan: Plan, state: RunState) -> None:
-        self._config, self._plan = config, plan
+        self._config, self._plan, self._ranks = config, plan, ranks
         start = state.step
         self._held: StepRecord | None = None
         self._clock = time.perf_counter()
@@ -107,6 +107,8 @@ class Metrics:
             "step_s": held.step_s,
             "data_wait_s": held.data_wait_s,
             "bad_samples": self.bad,
+            "ranks": self._ranks.world,
+            "device": self._ranks.device.type,
         }
         if bool(held.skip):
             self._tell_skipped(row)
