@@ -113,13 +113,17 @@ def load_release(
 
 
 @torch.no_grad()
-def fill_from_release(model: nn.Module, release: Release) -> None:
+def fill_from_release(model: nn.Module, release: Release, new: str = "") -> None:
     """Copy the release's weights into ``model``, whole or sharded; of each tensor only this rank's rows are read.
 
-    Raises:
-        UserError: a tensor of the model is missing, or of another shape.
+    Tensors whose names begin with ``new``, if it is not empty, may be missing. Raises:
+        UserError: another tensor of the model is missing, or one is of another shape.
     """
-    parameters = dict(model.named_parameters())
+    parameters = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if name in release.files or not (new and name.startswith(new))
+    }
     for name, parameter in parameters.items():
         if name not in release.files:
             raise UserError(

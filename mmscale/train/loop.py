@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mmscale.checkpoint.qwen3 import load_qwen3
+from mmscale.checkpoint.begin import begin_from
 from mmscale.checkpoint.store import CheckpointStore, RunState, read_state
 from mmscale.checkpoint.towers import load_towers
 from mmscale.config import Config
@@ -133,7 +133,7 @@ def _resume(
     if newest is None:
         load_towers(model, config)
         if config.model.init_from:
-            load_qwen3(model, config.model)
+            begin_from(model, config.model)
         return RunState(0, plan.fingerprint(0))
     if config.train.resume == "never":
         raise UserError(f"{newest}: train.resume=never, but the run has a checkpoint; choose another run.dir")
