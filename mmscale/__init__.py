@@ -5,10 +5,14 @@ from __future__ import annotations
 from os import PathLike
 from typing import TYPE_CHECKING
 
+from mmscale.hub.autoload import install as _watch_for_transformers
+
 if TYPE_CHECKING:
     from mmscale.checkpoint.pretrained import Pretrained
 
 __version__ = "0.1.0"
+
+_watch_for_transformers()
 
 
 def load(

@@ -55,16 +55,8 @@ def read_release(folder: Path, verify: bool = True) -> Release:
         UserError: the folder is no release; a file is missing, damaged or changed; a tensor is missing, unknown, of
             another shape, or of a type that releases do not have.
     """
-    if not is_release(folder):
-        read_object(folder / CONFIG, _NO_RELEASE, _COPY_AGAIN)  # tells what is wrong with it
-        raise UserError(f"{folder / CONFIG}: not an mmscale release; {_NO_RELEASE}")
-    listed = read_manifest(folder)
-    if listed is not None:
-        small = [name for name in listed if not name.endswith(".safetensors")]
-        check_contents(folder, listed, None if verify else small)
-    facts, config = _read_config(folder)
-    tokenizer = Tokenizer.load(folder / TOKENIZER)
-    check_vocabulary(config, tokenizer, folder / CONFIG)
+    _check_files(folder, verify)
+    facts, config, tokenizer = _read_small(folder)
     tensors: dict[str, StoredTensor] = {}
     files: dict[str, Path] = {}
     for path, names in _weight_files(folder).items():
@@ -82,6 +74,13 @@ def read_release(folder: Path, verify: bool = True) -> Release:
     model = build_empty(config)
     dtype = _compare(folder, model, tensors)
     return Release(folder, facts, config, tokenizer, files, dtype, model)
+
+
+def read_small_files(folder: Path) -> tuple[Config, Tokenizer]:
+    """Config and tokenizer, for those who need no weights. Raises `UserError` as `read_release`."""
+    _check_files(folder, verify=False)
+    _, config, tokenizer = _read_small(folder)
+    return config, tokenizer
 
 
 def load_release(
@@ -161,6 +160,24 @@ def _names_by_file(release: Release) -> dict[Path, list[str]]:
     for name, path in release.files.items():
         found.setdefault(path, []).append(name)
     return found
+
+
+def _check_files(folder: Path, verify: bool) -> None:
+    """Raise `UserError` if it is no release, or a file is not what the manifest says."""
+    if not is_release(folder):
+        read_object(folder / CONFIG, _NO_RELEASE, _COPY_AGAIN)  # tells what is wrong with it
+        raise UserError(f"{folder / CONFIG}: not an mmscale release; {_NO_RELEASE}")
+    listed = read_manifest(folder)
+    if listed is not None:
+        small = [name for name in listed if not name.endswith(".safetensors")]
+        check_contents(folder, listed, None if verify else small)
+
+
+def _read_small(folder: Path) -> tuple[dict[str, Any], Config, Tokenizer]:
+    facts, config = _read_config(folder)
+    tokenizer = Tokenizer.load(folder / TOKENIZER)
+    check_vocabulary(config, tokenizer, folder / CONFIG)
+    return facts, config, tokenizer
 
 
 def _read_config(folder: Path) -> tuple[dict[str, Any], Config]:

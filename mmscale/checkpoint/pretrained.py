@@ -15,12 +15,12 @@ from mmscale.checkpoint.open_release import is_release, load_release
 from mmscale.checkpoint.run_folder import load_run, open_run
 from mmscale.checkpoint.store import read_state
 from mmscale.checkpoint.weight_writer import WEIGHT_TYPES
-from mmscale.config import is_media
-from mmscale.errors import SampleFault, UserError
+from mmscale.errors import UserError
 from mmscale.predict.decoding import Decoding
 from mmscale.predict.predictor import Predictor
 from mmscale.predict.query import Part
-from mmscale.predict.raw_input import AudioInput, ImageInput, audio_bytes, image_bytes
+from mmscale.predict.question import choose_prompt, read_question
+from mmscale.predict.raw_input import AudioInput, ImageInput
 
 
 class Pretrained:
@@ -55,7 +55,7 @@ class Pretrained:
         if isinstance(labels, str) or not labels:
             raise UserError("labels: give a list of the answers to choose from")
         query, trained = self._query(image, audio, text)
-        scores = self.predictor.label_scores([query], _choose_prompt(prompt, trained), labels)[0]
+        scores = self.predictor.label_scores([query], choose_prompt(prompt, trained), labels)[0]
         weights = np.exp(scores.astype(np.float64) - scores.max())
         weights /= weights.sum()
         order = np.argsort(-scores, kind="stable")
@@ -84,7 +84,7 @@ class Pretrained:
         if unknown:
             raise UserError(f"answers: {min(unknown)!r} is none of image, audio, text")
         asked = [self._query(one.get("image"), one.get("audio"), one.get("text")) for one in inputs]
-        prompts = [_choose_prompt(prompt, trained) for _, trained in asked]
+        prompts = [choose_prompt(prompt, trained) for _, trained in asked]
         found = [""] * len(asked)
         for chosen in dict.fromkeys(prompts):
             rows = [row for row, one in enumerate(prompts) if one == chosen]
@@ -120,39 +120,7 @@ class Pretrained:
     def _query(
         self, image: ImageInput | None, audio: AudioInput | None, text: str | None
     ) -> tuple[list[Part], list[str]]:
-        """(parts in the order of training, the prompts that were trained with such inputs)."""
-        reader, media = self.predictor.reader, self.config.media
-        parts: dict[str, Part] = {}
-        if image is not None:
-            data = image_bytes(image, media)
-            try:
-                parts["image"] = reader.image(data)
-            except SampleFault as fault:
-                raise UserError(
-                    f"{_name('image', image)}: {fault}; give a whole picture within the limits"
-                ) from None
-        if audio is not None:
-            data = audio_bytes(audio, media)
-            try:
-                parts["audio"] = reader.audio(data)
-            except SampleFault as fault:
-                raise UserError(
-                    f"{_name('audio', audio)}: {fault}; give a whole sound within the limits"
-                ) from None
-        if text is not None:
-            parts["text"] = reader.text(text.strip())
-        if not parts:
-            raise UserError("no input; give image, audio or text")
-        orders = [
-            (kinds, task.prompt)
-            for one in self.config.data.sets.values()
-            for task in one.tasks
-            if task.objective == "next_token"
-            for kinds in [[name.partition(".")[0] if is_media(name) else "text" for name in task.input]]
-            if sorted(kinds) == sorted(parts)
-        ]
-        order = orders[0][0] if orders else list(parts)
-        return [parts[kind] for kind in order], list(dict.fromkeys(prompt for _, prompt in orders))
+        return read_question(self.predictor.reader, self.config, image, audio, text)
 
 
 def load(
@@ -189,19 +157,3 @@ def _decoding(keywords: dict[str, Any]) -> Decoding:
     if unknown:
         raise UserError(f"{min(unknown)!r} is no way to decode; there are {', '.join(known)}")
     return Decoding(**keywords)
-
-
-def _choose_prompt(prompt: str | None, trained: list[str]) -> str:
-    if prompt is not None:
-        return prompt
-    if not trained or "" in trained:
-        return ""
-    if len(trained) > 1:
-        raise UserError(
-            f"prompt: several tasks were trained with such input; give one of {', '.join(map(repr, trained))}"
-        )
-    return trained[0]
-
-
-def _name(kind: str, value: Any) -> str:
-    return str(value) if isinstance(value, str | PathLike) else kind

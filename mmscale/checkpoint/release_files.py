@@ -37,6 +37,8 @@ def write_release_files(
         "version": VERSION,
         "model_type": MODEL_TYPE,
         "architectures": [MODEL_CLASS],
+        # Here alone: transformers then looks at the model's type before it looks for the class of this name.
+        "processor_class": PROCESSOR_CLASS,
         "dtype": dtype,
         "vocab_size": model.vocab_size,
         "hidden_size": model.width,
@@ -52,8 +54,7 @@ def write_release_files(
         "config": to_tree(config),
     }
     write_object(folder / CONFIG, tree)
-    media = to_tree(config.media)
-    write_object(folder / PREPROCESSOR, {"processor_class": PROCESSOR_CLASS, **media})
+    write_object(folder / PREPROCESSOR, to_tree(config.media))
     write_object(
         folder / GENERATION,
         {"eos_token_id": END, "pad_token_id": PAD, "do_sample": False, "max_new_tokens": 64},
