@@ -131,7 +131,42 @@ def _training(config: Config, state: RunState, told: CardFacts) -> str:
 
 
 def _scores(run_dir: Path, step: int) -> str:
-    entries = read_scores(run_dir, step)
+    every = read_scores(run_dir, step)
+    entries = {name: one for name, one in every.items() if one["scores"].get("task") != "robustness"}
+    return (
+        _plain_scores(entries) + "\n" + _robustness({n: one for n, one in every.items() if n not in entries})
+    )
+
+
+def _robustness(entries: dict[str, dict[str, Any]]) -> str:
+    title = "## Robustness\n\n"
+    if not entries:
+        return (
+            title
+            + "Not measured at this step; `mmscale eval RUN --task robustness` before the export measures it.\n"
+        )
+    lines = [
+        "Accuracy counts samples that are right as they are *and* under attack. PGD is projected gradient ascent with "
+        "all of the model known; typing errors exchange, drop, repeat and swap characters. Another attack may do "
+        "worse. Suspects are training samples whose label the model contradicts at every kept checkpoint; a backdoor "
+        "that the model has learned is not among them.",
+        "",
+        "| what | samples | result |",
+        "|---|---|---|",
+    ]
+    for name, entry in entries.items():
+        scores = entry["scores"]
+        result = [f"{key} {value:.4f}" for key, value in scores.items() if isinstance(value, float)]
+        if scores.get("budget"):
+            result.append(f"({scores['budget']})")
+        if "suspects" in scores:
+            result.append(f"({scores['suspects']} suspects, {scores['checkpoints']} checkpoints)")
+        lines.append(f"| {_cell(name)} | {scores.get('samples', '?')} | {_cell(', '.join(result))} |")
+    commands = "\n".join(dict.fromkeys(str(entry["command"]) for entry in entries.values()))
+    return title + "\n".join(lines) + f"\n\n```\n{commands}\n```\n"
+
+
+def _plain_scores(entries: dict[str, dict[str, Any]]) -> str:
     if not entries:
         return (
             "## Scores\n\nNot evaluated at this step; `mmscale eval RUN` before `mmscale export RUN` "

@@ -4,7 +4,7 @@ Every key carries its own documentation, so ``mmscale train --keys`` can print i
 """
 
 from mmscale.config.data import CacheConfig, DataConfig, TokenizerConfig, WeightChange
-from mmscale.config.evaluation import EvalConfig
+from mmscale.config.evaluation import EvalConfig, RobustnessConfig
 from mmscale.config.keys import MEDIA_FIELDS, TEXT_FIELDS, check_field, is_media
 from mmscale.config.media import MediaConfig
 from mmscale.config.model import ModelConfig
@@ -25,6 +25,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "RobustnessConfig",
     "RunConfig",
     "SetConfig",
     "TaskConfig",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mmscale.config.data import DataConfig, check_schedule
-from mmscale.config.evaluation import EvalConfig, check_eval
+from mmscale.config.evaluation import EvalConfig, RobustnessConfig, check_eval
 from mmscale.config.keys import key
 from mmscale.config.media import MediaConfig, check_media
 from mmscale.config.model import ModelConfig, check_model
@@ -44,6 +44,7 @@ class Config:
     train: TrainConfig = key(TrainConfig, "")
     parallel: ParallelConfig = key(ParallelConfig, "")
     eval: dict[str, EvalConfig] = key({}, "Scores by name.")
+    robustness: RobustnessConfig = key(RobustnessConfig, "")
 
     def check(self) -> None:
         """Rules between keys. Raises `UserError` naming the key and the remedy."""

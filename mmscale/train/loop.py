@@ -19,6 +19,7 @@ from mmscale.data.plan import Plan, check_world
 from mmscale.errors import UserError
 from mmscale.parallel.ranks import join_ranks, leave_ranks
 from mmscale.parallel.strategy import build_strategy, clip_gradients
+from mmscale.train.adversarial import Adversary
 from mmscale.train.contrast import contrast_terms
 from mmscale.train.ema import Ema
 from mmscale.train.guard import StepGuard
@@ -54,6 +55,7 @@ def train(config: Config) -> TrainResult:
         strategy = build_strategy(config, ranks)
         model = strategy.model
         optimizer = TrainOptimizer(model, config.train.optimizer, config.model)
+        adversary = Adversary(config, strategy)
         ema = Ema(model, config.train.ema) if config.train.ema else None
         store = CheckpointStore(Path(config.run.dir) / "checkpoints", config.train.keep_last)
         state = _resume(config, plan, store, model, optimizer, ema)
@@ -79,7 +81,7 @@ def train(config: Config) -> TrainResult:
                 wait = time.perf_counter() - waiting
 
                 losses = {name: torch.zeros((), device=ranks.device) for name in LOSSES}
-                batches = [batch.to(ranks.device) for batch in batches]
+                batches = [adversary.harden(batch.to(ranks.device)) for batch in batches]
                 contrast = contrast_terms(strategy, plan.step(step), batches, config.data.contrast_sequences)
                 for number, (batch, terms) in enumerate(zip(batches, contrast, strict=True)):
                     parts = strategy.forward_backward(batch, number == len(batches) - 1, terms)
