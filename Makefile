@@ -2,7 +2,7 @@
 #   make demo   build the embedded data, train on two processes, evaluate, release, recognise
 #   make test   lint, types and tests
 # And for those who change what reads foreign bytes:
-#   make fuzz   damaged shards and media, 20,000 examples of each test, about ten minutes
+#   make fuzz   damaged shards, media, checkpoints, manifests, releases: 20,000 examples of each test, half an hour
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -17,7 +17,7 @@ test: $(VENV)/.installed lint
 	$(BIN)/python -m pytest
 
 fuzz: $(VENV)/.installed
-	MMSCALE_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest tests/data/test_fuzz.py
+	MMSCALE_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest tests/data/test_fuzz.py tests/checkpoint/test_fuzz.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -73,9 +73,17 @@ def saved_names(model: FusionTransformer, config: Config, ema: bool) -> dict[str
 
 
 def build_empty(config: Config) -> FusionTransformer:
-    """The model on the meta device: names and shapes, no memory."""
-    with torch.device("meta"):
-        model = FusionTransformer(config.model, config.media)
+    """The model on the meta device: names and shapes, no memory.
+
+    Raises:
+        UserError: sizes of which torch can make no tensor; a forged config may say anything.
+    """
+    try:
+        with torch.device("meta"):
+            model = FusionTransformer(config.model, config.media)
+    except (RuntimeError, TypeError, OverflowError, ValueError) as error:
+        reason = str(error).split("\n")[0][:200]
+        raise UserError(f"model: cannot be built ({reason}); correct the sizes in model and media") from None
     assert not list(model.named_buffers()), "checkpoints and releases hold parameters only"
     return model
 
