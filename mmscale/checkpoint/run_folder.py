@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from mmscale.checkpoint.store import list_checkpoints, read_state
 from mmscale.checkpoint.stored_weights import StoredWeights, fill_from
@@ -79,13 +81,22 @@ def build_empty(config: Config) -> FusionTransformer:
         UserError: sizes of which torch can make no tensor; a forged config may say anything.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _WithoutDraws():
             model = FusionTransformer(config.model, config.media)
     except (RuntimeError, TypeError, OverflowError, ValueError) as error:
         reason = str(error).split("\n")[0][:200]
         raise UserError(f"model: cannot be built ({reason}); correct the sizes in model and media") from None
     assert not list(model.named_buffers()), "checkpoints and releases hold parameters only"
     return model
+
+
+class _WithoutDraws(TorchFunctionMode):
+    """Leaves initial values undrawn: tensors without memory have none, and torch imports its compiler to draw them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def check_vocabulary(config: Config, tokenizer: Tokenizer, source: Path) -> None:
