@@ -78,6 +78,14 @@ class Config:
             raise UserError(
                 f"train.optimizer.decay_share: {optimizer.decay_share:g} is above 1, the whole run; use 0.2"
             )
+        for name, share in (
+            ("train.adversarial.share", self.train.adversarial.share),
+            ("robustness.characters", self.robustness.characters),
+        ):
+            if share > 1:
+                raise UserError(
+                    f"{name}: {share:g} is above 1, which is all of them; use a share such as 0.5"
+                )
         if not self.train.ema < 1:
             raise UserError(f"train.ema: {self.train.ema:g} never changes; use 0.999 or so")
         for name, score in self.eval.items():
