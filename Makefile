@@ -3,7 +3,7 @@
 #   make test   lint, types and tests
 # And for those who change what reads foreign bytes:
 #   make strategies   every way of splitting the work gives the same numbers, about four minutes
-#   make fuzz   damaged shards and media, 20,000 examples of each test, about ten minutes
+#   make fuzz   damaged shards, media, checkpoints, manifests, releases: 20,000 examples of each test, half an hour
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -21,7 +21,7 @@ strategies: $(VENV)/.installed
 	MMSCALE_STRATEGIES=all $(BIN)/python -m pytest -rP tests/parallel/test_same_numbers.py
 
 fuzz: $(VENV)/.installed
-	MMSCALE_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest tests/data/test_fuzz.py
+	MMSCALE_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest tests/data/test_fuzz.py tests/checkpoint/test_fuzz.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

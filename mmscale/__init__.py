@@ -5,14 +5,23 @@ from __future__ import annotations
 from os import PathLike
 from typing import TYPE_CHECKING
 
+from mmscale.hub.autoload import install as _watch_for_transformers
+
 if TYPE_CHECKING:
     from mmscale.checkpoint.pretrained import Pretrained
 
 __version__ = "0.1.0"
 
+_watch_for_transformers()
 
-def load(folder: str | PathLike[str]) -> Pretrained:
-    """Open a release made by ``mmscale export``. Raises `UserError` if the folder is none, or is damaged."""
+
+def load(
+    folder: str | PathLike[str], device: str = "cpu", *, dtype: str = "auto", verify: bool = True
+) -> Pretrained:
+    """Open a release made by ``mmscale export``; see `mmscale.checkpoint.pretrained.load`.
+
+    Raises `UserError` if the folder is none, or is damaged or changed.
+    """
     from mmscale.checkpoint.pretrained import load as load_release  # torch is slow to import
 
-    return load_release(folder)
+    return load_release(folder, device, dtype=dtype, verify=verify)

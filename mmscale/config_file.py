@@ -122,9 +122,8 @@ def _read(path: Path, depth: int) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(
-            f"{path}{line}: not valid YAML ({getattr(error, 'problem', None) or error})"
-        ) from None
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())[:200]
+        raise UserError(f"{path}{line}: not valid YAML ({reason}); correct the file") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a config is a mapping of keys; this file holds a {type(tree).__name__}")
     return _resolve(tree, path, depth)

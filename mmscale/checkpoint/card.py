@@ -5,37 +5,55 @@ Only what the run itself recorded is told; what is not known is said to be not k
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from mmscale.checkpoint.emissions import emissions_section
 from mmscale.checkpoint.score_file import read_scores
 from mmscale.checkpoint.store import RunState
 from mmscale.config import CacheConfig, Config, MediaConfig, SetConfig, TaskConfig
 from mmscale.data.corpus import Corpus
 from mmscale.errors import UserError
 
+_OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon with AdamW"}
 
-def model_card(
-    run_dir: Path, name: str, config: Config, state: RunState, parameters: int, sizes: dict[str, int]
-) -> str:
-    """The card as Markdown with YAML front matter.
 
-    ``name`` is the release folder's name, ``sizes`` the bytes of every other file of the release.
-    """
-    front = {"library_name": "mmscale", "tags": ["multimodal", "image", "text", "audio"]}
+@dataclass(frozen=True)
+class CardFacts:
+    """What the exporter knows of the release."""
+
+    run_dir: Path
+    name: str  # of the release's folder
+    parameters: int
+    dtype: str
+    averaged: bool  # moving averages of the weights
+    merged: list[tuple[str, RunState]]  # runs whose mean it is; empty: one run's weights
+    signed: bool
+    sizes: dict[str, int]  # bytes of every file of the release so far
+
+
+def model_card(config: Config, state: RunState, told: CardFacts) -> str:
+    """The card as Markdown with YAML front matter."""
+    front: dict[str, Any] = {"library_name": "mmscale", "tags": ["multimodal", "image", "text", "audio"]}
+    if config.licence:
+        front["license"] = "other"
+        front["license_name"] = config.licence
     sections = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
-        f"# {name}\n",
+        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n",
+        f"# {told.name}\n",
         f"{config.description or 'No description was given (config key `description`).'}\n",
-        f"A fusion transformer over images, text and speech with {parameters:,} parameters (float32), "
+        f"A fusion transformer over images, text and speech with {told.parameters:,} parameters ({told.dtype}), "
         f"trained with mmscale for {state.step:,} steps.\n",
-        _use(name, config),
+        _use(told.name, config),
         _data(config),
-        _training(config, state),
-        _scores(run_dir, state.step),
-        _sizes(config, parameters, sizes),
+        _training(config, state, told),
+        _scores(told.run_dir, state.step),
+        _sizes(config, told),
+        emissions_section(told.run_dir, state.step, config.run),
+        _integrity(told),
         _limits(config, state),
     ]
     return "\n".join(sections)
@@ -82,18 +100,28 @@ def _learned(task: TaskConfig) -> str:
     return f"{' + '.join(task.input) or 'nothing'} → {task.target}{prompt}"
 
 
-def _training(config: Config, state: RunState) -> str:
+def _training(config: Config, state: RunState, told: CardFacts) -> str:
     data, optimizer = config.data, config.train.optimizer
     rows = {
         "steps": f"{state.step:,} of {config.train.steps:,}",
         "tokens a step": f"at most {data.sequences} x {data.seq_len}",
         "samples seen": f"{state.seen:,}, of which {state.bad:,} could not be used",
         "precision": f"{config.train.precision} compute, fp32 weights and moments",
-        "optimizer": f"AdamW, peak learning rate {optimizer.lr:g}, {optimizer.warmup_steps} warm-up steps, "
-        f"cosine to {optimizer.final_lr:g} of the peak, weight decay {optimizer.weight_decay:g}",
+        "optimizer": f"{_OPTIMIZERS[optimizer.name]}, peak learning rate {optimizer.lr:g}, "
+        f"{optimizer.warmup_steps} warm-up steps, {optimizer.schedule} to {optimizer.final_lr:g} of the peak, "
+        f"weight decay {optimizer.weight_decay:g}",
         "seed": str(config.seed),
         "fingerprint of the data plan": f"`{state.fingerprint}`",
     }
+    if config.train.adversarial.on:
+        rows["adversarial training"] = config.train.adversarial.told()
+    if told.averaged:
+        rows["weights"] = f"moving averages, decay {config.train.ema:g}"
+    if told.merged:
+        runs = (
+            f"{Path(run).name} (step {one.step:,}, `{one.fingerprint[:16]}…`)" for run, one in told.merged
+        )
+        rows["mean of the weights of"] = ", ".join(runs)
     return (
         "## Training\n\n"
         + _table(rows)
@@ -103,7 +131,42 @@ def _training(config: Config, state: RunState) -> str:
 
 
 def _scores(run_dir: Path, step: int) -> str:
-    entries = read_scores(run_dir, step)
+    every = read_scores(run_dir, step)
+    entries = {name: one for name, one in every.items() if one["scores"].get("task") != "robustness"}
+    return (
+        _plain_scores(entries) + "\n" + _robustness({n: one for n, one in every.items() if n not in entries})
+    )
+
+
+def _robustness(entries: dict[str, dict[str, Any]]) -> str:
+    title = "## Robustness\n\n"
+    if not entries:
+        return (
+            title
+            + "Not measured at this step; `mmscale eval RUN --task robustness` before the export measures it.\n"
+        )
+    lines = [
+        "Accuracy counts samples that are right as they are *and* under attack. PGD is projected gradient ascent with "
+        "all of the model known; typing errors exchange, drop, repeat and swap characters. Another attack may do "
+        "worse. Suspects are training samples whose label the model contradicts at every kept checkpoint; a backdoor "
+        "that the model has learned is not among them.",
+        "",
+        "| what | samples | result |",
+        "|---|---|---|",
+    ]
+    for name, entry in entries.items():
+        scores = entry["scores"]
+        result = [f"{key} {value:.4f}" for key, value in scores.items() if isinstance(value, float)]
+        if scores.get("budget"):
+            result.append(f"({scores['budget']})")
+        if "suspects" in scores:
+            result.append(f"({scores['suspects']} suspects, {scores['checkpoints']} checkpoints)")
+        lines.append(f"| {_cell(name)} | {scores.get('samples', '?')} | {_cell(', '.join(result))} |")
+    commands = "\n".join(dict.fromkeys(str(entry["command"]) for entry in entries.values()))
+    return title + "\n".join(lines) + f"\n\n```\n{commands}\n```\n"
+
+
+def _plain_scores(entries: dict[str, dict[str, Any]]) -> str:
     if not entries:
         return (
             "## Scores\n\nNot evaluated at this step; `mmscale eval RUN` before `mmscale export RUN` "
@@ -130,11 +193,11 @@ def _pictures(media: MediaConfig) -> str:
     return f"resized to {media.image_width} x {media.image_height} pixels, {rows * columns} tokens"
 
 
-def _sizes(config: Config, parameters: int, sizes: dict[str, int]) -> str:
+def _sizes(config: Config, told: CardFacts) -> str:
     model, media = config.model, config.media
     rows = {
-        "parameters": f"{parameters:,}",
-        "bytes": f"{sum(sizes.values()):,} in {len(sizes)} files and this card",
+        "parameters": f"{told.parameters:,}, {told.dtype}",
+        "bytes": f"{sum(told.sizes.values()):,} in {len(told.sizes)} files, this card and the manifest",
         "blocks": f"{model.layers} of width {model.width}, {model.heads} query and {model.kv_heads} "
         f"key-value heads of {model.head_dim}, feed-forward {model.hidden}",
         "stems": f"image {model.image_stem}, audio {model.audio_stem}",
@@ -144,6 +207,20 @@ def _sizes(config: Config, parameters: int, sizes: dict[str, int]) -> str:
         f"{media.sample_rate / (media.mel_hop * media.frames_per_token):.1f} tokens a second",
     }
     return "## Size\n\n" + _table(rows)
+
+
+def _integrity(told: CardFacts) -> str:
+    key = " --public-key public.pem" if told.signed else ""
+    how = (
+        "signed with OpenSSF model-signing (`model.sig`). Get the public key from where you trust it, not from this "
+        "folder."
+        if told.signed
+        else "not signed."
+    )
+    return (
+        f"## Integrity\n\n`manifest.json` holds the SHA-256 of every file. This release is {how}\n\n"
+        f"```\nmmscale verify {told.name}{key}\n```\n"
+    )
 
 
 def _limits(config: Config, state: RunState) -> str:

@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mmscale.checkpoint.plain_file import read_plain
 from mmscale.errors import UserError
+
+MAX_BYTES = 64 << 20  # a large tokenizer has 20
 
 
 def read_object(path: Path, missing: str, damaged: str = "copy it again, whole") -> dict[str, Any]:
     """The object in ``path``. Raises `UserError` with the remedy for a file that is ``missing`` or ``damaged``."""
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(read_plain(path, MAX_BYTES).decode("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: missing; {missing}") from None
     except (OSError, ValueError, RecursionError) as error:

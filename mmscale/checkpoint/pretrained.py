@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmscale.checkpoint.release import is_release, load_release
+from mmscale.checkpoint.open_release import is_release, load_release
 from mmscale.checkpoint.run_folder import load_run, open_run
 from mmscale.checkpoint.store import read_state
-from mmscale.config import is_media
-from mmscale.errors import SampleFault, UserError
+from mmscale.checkpoint.weight_writer import WEIGHT_TYPES
+from mmscale.errors import UserError
 from mmscale.predict.decoding import Decoding
 from mmscale.predict.predictor import Predictor
 from mmscale.predict.query import Part
-from mmscale.predict.raw_input import AudioInput, ImageInput, audio_bytes, image_bytes
+from mmscale.predict.question import choose_prompt, read_question
+from mmscale.predict.raw_input import AudioInput, ImageInput
 
 
 class Pretrained:
@@ -54,7 +55,7 @@ class Pretrained:
         if isinstance(labels, str) or not labels:
             raise UserError("labels: give a list of the answers to choose from")
         query, trained = self._query(image, audio, text)
-        scores = self.predictor.label_scores([query], _choose_prompt(prompt, trained), labels)[0]
+        scores = self.predictor.label_scores([query], choose_prompt(prompt, trained), labels)[0]
         weights = np.exp(scores.astype(np.float64) - scores.max())
         weights /= weights.sum()
         order = np.argsort(-scores, kind="stable")
@@ -83,7 +84,7 @@ class Pretrained:
         if unknown:
             raise UserError(f"answers: {min(unknown)!r} is none of image, audio, text")
         asked = [self._query(one.get("image"), one.get("audio"), one.get("text")) for one in inputs]
-        prompts = [_choose_prompt(prompt, trained) for _, trained in asked]
+        prompts = [choose_prompt(prompt, trained) for _, trained in asked]
         found = [""] * len(asked)
         for chosen in dict.fromkeys(prompts):
             rows = [row for row, one in enumerate(prompts) if one == chosen]
@@ -119,48 +120,26 @@ class Pretrained:
     def _query(
         self, image: ImageInput | None, audio: AudioInput | None, text: str | None
     ) -> tuple[list[Part], list[str]]:
-        """(parts in the order of training, the prompts that were trained with such inputs)."""
-        reader, media = self.predictor.reader, self.config.media
-        parts: dict[str, Part] = {}
-        if image is not None:
-            data = image_bytes(image, media)
-            try:
-                parts["image"] = reader.image(data)
-            except SampleFault as fault:
-                raise UserError(
-                    f"{_name('image', image)}: {fault}; give a whole picture within the limits"
-                ) from None
-        if audio is not None:
-            data = audio_bytes(audio, media)
-            try:
-                parts["audio"] = reader.audio(data)
-            except SampleFault as fault:
-                raise UserError(
-                    f"{_name('audio', audio)}: {fault}; give a whole sound within the limits"
-                ) from None
-        if text is not None:
-            parts["text"] = reader.text(text.strip())
-        if not parts:
-            raise UserError("no input; give image, audio or text")
-        orders = [
-            (kinds, task.prompt)
-            for one in self.config.data.sets.values()
-            for task in one.tasks
-            if task.objective == "next_token"
-            for kinds in [[name.partition(".")[0] if is_media(name) else "text" for name in task.input]]
-            if sorted(kinds) == sorted(parts)
-        ]
-        order = orders[0][0] if orders else list(parts)
-        return [parts[kind] for kind in order], list(dict.fromkeys(prompt for _, prompt in orders))
+        return read_question(self.predictor.reader, self.config, image, audio, text)
 
 
-def load(folder: str | PathLike[str], device: str = "cpu") -> Pretrained:
-    """Open a release made by ``mmscale export``; ``device`` is where the model runs, such as ``cuda``.
+def load(
+    folder: str | PathLike[str], device: str = "cpu", *, dtype: str = "auto", verify: bool = True
+) -> Pretrained:
+    """Open a release made by ``mmscale export``.
+
+    Args:
+        device: where the model runs, such as ``cuda``.
+        dtype: float32, bfloat16 or float16; auto: as the release holds them, which on the CPU are mapped, not copied.
+        verify: hash all files first; False: only the small ones, so that a release of any size opens at once and its
+            weights are read when they are used. Use it on a folder that `mmscale verify` has seen.
 
     Raises:
-        UserError: the folder is no release, or is damaged.
+        UserError: the folder is no release, or is damaged or changed.
     """
-    predictor, facts = load_release(Path(folder), device)
+    if dtype != "auto" and dtype not in WEIGHT_TYPES:
+        raise UserError(f"dtype {dtype!r}: not one of auto, {', '.join(WEIGHT_TYPES)}")
+    predictor, facts = load_release(Path(folder), device, WEIGHT_TYPES.get(dtype), verify)
     return Pretrained(predictor, facts["step"])
 
 
@@ -178,19 +157,3 @@ def _decoding(keywords: dict[str, Any]) -> Decoding:
     if unknown:
         raise UserError(f"{min(unknown)!r} is no way to decode; there are {', '.join(known)}")
     return Decoding(**keywords)
-
-
-def _choose_prompt(prompt: str | None, trained: list[str]) -> str:
-    if prompt is not None:
-        return prompt
-    if not trained or "" in trained:
-        return ""
-    if len(trained) > 1:
-        raise UserError(
-            f"prompt: several tasks were trained with such input; give one of {', '.join(map(repr, trained))}"
-        )
-    return trained[0]
-
-
-def _name(kind: str, value: Any) -> str:
-    return str(value) if isinstance(value, str | PathLike) else kind

@@ -19,10 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmscale.checkpoint.json_file import read_object, write_object
+from mmscale.checkpoint.release_files import write_tokenizer_config
 from mmscale.checkpoint.run_folder import build_empty, open_run, saved_names
-from mmscale.checkpoint.store import load_tensors, read_state
+from mmscale.checkpoint.store import read_state
+from mmscale.checkpoint.stored_weights import StoredWeights, fill_from
 from mmscale.config import ModelConfig
-from mmscale.data.tokenizer import END, PAD, SPECIAL_TOKENS, Tokenizer
+from mmscale.data.tokenizer import END, SPECIAL_TOKENS, Tokenizer
 from mmscale.errors import UserError
 from mmscale.model.initialise import fill
 
@@ -134,7 +136,7 @@ def export_qwen3(run_dir: Path, out: Path, ema: bool = False) -> dict[str, Any]:
     model = build_empty(config)
     names = saved_names(model, config, ema)
     weights = {name: torch.empty(p.shape) for name, p in model.named_parameters() if qwen3_name(name)}
-    load_tensors(checkpoint, {names[name]: tensor for name, tensor in weights.items()})
+    fill_from(StoredWeights(checkpoint), {names[name]: tensor for name, tensor in weights.items()})
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_qwen3(config.model, weights, tokenizer, out)
@@ -173,14 +175,7 @@ def write_qwen3(config: ModelConfig, weights: dict[str, Tensor], tokenizer: Toke
     write_object(folder / "config.json", tree)
     write_object(folder / "generation_config.json", {"eos_token_id": END, "pad_token_id": 0})
     tokenizer.save(folder / "tokenizer.json")
-    write_object(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": SPECIAL_TOKENS[END],
-            "pad_token": SPECIAL_TOKENS[PAD],
-        },
-    )
+    write_tokenizer_config(folder)
     save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
-from mmscale.checkpoint.store import list_checkpoints, load_tensors, read_state
+from mmscale.checkpoint.store import list_checkpoints, read_state
+from mmscale.checkpoint.stored_weights import StoredWeights, fill_from
 from mmscale.config import Config
 from mmscale.config_file import load_config
 from mmscale.data.tokenizer import Tokenizer
@@ -50,7 +53,10 @@ def load_run(run_dir: Path, checkpoint: Path | None = None, ema: bool = False) -
     config, tokenizer, checkpoint = open_run(run_dir, checkpoint)
     model = build_empty(config).to_empty(device="cpu")
     names = saved_names(model, config, ema)
-    load_tensors(checkpoint, {names[name]: parameter.data for name, parameter in model.named_parameters()})
+    fill_from(
+        StoredWeights(checkpoint),
+        {names[name]: parameter.data for name, parameter in model.named_parameters()},
+    )
     return Predictor(model, tokenizer, config), config
 
 
@@ -69,11 +75,28 @@ def saved_names(model: FusionTransformer, config: Config, ema: bool) -> dict[str
 
 
 def build_empty(config: Config) -> FusionTransformer:
-    """The model on the meta device: names and shapes, no memory."""
-    with torch.device("meta"):
-        model = FusionTransformer(config.model, config.media)
+    """The model on the meta device: names and shapes, no memory.
+
+    Raises:
+        UserError: sizes of which torch can make no tensor; a forged config may say anything.
+    """
+    try:
+        with torch.device("meta"), _WithoutDraws():
+            model = FusionTransformer(config.model, config.media)
+    except (RuntimeError, TypeError, OverflowError, ValueError) as error:
+        reason = str(error).split("\n")[0][:200]
+        raise UserError(f"model: cannot be built ({reason}); correct the sizes in model and media") from None
     assert not list(model.named_buffers()), "checkpoints and releases hold parameters only"
     return model
+
+
+class _WithoutDraws(TorchFunctionMode):
+    """Leaves initial values undrawn: tensors without memory have none, and torch imports its compiler to draw them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def check_vocabulary(config: Config, tokenizer: Tokenizer, source: Path) -> None:

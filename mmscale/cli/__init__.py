@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mmscale import __version__
-from mmscale.cli import data, evaluate, export, model, predict, train
+from mmscale.cli import data, evaluate, export, keygen, model, predict, train, verify
 from mmscale.errors import UserError
 
 EPILOG = """\
@@ -19,10 +19,11 @@ examples:
   torchrun --nproc-per-node 2 -m mmscale train configs/train/digits.yaml parallel.strategy=fsdp
   mmscale eval runs/digits
   mmscale export runs/digits --out release
+  mmscale verify release
 """
 
 # In the order in which a user needs them, and `--help` lists them.
-COMMANDS = (data, train, model, predict, evaluate, export)
+COMMANDS = (data, train, model, predict, evaluate, export, keygen, verify)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -18,8 +18,10 @@ def add(verbs: Any) -> None:
         "--ema", action="store_true", help="of a run: score the moving averages (train.ema)"
     )
     evaluate.add_argument(
-        "--task", action="append", metavar="NAME", help="score only this one (may be repeated)"
-    )
+        "--task", action="append", metavar="NAME",
+        help="score only this one, or this kind; robustness: attack the classify scores, scan the training labels "
+        "(may be repeated)",
+    )  # fmt: skip
 
 
 def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:

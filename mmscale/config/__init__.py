@@ -4,19 +4,20 @@ Every key carries its own documentation, so ``mmscale train --keys`` can print i
 """
 
 from mmscale.config.data import CacheConfig, DataConfig, TokenizerConfig, WeightChange
-from mmscale.config.evaluation import EvalConfig
+from mmscale.config.evaluation import EvalConfig, RobustnessConfig
 from mmscale.config.keys import MEDIA_FIELDS, TEXT_FIELDS, check_field, is_media
 from mmscale.config.media import MediaConfig
 from mmscale.config.model import ModelConfig
 from mmscale.config.parallel import ZERO_STAGES, ParallelConfig
 from mmscale.config.run import Config, RunConfig
 from mmscale.config.tasks import AugmentConfig, SetConfig, TaskConfig
-from mmscale.config.train import OptimizerConfig, TrainConfig
+from mmscale.config.train import AdversarialConfig, OptimizerConfig, TrainConfig
 
 __all__ = [
     "MEDIA_FIELDS",
     "TEXT_FIELDS",
     "ZERO_STAGES",
+    "AdversarialConfig",
     "AugmentConfig",
     "CacheConfig",
     "Config",
@@ -26,6 +27,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "RobustnessConfig",
     "RunConfig",
     "SetConfig",
     "TaskConfig",

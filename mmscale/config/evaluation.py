@@ -37,6 +37,18 @@ class EvalConfig:
         return [name for name in (*self.input, self.target, self.query, self.candidates, self.match) if name]
 
 
+@dataclass
+class RobustnessConfig:
+    """How ``mmscale eval --task robustness`` attacks the classify scores, and looks through the training labels."""
+
+    image: float = key(8.0, "PGD: largest change of a colour value, of 255.", low=0.0)
+    audio: float = key(0.05, "PGD: largest change of a log-mel value; 0.05 is 2 dB.", low=0.0)
+    steps: int = key(10, "PGD: gradient steps.", low=1)
+    characters: float = key(0.1, "Share of a text's characters that are changed.", low=0.0)
+    samples: int = key(256, "Samples of each score that are attacked, drawn by the seed; 0: all.", low=0)
+    scan: int = key(2000, "Training samples of each task whose labels are looked at; 0: all.", low=0)
+
+
 def check_eval(where: str, score: EvalConfig) -> None:
     for name in score.fields():
         check_field(where, name)

@@ -71,7 +71,14 @@ class MediaConfig:
         return frames + (frames == 0)
 
 
+# What is allocated when a model is opened, before anything is read, follows from these; a release may come from anyone.
+_MOST = {"mel_window": 1 << 14, "mel_bins": 512, "image_height": 1 << 14, "image_width": 1 << 14}
+
+
 def check_media(media: MediaConfig) -> None:
+    for name, most in _MOST.items():
+        if getattr(media, name) > most:
+            raise UserError(f"media.{name}: {getattr(media, name)} is above {most}; use less")
     for axis in ("image_height", "image_width"):
         if getattr(media, axis) % media.image_patch:
             raise UserError(

@@ -44,7 +44,8 @@ class ModelConfig:
     audio_tower_trained: bool = key(False, "Train the encoder too, not only the projection behind it.")
     audio_tower_config: str = key("", "Its architecture as JSON; the run fills it in from the folder.")
     init_from: str = key(
-        "", "Local folder of a Qwen3 model: the text path begins with its weights and tokenizer."
+        "",
+        "Local folder the run begins with, weights and tokenizer: a release, or a Qwen3 model (its text path).",
     )
     stem_width: int = key(64, "Channels of the first layer of the cnn, conv and rnn stems.", low=4)
     embed_dim: int = key(128, "Width of the contrastive embeddings.", low=4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mmscale.config.data import DataConfig, check_schedule
-from mmscale.config.evaluation import EvalConfig, check_eval
+from mmscale.config.evaluation import EvalConfig, RobustnessConfig, check_eval
 from mmscale.config.keys import key
 from mmscale.config.media import MediaConfig, check_media
 from mmscale.config.model import ModelConfig, check_model
@@ -20,6 +20,17 @@ class RunConfig:
     dir: str = key("runs/default", "Where config, metrics, checkpoints and logs of this run lie.")
     progress: bool = key(True, "Show the progress bar on rank 0.")
     tensorboard: bool = key(True, "Write TensorBoard event files to run.dir/tensorboard.")
+    watts: float = key(
+        0.0,
+        "Power of one rank, with its share of machine and cooling, for the model card's CO₂ estimate; watts; 0: 700 "
+        "for a GPU, 60 for a CPU.",
+        low=0.0,
+    )
+    co2_g_per_kwh: float = key(
+        445.0,
+        "Carbon intensity of the electricity, grams CO₂ a kWh; 445: the world's in 2024 (IEA).",
+        low=0.0,
+    )
 
 
 @dataclass
@@ -34,6 +45,7 @@ class Config:
     train: TrainConfig = key(TrainConfig, "")
     parallel: ParallelConfig = key(ParallelConfig, "")
     eval: dict[str, EvalConfig] = key({}, "Scores by name.")
+    robustness: RobustnessConfig = key(RobustnessConfig, "")
 
     def check(self) -> None:
         """Rules between keys. Raises `UserError` naming the key and the remedy."""
@@ -68,6 +80,14 @@ class Config:
             raise UserError(
                 f"train.optimizer.decay_share: {optimizer.decay_share:g} is above 1, the whole run; use 0.2"
             )
+        for name, share in (
+            ("train.adversarial.share", self.train.adversarial.share),
+            ("robustness.characters", self.robustness.characters),
+        ):
+            if share > 1:
+                raise UserError(
+                    f"{name}: {share:g} is above 1, which is all of them; use a share such as 0.5"
+                )
         if not self.train.ema < 1:
             raise UserError(f"train.ema: {self.train.ema:g} never changes; use 0.999 or so")
         for name, score in self.eval.items():

@@ -32,6 +32,30 @@ class OptimizerConfig:
 
 
 @dataclass
+class AdversarialConfig:
+    """Training on the worst pictures and clips nearby (Madry et al., 2018) instead of those of the data."""
+
+    image: float = key(0.0, "Largest change of a colour value, of 255, such as 2; 0: pictures stay.", low=0.0)
+    audio: float = key(
+        0.0, "Largest change of a log-mel value, such as 0.05, which is 2 dB; 0: clips stay.", low=0.0
+    )
+    steps: int = key(1, "Gradient steps that look for the worst change; 1: one from a random start.", low=1)
+    share: float = key(1.0, "Share of the pictures and clips that are changed.", low=0.0)
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is changed."""
+        return self.share > 0 and (self.image > 0 or self.audio > 0)
+
+    def told(self) -> str:
+        """One line for people."""
+        return (
+            f"projected gradient, {self.steps} steps, {self.share:.0%} of pictures within {self.image:g}/255 and of "
+            f"clips within {self.audio:g} of log-mel"
+        )
+
+
+@dataclass
 class TrainConfig:
     steps: int = key(1000, "Optimiser steps.", low=1)
     micro_batch: int = key(1, "Sequences of one forward pass on one rank; the rest is accumulated.", low=1)
@@ -71,4 +95,5 @@ class TrainConfig:
     profile_steps: str = key(
         "", "Steps A-B whose trace is written to run.dir/profile, one file a rank; such as 10-12."
     )
+    adversarial: AdversarialConfig = key(AdversarialConfig, "Adversarial training.")
     log_every: int = key(1, "Steps between lines of metrics.jsonl.", low=1)

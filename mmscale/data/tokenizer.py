@@ -57,7 +57,8 @@ class Tokenizer:
         except FileNotFoundError:
             raise UserError(f"{path}: no such tokenizer file") from None
         except Exception as error:  # the library raises bare Exception for malformed files
-            raise UserError(f"{path}: not a tokenizer.json ({error})") from None
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path}: not a tokenizer.json ({reason}); copy it again, or train one") from None
         return cls(inner, str(path))
 
     @classmethod

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from mmscale.checkpoint.release import is_release, load_release
+from mmscale.checkpoint.open_release import is_release, load_release
 from mmscale.checkpoint.run_folder import load_run, open_run
 from mmscale.checkpoint.score_file import write_scores
-from mmscale.checkpoint.store import read_state
+from mmscale.checkpoint.store import list_checkpoints, read_state
+from mmscale.checkpoint.stored_weights import StoredWeights
 from mmscale.config import EvalConfig
 from mmscale.data.corpus import Corpus
-from mmscale.errors import SampleFault, UserError
+from mmscale.errors import UserError
+from mmscale.evaluate.classify import label_scores, labels_of, longest_answer
+from mmscale.evaluate.label_scan import LabelScan
+from mmscale.evaluate.robustness import KIND, attacked
+from mmscale.evaluate.samples import Samples
 from mmscale.evaluate.scores import (
     accuracy,
     character_error_rate,
@@ -30,9 +33,7 @@ from mmscale.evaluate.scores import (
 )
 from mmscale.predict.decoding import Decoding
 from mmscale.predict.predictor import Predictor
-from mmscale.predict.query import Part
 
-_CHUNK = 256  # samples decoded before they are scored together
 _MOST_SHOWN_LABELS = 100  # a larger confusion matrix is left out of the result
 
 
@@ -51,7 +52,8 @@ def evaluate(
     Args:
         target: a run directory (its newest checkpoint) or a release folder.
         data: shards that replace those of every score.
-        tasks: names of scores, or kinds (classify, transcribe, retrieve); None: all.
+        tasks: names of scores, or kinds (classify, transcribe, retrieve); None: all of these. ``robustness`` attacks
+            the classify scores instead and looks through the training labels.
         progress: show bars on stderr.
         ema: of a run, score the moving averages of the weights.
 
@@ -61,15 +63,16 @@ def evaluate(
         - classify: ``accuracy``, ``macro_f1``, ``labels`` and, for up to 100 labels, ``confusion``: counts,
           row the truth, column the prediction;
         - transcribe: ``wer`` and ``cer`` (which may exceed 1), ``exact``;
-        - retrieve: ``recall@1``, ``recall@5``, ``recall@10``.
+        - retrieve: ``recall@1``, ``recall@5``, ``recall@10``;
+        - robustness: see `mmscale.evaluate.robustness`.
 
         For a run they are also written to ``scores.json``, with the digests of the data and the command.
 
     Raises:
         UserError: ``target`` is neither, a name is unknown, or shards are missing or lack the fields.
     """
-    release = is_release(target)
-    if release:
+    checkpoint: Path | None = None
+    if is_release(target):
         predictor, _ = load_release(target)
     elif (target / "config.yaml").is_file():
         _, _, checkpoint = open_run(target)  # once: a run that goes on may write a newer one meanwhile
@@ -80,27 +83,44 @@ def evaluate(
         )
     if torch.cuda.is_available():
         predictor.model.to("cuda")
-    chosen = _choose(target, predictor.config.eval, tasks)
+    found: dict[str, tuple[Samples, dict[str, Any], str]] = {}
+    for name, score in _choose(target, predictor.config.eval, tasks).items():
+        samples = _open_samples(name, score, data, predictor, progress)
+        found[name] = samples, _KINDS[score.task](samples), name
+    if tasks is not None and KIND in tasks:
+        for name, score in _attackable(target, predictor.config.eval).items():
+            most = predictor.config.robustness.samples
+            samples = _open_samples(name, score, data, predictor, progress, most)
+            found[f"{name}, attacked"] = samples, attacked(samples), KIND
+        weights = (
+            [StoredWeights(path) for path in list_checkpoints(target / "checkpoints")] if checkpoint else []
+        )
+        scan = LabelScan(predictor, weights, ema, target if checkpoint and not ema else None, progress)
+        found |= {name: (samples, result, KIND) for name, (samples, result) in scan.run().items()}
     results: dict[str, dict[str, Any]] = {}
     entries: dict[str, dict[str, Any]] = {}
-    for name, score in chosen.items():
-        score = replace(score, shards=[data] if data is not None else score.shards)
-        if not score.shards:
-            raise UserError(f"eval.{name}.shards: empty; name held-out shards there, or give --data")
-        corpus = Corpus.open(score.shards, predictor.config.data.cache)
-        samples = _Samples(name, score, corpus, predictor, progress)
-        found = _KINDS[score.task](samples)
-        left_out = {"skipped": samples.skipped, "oversize": samples.oversize}
-        results[name] = {"task": score.task, "samples": samples.used, **left_out, **found}
+    for name, (samples, result, wanted) in found.items():
+        kind = KIND if wanted == KIND else samples.score.task
+        results[name] = {"task": kind, "samples": samples.used, **samples.left_out(), **result}
         entries[name] = {
             "scores": results[name],
-            "shards": score.shards,
+            "shards": samples.score.shards,
             "digests": samples.corpus.digests,
-            "command": _command(target, data, name),
+            "command": _command(target, data, wanted),
         }
-    if not release and not ema:  # the model card tells the scores of the weights that are exported by default
+    if checkpoint and not ema:  # the model card tells the scores of the weights that are exported by default
         write_scores(target, read_state(checkpoint).step, entries)
     return results
+
+
+def _open_samples(
+    name: str, score: EvalConfig, data: str | None, predictor: Predictor, progress: bool, most: int = 0
+) -> Samples:
+    score = replace(score, shards=[data] if data is not None else score.shards)
+    if not score.shards:
+        raise UserError(f"eval.{name}.shards: empty; name held-out shards there, or give --data")
+    corpus = Corpus.open(score.shards, predictor.config.data.cache)
+    return Samples(name, score, corpus, predictor, progress, most)
 
 
 def format_table(scores: dict[str, dict[str, Any]]) -> str:
@@ -118,120 +138,13 @@ def format_table(scores: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-@dataclass
-class _Sample:
-    """What a score needs of one sample."""
-
-    key: str
-    queries: list[list[Part]]  # one for an answer, two for retrieval (query, candidate)
-    answer: str  # the true answer, or the value to match
-
-
-@dataclass
-class _Samples:
-    """The usable samples of a score's shards, read in order; counts what it leaves out."""
-
-    name: str
-    score: EvalConfig
-    corpus: Corpus
-    predictor: Predictor
-    progress: bool
-    used: int = 0
-    skipped: int = 0
-    oversize: int = 0
-    labels: list[str] = field(default_factory=list)
-
-    def chunks(self, longest_answer: int = 0) -> Iterator[list[_Sample]]:
-        """Up to `_CHUNK` decoded samples at a time; ``longest_answer`` tokens must fit behind the query.
-
-        Raises `UserError` if no sample has the fields or none could be used.
-        """
-        chunk: list[_Sample] = []
-        for sample in tqdm(self._present(), desc=self.name, unit="sample", disable=not self.progress):
-            try:
-                made = self._read(sample)
-            except SampleFault:
-                self.skipped += 1
-                continue
-            if made is None:
-                continue
-            length = max(self.predictor.query_tokens(query, self.score.prompt) for query in made.queries)
-            if length + longest_answer > self.predictor.config.data.seq_len:
-                self.oversize += 1
-                continue
-            self.used += 1
-            chunk.append(made)
-            if len(chunk) == _CHUNK:
-                yield chunk
-                chunk = []
-        if chunk:
-            yield chunk
-        if not self.used:
-            raise UserError(
-                f"eval.{self.name}: no sample of {', '.join(self.score.shards)} can be used "
-                f"({self.skipped} broken, {self.oversize} longer than data.seq_len); give other shards"
-            )
-
-    def targets(self) -> set[str]:
-        """Every readable target, without decoding anything else."""
-        found: set[str] = set()
-        for sample in self._present():
-            try:
-                text = self.corpus.text(self.score.target, sample)
-            except SampleFault:
-                continue  # it is counted when the sample is read whole
-            if text is not None:
-                found.add(text)
-        return found
-
-    def _present(self) -> list[int]:
-        """Samples whose index has every field the score reads."""
-        fields = self.score.fields()
-        has = np.ones(len(self.corpus), dtype=bool)
-        for name in fields:
-            has &= self.corpus.facts(name, np.arange(len(self.corpus)))["offset"] > 0
-        if not has.any():
-            raise UserError(
-                f"eval.{self.name}: no sample of {', '.join(self.score.shards)} has the fields "
-                f"{', '.join(fields)}; correct the fields or give other shards"
-            )
-        found: list[int] = np.nonzero(has)[0].tolist()
-        return found
-
-    def _read(self, sample: int) -> _Sample | None:
-        """The sample decoded; None if its JSON lacks a field. Raises `SampleFault` if it is broken."""
-        score, corpus, reader = self.score, self.corpus, self.predictor.reader
-        asked = [[score.query], [score.candidates]] if score.task == "retrieve" else [score.input]
-        queries = []
-        for fields in asked:
-            query = reader.query(corpus, fields, sample)
-            if query is None:
-                return None
-            queries.append(query)
-        key = corpus.key(sample)
-        wanted = score.match if score.task == "retrieve" else score.target
-        answer = corpus.text(wanted, sample) if wanted else key
-        return None if answer is None else _Sample(key, queries, answer)
-
-
-def _classify(samples: _Samples) -> dict[str, Any]:
+def _classify(samples: Samples) -> dict[str, Any]:
     predictor, score = samples.predictor, samples.score
-    targets = samples.targets()
-    labels = score.labels or predictor.config.model.classes.get(score.head) or sorted(targets)
-    if not targets & set(labels):
-        raise UserError(
-            f"eval.{samples.name}.labels: no sample's {score.target} is one of them; "
-            f"leave labels empty to use the {len(targets)} targets of the shards"
-        )
-    longest = max(len(predictor.tokenizer.encode(label)) for label in labels)
+    labels = labels_of(samples)
     truth: list[str] = []
     predicted: list[str] = []
-    for chunk in samples.chunks(longest):
-        queries = [one.queries[0] for one in chunk]
-        if score.head:
-            scores = predictor.class_scores(queries, score.prompt, score.head)
-        else:
-            scores = predictor.label_scores(queries, score.prompt, labels)
+    for chunk in samples.chunks(longest_answer(predictor, labels)):
+        scores = label_scores(predictor, score, [one.queries[0] for one in chunk], labels)
         predicted += [labels[best] for best in scores.argmax(axis=1).tolist()]
         truth += [one.answer for one in chunk]
     shown = [*dict.fromkeys(labels), *sorted(set(truth) - set(labels))]
@@ -246,7 +159,7 @@ def _classify(samples: _Samples) -> dict[str, Any]:
     return out
 
 
-def _transcribe(samples: _Samples) -> dict[str, Any]:
+def _transcribe(samples: Samples) -> dict[str, Any]:
     score = samples.score
     decoding = Decoding(max_new_tokens=score.max_new_tokens, beams=score.beams)
     truth: list[str] = []
@@ -268,7 +181,7 @@ def _transcribe(samples: _Samples) -> dict[str, Any]:
     }
 
 
-def _retrieve(samples: _Samples) -> dict[str, Any]:
+def _retrieve(samples: Samples) -> dict[str, Any]:
     """Every sample is a query and, by its other field, a candidate."""
     score = samples.score
     same = score.query == score.candidates
@@ -292,11 +205,21 @@ def _choose(target: Path, entries: dict[str, EvalConfig], tasks: list[str] | Non
         raise UserError(f"{target}: its config has no scores; add an entry under eval before training")
     if tasks is None:
         return entries
+    kinds = {*(score.task for score in entries.values()), KIND}
     for wanted in tasks:
-        if wanted not in entries and all(score.task != wanted for score in entries.values()):
-            kinds = ", ".join(sorted({score.task for score in entries.values()}))
-            raise UserError(f"--task {wanted}: unknown; there are {', '.join(entries)} (kinds: {kinds})")
+        if wanted not in entries and wanted not in kinds:
+            told = f"there are {', '.join(entries)} (kinds: {', '.join(sorted(kinds))})"
+            raise UserError(f"--task {wanted}: unknown; {told}")
     return {name: score for name, score in entries.items() if name in tasks or score.task in tasks}
+
+
+def _attackable(target: Path, entries: dict[str, EvalConfig]) -> dict[str, EvalConfig]:
+    found = {name: score for name, score in entries.items() if score.task == "classify"}
+    if not found:
+        raise UserError(
+            f"{target}: --task {KIND} attacks classify scores, and its config has none; add one under eval"
+        )
+    return found
 
 
 def _command(target: Path, data: str | None, name: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,15 @@ def fill(parameter: Tensor, values: Tensor) -> None:
         part = values.reshape(-1)[first : first + len(local) * math.prod(parameter.shape[1:])]
         rows = part.view(len(local), *parameter.shape[1:])
         local.copy_(rows[:, columns] if columns else rows)
+
+
+@torch.no_grad()
+def fill_rows(parameter: Tensor, rows: Any) -> None:
+    """As `fill`, from whatever gives the rows of its slices, such as a tensor in a file; no other row is asked for."""
+    for local, first, columns in _local_rows(parameter):
+        start = first // math.prod(parameter.shape[1:])
+        here = rows[start : start + len(local)]
+        local.copy_(here[:, columns] if columns else here)
 
 
 def _local_rows(parameter: Tensor) -> Iterator[tuple[Tensor, int, slice | None]]:

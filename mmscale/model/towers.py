@@ -59,7 +59,8 @@ class _Tower(nn.Module):
         """The tower's last hidden states."""
         for module, count in self._numbered:
             module.position_ids = torch.arange(count, device=inputs[0].device)[None]
-        with contextlib.nullcontext() if self._trained else torch.no_grad():
+        # An attack asks for the inputs' gradients, also through a tower that is not trained.
+        with contextlib.nullcontext() if self._trained or inputs[0].requires_grad else torch.no_grad():
             out: Tensor = self.tower(*inputs, **settings).last_hidden_state
         return out
 

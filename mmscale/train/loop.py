@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from mmscale.checkpoint.qwen3 import load_qwen3
+from mmscale.checkpoint.begin import begin_from
 from mmscale.checkpoint.store import CheckpointStore, Keep, RunState, read_state
 from mmscale.checkpoint.towers import load_towers
 from mmscale.config import Config
@@ -25,6 +25,7 @@ from mmscale.parallel.hang import arm_recorder, explain
 from mmscale.parallel.launcher import settle
 from mmscale.parallel.ranks import join_ranks, leave_ranks
 from mmscale.parallel.strategy import Strategy, build_strategy
+from mmscale.train.adversarial import Adversary
 from mmscale.train.contrast import contrast_terms
 from mmscale.train.metrics import LOSSES, Metrics
 from mmscale.train.prepare import prepare
@@ -66,6 +67,7 @@ def train(config: Config) -> TrainResult:
         tokenizer, plan = prepare(config, ranks, read_state(newest).step if newest else 0)
         strategy = build_strategy(config, ranks)
         state = _resume(config, plan, store, newest, strategy)
+        adversary = Adversary(config, strategy)
 
         data = MicroBatches(
             plan, Assembler(config, plan, tokenizer), steps=config.train.steps,
@@ -90,7 +92,7 @@ def train(config: Config) -> TrainResult:
                 wait = time.perf_counter() - waiting
 
                 losses = {name: torch.zeros((), device=ranks.device) for name in LOSSES}
-                batches = [batch.to(ranks.device) for batch in batches]
+                batches = [adversary.harden(batch.to(ranks.device)) for batch in batches]
                 contrast = contrast_terms(
                     strategy, ranks, plan.step(step), batches, config.data.contrast_sequences
                 )
@@ -149,7 +151,7 @@ def _resume(
     if newest is None:
         load_towers(strategy.model, config)
         if config.model.init_from:
-            load_qwen3(strategy.model, config.model)
+            begin_from(strategy.model, config.model)
         return RunState(0, plan.fingerprint(0))
     if config.train.resume == "never":
         raise UserError(f"{newest}: train.resume=never, but the run has a checkpoint; choose another run.dir")

@@ -48,7 +48,7 @@ class Metrics:
     """
 
     def __init__(self, config: Config, ranks: Ranks, plan: Plan, state: RunState) -> None:
-        self._config, self._plan, self._tells = config, plan, ranks.tells
+        self._config, self._plan, self._ranks = config, plan, ranks
         start = state.step
         self._held: StepRecord | None = None
         self._clock = time.perf_counter()
@@ -76,7 +76,7 @@ class Metrics:
 
         Writes down what is broken in the batches.
         """
-        batches = batches if self._tells else []  # others read the same
+        batches = batches if self._ranks.tells else []  # others read the same
         faults = [fault for batch in batches for fault in batch.faults]
         if faults:
             with open(self._quarantine, "a", encoding="utf-8") as file:
@@ -106,7 +106,7 @@ class Metrics:
         sums = held.sums.tolist()
         losses, (bad, seen, interrupted, told) = sums[: len(LOSSES)], sums[len(LOSSES) : len(LOSSES) + 4]
         self.wish = INTERRUPTED if interrupted else SAVED if told else 0
-        ranks = self._times.tell(held.step, sums[len(LOSSES) + 4 :])
+        work, waits = self._times.tell(held.step, sums[len(LOSSES) + 4 :])
         self._losses.append(sum(losses))
         self.bad, self.seen = self.bad + int(bad), self.seen + int(seen)
         row: dict[str, Any] = {
@@ -121,7 +121,10 @@ class Metrics:
             "step_s": held.step_s,
             "data_wait_s": held.data_wait_s,
             "bad_samples": self.bad,
-            "ranks": ranks,
+            "rank_work_s": work,
+            "rank_data_wait_s": waits,
+            "ranks": self._ranks.world,
+            "device": self._ranks.device.type,
         }
         if bool(held.skip):
             self._tell_skipped(row)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from mmscale.checkpoint.qwen3 import qwen3_tokenizer
+from mmscale.checkpoint.begin import begin_tokenizer
 from mmscale.checkpoint.store import list_checkpoints, read_state
 from mmscale.checkpoint.towers import resolve_towers
 from mmscale.config import Config
@@ -72,7 +72,7 @@ def prepare_tokenizer(config: Config) -> Tokenizer:
     if config.data.tokenizer.file:
         return Tokenizer.load(config.data.tokenizer.file)
     if config.model.init_from:
-        return qwen3_tokenizer(Path(config.model.init_from))
+        return begin_tokenizer(Path(config.model.init_from))
     texts: list[str] = []
     for one in config.data.sets.values():
         corpus = Corpus.open(one.shards, config.data.cache)

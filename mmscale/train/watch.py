@@ -43,8 +43,8 @@ class RankTimes:
         self._clock = now
         return numbers
 
-    def tell(self, step: int, summed: list[float]) -> dict[str, list[float]]:
-        """``work_s`` and ``data_wait_s`` of every rank, in their order; warns of a rank that is slow for long."""
+    def tell(self, step: int, summed: list[float]) -> tuple[list[float], list[float]]:
+        """Work and wait for data of every rank, in their order; warns of a rank that is slow for long."""
         work, wait = summed[0::2], summed[1::2]
         for rank in range(self._ranks.world):
             self._work[rank].append(work[rank])
@@ -58,7 +58,7 @@ class RankTimes:
         ):
             for name, numbers in (("works", self._work), ("waits for data", self._wait)):
                 self._warn(step, name, [statistics.fmean(one) for one in numbers])
-        return {"work_s": work, "data_wait_s": wait}
+        return work, wait
 
     def _warn(self, step: int, name: str, means: list[float]) -> None:
         slowest = max(range(len(means)), key=means.__getitem__)

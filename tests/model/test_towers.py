@@ -170,3 +170,28 @@ def test_training_release_and_two_ranks(trained, tmp_path, small_run):
     picture = np.zeros((16, 16), np.uint8)
     assert model.embed(image=picture).shape == (16,)
     assert model.classify(["zero", "one"], image=picture, prompt="digit")
+
+
+def test_an_attack_sees_through_a_frozen_tower(tmp_path):
+    """Its weights get no gradient, the picture and the clip in front of it do."""
+    save_vision("siglip", tmp_path / "eye")
+    save_whisper(tmp_path / "ear")
+    model = build(
+        Config(
+            media=MediaConfig(**(vars(MEDIA) | {"max_audio_s": 1.0})),
+            model=model_config(
+                image_stem="pretrained", image_tower=str(tmp_path / "eye"),
+                audio_stem="pretrained", audio_tower=str(tmp_path / "ear"),
+            ),
+        )
+    )  # fmt: skip
+    image = torch.full((1, 3, 16, 16), 99.0).add_(torch.arange(16.0)).requires_grad_()
+    sound = torch.linspace(-1, 1, 8 * 80).reshape(1, 8, 80).requires_grad_()
+    model.image_stem(image).square().sum().backward()
+    model.audio_stem(sound, torch.tensor([8]), [(0, 1, 8)])[:, 0].sum().backward()
+    assert image.grad is not None and image.grad.abs().min() > 0
+    assert sound.grad is not None and sound.grad.abs().max() > 0
+    assert all(
+        p.grad is None for stem in (model.image_stem, model.audio_stem) for p in stem.tower.parameters()
+    )
+    assert model.image_stem(image.detach()).grad_fn is not None  # the projection behind it is trained

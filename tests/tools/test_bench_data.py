@@ -45,3 +45,11 @@ def test_bench_plan_tells_every_figure(tmp_path):
     assert run_tool("tools/bench_plan.py", "--folder", str(tmp_path)).splitlines()[-1] == lines[-1], (
         "the same index again"
     )
+
+
+def test_bench_release_tells_every_step_and_cleans_up(tmp_path):
+    more = ["--model", "configs/model/tiny.yaml", "--ranks", "3"]
+    lines = run_tool("tools/bench_release.py", "--folder", str(tmp_path), *more).splitlines()
+    rows = [line for line in lines if line.startswith("|") and "GiB" in line]
+    assert len(rows) == 5 and "3 shards of float32" in lines[0]
+    assert list(tmp_path.iterdir()) == []

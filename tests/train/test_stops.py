@@ -91,7 +91,7 @@ def test_one_rank_is_told_and_both_stop_after_the_same_step(tmp_path, small_run)
     assert all((ours[name] == theirs[name]).all() for name in theirs)
     rows = metrics(folder)
     assert [row["step"] for row in rows] == list(range(40))
-    assert all(len(row["ranks"]["work_s"]) == 2 and min(row["ranks"]["work_s"]) > 0 for row in rows)
+    assert all(len(row["rank_work_s"]) == 2 and min(row["rank_work_s"]) > 0 for row in rows)
 
 
 def test_a_rank_that_hangs_ends_the_run_with_rank_and_collective_named(tmp_path, small_run):

@@ -1,0 +1,125 @@
+"""``manifest.json`` of a release: size and SHA-256 of every other file, so that nothing can change unseen.
+
+{"format": "mmscale-manifest", "version": 1, "files": {name: {"size": 123, "sha256": "…"}}}
+
+It proves that a folder is whole. Who made it is proved by a signature (`mmscale.checkpoint.signature`), which covers
+the manifest too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmscale.checkpoint.json_file import read_object, write_object
+from mmscale.checkpoint.plain_file import open_plain
+from mmscale.errors import UserError
+
+NAME = "manifest.json"
+_FORMAT = {"format": "mmscale-manifest", "version": 1}
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_CHUNK = 1 << 20
+_THREADS = 4  # hashing lets go of Python's lock
+_AGAIN = "copy the release again, whole"
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """Size in bytes and SHA-256, 64 hexadecimal digits."""
+
+    size: int
+    sha256: str
+
+
+def write_manifest(folder: Path, known: Mapping[str, str] | None = None) -> None:
+    """List every file of ``folder``; ``known`` are the SHA-256 of those that were hashed while they were written."""
+    known = known or {}
+    files = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != NAME:
+            digest = known.get(path.name) or file_digest(path)
+            files[path.name] = {"size": path.stat().st_size, "sha256": digest}
+    write_object(folder / NAME, {**_FORMAT, "files": files})
+
+
+def read_manifest(folder: Path) -> dict[str, FileFacts] | None:
+    """Every listed file; None where there is no manifest. Raises `UserError` if it is damaged."""
+    path = folder / NAME
+    if not os.path.lexists(path):
+        return None
+    tree = read_object(path, _AGAIN, _AGAIN)
+    listed = tree.get("files")
+    if any(tree.get(name) != value for name, value in _FORMAT.items()) or not isinstance(listed, dict):
+        raise UserError(f"{path}: not a manifest of this version; {_AGAIN}")
+    files: dict[str, FileFacts] = {}
+    for name, facts in listed.items():
+        size, digest = (facts.get("size"), facts.get("sha256")) if isinstance(facts, dict) else (None, None)
+        if not name or name in (".", "..", NAME) or set(name) & set("/\\\0"):
+            raise UserError(f"{path}: {name[:60]!r} is no name of a file beside it; {_AGAIN}")
+        if type(size) is not int or not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+            raise UserError(f"{path}: {name[:60]!r} has no size and SHA-256; {_AGAIN}")
+        files[name] = FileFacts(size, digest)
+    return files
+
+
+def check_names(folder: Path, files: Mapping[str, FileFacts], besides: Collection[str] = ()) -> None:
+    """Raise `UserError` if a listed file is missing, or one is there that is neither listed nor in ``besides``."""
+    try:
+        present = {entry.name for entry in os.scandir(folder)}
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be read ({error.strerror}); name the folder of a release"
+        ) from None
+    missing = sorted(files.keys() - present)
+    if missing:
+        raise UserError(f"{folder / missing[0]}: missing; {_AGAIN}")
+    added = sorted(present - files.keys() - {NAME, *besides})
+    if added:
+        raise UserError(
+            f"{folder / added[0]}: was added, it is not in {NAME}; remove it, or name it with --ignore"
+        )
+
+
+def check_contents(
+    folder: Path, files: Mapping[str, FileFacts], hashed: Collection[str] | None = None
+) -> None:
+    """Raise `UserError` for the first file of another size, or another SHA-256.
+
+    ``hashed`` are the files whose bytes are read; None: all.
+    """
+    for name, facts in files.items():
+        try:
+            found = os.stat(folder / name)
+        except FileNotFoundError:
+            raise UserError(f"{folder / name}: missing; {_AGAIN}") from None
+        except OSError as error:
+            raise UserError(f"{folder / name}: cannot be read ({error.strerror}); {_AGAIN}") from None
+        if not stat.S_ISREG(found.st_mode):
+            raise UserError(f"{folder / name}: is no plain file; {_AGAIN}")
+        if found.st_size != facts.size:
+            raise UserError(
+                f"{folder / name}: was changed, it has {found.st_size} bytes and not {facts.size}; {_AGAIN}"
+            )
+    names = [name for name in files if hashed is None or name in hashed]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for name, digest in zip(names, pool.map(lambda name: file_digest(folder / name), names), strict=True):
+            if digest != files[name].sha256:
+                raise UserError(f"{folder / name}: was changed, its SHA-256 is {digest[:16]}…; {_AGAIN}")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in constant memory. Raises `UserError` if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with open_plain(path) as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {_AGAIN}") from None
+    return digest.hexdigest()

@@ -1,0 +1,144 @@
+"""The header of a safetensors file, read strictly: what it says is believed only where the file can hold it.
+
+Format: 8 bytes little-endian length of the header, the header (JSON), then the tensors' bytes without gaps.
+<https://github.com/huggingface/safetensors#format>. Only the header is read here; nothing is allocated for the data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from mmscale.checkpoint.plain_file import open_plain
+from mmscale.errors import UserError
+
+MAX_HEADER_BYTES = (
+    16 << 20
+)  # a tensor takes about 150 bytes; a file with more than a hundred thousand is none of ours
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_MAX_DIMENSIONS = 16
+_METADATA = "__metadata__"
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor lies in its file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int  # first byte in the file
+    stop: int  # byte behind the last
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """Every tensor of a safetensors file by name, and its metadata."""
+
+    path: Path
+    tensors: dict[str, StoredTensor]
+    metadata: dict[str, str]
+
+
+def read_tensor_file(path: Path, remedy: str = "copy it again, whole") -> TensorFile:
+    """The header of ``path``.
+
+    Raises:
+        UserError: the file is missing, is no plain file, or its header lies: too long, no JSON, names twice, unknown
+            types, shapes that do not fit their bytes, tensors that overlap, leave gaps or lie outside of the file.
+    """
+    try:
+        with open_plain(path) as file:
+            return _parse(path, file, os.fstat(file.fileno()).st_size)
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; {remedy}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
+    except _Fault as fault:
+        raise UserError(f"{path}: damaged ({fault}); {remedy}") from None
+
+
+class _Fault(Exception):
+    """What is wrong with a header."""
+
+
+def _parse(path: Path, file: BinaryIO, size: int) -> TensorFile:
+    if size < 8:
+        raise _Fault(f"{size} bytes are no tensor file")
+    length = int.from_bytes(file.read(8), "little")
+    if length > min(size - 8, MAX_HEADER_BYTES):
+        raise _Fault(f"its header is said to have {length} bytes, the file has {size}")
+    raw = file.read(length)
+    if len(raw) != length or not raw.startswith(b"{"):
+        raise _Fault("its header is no JSON object")
+    try:
+        tree = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise _Fault(f"its header is no JSON object: {' '.join(str(error).split())[:100]}") from None
+    metadata = tree.pop(_METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise _Fault(f"{_METADATA} is no mapping of names to texts")
+    first = 8 + length
+    tensors = {name: _tensor(name, facts, first) for name, facts in tree.items()}
+    end = first
+    for name, one in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if one.start != end:
+            what = "overlaps another tensor" if one.start < end else "lies behind a gap"
+            raise _Fault(f"{_short(name)} {what}")
+        end = one.stop
+    if end != size:
+        raise _Fault(f"its tensors end at byte {end}, the file at {size}")
+    return TensorFile(path, tensors, metadata)
+
+
+def _tensor(name: str, facts: Any, first: int) -> StoredTensor:
+    if not isinstance(facts, dict) or facts.keys() != {"dtype", "shape", "data_offsets"}:
+        raise _Fault(f"{_short(name)} has not dtype, shape and data_offsets")
+    shape, offsets = facts["shape"], facts["data_offsets"]
+    if not isinstance(facts["dtype"], str) or facts["dtype"] not in DTYPES:
+        raise _Fault(f"{_short(name)} is of an unknown type")
+    if not _naturals(shape) or len(shape) > _MAX_DIMENSIONS:
+        raise _Fault(f"the shape of {_short(name)} is none")
+    if not _naturals(offsets) or len(offsets) != 2:
+        raise _Fault(f"the data_offsets of {_short(name)} are not two numbers")
+    dtype = DTYPES[facts["dtype"]]
+    if math.prod(shape) * dtype.itemsize != offsets[1] - offsets[0]:
+        raise _Fault(f"the shape of {_short(name)} does not fit its bytes")
+    return StoredTensor(dtype, tuple(shape), first + offsets[0], first + offsets[1])
+
+
+def _naturals(value: Any) -> bool:
+    """A list of integers, each below 2**63; true and false are none."""
+    return isinstance(value, list) and all(type(one) is int and 0 <= one < 1 << 63 for one in value)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{_short(max(names, key=names.count))} stands twice")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _short(name: str) -> str:
+    return repr(name if len(name) <= 60 else name[:60] + "…")

@@ -1,0 +1,48 @@
+"""`mmscale verify`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mmscale.cli.verb import verb
+
+VERIFY_EPILOG = """\
+Without --public-key it is proved that the folder is whole, not who made it. Get the key from where you trust it.
+
+examples:
+  mmscale verify release --public-key keys/public.pem
+  mmscale verify downloaded --public-key keys/public.pem --ignore .gitattributes --ignore .cache
+"""
+
+
+def add(verbs: Any) -> None:
+    """Declare the command `verify` and its options."""
+    verify = verb(verbs, "verify", _verify, "check a release's files, hashes and signature", VERIFY_EPILOG)
+    verify.add_argument("folder", help="a release folder")
+    verify.add_argument(
+        "--public-key", metavar="FILE", help="PEM file of the maker's key: check the signature"
+    )
+    verify.add_argument(
+        "--ignore", action="append", default=[], metavar="NAME",
+        help="a file or folder that may be there besides (may be repeated)",
+    )  # fmt: skip
+
+
+def _verify(arguments: argparse.Namespace) -> dict[str, Any]:
+    from mmscale.checkpoint.verify_release import verify_release
+
+    key = Path(arguments.public_key) if arguments.public_key is not None else None
+    facts = verify_release(Path(arguments.folder), key, arguments.ignore)
+    if not arguments.json:
+        print(
+            f"{facts['folder']}: {facts['files']} files, {facts['bytes']:,} bytes, all as listed; {_told(facts)}"
+        )
+    return facts
+
+
+def _told(facts: dict[str, Any]) -> str:
+    if facts["signature_checked"]:
+        return "signed with this key"
+    return "the signature was not checked (give --public-key)" if facts["signed"] else "not signed"

@@ -1,0 +1,129 @@
+"""The usable samples of held-out or training shards, read and decoded in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from mmscale import prf
+from mmscale.config import EvalConfig
+from mmscale.data.corpus import Corpus
+from mmscale.errors import SampleFault, UserError
+from mmscale.predict.predictor import Predictor
+from mmscale.predict.query import Part
+
+_CHUNK = 256  # samples decoded before they are scored together
+
+
+@dataclass
+class Sample:
+    """What a score needs of one sample."""
+
+    key: str
+    queries: list[list[Part]]  # one for an answer, two for retrieval (query, candidate)
+    answer: str  # the true answer, or the value to match
+
+
+@dataclass
+class Samples:
+    """The usable samples of a score's shards, read in order; counts what it leaves out.
+
+    ``most`` samples at most, drawn by the run's seed; 0: all.
+    """
+
+    name: str
+    score: EvalConfig
+    corpus: Corpus
+    predictor: Predictor
+    progress: bool
+    most: int = 0
+    used: int = 0
+    skipped: int = 0
+    oversize: int = 0
+
+    def chunks(self, longest_answer: int = 0) -> Iterator[list[Sample]]:
+        """Up to `_CHUNK` decoded samples at a time; ``longest_answer`` tokens must fit behind the query.
+
+        Raises `UserError` if no sample has the fields or none could be used.
+        """
+        chunk: list[Sample] = []
+        for sample in tqdm(self._present(), desc=self.name, unit="sample", disable=not self.progress):
+            try:
+                made = self._read(sample)
+            except SampleFault:
+                self.skipped += 1
+                continue
+            if made is None:
+                continue
+            length = max(self.predictor.query_tokens(query, self.score.prompt) for query in made.queries)
+            if length + longest_answer > self.predictor.config.data.seq_len:
+                self.oversize += 1
+                continue
+            self.used += 1
+            chunk.append(made)
+            if len(chunk) == _CHUNK:
+                yield chunk
+                chunk = []
+        if chunk:
+            yield chunk
+        if not self.used:
+            raise UserError(
+                f"eval.{self.name}: no sample of {', '.join(self.score.shards)} can be used "
+                f"({self.skipped} broken, {self.oversize} longer than data.seq_len); give other shards"
+            )
+
+    def targets(self) -> list[str]:
+        """Every readable target, one for each sample, without decoding anything else."""
+        found: list[str] = []
+        for sample in self._having_fields():
+            try:
+                text = self.corpus.text(self.score.target, sample)
+            except SampleFault:
+                continue  # it is counted when the sample is read whole
+            if text is not None:
+                found.append(text)
+        return found
+
+    def left_out(self) -> dict[str, int]:
+        """What was not used, and why."""
+        return {"skipped": self.skipped, "oversize": self.oversize}
+
+    def _present(self) -> list[int]:
+        found = self._having_fields()
+        if not self.most or len(found) <= self.most:
+            return found
+        key = prf.derive_key(self.predictor.config.seed, "evaluated samples", self.name)
+        chosen = prf.Permutation(key, len(found))(np.arange(self.most))
+        return [found[at] for at in sorted(chosen.tolist())]
+
+    def _having_fields(self) -> list[int]:
+        """Samples whose index has every field the score reads."""
+        fields = self.score.fields()
+        has = np.ones(len(self.corpus), dtype=bool)
+        for name in fields:
+            has &= self.corpus.facts(name, np.arange(len(self.corpus)))["offset"] > 0
+        if not has.any():
+            raise UserError(
+                f"eval.{self.name}: no sample of {', '.join(self.score.shards)} has the fields "
+                f"{', '.join(fields)}; correct the fields or give other shards"
+            )
+        found: list[int] = np.nonzero(has)[0].tolist()
+        return found
+
+    def _read(self, sample: int) -> Sample | None:
+        """The sample decoded; None if its JSON lacks a field. Raises `SampleFault` if it is broken."""
+        score, corpus, reader = self.score, self.corpus, self.predictor.reader
+        asked = [[score.query], [score.candidates]] if score.task == "retrieve" else [score.input]
+        queries = []
+        for fields in asked:
+            query = reader.query(corpus, fields, sample)
+            if query is None:
+                return None
+            queries.append(query)
+        key = corpus.key(sample)
+        wanted = score.match if score.task == "retrieve" else score.target
+        answer = corpus.text(wanted, sample) if wanted else key
+        return None if answer is None else Sample(key, queries, answer)

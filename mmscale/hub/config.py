@@ -1,0 +1,31 @@
+"""A release's config.json as `transformers` holds it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.configuration_utils import PreTrainedConfig
+
+from mmscale.config import Config
+from mmscale.config_file import config_from_tree
+from mmscale.errors import UserError
+from mmscale.hub.autoload import settle
+
+
+class MmscaleConfig(PreTrainedConfig):
+    """Every key of config.json is an attribute; ``config`` is the run's resolved config as plain dictionaries."""
+
+    model_type = "mmscale"
+
+    def __post_init__(self, **keywords: Any) -> None:
+        super().__post_init__(**keywords)
+        settle()
+
+    def run_config(self) -> Config:
+        """The run's config, checked. Raises `UserError` if it cannot be used."""
+        tree: Any = getattr(self, "config", None)
+        if not isinstance(tree, dict):
+            raise UserError(
+                f"{self.name_or_path or 'config'}: holds no config of a run; give a release of mmscale"
+            )
+        return config_from_tree(tree, f"{self.name_or_path or 'config'}")

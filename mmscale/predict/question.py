@@ -1,0 +1,69 @@
+"""A person's question in parts, in the order in which a training task had the same kinds of input."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import Any
+
+from mmscale.config import Config, is_media
+from mmscale.errors import SampleFault, UserError
+from mmscale.predict.query import Part, PartReader
+from mmscale.predict.raw_input import AudioInput, ImageInput, audio_bytes, image_bytes
+
+
+def read_question(
+    reader: PartReader, config: Config, image: ImageInput | None, audio: AudioInput | None, text: str | None
+) -> tuple[list[Part], list[str]]:
+    """(parts, the prompts that were trained with such inputs).
+
+    Raises:
+        UserError: nothing was given, or a picture or sound cannot be used.
+    """
+    parts: dict[str, Part] = {}
+    if image is not None:
+        data = image_bytes(image, config.media)
+        try:
+            parts["image"] = reader.image(data)
+        except SampleFault as fault:
+            raise UserError(
+                f"{_name('image', image)}: {fault}; give a whole picture within the limits"
+            ) from None
+    if audio is not None:
+        data = audio_bytes(audio, config.media)
+        try:
+            parts["audio"] = reader.audio(data)
+        except SampleFault as fault:
+            raise UserError(
+                f"{_name('audio', audio)}: {fault}; give a whole sound within the limits"
+            ) from None
+    if text is not None:
+        parts["text"] = reader.text(text.strip())
+    if not parts:
+        raise UserError("no input; give image, audio or text")
+    orders = [
+        (kinds, task.prompt)
+        for one in config.data.sets.values()
+        for task in one.tasks
+        if task.objective == "next_token"
+        for kinds in [[name.partition(".")[0] if is_media(name) else "text" for name in task.input]]
+        if sorted(kinds) == sorted(parts)
+    ]
+    order = orders[0][0] if orders else list(parts)
+    return [parts[kind] for kind in order], list(dict.fromkeys(prompt for _, prompt in orders))
+
+
+def choose_prompt(prompt: str | None, trained: list[str]) -> str:
+    """``prompt``, or else the one that was trained. Raises `UserError` if there are several."""
+    if prompt is not None:
+        return prompt
+    if not trained or "" in trained:
+        return ""
+    if len(trained) > 1:
+        raise UserError(
+            f"prompt: several tasks were trained with such input; give one of {', '.join(map(repr, trained))}"
+        )
+    return trained[0]
+
+
+def _name(kind: str, value: Any) -> str:
+    return str(value) if isinstance(value, str | PathLike) else kind

@@ -1,0 +1,79 @@
+"""Adversarial training: every micro-batch is replaced by the worst one nearby, found with the weights of the moment."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+
+from mmscale import prf
+from mmscale.batch import Batch
+from mmscale.config import Config
+from mmscale.errors import UserError
+from mmscale.model.attack import Budget, ItemKeys, attack, first_places
+from mmscale.parallel.single import run_in
+from mmscale.parallel.strategy import COMPUTE_TYPES, Strategy
+
+_STRATEGIES = ("single", "ddp", "fsdp")
+
+
+class Adversary:
+    """Changes batches as ``config.train.adversarial`` says; does nothing if that is off.
+
+    Which items are changed, and their random starts, follow from (seed, step, sequence, place in it). The loss that is
+    driven up is that of the micro-batch, so a step is the same on any number of ranks; the contrastive part is left out
+    where its groups span several sequences, which no single micro-batch holds.
+
+    Raises:
+        UserError: the strategy does not give gradients of inputs.
+    """
+
+    def __init__(self, config: Config, strategy: Strategy) -> None:
+        wanted = config.train.adversarial
+        self._on, self._share = wanted.on, wanted.share
+        self._budget = Budget(wanted.image, wanted.audio, wanted.steps)
+        self._seed, self._media = config.seed, config.media
+        self._compute = COMPUTE_TYPES[config.train.precision]
+        self._strategy, self._contrast = strategy, config.data.contrast_sequences == 1
+        if self._on and strategy.name not in _STRATEGIES:
+            raise UserError(
+                f"train.adversarial: not with parallel.strategy={strategy.name}; use one of {', '.join(_STRATEGIES)}"
+            )
+        if self._on and config.parallel.context > 1:
+            raise UserError(f"train.adversarial: not with parallel.context={config.parallel.context}; use 1")
+
+    def harden(self, batch: Batch) -> Batch:
+        """The batch to train on. Called on every rank of a step, for as many batches."""
+        return (
+            attack(batch, self._media, self._budget, self._keys(batch), self._gradients)
+            if self._on
+            else batch
+        )
+
+    def _keys(self, batch: Batch) -> ItemKeys:
+        length = batch.tokens_BL.shape[1]
+        keys, on = [], []
+        for kind, first_N in zip(("image", "audio"), first_places(batch, self._media), strict=True):
+            found = [
+                prf.derive_key(
+                    self._seed, "adversarial", kind, batch.step, batch.sequences[at // length], at % length
+                )
+                for at in first_N.tolist()
+            ]
+            keys.append(found)
+            on.append([prf.Draws(prf.derive_key(key, "chosen")).uniform() < self._share for key in found])
+        return ItemKeys(keys[0], keys[1], on[0], on[1])
+
+    def _gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        model = self._strategy.model
+        if isinstance(model, FSDPModule):  # no gradient of a weight is made, and none is sent
+            model.set_requires_gradient_sync(False)
+            model.set_is_last_backward(False)
+            losses = model(batch)
+        else:
+            losses = run_in(self._compute, model, batch)
+        total = torch.stack(
+            [loss for name, loss in losses.items() if self._contrast or name != "contrastive"]
+        ).sum()
+        image, audio = torch.autograd.grad(total, (batch.image_N3HW, batch.audio_NFM))
+        return image, audio

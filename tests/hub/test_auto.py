@@ -1,0 +1,200 @@
+"""`transformers` opens releases: without trust_remote_code, with the same numbers, mmscale merely installed."""
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from small_run import save_run, small_config, write_shards
+
+import mmscale
+from mmscale.checkpoint.release import ExportOptions, export
+from mmscale.errors import UserError
+
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    write_shards(folder / "shards", count=4)
+    run = save_run(small_config(folder / "run", folder / "shards"))
+    export(run, folder / "release", options=ExportOptions(max_shard_bytes=60_000))
+    return folder / "release"
+
+
+@pytest.fixture(scope="module")
+def pair(release):
+    return (
+        transformers.AutoModel.from_pretrained(release),
+        transformers.AutoProcessor.from_pretrained(release),
+    )
+
+
+def picture(seed):
+    return ((np.arange(16 * 24 * 3) * (7 + seed)) % 256).astype(np.uint8).reshape(16, 24, 3)
+
+
+def wave(seconds):
+    return (np.sin(np.arange(int(16_000 * seconds)) * 0.05).astype(np.float32), 16_000)
+
+
+def test_embeddings_are_those_of_mmscale(release, pair):
+    model, processor = pair
+    ours = mmscale.load(release)
+    for name, values in (
+        ("image", [picture(0), picture(1)]), ("audio", [wave(0.3), wave(0.5)]), ("text", ["one", "two three"]),
+    ):  # fmt: skip
+        inputs = processor(**{{"image": "images"}.get(name, name): values}, embed=True)
+        with torch.no_grad():
+            found = model(**inputs).pooler_output
+        expected = np.stack([ours.embed(**{name: value}) for value in values])
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+        assert model(**inputs).last_hidden_state.shape[::2] == (2, 32)
+
+
+@pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"do_sample": True, "temperature": 0.9, "seed": 4}])
+def test_answers_are_those_of_mmscale(release, pair, how):
+    model, processor = pair
+    ours = mmscale.load(release)
+    images = [picture(n) for n in range(3)]
+    ids = model.generate(
+        **processor(images=images), max_new_tokens=6, **how
+    )  # the one trained prompt is found
+    names = {"num_beams": "beams", "temperature": "temperature", "seed": "seed"}
+    decoding = {names[key]: value for key, value in how.items() if key in names}
+    expected = ours.answers([{"image": one} for one in images], max_new_tokens=6, **decoding)
+    assert processor.batch_decode(ids) == expected and any(expected)
+    single = processor(images=images[0], prompt="which")
+    assert processor.batch_decode(model.generate(**single, max_new_tokens=4)) == [
+        ours.describe(images[0], max_new_tokens=4)
+    ]
+
+
+def test_config_tokenizer_and_generation_config(release, pair):
+    config = transformers.AutoConfig.from_pretrained(release)
+    assert config.model_type == "mmscale" and config.hidden_size == 32 and config.run_config().seed == 0
+    tokenizer = transformers.AutoTokenizer.from_pretrained(release)
+    assert tokenizer("picture of two")["input_ids"] == pair[1].tokenizer.encode("picture of two")
+    assert tokenizer.eos_token == "<|end|>"
+    assert transformers.GenerationConfig.from_pretrained(release).eos_token_id == 1
+    drawn = transformers.AutoModel.from_config(config)
+    assert not torch.equal(drawn.fusion.embedding.weight, pair[0].fusion.embedding.weight)
+
+
+def test_types_and_devices(release):
+    half = transformers.AutoModel.from_pretrained(release, dtype=torch.bfloat16, device_map="cpu")
+    assert half.dtype == torch.bfloat16 and half.fusion.norm.weight.dtype == torch.bfloat16
+    assert transformers.AutoModel.from_pretrained(release, dtype="auto").dtype == torch.float32
+    for keywords, message in (
+        ({"device_map": {"a": 0, "b": 1}}, "lies on one device"),
+        ({"dtype": torch.int8}, "not one of auto"),
+        ({"load_in_8bit": True}, "means nothing"),
+    ):
+        with pytest.raises(UserError, match=message):
+            transformers.AutoModel.from_pretrained(release, **keywords)
+
+
+def test_a_changed_release_is_refused_and_nothing_in_it_is_run(release, tmp_path):
+    copy = shutil.copytree(release, tmp_path / "copy")
+    (copy / "modeling_evil.py").write_text("raise SystemExit('code of the release was run')")
+    transformers.AutoModel.from_pretrained(copy)  # not in the manifest, and never looked at
+    path = sorted(copy.glob("*.safetensors"))[0]
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(UserError, match="was changed"):
+        transformers.AutoModel.from_pretrained(copy)
+
+
+def test_mistakes_are_named(release, pair):
+    model, processor = pair
+    for ask, message in (
+        (lambda: processor(), "give text, images or audio"),
+        (lambda: processor(images=[picture(0)], text=["a", "b"]), "lists of one length"),
+        (lambda: processor(images=[picture(0)], colour=1), "'colour' means nothing"),
+        (lambda: processor(text="word " * 500), "shorten it"),
+        (lambda: model(input_ids=torch.zeros(1, 3)), "make them with the processor"),
+        (lambda: model.save_pretrained("x"), "mmscale export"),
+        (lambda: processor.save_pretrained("x"), "mmscale export"),
+        (lambda: model.generate(**processor(text="a"), num_beams=0), "beams=0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            ask()
+
+
+def test_from_the_cache_of_the_hub(release, tmp_path):
+    """Laid out as `huggingface_hub` lays it out: links from a snapshot to blobs."""
+    repository, commit = tmp_path / "models--me--tiny", "a" * 40
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "blobs").mkdir()
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    for path in release.iterdir():
+        shutil.copy(path, repository / "blobs" / path.name)
+        (snapshot / path.name).symlink_to(Path("..", "..", "blobs", path.name))
+    where = {"cache_dir": tmp_path, "local_files_only": True}
+    model = transformers.AutoModel.from_pretrained("me/tiny", **where)
+    processor = transformers.AutoProcessor.from_pretrained("me/tiny", **where)
+    assert model(**processor(text="one", embed=True)).pooler_output.shape == (1, 16)
+    with pytest.raises(UserError, match="me/other: no local folder, and cannot be fetched"):
+        type(model).from_pretrained("me/other", **where)
+
+
+def run_python(code, folder, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(folder)], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, cwd=folder.parent,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+OPEN = """
+import sys
+from transformers import AutoModel, AutoProcessor
+model, processor = (kind.from_pretrained(sys.argv[1]) for kind in (AutoModel, AutoProcessor))
+print(type(model).__name__, model(**processor(text="one", embed=True)).pooler_output.shape)
+"""
+
+
+@pytest.mark.parametrize(
+    "order", ["import mmscale\n{}", "import transformers.models.auto.modeling_auto, mmscale\n{}"]
+)
+def test_importing_mmscale_is_enough(release, order):
+    assert run_python(order.format(ALONE.format("AutoConfig")), release).strip() == "MmscaleConfig"
+    assert "MmscaleModel torch.Size([1, 16])" in run_python(order.format(OPEN), release)
+
+
+ALONE = """
+import sys
+from transformers import {0}
+found = {0}.from_pretrained(sys.argv[1])
+print(type(found).__name__)
+"""
+
+
+@pytest.mark.parametrize("code", [OPEN, *(ALONE.format(name) for name in ("AutoModel", "AutoProcessor"))])
+def test_installing_mmscale_is_enough(release, tmp_path, code):
+    """With the entry point as pyproject.toml declares it, in the metadata of an installed package."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][
+        "torch.backends"
+    ]
+    metadata = tmp_path / "mmscale_release_test-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: mmscale-release-test\nVersion: 1\n")
+    lines = "".join(f"{name} = {target}\n" for name, target in declared.items())
+    (metadata / "entry_points.txt").write_text(f"[torch.backends]\n{lines}")
+    found = run_python(code, release, PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}")
+    assert found.startswith("Mmscale") and (code != OPEN or "MmscaleModel torch.Size([1, 16])" in found)
+
+
+def test_importing_mmscale_imports_neither_torch_nor_transformers(release):
+    code = "import sys, mmscale; print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    assert run_python(code, release).strip() == "[]"
