@@ -1,0 +1,123 @@
+"""`mmscale plan`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from mmscale.cli.verb import add_config, verb
+from mmscale.errors import UserError
+
+EPILOG = """\
+One micro-batch of the real model runs under the real strategy, with tensors that have no memory and a process group
+that pretends to have all ranks: what lives at once, is computed and is sent is counted, not guessed. Times follow from
+data sheets and the assumptions that are printed. Needs no GPU, no data and no launcher.
+
+Exit status: 0: it fits; 1: this config will not run, because …; 2: bad input.
+
+examples:
+  mmscale plan configs/train/10b.yaml --gpus 64 --gpu h100-80gb
+  mmscale plan configs/train/10b.yaml --gpus 512 --gpu h200 --tokens 1e12
+  mmscale plan my.yaml model.layers=48 --gpus 8 --gpu own,memory=48,bf16=180,memory_rate=0.9,link=25,network=3
+"""
+
+
+def add(verbs: Any) -> None:
+    """Declare the command `plan` and its options."""
+    plan = verb(verbs, "plan", _plan, "memory, time and cost of a config before any queue", EPILOG)
+    add_config(plan)
+    plan.add_argument("--gpus", type=int, default=1, metavar="N", help="how many (default: 1)")
+    plan.add_argument(
+        "--gpu", default="h100-80gb", metavar="KIND",
+        help="a100-40gb, a100-80gb, h100-80gb, h200-141gb, b200-180gb, rtx4090-24gb, or one's own, as below "
+        "(default: h100-80gb)",
+    )  # fmt: skip
+    plan.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="in one machine (default: 8)")
+    plan.add_argument("--tokens", type=float, metavar="T", help="budget (default: those of train.steps)")
+    plan.add_argument(
+        "--efficiency", type=float, default=0.55, metavar="E",
+        help="share of the rated FLOP/s that products reach (default: 0.55)",
+    )  # fmt: skip
+    plan.add_argument(
+        "--no-search", action="store_true", help="plan the config as it is, look for no better way"
+    )
+
+
+def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
+    from mmscale.config_file import load_config
+    from mmscale.plan.estimate import Assumptions
+    from mmscale.plan.gpu import find_gpu
+    from mmscale.plan.report import describe, facts_of
+    from mmscale.plan.search import Planner
+
+    if arguments.gpus < 1 or arguments.gpus_per_node < 1:
+        raise UserError(
+            f"--gpus {arguments.gpus} --gpus-per-node {arguments.gpus_per_node}: at least one is needed"
+        )
+    if not 0 < arguments.efficiency <= 1:
+        raise UserError(f"--efficiency {arguments.efficiency:g}: a share, above 0 and at most 1")
+    config = load_config(arguments.config, arguments.overrides)
+    gpu = find_gpu(arguments.gpu)
+    _resolve_vocabulary(config)
+    planner = Planner(config, arguments.gpus, arguments.gpus_per_node, gpu, Assumptions(arguments.efficiency))
+    own = planner.own_way()
+    try:
+        told = planner.evaluate(own)
+    except UserError as error:
+        print(f"this config will not run, because {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    tokens = arguments.tokens or float(config.train.steps * config.data.seq_len * config.data.sequences)
+    facts = facts_of(planner, own, told, tokens)
+    if not arguments.json:
+        print(describe(planner, facts))
+    if not arguments.no_search:
+        facts["best"] = _best(planner, tokens, arguments.json)
+    if not told.fits:
+        over = (told.needed - gpu.memory) / 1e9
+        print(
+            f"this config will not run, because a rank needs {told.needed / 1e9:.1f} GB, {over:.1f} more than a "
+            f"{gpu.name} has",
+            file=sys.stderr,
+        )  # fmt: skip
+        if arguments.json:
+            import json
+
+            print(json.dumps(facts))
+        raise SystemExit(1)
+    return facts
+
+
+def _best(planner: Any, tokens: float, quiet: bool) -> dict[str, Any] | None:
+    from mmscale.plan.report import facts_of
+
+    print("mmscale: looking for the fastest way that fits", file=sys.stderr)
+    found = planner.search(lambda line: print(f"  {line}", file=sys.stderr))
+    if not found:
+        if not quiet:
+            print("\nno way was found that fits; take more GPUs, a larger kind, or a smaller data.seq_len")
+        return None
+    way, told = found[0]
+    facts = facts_of(planner, way, told, tokens)
+    if not quiet:
+        print(
+            f"\nthe fastest way found: {told.step_s:.3f} s a step, {told.needed / 1e9:.1f} GB, "
+            f"{facts['days']:,.1f} days; to paste:"
+        )
+        for line in way.lines():
+            print(f"  {line}")
+    return facts
+
+
+def _resolve_vocabulary(config: Any) -> None:
+    """As training does, without reading texts: the tokenizer's file if it is there, else the size it is trained to."""
+    if config.model.vocab_size:
+        return
+    size = config.data.tokenizer.vocab_size
+    path = Path(config.data.tokenizer.file) if config.data.tokenizer.file else None
+    if path is not None and path.exists():
+        from mmscale.data.tokenizer import Tokenizer
+
+        size = len(Tokenizer.load(str(path)))
+    config.model.vocab_size = -(-size // 64) * 64

@@ -1,0 +1,189 @@
+"""One step of the real model under the real strategy, without memory: what lives at once, is computed, and is sent.
+
+Run as a process of its own (`dry_run`), because it joins a process group that pretends to have all ranks. Tensors are
+fake (`torch._subclasses.FakeTensorMode`), collectives do nothing, everything else is the training's own code. Two
+things are stand-ins: attention, which keeps what a fused kernel keeps (its inputs, its output and a float32 a head and
+position), and initial weights, which are not drawn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from mmscale.config import Config
+from mmscale.errors import UserError
+
+
+@dataclass(frozen=True)
+class DryStep:
+    """Of one rank and one step; bytes, and FLOPs of the products and convolutions (attention's are in `Flops`)."""
+
+    memory: dict[str, int]  # at the peak, by kind, and their "total"
+    flops: float  # of one micro-batch, forward and backward, what is computed again included
+    sent: dict[str, int]  # given to collectives in one micro-batch and the update
+
+
+def dry_run(config: Config, world: int, sequences: int, *, fused: bool = True) -> DryStep:
+    """Measure one micro-batch of ``sequences`` and the update, on the first of ``world`` ranks.
+
+    Without ``fused``, attention is the CPU's grouped path and no stand-in. Raises `UserError` for what the strategies
+    refuse.
+    """
+    from mmscale.config_file import dump_config
+
+    order = {"world": world, "sequences": sequences, "fused": fused, "config": dump_config(config)}
+    done = subprocess.run(
+        [sys.executable, "-m", "mmscale.plan.dry_run"],
+        input=json.dumps(order), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode == 2:
+        raise UserError(done.stderr.strip().splitlines()[-1])
+    if done.returncode:
+        raise RuntimeError(f"the dry run failed:\n{done.stderr[-4000:]}")
+    return DryStep(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def measure(strategy: Any, batch: Any) -> DryStep:
+    """Track one micro-batch and the update, of real or fake tensors."""
+    import torch
+
+    from mmscale.plan.tracker import Tracker
+
+    held, tracker = strategy.state_tensors(), Tracker()
+    with tracker:
+        tracker.count("weights", [tensor for name, tensor in held.items() if name.startswith("model.")])
+        tracker.count("optimiser", [tensor for name, tensor in held.items() if not name.startswith("model.")])
+        tracker.count("batch", batch.tensors().values())
+        strategy.forward_backward(batch, last=True)
+        tracker.count("gradients", [p.grad for p in strategy.model.parameters() if p.grad is not None])
+        strategy.update(0, 1e-4, lambda norm: torch.zeros((), device=norm.device))
+    memory = {kind: int(size) for kind, size in tracker.at_peak.items() if size}
+    return DryStep({**memory, "total": int(tracker.peak)}, float(tracker.flops), dict(tracker.sent))
+
+
+def main() -> None:
+    """Read an order from stdin, print the answer as JSON."""
+    import torch
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    from mmscale.config_file import load_config
+
+    order = json.load(sys.stdin)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(order["config"], encoding="utf-8")
+        config = load_config(str(path), [])
+    torch.set_num_threads(1)
+    # Fake tensors that refer to each other in a circle would look alive until Python happens to collect them.
+    gc.freeze()
+    gc.set_threshold(100, 1, 1)
+    dist.init_process_group("fake", rank=0, world_size=order["world"], store=FakeStore())
+    try:
+        step = _fake_step(config, order["world"], order["sequences"], order["fused"])
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    print(json.dumps(step.__dict__))
+
+
+def _fake_step(config: Config, world: int, sequences: int, fused: bool) -> DryStep:
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from mmscale.parallel.ranks import Ranks
+    from mmscale.parallel.strategy import build_strategy
+    from mmscale.plan.dry_batch import dry_batch
+
+    ranks = Ranks(0, world, 0, 1, torch.device("cpu"), config.parallel.tensor * config.parallel.context)
+    config.parallel.compile = config.parallel.float8 = False
+    batch, fake = dry_batch(config, sequences), FakeTensorMode(allow_non_fake_inputs=True)
+    with _stand_ins(fake, batch, fused), fake:
+        strategy = build_strategy(config, ranks)
+        strategy.model.train()
+        return measure(strategy, _faked(fake, batch))
+
+
+def _faked(fake: Any, record: Any) -> Any:
+    """A dataclass with fake tensors instead of its real ones."""
+    from torch import Tensor
+
+    changes = {
+        item.name: fake.from_tensor(getattr(record, item.name))
+        for item in dataclasses.fields(record)
+        if isinstance(getattr(record, item.name), Tensor)
+    }
+    return dataclasses.replace(record, **changes)
+
+
+@contextlib.contextmanager
+def _stand_ins(fake: Any, batch: Any, fused: bool) -> Iterator[None]:
+    import torch
+    from torch import Tensor
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    from mmscale.model import blocks
+    from mmscale.model.attention import AttentionPlan, make_plan
+    from mmscale.parallel import fsdp
+
+    class Fused(torch.autograd.Function):
+        """What a fused attention kernel keeps and gives."""
+
+        @staticmethod
+        def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # type: ignore[override]
+            out = torch.empty_like(q)
+            ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:3], dtype=torch.float32))
+            return out
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+            q, k, v, _, _ = ctx.saved_tensors
+            return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+        @classmethod
+        def attend(cls, q: Tensor, k: Tensor, v: Tensor, plan: Any) -> Tensor:
+            out: Tensor = cls.apply(q, k, v)
+            return out
+
+    how: Any
+    if fused:
+        plan, how = AttentionPlan("fused"), Fused.attend
+    else:
+        plan, how = _faked(fake, make_plan(batch, "grouped")), blocks.attend
+        assert plan.groups is not None
+        plan.groups = [_faked(fake, group) for group in plan.groups]
+
+    def for_real(function: Any) -> Any:
+        """A mesh is made of numbers that are read, which fake tensors have none of."""
+
+        def call(*arguments: Any) -> Any:
+            with unset_fake_temporarily():
+                return function(*arguments)
+
+        return call
+
+    with (
+        mock.patch("mmscale.parallel.fsdp._mesh", for_real(fsdp._mesh)),
+        mock.patch("mmscale.parallel.fsdp._sharding", for_real(fsdp._sharding)),
+        mock.patch("mmscale.model.blocks.attend", how),
+        mock.patch("mmscale.model.fusion.make_plan", lambda *unused: plan),
+        mock.patch("mmscale.parallel.fsdp.initialise", lambda *unused: None),
+        mock.patch("mmscale.parallel.ddp.initialise", lambda *unused: None),
+        mock.patch("mmscale.parallel.single.initialise", lambda *unused: None),
+    ):
+        yield
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Kinds of GPU, by their makers' data sheets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mmscale.errors import UserError
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What planning needs to know of a device."""
+
+    name: str
+    memory: float  # bytes
+    bf16: float  # FLOP/s of dense bf16 products with fp32 accumulation
+    memory_rate: float  # bytes/s of its own memory
+    link: float  # bytes/s, one way, to the GPUs of its machine
+    network: float  # bytes/s, one way, to those of other machines: its share of the machine's network
+
+
+# NVIDIA's data sheets: A100 (2020), H100 (2022), H200 (2023), HGX B200 (2024), Ada Lovelace white paper (2022). NVLink
+# is told there as the sum of both ways. The networks are what such machines usually have: 8 times 200 or 400 Gbit/s,
+# and 100 Gbit/s for a workstation of eight RTX 4090.
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("a100-40gb", 40e9, 312e12, 1.555e12, 300e9, 25e9),
+        Gpu("a100-80gb", 80e9, 312e12, 2.039e12, 300e9, 25e9),
+        Gpu("h100-80gb", 80e9, 989e12, 3.35e12, 450e9, 50e9),
+        Gpu("h200-141gb", 141e9, 989e12, 4.8e12, 450e9, 50e9),
+        Gpu("b200-180gb", 180e9, 2250e12, 7.7e12, 900e9, 50e9),
+        Gpu("rtx4090-24gb", 24e9, 165e12, 1.008e12, 25e9, 1.5e9),
+    )
+}
+_SHORT = {name.partition("-")[0]: name for name in GPUS}  # of two kinds of a name, the larger
+_UNITS = {"memory": 1e9, "bf16": 1e12, "memory_rate": 1e12, "link": 1e9, "network": 1e9}
+
+
+def find_gpu(text: str) -> Gpu:
+    """A known kind, such as ``h100``, or one's own: ``h100,memory=94,network=100`` or all of the values.
+
+    Units: memory GB, bf16 TFLOP/s, memory_rate TB/s, link and network GB/s. Raises `UserError`.
+    """
+    name, *changes = text.lower().split(",")
+    known = GPUS.get(_SHORT.get(name, name))
+    values: dict[str, Any] = {}
+    for change in changes:
+        key, _, value = change.partition("=")
+        try:
+            values[key] = float(value) * _UNITS[key]
+        except (KeyError, ValueError):
+            raise UserError(
+                f"--gpu {text}: {change} is not one of {', '.join(f'{key}=N' for key in _UNITS)}"
+            ) from None
+        if not values[key] > 0:
+            raise UserError(f"--gpu {text}: {key} is above 0")
+    if known is None and set(values) != set(_UNITS):
+        raise UserError(
+            f"--gpu {text}: unknown kind; use {', '.join(GPUS)}, or describe your own: "
+            f"name,{','.join(f'{key}=N' for key in _UNITS)}"
+        )
+    base = known or Gpu(name, 1.0, 1.0, 1.0, 1.0, 1.0)
+    return replace(base, **values)

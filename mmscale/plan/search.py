@@ -1,0 +1,132 @@
+"""Which strategy, micro-batch and checkpointing of a config are the fastest that fit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from mmscale.config import ZERO_STAGES, Config
+from mmscale.data.plan import check_world
+from mmscale.errors import UserError
+from mmscale.plan.dry_batch import dry_batch
+from mmscale.plan.dry_run import dry_run
+from mmscale.plan.estimate import Assumptions, Estimate, estimate
+from mmscale.plan.gpu import Gpu
+
+_AT_ONCE = 2  # dry runs; each takes a core
+
+
+@dataclass(frozen=True)
+class Way:
+    """Settings that change how a step is split, and not what it computes."""
+
+    strategy: str
+    micro_batch: int
+    checkpointing: str
+    replicas: int = 1
+    tensor: int = 1
+
+    def lines(self) -> list[str]:
+        """As ``key=value`` overrides."""
+        found = [
+            f"parallel.strategy={self.strategy}",
+            f"parallel.checkpointing={self.checkpointing}",
+            f"train.micro_batch={self.micro_batch}",
+        ]
+        if self.replicas > 1:
+            found.append(f"parallel.replicas={self.replicas}")
+        if self.tensor > 1:
+            found.append(f"parallel.tensor={self.tensor}")
+        return found
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Plans one config on ``world`` GPUs of one kind, ``per_node`` a machine."""
+
+    config: Config
+    world: int
+    per_node: int
+    gpu: Gpu
+    assume: Assumptions
+
+    def own_way(self) -> Way:
+        """What the config says."""
+        parallel = self.config.parallel
+        name = parallel.strategy
+        if name == "auto":
+            name = "fsdp" if self.world > 1 else "single"
+        if name in ZERO_STAGES:
+            raise UserError(
+                f"parallel.strategy={name}: DeepSpeed cannot be planned without its ranks; fsdp divides the same "
+                "things, so plan with parallel.strategy=fsdp"
+            )
+        return Way(
+            name, self.config.train.micro_batch, parallel.checkpointing, parallel.replicas, parallel.tensor
+        )
+
+    def evaluate(self, way: Way) -> Estimate:
+        """By a dry run. Raises `UserError` if the config cannot run this way."""
+        config = copy.deepcopy(self.config)
+        parallel = config.parallel
+        parallel.strategy, parallel.checkpointing = way.strategy, way.checkpointing
+        parallel.replicas, parallel.tensor, config.train.micro_batch = (
+            way.replicas,
+            way.tensor,
+            way.micro_batch,
+        )
+        if self.world % (way.replicas * way.tensor * parallel.context):
+            raise UserError(f"parallel.replicas, tensor and context do not divide {self.world} GPUs")
+        data_world = self.world // (way.tensor * parallel.context)
+        check_world(config.data.sequences, data_world)
+        micro = min(way.micro_batch, config.data.sequences // data_world)
+        config.check()
+        dry = dry_run(config, self.world, micro)
+        return estimate(
+            config, dry, dry_batch(config, micro), world=self.world, per_node=self.per_node, gpu=self.gpu,
+            assume=self.assume,
+        )  # fmt: skip
+
+    def search(self, tell: Callable[[str], None]) -> list[tuple[Way, Estimate]]:
+        """Ways that fit, the fastest first: checkpointing, then replicas and larger micro-batches of the best."""
+        found: dict[Way, Estimate] = {}
+        name = "fsdp" if self.world > 1 else "single"
+        self._try([Way(name, 1, how) for how in ("none", "selective", "full")], found, tell)
+        if self.world > 1 and not _fitting(found):
+            ways = [Way(name, 1, "full", 1, size) for size in (2, 4, 8) if size <= self.per_node]
+            self._try(ways, found, tell)
+        for _ in range(2):
+            best = _fitting(found)
+            if not best:
+                break
+            way, told = best[0]
+            room = self.gpu.memory / max(1.0, told.needed)
+            ways = []
+            if room > 1.6:
+                ways.append(Way(name, 2 * way.micro_batch, way.checkpointing, way.replicas, way.tensor))
+            nodes = self.world // self.per_node
+            if way.replicas == 1 and way.tensor == 1 and nodes > 1 and self.world % self.per_node == 0:
+                ways.append(Way(name, way.micro_batch, way.checkpointing, nodes))
+            self._try([one for one in ways if one not in found], found, tell)
+        return _fitting(found)
+
+    def _try(self, ways: list[Way], found: dict[Way, Estimate], tell: Callable[[str], None]) -> None:
+        def attempt(way: Way) -> Estimate | None:
+            try:
+                return self.evaluate(way)
+            except UserError:
+                return None  # a way that this config does not allow
+
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for way, told in zip(ways, pool.map(attempt, ways), strict=True):
+                if told is not None:
+                    found[way] = told
+                    state = f"{told.step_s:.2f} s a step" if told.fits else "does not fit"
+                    tell(f"{' '.join(way.lines())}: {told.needed / 1e9:.1f} GB, {state}")
+
+
+def _fitting(found: dict[Way, Estimate]) -> list[tuple[Way, Estimate]]:
+    fitting = [(way, told) for way, told in found.items() if told.fits]
+    return sorted(fitting, key=lambda pair: pair[1].step_s)

@@ -1,0 +1,102 @@
+"""Plan against reality: the predicted peak of tensors beside the tracked one of two real ranks, and the FLOPs of both.
+
+    python tools/bench_plan_memory.py [small base …]
+
+One micro-batch of two sequences of 1,024 tokens and the update, fsdp on two gloo processes, in fp32 and with full
+checkpointing in bf16. A GPU's own figure is printed beside them where there is one.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from mmscale.config import Config, ModelConfig, SetConfig, TaskConfig
+from mmscale.plan.dry_run import dry_run
+
+ROOT = Path(__file__).resolve().parent.parent
+SEQUENCES = 2
+WAYS = {
+    "fp32": {"precision": "fp32", "checkpointing": "none"},
+    "bf16, full checkpointing": {"precision": "bf16", "checkpointing": "full"},
+}
+
+
+def config_of(size: str, way: str) -> Config:
+    """Pictures with captions and clips with transcripts."""
+    sizes = yaml.safe_load((ROOT / f"configs/model/{size}.yaml").read_text())
+    config = Config(model=ModelConfig(**{"vocab_size": 32_768, **sizes}))
+    config.model.vocab_size = config.model.vocab_size or 32_768
+    config.data.seq_len, config.data.sequences = 1024, 2 * SEQUENCES
+    tasks = [TaskConfig(input=["image"], target="text"), TaskConfig(input=["audio"], target="text")]
+    config.data.sets = {"both": SetConfig(shards=["/none"], tasks=tasks)}
+    config.parallel.strategy, config.parallel.checkpointing = "fsdp", WAYS[way]["checkpointing"]
+    config.train.precision = WAYS[way]["precision"]
+    return config
+
+
+def measured(size: str, way: str) -> dict[str, Any]:
+    """By two real processes."""
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        __file__,
+    ]
+    done = subprocess.run([*command, "rank", size, way], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def rank(size: str, way: str) -> None:
+    """One of the two."""
+    from mmscale.parallel.ranks import join_ranks, leave_ranks
+    from mmscale.parallel.strategy import build_strategy
+    from mmscale.plan.dry_batch import dry_batch
+    from mmscale.plan.dry_run import measure
+
+    config = config_of(size, way)
+    ranks = join_ranks(config.parallel)
+    strategy = build_strategy(config, ranks)
+    strategy.model.train()
+    batch = dry_batch(config, SEQUENCES).to(ranks.device)
+    if ranks.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    found = asdict(measure(strategy, batch))
+    if ranks.device.type == "cuda":
+        found["allocated"] = torch.cuda.max_memory_allocated()
+    leave_ranks()
+    if ranks.is_first:
+        print(json.dumps(found))
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["rank"]:
+        rank(*sys.argv[2:])
+        return
+    print(f"{'':<32}{'predicted':>12}{'measured':>12}{'ratio':>8}{'FLOPs, ratio':>14}")
+    for size in sys.argv[1:] or ["small", "base"]:
+        for way in WAYS:
+            real = measured(size, way)
+            plan = dry_run(config_of(size, way), 2, SEQUENCES, fused=torch.cuda.is_available())
+            told = real.get("allocated") or real["memory"]["total"]
+            print(
+                f"{size + ', ' + way:<32}{plan.memory['total'] / 1e6:>9,.1f} MB{told / 1e6:>9,.1f} MB"
+                f"{plan.memory['total'] / told:>8.3f}{plan.flops / real['flops']:>14.4f}"
+            )
+
+
+if __name__ == "__main__":
+    main()
