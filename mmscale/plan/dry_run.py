@@ -132,6 +132,7 @@ def _stand_ins(fake: Any, batch: Any, fused: bool) -> Iterator[None]:
     import torch
     from torch import Tensor
     from torch._subclasses.fake_tensor import unset_fake_temporarily
+    from torch.distributed.device_mesh import DeviceMesh
 
     from mmscale.model import blocks
     from mmscale.model.attention import AttentionPlan, make_plan
@@ -165,17 +166,21 @@ def _stand_ins(fake: Any, batch: Any, fused: bool) -> Iterator[None]:
         plan.groups = [_faked(fake, group) for group in plan.groups]
 
     def for_real(function: Any) -> Any:
-        """A mesh is made of numbers that are read, which fake tensors have none of."""
+        """Without fake tensors: a mesh is made of numbers that are read; parameters on the meta device are cheaper."""
 
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **settings: Any) -> Any:
             with unset_fake_temporarily():
-                return function(*arguments)
+                return function(*arguments, **settings)
 
         return call
 
     with (
         mock.patch("mmscale.parallel.fsdp._mesh", for_real(fsdp._mesh)),
         mock.patch("mmscale.parallel.fsdp._sharding", for_real(fsdp._sharding)),
+        mock.patch.object(DeviceMesh, "__getitem__", for_real(DeviceMesh.__getitem__)),
+        mock.patch("mmscale.parallel.fsdp.build_model", for_real(fsdp.build_model)),
+        mock.patch("mmscale.parallel.fsdp.split_matrices", for_real(fsdp.split_matrices)),
+        mock.patch("mmscale.parallel.fsdp.fully_shard", for_real(fsdp.fully_shard)),
         mock.patch("mmscale.model.blocks.attend", how),
         mock.patch("mmscale.model.fusion.make_plan", lambda *unused: plan),
         mock.patch("mmscale.parallel.fsdp.initialise", lambda *unused: None),

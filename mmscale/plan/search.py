@@ -104,7 +104,8 @@ class Planner:
             way, told = best[0]
             room = self.gpu.memory / max(1.0, told.needed)
             ways = []
-            if room > 1.6:
+            per_rank = self.config.data.sequences * way.tensor * self.config.parallel.context // self.world
+            if room > 1.6 and 2 * way.micro_batch <= per_rank:
                 ways.append(Way(name, 2 * way.micro_batch, way.checkpointing, way.replicas, way.tensor))
             nodes = self.world // self.per_node
             if way.replicas == 1 and way.tensor == 1 and nodes > 1 and self.world % self.per_node == 0:
