@@ -53,10 +53,6 @@ class ParallelConfig:
         False,
         "Compile the blocks (torch.compile): faster steps after a minute's start; CPUs need a C++ compiler.",
     )
-    float8: bool = key(
-        False,
-        "fsdp: products of the blocks' matrices in float8 (torchao; needs a GPU of Hopper's kind or newer).",
-    )
     threads: int = key(
         0, "CPU threads of each rank; 0: the cores divided by the ranks of this machine.", low=0
     )
@@ -70,8 +66,6 @@ def check_parallel(config: ParallelConfig) -> None:
         for part in ("replicas", "tensor", "context"):
             if getattr(config, part) > 1:
                 raise UserError(f"parallel.{part}={getattr(config, part)}: needs fsdp, not {chosen}; use 1")
-        if config.float8:
-            raise UserError(f"parallel.float8: needs fsdp, not {chosen}; use false")
     allowed = {"cpu": ("auto", "fsdp", "zero2", "zero3"), "nvme": ("auto", "zero3")}
     if config.offload != "none" and name not in allowed[config.offload]:
         raise UserError(

@@ -41,10 +41,6 @@ class FsdpStrategy(OwnUpdate):
             split_matrices(model, config.model, mesh["tensor"])
         if parallel.context > 1:
             split_positions(model, mesh["context"], config.data.seq_len)
-        if parallel.float8:
-            from mmscale.parallel.float8 import use_float8
-
-            use_float8(model, ranks.device)
         # Inputs keep their types: rotary angles and targets must not be rounded to bf16.
         precision = MixedPrecisionPolicy(
             param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False

@@ -115,9 +115,7 @@ def _take_fsdp(config: Config, said: dict[str, str]) -> None:
 
 def _check_precision(config: Config, said: dict[str, str]) -> None:
     asked = said["ACCELERATE_MIXED_PRECISION"].lower()
-    if asked == "fp8":
-        config.parallel.float8 = True
-    elif asked not in ("no", config.train.precision):
+    if asked not in ("no", config.train.precision):
         raise UserError(
             f"accelerate's mixed_precision={asked} contradicts train.precision={config.train.precision}; make them "
             "agree"

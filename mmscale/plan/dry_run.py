@@ -107,7 +107,7 @@ def _fake_step(config: Config, world: int, sequences: int, fused: bool) -> DrySt
     from mmscale.plan.dry_batch import dry_batch
 
     ranks = Ranks(0, world, 0, 1, torch.device("cpu"), config.parallel.tensor * config.parallel.context)
-    config.parallel.compile = config.parallel.float8 = False
+    config.parallel.compile = False
     batch, fake = dry_batch(config, sequences), FakeTensorMode(allow_non_fake_inputs=True)
     with _stand_ins(fake, batch, fused), fake:
         strategy = build_strategy(config, ranks)
