@@ -141,7 +141,7 @@ def read_state(path: Path) -> RunState:
         for name, size in files.items():
             if "/" in name or (path / name).stat().st_size != size:
                 raise ValueError(f"{name} is not {size} bytes long")
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path}: damaged checkpoint ({error}); remove the folder to resume from an older one"
         ) from None
