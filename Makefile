@@ -21,7 +21,7 @@ strategies: $(VENV)/.installed
 	MMSCALE_STRATEGIES=all $(BIN)/python -m pytest -rP tests/parallel/test_same_numbers.py
 
 fuzz: $(VENV)/.installed
-	MMSCALE_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest tests/data/test_fuzz.py tests/checkpoint/test_fuzz.py
+	MMSCALE_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest tests/data/test_fuzz.py tests/checkpoint/test_checkpoint_fuzz.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

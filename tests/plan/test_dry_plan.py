@@ -48,7 +48,7 @@ def planner(config: Config, world: int = 8, **gpu) -> Planner:
 REAL = """
 import json, sys
 sys.path[:0] = [{tests!r}, {root!r}]
-from plan.test_plan import small_config
+from plan.test_dry_plan import small_config
 from mmscale.parallel.ranks import join_ranks, leave_ranks
 from mmscale.parallel.strategy import build_strategy
 from mmscale.plan.dry_batch import dry_batch
