@@ -1,0 +1,66 @@
+# Where this node stands in a job, worked out from the environment: sourced by the other scripts, prints nothing.
+#
+# Sets  NNODES  NODE_RANK  RANKS_PER_NODE  MASTER_ADDR  MASTER_PORT  JOB_ID   and sensible NCCL and Gloo settings.
+# What is already set stays. Knows Slurm (inside srun), Kubernetes' JobSet and Kubeflow's PyTorchJob, and a single machine.
+
+# First host of a Slurm node list, as an address its nodes reach.
+_slurm_first() {
+  local first
+  first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  scontrol show node "$first" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p'
+}
+
+_cards() {
+  if command -v nvidia-smi >/dev/null 2>&1; then
+    nvidia-smi --list-gpus 2>/dev/null | grep -c . || true
+  else
+    echo 0
+  fi
+}
+
+if [[ -n ${SLURM_JOB_ID:-} ]]; then
+  : "${NNODES:=${SLURM_JOB_NUM_NODES:-1}}"
+  : "${NODE_RANK:=${SLURM_NODEID:-0}}"
+  if [[ -z ${MASTER_ADDR:-} ]]; then MASTER_ADDR=$(_slurm_first); fi
+  # A requeued job must not meet what is left of itself; two jobs of one host must not share a port.
+  : "${JOB_ID:=slurm-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}}"
+  : "${MASTER_PORT:=$((20000 + SLURM_JOB_ID % 20000))}"
+  : "${RANKS_PER_NODE:=${SLURM_GPUS_ON_NODE:-}}"
+elif [[ -n ${JOB_COMPLETION_INDEX:-} && -n ${JOBSET_NAME:-} ]]; then
+  : "${NODE_RANK:=$JOB_COMPLETION_INDEX}"
+  : "${MASTER_ADDR:=$JOBSET_NAME-${REPLICATED_JOB_NAME:-workers}-0-0.$JOBSET_NAME}"
+  : "${JOB_ID:=$JOBSET_NAME-${JOBSET_RESTART_ATTEMPT:-0}}"
+elif [[ -n ${PET_NNODES:-} || -n ${PET_NODE_RANK:-} ]]; then # Kubeflow
+  : "${NNODES:=${PET_NNODES:-1}}"
+  : "${NODE_RANK:=${PET_NODE_RANK:-0}}"
+  : "${MASTER_ADDR:=${PET_MASTER_ADDR:-127.0.0.1}}"
+  : "${MASTER_PORT:=${PET_MASTER_PORT:-29500}}"
+  : "${RANKS_PER_NODE:=${PET_NPROC_PER_NODE:-}}"
+fi
+
+: "${NNODES:=1}" "${NODE_RANK:=0}" "${MASTER_ADDR:=127.0.0.1}" "${MASTER_PORT:=29500}" "${JOB_ID:=mmscale}"
+if [[ -z ${RANKS_PER_NODE:-} || $RANKS_PER_NODE == auto ]]; then RANKS_PER_NODE=$(_cards); fi
+if ((RANKS_PER_NODE < 1)); then RANKS_PER_NODE=1; fi
+
+# A collective that fails ends its process, so that the launcher can start the job again.
+: "${TORCH_NCCL_ASYNC_ERROR_HANDLING:=3}"
+# Gathered weights are large and few: blocks of memory that grow lose less than blocks of fixed sizes.
+: "${PYTORCH_CUDA_ALLOC_CONF:=expandable_segments:True}"
+: "${OMP_NUM_THREADS:=1}"
+if [[ -n ${NETWORK_INTERFACE:-} ]]; then
+  : "${NCCL_SOCKET_IFNAME:=$NETWORK_INTERFACE}" "${GLOO_SOCKET_IFNAME:=$NETWORK_INTERFACE}"
+  export NCCL_SOCKET_IFNAME GLOO_SOCKET_IFNAME
+fi
+: "${PYTHON:=python}"
+export NNODES NODE_RANK RANKS_PER_NODE MASTER_ADDR MASTER_PORT JOB_ID PYTHON
+export TORCH_NCCL_ASYNC_ERROR_HANDLING PYTORCH_CUDA_ALLOC_CONF OMP_NUM_THREADS
+
+# start COMMAND…: run it, or print it if the script was given --dry-run.
+start() {
+  if [[ ${DRY_RUN:-} ]]; then
+    printf '%q ' "$@"
+    echo
+  else
+    exec "$@"
+  fi
+}

@@ -1,0 +1,205 @@
+"""The launch scripts: what they would start in every surrounding, what they refuse, and two of them for real."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+LAUNCH = ROOT / "launch"
+SCRIPTS = [*sorted(LAUNCH.glob("*.sh")), LAUNCH / "slurm.sbatch"]
+STARTERS = ["local.sh", "torchrun.sh", "accelerate.sh", "deepspeed.sh"]
+KEPT = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
+
+
+def run(script, *arguments, **variables):
+    return subprocess.run(
+        ["bash", str(LAUNCH / script), *arguments],
+        env=KEPT | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def dry(script, *arguments, **variables):
+    done = run(script, "--dry-run", *arguments, **variables)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.replace("\\,", ",")
+
+
+def values(**variables):
+    """What env.sh works out."""
+    names = ("NNODES", "NODE_RANK", "RANKS_PER_NODE", "MASTER_ADDR", "MASTER_PORT", "JOB_ID")
+    told = " ".join(f"${name}" for name in names)
+    done = subprocess.run(
+        ["bash", "-euc", f"source {LAUNCH}/env.sh; echo {told}"], env=KEPT | variables, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    return dict(zip(names, done.stdout.split(), strict=True))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_bash(script):
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    checker = shutil.which("shellcheck")
+    if checker:
+        subprocess.run([checker, "-x", "-e", "SC1091,SC2153,SC2154", str(script)], check=True, cwd=LAUNCH)
+
+
+@pytest.mark.parametrize("script", STARTERS)
+def test_help_and_the_same_training(script):
+    assert "launch/" in run(script, "--help").stdout
+    way = ["fsdp2"] if script == "accelerate.sh" else []
+    line = dry(script, *way, "my.yaml", "train.steps=3", RANKS_PER_NODE="4")
+    assert (
+        "-m mmscale train my.yaml train.steps=3" in line
+        or "--module mmscale train my.yaml train.steps=3" in line
+    )
+    assert " 4 " in line
+
+
+def test_a_single_machine():
+    assert values()["MASTER_ADDR"] == "127.0.0.1"
+    assert values(RANKS_PER_NODE="auto")["RANKS_PER_NODE"].isdigit()
+
+
+def test_slurm(tmp_path):
+    tool = tmp_path / "scontrol"
+    tool.write_text(
+        '#!/bin/sh\ncase "$*" in\n"show hostnames n[3-4]") printf "n3\\nn4\\n";;\n'
+        '"show node n3") echo "  NodeAddr=10.1.0.3 NodeHostName=n3";;\nesac\n'
+    )
+    tool.chmod(0o755)
+    found = values(
+        PATH=f"{tmp_path}:{KEPT['PATH']}", SLURM_JOB_ID="77", SLURM_JOB_NUM_NODES="2", SLURM_NODEID="1",
+        SLURM_JOB_NODELIST="n[3-4]", SLURM_GPUS_ON_NODE="8", SLURM_RESTART_COUNT="2",
+    )  # fmt: skip
+    assert found == {
+        "NNODES": "2", "NODE_RANK": "1", "RANKS_PER_NODE": "8", "MASTER_ADDR": "10.1.0.3", "MASTER_PORT": "20077",
+        "JOB_ID": "slurm-77-2",
+    }  # fmt: skip
+
+
+def test_kubernetes():
+    jobset = values(
+        JOBSET_NAME="job",
+        JOB_COMPLETION_INDEX="1",
+        NNODES="2",
+        JOBSET_RESTART_ATTEMPT="3",
+        RANKS_PER_NODE="8",
+    )
+    assert (jobset["NODE_RANK"], jobset["MASTER_ADDR"], jobset["JOB_ID"]) == (
+        "1",
+        "job-workers-0-0.job",
+        "job-3",
+    )
+    kubeflow = values(PET_NNODES="2", PET_NODE_RANK="1", PET_MASTER_ADDR="a", PET_NPROC_PER_NODE="8")
+    assert (kubeflow["NNODES"], kubeflow["MASTER_ADDR"], kubeflow["RANKS_PER_NODE"]) == ("2", "a", "8")
+
+
+def test_torchrun_over_machines():
+    first = dry("torchrun.sh", "my.yaml", NNODES="1:2", NODE_RANK="0", MASTER_ADDR="10.0.0.1")
+    assert "--nnodes 1:2" in first and "--rdzv-endpoint 10.0.0.1:29500" in first and "is_host=1," in first
+    assert "is_host=0," in dry("torchrun.sh", "my.yaml", NNODES="2", NODE_RANK="1", MASTER_ADDR="10.0.0.1")
+
+
+def test_accelerate_over_machines():
+    line = dry(
+        "accelerate.sh", "zero3", "my.yaml", NNODES="2", NODE_RANK="1", MASTER_ADDR="a", RANKS_PER_NODE="8"
+    )
+    assert "--num_processes 16 --num_machines 2 --machine_rank 1 --main_process_ip a" in line
+    refused = run("accelerate.sh", "zero9", "my.yaml")
+    assert refused.returncode == 2 and "zero9" in refused.stderr
+
+
+def test_deepspeed(tmp_path):
+    assert "parallel.strategy=zero2" in dry("deepspeed.sh", "my.yaml")
+    assert "zero2" not in dry("deepspeed.sh", "my.yaml", "parallel.strategy=zero3")
+    (tmp_path / "hosts").write_text("a slots=8\n")
+    assert f"--hostfile {tmp_path}/hosts" in dry("deepspeed.sh", "my.yaml", HOSTFILE=str(tmp_path / "hosts"))
+    assert run("deepspeed.sh", "my.yaml", HOSTFILE="none").returncode == 2
+
+
+def test_sbatch():
+    line = run("slurm.sbatch", "my.yaml", "seed=1", DRY_RUN="1", MMSCALE_LAUNCH=str(LAUNCH)).stdout
+    assert line.startswith("srun --kill-on-bad-exit=1 bash") and line.rstrip().endswith(
+        "torchrun.sh my.yaml seed=1"
+    )
+    inside = run(
+        "slurm.sbatch", "my.yaml", DRY_RUN="1", MMSCALE_LAUNCH=str(LAUNCH), CONTAINER="i.sqsh", MOUNTS="/d:/d"
+    )
+    assert "--container-image i.sqsh --container-mounts /d:/d" in inside.stdout
+    assert run("slurm.sbatch").returncode == 2
+    refused = run("slurm.sbatch", "my.yaml", MMSCALE_LAUNCH="/nowhere")
+    assert refused.returncode == 2 and "MMSCALE_LAUNCH" in refused.stderr
+
+
+@pytest.mark.parametrize("path", sorted((LAUNCH / "kubernetes").glob("*.yaml")), ids=lambda path: path.name)
+def test_manifests_have_what_training_needs(path):
+    """Shared memory for the loaders, time to save after SIGTERM, GPUs. The published schemas are not at hand here."""
+    (manifest,) = yaml.safe_load_all(path.read_text())
+    text = json.dumps(manifest)
+    assert manifest["apiVersion"] and manifest["kind"] in ("JobSet", "PyTorchJob")
+    assert '"mountPath": "/dev/shm"' in text and '"medium": "Memory"' in text and "nvidia.com/gpu" in text
+
+    def grace(tree):
+        if isinstance(tree, dict):
+            yield from (
+                [tree["terminationGracePeriodSeconds"]] if "terminationGracePeriodSeconds" in tree else []
+            )
+            for branch in tree.values():
+                yield from grace(branch)
+        elif isinstance(tree, list):
+            for branch in tree:
+                yield from grace(branch)
+
+    from mmscale.config import TrainConfig
+
+    assert min(grace(manifest)) > TrainConfig().grace_s
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs" / "accelerate").glob("*.yaml")), ids=lambda path: path.name
+)
+def test_accelerate_reads_its_configs(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    assert load_config_from_file(str(path)).distributed_type is not None
+
+
+def test_two_machines_on_one(tmp_path, small_run):
+    """Two launchers with an agent each, as on two machines; they meet at the first one's address and train together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    variables = KEPT | {
+        "NNODES": "2", "RANKS_PER_NODE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHON": sys.executable,
+        "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+    folder: Path = tmp_path / "run"
+    command = [
+        "bash",
+        str(LAUNCH / "torchrun.sh"),
+        "configs/train/digits.yaml",
+        *small_run,
+        "train.steps=3",
+        f"run.dir={folder}",
+    ]
+    machines = [
+        subprocess.Popen(
+            command, cwd=ROOT, env=variables | {"NODE_RANK": str(rank)}, stderr=subprocess.PIPE, text=True
+        )
+        for rank in (0, 1)
+    ]
+    for machine in machines:
+        _, told = machine.communicate(timeout=180)
+        assert machine.returncode == 0, told[-3000:]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2] and all(row["ranks"] == 2 for row in rows)
