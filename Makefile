@@ -2,6 +2,7 @@
 #   make demo   build the embedded data, train on two processes, evaluate, release, recognise
 #   make test   lint, types and tests
 # And for those who change what reads foreign bytes:
+#   make test-cluster   a real Slurm on this machine (root; apt-get install slurm-wlm munge), three minutes
 #   make strategies   every way of splitting the work gives the same numbers, about four minutes
 #   make fuzz   damaged shards, media, checkpoints, manifests, releases: 20,000 examples of each test, half an hour
 PYTHON ?= python3
@@ -9,13 +10,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
 
-.PHONY: demo test strategies fuzz lint recipes clean
+.PHONY: demo test test-cluster strategies fuzz lint recipes clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python tools/demo.py --run-dir $(DEMO)
 
 test: $(VENV)/.installed lint
 	$(BIN)/python -m pytest
+
+test-cluster: $(VENV)/.installed
+	$(BIN)/python -m pytest -o addopts=-ra tests/cluster
 
 strategies: $(VENV)/.installed
 	MMSCALE_STRATEGIES=all $(BIN)/python -m pytest -rP tests/parallel/test_same_numbers.py
