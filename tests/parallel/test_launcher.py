@@ -152,7 +152,5 @@ def test_every_launcher_starts_the_same_training(name, tmp_path, small_run):
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1]
-    assert rows[0]["loss"] == pytest.approx(8.0785, rel=1), "a loss, of two steps"
-    state = json.loads(next((tmp_path / "run").glob("checkpoints/*/state.json")).read_text())
-    # DDP's checkpoints hold whole tensors, written by the two ranks in turn; zero's and fsdp's hold rows.
-    assert len(state["files"]) == 2, "two ranks trained"
+    assert all(row["ranks"] == 2 and len(row["rank_work_s"]) == 2 for row in rows), "two ranks trained"
+    assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=0.2)
