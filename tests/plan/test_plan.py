@@ -10,6 +10,7 @@ from conftest import ROOT, run_module
 
 from mmscale.config import Config, SetConfig, TaskConfig
 from mmscale.errors import UserError
+from mmscale.plan import search
 from mmscale.plan.dry_batch import Mix, dry_batch
 from mmscale.plan.dry_run import dry_run
 from mmscale.plan.estimate import Assumptions, estimate
@@ -55,12 +56,12 @@ from mmscale.plan.dry_batch import dry_batch
 from mmscale.plan.dry_run import measure
 
 ranks = None
-for how in ("none", "full"):
+for how, passes in (("none", 1), ("full", 1), ("full", 3)):
     config = small_config(checkpointing=how, threads=1)
     ranks = ranks or join_ranks(config.parallel)
     strategy = build_strategy(config, ranks)
     strategy.model.train()
-    found = measure(strategy, dry_batch(config, 2))
+    found = measure(strategy, dry_batch(config, 2), passes)
     if ranks.is_first:
         print(json.dumps([found.memory["total"], found.flops]), flush=True)
 leave_ranks()
@@ -77,11 +78,37 @@ def test_prediction_against_two_real_ranks(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     real = [json.loads(line) for line in done.stdout.splitlines()]
-    for how, (peak, flops) in zip(("none", "full"), real, strict=True):
-        dry = dry_run(small_config(checkpointing=how), 2, 2, fused=False)
+    ways = (("none", 1), ("full", 1), ("full", 3))
+    for (how, passes), (peak, flops) in zip(ways, real, strict=True):
+        dry = dry_run(small_config(checkpointing=how), 2, 2, passes=passes, fused=False)
         assert dry.memory["total"] == pytest.approx(peak, rel=0.05)
         assert dry.flops == flops
     assert real[1][0] < 0.8 * real[0][0] and real[1][1] > real[0][1], "less memory, more arithmetic"
+    assert real[2][0] > 1.1 * real[1][0] and real[2][1] == real[1][1], (
+        "whole gradients wait for the last pass"
+    )
+
+
+def test_gradients_that_wait_for_the_last_pass_are_whole():
+    """FSDP keeps them unsharded, in fp32, however many ranks there are; more than two passes add nothing."""
+    from mmscale.model.count import count_parameters
+
+    config = small_config(checkpointing="full")
+    count = count_parameters(config.model, config.media)["total"]
+    one, two, many = (dry_run(config, 8, 1, passes=passes) for passes in (1, 2, 5))
+    assert two.memory["gradients"] == pytest.approx(4 * count, rel=0.02)
+    assert two == many
+    assert (two.flops, two.sent) == (one.flops, one.sent), "both are of one pass"
+
+
+def test_groups_that_span_passes_embed_once_more():
+    config = small_config()
+    config.data.sets["both"].tasks.append(TaskConfig(objective="contrastive", between=["image", "audio"]))
+    once = dry_run(config, 8, 1)
+    config.data.contrast_sequences = 4
+    again = dry_run(config, 8, 1)
+    assert 1.25 * once.flops < again.flops < 1.34 * once.flops, "a third more: one more forward pass"
+    assert sum(again.sent.values()) > sum(once.sent.values()), "which gathers weights again"
 
 
 def test_weights_and_moments_are_divided_by_the_ranks():
@@ -112,6 +139,13 @@ def test_the_search_finds_what_fits_and_is_fastest(capsys):
     assert [told.step_s for _, told in found] == sorted(told.step_s for _, told in found)
     assert found[0][0].checkpointing != "none", "which does not fit"
     assert not planner(config, memory=1.5e9).search(lambda line: None)
+
+
+def test_a_way_is_run_once(monkeypatch):
+    once = planner(small_config())
+    told = once.evaluate(Way("fsdp", 1, "full"))
+    monkeypatch.setattr(search, "dry_run", None)
+    assert once.evaluate(Way("fsdp", 1, "full")) is told
 
 
 def test_estimates_by_hand():
