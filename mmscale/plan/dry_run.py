@@ -156,7 +156,7 @@ def _stand_ins(fake: Any, batch: Any, fused: bool) -> Iterator[None]:
 
     from mmscale.model import blocks
     from mmscale.model.attention import AttentionPlan, make_plan
-    from mmscale.parallel import fsdp
+    from mmscale.parallel import build, fsdp
 
     class Fused(torch.autograd.Function):
         """What a fused attention kernel keeps and gives."""
@@ -198,7 +198,9 @@ def _stand_ins(fake: Any, batch: Any, fused: bool) -> Iterator[None]:
         mock.patch("mmscale.parallel.fsdp._mesh", for_real(fsdp._mesh)),
         mock.patch("mmscale.parallel.fsdp._sharding", for_real(fsdp._sharding)),
         mock.patch.object(DeviceMesh, "__getitem__", for_real(DeviceMesh.__getitem__)),
-        mock.patch("mmscale.parallel.fsdp.build_model", for_real(fsdp.build_model)),
+        mock.patch("mmscale.parallel.fsdp.build_model", for_real(build.build_model)),
+        mock.patch("mmscale.parallel.ddp.build_model", for_real(build.build_model)),
+        mock.patch("mmscale.parallel.single.build_model", for_real(build.build_model)),
         mock.patch("mmscale.parallel.fsdp.split_matrices", for_real(fsdp.split_matrices)),
         mock.patch("mmscale.parallel.fsdp.fully_shard", for_real(fsdp.fully_shard)),
         mock.patch("mmscale.model.blocks.attend", how),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from mmscale.plan.dry_run import dry_run
 from mmscale.plan.estimate import Assumptions, Estimate, estimate
 from mmscale.plan.gpu import Gpu
 
+_WORTH = 0.99  # share of the best time so far that another round of tries must come below
 _AT_ONCE = 2  # dry runs; each takes a core
 
 
@@ -64,6 +66,11 @@ class Planner:
                 f"parallel.strategy={name}: DeepSpeed cannot be planned without its ranks; fsdp divides the same "
                 "things, so plan with parallel.strategy=fsdp"
             )
+        if name == "ddp":
+            raise UserError(
+                "parallel.strategy=ddp: cannot be planned, because its buckets need memory of their own; plan with "
+                f"parallel.strategy=fsdp, and parallel.replicas={self.world} for whole weights on every rank"
+            )
         return Way(
             name, self.config.train.micro_batch, parallel.checkpointing, parallel.replicas, parallel.tensor
         )
@@ -102,11 +109,15 @@ class Planner:
         if self.world > 1 and not _fitting(found):
             ways = [Way(name, 1, "full", 1, size) for size in (2, 4, 8) if size <= self.per_node]
             self._try(ways, found, tell)
+        last_s = math.inf
         for _ in range(2):
             best = _fitting(found)
             if not best:
                 break
             way, told = best[0]
+            if told.step_s > _WORTH * last_s:
+                break  # the round before gained next to nothing
+            last_s = told.step_s
             # Activations grow with the micro-batch; weights, moments and gradients do not.
             room = self.gpu.memory - told.needed > 0.9 * told.memory.get("activations", 0)
             ways = []

@@ -211,6 +211,7 @@ def test_command(tmp_path):
         (["data.sequences=6"], 1, "this config will not run, because"),
         (["--gpu", "rtx4090,memory=1"], 1, "more than a rtx4090"),
         (["parallel.strategy=zero3"], 2, "plan with parallel.strategy=fsdp"),
+        (["parallel.strategy=ddp"], 2, "parallel.replicas=4 for whole weights"),
         (["parallel.strategy=single"], 1, "the launcher started 4 ranks"),
         (["--gpu", "abacus"], 2, "unknown kind"),
         (["model.fusion=rnn", "parallel.tensor=2"], 1, "is not split"),
@@ -219,6 +220,23 @@ def test_command(tmp_path):
         done = run_module([*command[:place], *more, *command[place:]], check=False)
         assert done.returncode == code and message in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_one_gpu_holds_everything():
+    """Of its parameters, each takes 4 bytes as a weight and 8 as moments."""
+    from mmscale.model.count import count_parameters
+
+    config = small_config(strategy="single")
+    count = count_parameters(config.model, config.media)["total"]
+    memory = dry_run(config, 1, 2).memory
+    assert memory["weights"] == 4 * count
+    assert memory["optimiser"] == pytest.approx(8 * count, rel=1e-3), "and a step count each"
+
+
+@pytest.mark.parametrize("name", ["digits", "emoji", "fsdd", "thucnews"])
+def test_the_configs_plan_on_one_gpu_without_their_data(name):
+    done = run_module(["mmscale", "plan", f"configs/train/{name}.yaml", "--no-search", "--json"])
+    assert json.loads(done.stdout)["fits"]
 
 
 def test_ways_are_lines_to_paste():
