@@ -31,18 +31,20 @@ class DryStep:
 
     memory: dict[str, int]  # at the peak, by kind, and their "total"
     flops: float  # of one micro-batch, forward and backward, what is computed again included
-    sent: dict[str, int]  # given to collectives in one micro-batch and the update
+    sent: dict[str, int]  # given to collectives in the step's last micro-batch and the update
 
 
-def dry_run(config: Config, world: int, sequences: int, *, fused: bool = True) -> DryStep:
-    """Measure one micro-batch of ``sequences`` and the update, on the first of ``world`` ranks.
+def dry_run(config: Config, world: int, sequences: int, *, passes: int = 1, fused: bool = True) -> DryStep:
+    """Measure a step of ``passes`` micro-batches of ``sequences``, on the first of ``world`` ranks.
 
     Without ``fused``, attention is the CPU's grouped path and no stand-in. Raises `UserError` for what the strategies
     refuse.
     """
     from mmscale.config_file import dump_config
 
-    order = {"world": world, "sequences": sequences, "fused": fused, "config": dump_config(config)}
+    order = {
+        "world": world, "sequences": sequences, "passes": passes, "fused": fused, "config": dump_config(config),
+    }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "mmscale.plan.dry_run"],
         input=json.dumps(order), capture_output=True, text=True, check=False,
@@ -54,8 +56,18 @@ def dry_run(config: Config, world: int, sequences: int, *, fused: bool = True) -
     return DryStep(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def measure(strategy: Any, batch: Any) -> DryStep:
-    """Track one micro-batch and the update, of real or fake tensors."""
+def embeds_first(config: Config) -> bool:
+    """Whether a step embeds all of its micro-batches once more before their passes (`mmscale.train.contrast`)."""
+    tasks = [task for one in config.data.sets.values() for task in one.tasks]
+    return config.data.contrast_sequences > 1 and any(task.objective == "contrastive" for task in tasks)
+
+
+def measure(strategy: Any, batch: Any, passes: int = 1, embed: bool = False) -> DryStep:
+    """Track a step of ``passes`` micro-batches like ``batch``, of real or fake tensors.
+
+    At most two passes are run: those between the first and the last hold the same, gradients that wait for the last.
+    With ``embed``, the embedding pass of a micro-batch is counted too.
+    """
     import torch
 
     from mmscale.plan.tracker import Tracker
@@ -65,6 +77,14 @@ def measure(strategy: Any, batch: Any) -> DryStep:
         tracker.count("weights", [tensor for name, tensor in held.items() if name.startswith("model.")])
         tracker.count("optimiser", [tensor for name, tensor in held.items() if not name.startswith("model.")])
         tracker.count("batch", batch.tensors().values())
+        if embed:
+            strategy.embeddings(batch)
+        if passes > 1:
+            once = tracker.flops, tracker.sent.copy()
+            strategy.forward_backward(batch, last=False)
+            # What outlives a pass is gradients, some strategies keep them where no parameter shows them.
+            tracker.rename("activations", "gradients")
+            tracker.flops, tracker.sent = once
         strategy.forward_backward(batch, last=True)
         tracker.count("gradients", [p.grad for p in strategy.model.parameters() if p.grad is not None])
         strategy.update(0, 1e-4, lambda norm: torch.zeros((), device=norm.device))
@@ -91,14 +111,14 @@ def main() -> None:
     gc.set_threshold(100, 1, 1)
     dist.init_process_group("fake", rank=0, world_size=order["world"], store=FakeStore())
     try:
-        step = _fake_step(config, order["world"], order["sequences"], order["fused"])
+        step = _fake_step(config, order["world"], order["sequences"], order["passes"], order["fused"])
     except UserError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
     print(json.dumps(step.__dict__))
 
 
-def _fake_step(config: Config, world: int, sequences: int, fused: bool) -> DryStep:
+def _fake_step(config: Config, world: int, sequences: int, passes: int, fused: bool) -> DryStep:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -112,7 +132,7 @@ def _fake_step(config: Config, world: int, sequences: int, fused: bool) -> DrySt
     with _stand_ins(fake, batch, fused), fake:
         strategy = build_strategy(config, ranks)
         strategy.model.train()
-        return measure(strategy, _faked(fake, batch))
+        return measure(strategy, _faked(fake, batch), passes, embeds_first(config))
 
 
 def _faked(fake: Any, record: Any) -> Any:
@@ -136,7 +156,7 @@ def _stand_ins(fake: Any, batch: Any, fused: bool) -> Iterator[None]:
 
     from mmscale.model import blocks
     from mmscale.model.attention import AttentionPlan, make_plan
-    from mmscale.parallel import fsdp
+    from mmscale.parallel import build, fsdp
 
     class Fused(torch.autograd.Function):
         """What a fused attention kernel keeps and gives."""
@@ -178,7 +198,9 @@ def _stand_ins(fake: Any, batch: Any, fused: bool) -> Iterator[None]:
         mock.patch("mmscale.parallel.fsdp._mesh", for_real(fsdp._mesh)),
         mock.patch("mmscale.parallel.fsdp._sharding", for_real(fsdp._sharding)),
         mock.patch.object(DeviceMesh, "__getitem__", for_real(DeviceMesh.__getitem__)),
-        mock.patch("mmscale.parallel.fsdp.build_model", for_real(fsdp.build_model)),
+        mock.patch("mmscale.parallel.fsdp.build_model", for_real(build.build_model)),
+        mock.patch("mmscale.parallel.ddp.build_model", for_real(build.build_model)),
+        mock.patch("mmscale.parallel.single.build_model", for_real(build.build_model)),
         mock.patch("mmscale.parallel.fsdp.split_matrices", for_real(fsdp.split_matrices)),
         mock.patch("mmscale.parallel.fsdp.fully_shard", for_real(fsdp.fully_shard)),
         mock.patch("mmscale.model.blocks.attend", how),

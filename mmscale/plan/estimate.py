@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mmscale.batch import Batch
 from mmscale.config import Config
 from mmscale.flops import Flops
-from mmscale.plan.dry_run import DryStep
+from mmscale.plan.dry_run import DryStep, embeds_first
 from mmscale.plan.gpu import Gpu
 
 _RESERVE, _FRAGMENTED = 1.5e9, 1.05  # bytes of CUDA and NCCL themselves; what the allocator loses
@@ -63,7 +63,9 @@ def estimate(
 
     forward = _attention_and_all(config, batch)
     shared = parallel.tensor * parallel.context
-    attention = 3.0 * (4.0 / 3.0 if parallel.checkpointing == "full" else 1.0) * forward["attention"] / shared
+    # Forward, twice as much backward, and what is computed again.
+    times = 3.0 + (parallel.checkpointing == "full") + embeds_first(config)
+    attention = times * forward["attention"] / shared
     computed = passes * (dry.flops + attention)
     compute_s = computed / (gpu.bf16 * assume.efficiency)
 

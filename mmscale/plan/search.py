@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mmscale.config import ZERO_STAGES, Config
 from mmscale.data.plan import check_world
@@ -15,6 +16,7 @@ from mmscale.plan.dry_run import dry_run
 from mmscale.plan.estimate import Assumptions, Estimate, estimate
 from mmscale.plan.gpu import Gpu
 
+_WORTH = 0.99  # share of the best time so far that another round of tries must come below
 _AT_ONCE = 2  # dry runs; each takes a core
 
 
@@ -51,6 +53,7 @@ class Planner:
     per_node: int
     gpu: Gpu
     assume: Assumptions
+    _known: dict[Way, Estimate] = field(default_factory=dict)
 
     def own_way(self) -> Way:
         """What the config says."""
@@ -63,12 +66,19 @@ class Planner:
                 f"parallel.strategy={name}: DeepSpeed cannot be planned without its ranks; fsdp divides the same "
                 "things, so plan with parallel.strategy=fsdp"
             )
+        if name == "ddp":
+            raise UserError(
+                "parallel.strategy=ddp: cannot be planned, because its buckets need memory of their own; plan with "
+                f"parallel.strategy=fsdp, and parallel.replicas={self.world} for whole weights on every rank"
+            )
         return Way(
             name, self.config.train.micro_batch, parallel.checkpointing, parallel.replicas, parallel.tensor
         )
 
     def evaluate(self, way: Way) -> Estimate:
-        """By a dry run. Raises `UserError` if the config cannot run this way."""
+        """By a dry run, once a way. Raises `UserError` if the config cannot run this way."""
+        if way in self._known:
+            return self._known[way]
         config = copy.deepcopy(self.config)
         parallel = config.parallel
         parallel.strategy, parallel.checkpointing = way.strategy, way.checkpointing
@@ -81,13 +91,15 @@ class Planner:
             raise UserError(f"parallel.replicas, tensor and context do not divide {self.world} GPUs")
         data_world = self.world // (way.tensor * parallel.context)
         check_world(config.data.sequences, data_world)
-        micro = min(way.micro_batch, config.data.sequences // data_world)
+        per_rank = config.data.sequences // data_world
+        micro = min(way.micro_batch, per_rank)
         config.check()
-        dry = dry_run(config, self.world, micro)
-        return estimate(
+        dry = dry_run(config, self.world, micro, passes=-(-per_rank // micro))
+        told = self._known[way] = estimate(
             config, dry, dry_batch(config, micro), world=self.world, per_node=self.per_node, gpu=self.gpu,
             assume=self.assume,
         )  # fmt: skip
+        return told
 
     def search(self, tell: Callable[[str], None]) -> list[tuple[Way, Estimate]]:
         """Ways that fit, the fastest first: checkpointing, then replicas and larger micro-batches of the best."""
@@ -97,15 +109,20 @@ class Planner:
         if self.world > 1 and not _fitting(found):
             ways = [Way(name, 1, "full", 1, size) for size in (2, 4, 8) if size <= self.per_node]
             self._try(ways, found, tell)
+        last_s = math.inf
         for _ in range(2):
             best = _fitting(found)
             if not best:
                 break
             way, told = best[0]
-            room = self.gpu.memory / max(1.0, told.needed)
+            if told.step_s > _WORTH * last_s:
+                break  # the round before gained next to nothing
+            last_s = told.step_s
+            # Activations grow with the micro-batch; weights, moments and gradients do not.
+            room = self.gpu.memory - told.needed > 0.9 * told.memory.get("activations", 0)
             ways = []
             per_rank = self.config.data.sequences * way.tensor * self.config.parallel.context // self.world
-            if room > 1.6 and 2 * way.micro_batch <= per_rank:
+            if room and 2 * way.micro_batch <= per_rank:
                 ways.append(Way(name, 2 * way.micro_batch, way.checkpointing, way.replicas, way.tensor))
             nodes = self.world // self.per_node
             if way.replicas == 1 and way.tensor == 1 and nodes > 1 and self.world % self.per_node == 0:

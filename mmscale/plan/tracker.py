@@ -56,6 +56,13 @@ class Tracker(TorchDispatchMode):
             local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
             self._see(local, kind)
 
+    def rename(self, kind: str, to: str) -> None:
+        """Say that what is alive and was thought to be of one ``kind`` is of another."""
+        for known in self._known.values():
+            if known[0] == kind:
+                known[0] = to
+        self.live[to] += self.live.pop(kind, 0)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         sends = func.namespace in _SENT

@@ -10,6 +10,7 @@ from conftest import ROOT, run_module
 
 from mmscale.config import Config, SetConfig, TaskConfig
 from mmscale.errors import UserError
+from mmscale.plan import search
 from mmscale.plan.dry_batch import Mix, dry_batch
 from mmscale.plan.dry_run import dry_run
 from mmscale.plan.estimate import Assumptions, estimate
@@ -55,12 +56,12 @@ from mmscale.plan.dry_batch import dry_batch
 from mmscale.plan.dry_run import measure
 
 ranks = None
-for how in ("none", "full"):
+for how, passes in (("none", 1), ("full", 1), ("full", 3)):
     config = small_config(checkpointing=how, threads=1)
     ranks = ranks or join_ranks(config.parallel)
     strategy = build_strategy(config, ranks)
     strategy.model.train()
-    found = measure(strategy, dry_batch(config, 2))
+    found = measure(strategy, dry_batch(config, 2), passes)
     if ranks.is_first:
         print(json.dumps([found.memory["total"], found.flops]), flush=True)
 leave_ranks()
@@ -77,11 +78,37 @@ def test_prediction_against_two_real_ranks(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     real = [json.loads(line) for line in done.stdout.splitlines()]
-    for how, (peak, flops) in zip(("none", "full"), real, strict=True):
-        dry = dry_run(small_config(checkpointing=how), 2, 2, fused=False)
+    ways = (("none", 1), ("full", 1), ("full", 3))
+    for (how, passes), (peak, flops) in zip(ways, real, strict=True):
+        dry = dry_run(small_config(checkpointing=how), 2, 2, passes=passes, fused=False)
         assert dry.memory["total"] == pytest.approx(peak, rel=0.05)
         assert dry.flops == flops
     assert real[1][0] < 0.8 * real[0][0] and real[1][1] > real[0][1], "less memory, more arithmetic"
+    assert real[2][0] > 1.1 * real[1][0] and real[2][1] == real[1][1], (
+        "whole gradients wait for the last pass"
+    )
+
+
+def test_gradients_that_wait_for_the_last_pass_are_whole():
+    """FSDP keeps them unsharded, in fp32, however many ranks there are; more than two passes add nothing."""
+    from mmscale.model.count import count_parameters
+
+    config = small_config(checkpointing="full")
+    count = count_parameters(config.model, config.media)["total"]
+    one, two, many = (dry_run(config, 8, 1, passes=passes) for passes in (1, 2, 5))
+    assert two.memory["gradients"] == pytest.approx(4 * count, rel=0.02)
+    assert two == many
+    assert (two.flops, two.sent) == (one.flops, one.sent), "both are of one pass"
+
+
+def test_groups_that_span_passes_embed_once_more():
+    config = small_config()
+    config.data.sets["both"].tasks.append(TaskConfig(objective="contrastive", between=["image", "audio"]))
+    once = dry_run(config, 8, 1)
+    config.data.contrast_sequences = 4
+    again = dry_run(config, 8, 1)
+    assert 1.25 * once.flops < again.flops < 1.34 * once.flops, "a third more: one more forward pass"
+    assert sum(again.sent.values()) > sum(once.sent.values()), "which gathers weights again"
 
 
 def test_weights_and_moments_are_divided_by_the_ranks():
@@ -112,6 +139,13 @@ def test_the_search_finds_what_fits_and_is_fastest(capsys):
     assert [told.step_s for _, told in found] == sorted(told.step_s for _, told in found)
     assert found[0][0].checkpointing != "none", "which does not fit"
     assert not planner(config, memory=1.5e9).search(lambda line: None)
+
+
+def test_a_way_is_run_once(monkeypatch):
+    once = planner(small_config())
+    told = once.evaluate(Way("fsdp", 1, "full"))
+    monkeypatch.setattr(search, "dry_run", None)
+    assert once.evaluate(Way("fsdp", 1, "full")) is told
 
 
 def test_estimates_by_hand():
@@ -177,6 +211,7 @@ def test_command(tmp_path):
         (["data.sequences=6"], 1, "this config will not run, because"),
         (["--gpu", "rtx4090,memory=1"], 1, "more than a rtx4090"),
         (["parallel.strategy=zero3"], 2, "plan with parallel.strategy=fsdp"),
+        (["parallel.strategy=ddp"], 2, "parallel.replicas=4 for whole weights"),
         (["parallel.strategy=single"], 1, "the launcher started 4 ranks"),
         (["--gpu", "abacus"], 2, "unknown kind"),
         (["model.fusion=rnn", "parallel.tensor=2"], 1, "is not split"),
@@ -185,6 +220,23 @@ def test_command(tmp_path):
         done = run_module([*command[:place], *more, *command[place:]], check=False)
         assert done.returncode == code and message in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_one_gpu_holds_everything():
+    """Of its parameters, each takes 4 bytes as a weight and 8 as moments."""
+    from mmscale.model.count import count_parameters
+
+    config = small_config(strategy="single")
+    count = count_parameters(config.model, config.media)["total"]
+    memory = dry_run(config, 1, 2).memory
+    assert memory["weights"] == 4 * count
+    assert memory["optimiser"] == pytest.approx(8 * count, rel=1e-3), "and a step count each"
+
+
+@pytest.mark.parametrize("name", ["digits", "emoji", "fsdd", "thucnews"])
+def test_the_configs_plan_on_one_gpu_without_their_data(name):
+    done = run_module(["mmscale", "plan", f"configs/train/{name}.yaml", "--no-search", "--json"])
+    assert json.loads(done.stdout)["fits"]
 
 
 def test_ways_are_lines_to_paste():
