@@ -131,7 +131,7 @@ def measure(code: str, work: Path) -> tuple[float, int]:
         "sys.stdout = sys.stderr\n"
         f"began = time.perf_counter()\n{code}\ntook = time.perf_counter() - began\n"
         "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
-        "print(json.dumps([took, peak]), file=sys.__stdout__)"
+        "print(json.dumps([took, peak]), file=sys.__stdout__, flush=True)"
     )
     done = subprocess.run([sys.executable, "-c", timed], stdout=subprocess.PIPE, text=True, check=True)
     seconds, peak = json.loads(done.stdout.splitlines()[-1])

@@ -130,7 +130,7 @@ def test_every_launcher_starts_the_same_training(name, tmp_path, small_run):
     import base64
     import socket
 
-    (tmp_path / "accelerate.yaml").write_text(ACCELERATE.format(kind="MULTI_CPU", cpu="true"))
+    (tmp_path / "accelerate.yaml").write_text(ACCELERATE.format(kind="MULTI_GPU", cpu="false"))
     world = base64.urlsafe_b64encode(json.dumps({"localhost": [0, 1]}).encode()).decode()
     with socket.socket() as free:
         free.bind(("", 0))

@@ -51,9 +51,7 @@ def wait_for_steps(folder, process, count):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGUSR1, 75), (signal.SIGTERM, 75), (signal.SIGINT, 130)]
-)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_the_next_start_goes_on(number, code, tmp_path, small_run):
     """One process, with loader workers; the signal goes to all of its processes, twice."""
     folder = tmp_path / "run"
