@@ -6,10 +6,12 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from mmscale.checkpoint.plain_file import open_plain
+
 
 def file_digest(path: Path) -> str:
-    """SHA-256, hexadecimal."""
-    with open(path, "rb") as file:
+    """SHA-256, hexadecimal. Raises `OSError`, also for pipes, devices and folders."""
+    with open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -8,7 +8,6 @@ the manifest too.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import stat
@@ -17,14 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmscale.checkpoint.file_digest import file_digest
 from mmscale.checkpoint.json_file import read_object, write_object
-from mmscale.checkpoint.plain_file import open_plain
 from mmscale.errors import UserError
 
 NAME = "manifest.json"
 _FORMAT = {"format": "mmscale-manifest", "version": 1}
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_CHUNK = 1 << 20
 _THREADS = 4  # hashing lets go of Python's lock
 _AGAIN = "copy the release again, whole"
 
@@ -43,7 +41,7 @@ def write_manifest(folder: Path, known: Mapping[str, str] | None = None) -> None
     files = {}
     for path in sorted(folder.iterdir()):
         if path.name != NAME:
-            digest = known.get(path.name) or file_digest(path)
+            digest = known.get(path.name) or _digest(path)
             files[path.name] = {"size": path.stat().st_size, "sha256": digest}
     write_object(folder / NAME, {**_FORMAT, "files": files})
 
@@ -108,18 +106,13 @@ def check_contents(
             )
     names = [name for name in files if hashed is None or name in hashed]
     with ThreadPoolExecutor(_THREADS) as pool:
-        for name, digest in zip(names, pool.map(lambda name: file_digest(folder / name), names), strict=True):
+        for name, digest in zip(names, pool.map(lambda name: _digest(folder / name), names), strict=True):
             if digest != files[name].sha256:
                 raise UserError(f"{folder / name}: was changed, its SHA-256 is {digest[:16]}…; {_AGAIN}")
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in constant memory. Raises `UserError` if it cannot be read."""
-    digest = hashlib.sha256()
+def _digest(path: Path) -> str:
     try:
-        with open_plain(path) as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
+        return file_digest(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {_AGAIN}") from None
-    return digest.hexdigest()
