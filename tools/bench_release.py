@@ -65,7 +65,10 @@ def main() -> None:
         parameters = make_run(
             run, arguments.model, arguments.ranks, getattr(torch, arguments.checkpoint_dtype)
         )
-        print(f"{parameters:,} parameters, {arguments.ranks} shards of {arguments.checkpoint_dtype}\n")
+        print(
+            f"{parameters:,} parameters, {arguments.ranks} shards of {arguments.checkpoint_dtype}\n",
+            flush=True,
+        )
         subprocess.run([sys.executable, "-m", "mmscale", "keygen", "--out", str(work / "keys")], check=True)
         print("| step | wall time | peak memory |\n|---|---|---|", flush=True)
         for name, code in _STEPS.items():
