@@ -127,7 +127,8 @@ def loop() -> None:
         overrides = [
             f"run.dir={folder}/run", f"data.sets.digits.shards={folder}/digits/train", "data.prepare=",
             "data.workers=1", "data.seq_len=1024", "data.sequences=1", "train.steps=10", "train.precision=bf16",
-            "parallel.strategy=single", "run.progress=false", "model={width: 768, layers: 14, heads: 12, kv_heads: 4, head_dim: 64, hidden: 2304}",
+            "parallel.strategy=single", "run.progress=false",
+            "model={width: 768, layers: 14, heads: 12, kv_heads: 4, head_dim: 64, hidden: 2304}",
             "parallel.threads=1", "train.checkpoint_every=1000",
         ]  # fmt: skip
         config = load_config("configs/train/digits.yaml", overrides)
