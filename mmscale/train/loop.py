@@ -82,10 +82,10 @@ def train(config: Config) -> TrainResult:
             config.train.max_grad_spike, state.norm_mean, state.step - state.skipped, ranks.device
         )
         profiler = StepProfiler(profiled_steps(config.train.profile_steps), folder / "profile", ranks.rank)
-        first, tokens, last = state.step, 0, config.train.steps - 1
+        finished, tokens, last = state.step, 0, config.train.steps - 1
         strategy.model.train()
         with StopWish(config.train.grace_s) as stop, closing(metrics):
-            for step in range(first, config.train.steps):
+            for step in range(state.step, config.train.steps):
                 profiler.before(step)
                 waiting = time.perf_counter()
                 batches = next(steps)
@@ -107,10 +107,11 @@ def train(config: Config) -> TrainResult:
                 tokens += plan.step(step).tokens
                 metrics.record(step, sums, grad_norm, skip, lr, plan.step(step).tokens, wait)
                 profiler.after(step, last)
-                if (step + 1) % config.train.checkpoint_every == 0 or step == last or metrics.wish:
+                finished = step + 1
+                if finished % config.train.checkpoint_every == 0 or step == last or metrics.wish:
                     metrics.flush()
                     done = RunState(
-                        step + 1, plan.fingerprint(step + 1), metrics.seen, metrics.bad, metrics.skipped,
+                        finished, plan.fingerprint(finished), metrics.seen, metrics.bad, metrics.skipped,
                         float(guard.norm_mean), metrics.mean_loss(),
                     )  # fmt: skip
                     store.save(strategy.state_tensors(), done)
@@ -124,12 +125,12 @@ def train(config: Config) -> TrainResult:
             )
         if metrics.wish and ranks.is_first:
             print(
-                f"mmscale: stopped as told after step {step}, and saved; the same command goes on",
+                f"mmscale: stopped as told after step {finished - 1}, and saved; the same command goes on",
                 file=sys.stderr,
             )
         return TrainResult(
-            config.run.dir, step + 1 if first <= last else first, first, strategy.parameters, tokens,
-            time.perf_counter() - began, metrics.wish if step < last else 0,
+            config.run.dir, finished, state.step, strategy.parameters, tokens, time.perf_counter() - began,
+            metrics.wish if finished < config.train.steps else 0,
         )  # fmt: skip
     except torch.OutOfMemoryError as error:
         raise UserError(

@@ -41,6 +41,12 @@ def test_loss_curve_does_not_depend_on_the_number_of_ranks(
     assert len(state["files"]) == ranks, "every rank wrote its own shards"
 
 
+def test_a_finished_run_started_again_has_nothing_to_do(tmp_path, small_run):
+    for _ in range(2):
+        train(tmp_path, small_run, "train.steps=2")
+    assert [row["step"] for row in metrics(tmp_path)] == [0, 1]
+
+
 def test_learns_and_tells(tmp_path, small_run):
     train(
         tmp_path,
