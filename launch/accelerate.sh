@@ -5,11 +5,9 @@
 # Several machines: run it on each, with NNODES, NODE_RANK and MASTER_ADDR as in launch/torchrun.sh; accelerate pins their number.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-case ${1:-} in
-  "" | -h | --help) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0 ;;
-  --dry-run) DRY_RUN=1; shift ;;
-esac
 source "$here/env.sh"
+begin "$@"
+shift "$SKIP"
 way=${1:?WAY is missing; see --help}
 shift
 [[ -f $way ]] || way=$here/../configs/accelerate/$way.yaml

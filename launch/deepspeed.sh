@@ -5,11 +5,9 @@
 # Without HOSTFILE: this machine. The strategy is the config's; zero2 if it says auto.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-case ${1:-} in
-  "" | -h | --help) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0 ;;
-  --dry-run) DRY_RUN=1; shift ;;
-esac
 source "$here/env.sh"
+begin "$@"
+shift "$SKIP"
 strategy=()
 [[ " $* " == *" parallel.strategy="* ]] || strategy=(parallel.strategy=zero2)
 where=(--num_gpus "$RANKS_PER_NODE")

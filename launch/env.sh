@@ -55,6 +55,22 @@ fi
 export NNODES NODE_RANK RANKS_PER_NODE MASTER_ADDR MASTER_PORT JOB_ID PYTHON
 export TORCH_NCCL_ASYNC_ERROR_HANDLING PYTORCH_CUDA_ALLOC_CONF OMP_NUM_THREADS
 
+# begin "$@": print the script's opening comment and leave if asked for help or for nothing; else set DRY_RUN, and SKIP to
+# the number of arguments that were taken.
+begin() {
+  SKIP=0
+  case ${1:-} in
+    "" | -h | --help)
+      sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"
+      exit 0
+      ;;
+    --dry-run)
+      DRY_RUN=1
+      SKIP=1
+      ;;
+  esac
+}
+
 # start COMMAND…: run it, or print it if the script was given --dry-run.
 start() {
   if [[ ${DRY_RUN:-} ]]; then

@@ -4,9 +4,7 @@
 # RANKS_PER_NODE=4 launch/local.sh my.yaml    takes four processes.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-case ${1:-} in
-  "" | -h | --help) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0 ;;
-  --dry-run) DRY_RUN=1; shift ;;
-esac
 source "$here/env.sh"
+begin "$@"
+shift "$SKIP"
 start "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$RANKS_PER_NODE" -m mmscale train "$@"

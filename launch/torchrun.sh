@@ -9,11 +9,9 @@
 # next start goes on from the last checkpoint. MAX_RESTARTS (3), RANKS_PER_NODE (the GPUs), NETWORK_INTERFACE (such as eth0).
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-case ${1:-} in
-  "" | -h | --help) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0 ;;
-  --dry-run) DRY_RUN=1; shift ;;
-esac
 source "$here/env.sh"
+begin "$@"
+shift "$SKIP"
 # Without is_host neither side hosts the store where host names do not tell who the first is. The short time-outs find a
 # machine that is gone in seconds rather than in most of a minute.
 is_host=$((NODE_RANK == 0))

@@ -224,37 +224,29 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 def read_state(path: Path) -> RunState:
     """The plain part of a checkpoint. Raises `UserError` if it is damaged, or a tensor file has another size."""
-    raw = _read_json(path)
-    files = raw.pop("files", None)
-    try:
-        state = RunState(**raw)
-        for name, fact in files.items():
-            if "/" in name or (path / name).stat().st_size != fact["bytes"]:
-                raise ValueError(f"{name} is not {fact['bytes']} bytes long")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"{path}: damaged checkpoint ({error}); remove the folder to resume from an older one"
-        ) from None
-    return state
+    return _read(path)[0]
 
 
 def stored_files(path: Path) -> dict[str, dict[str, Any]]:
     """``bytes`` and ``sha256`` of every tensor file, by name. Raises `UserError` as `read_state` does."""
-    read_state(path)
-    files: dict[str, dict[str, Any]] = _read_json(path)["files"]
-    return files
+    return _read(path)[1]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> tuple[RunState, dict[str, dict[str, Any]]]:
     try:
         raw = json.loads((path / _STATE).read_text(encoding="utf-8"))
         if not isinstance(raw, dict):
             raise ValueError(f"{_STATE} is no object")
-        return raw
-    except (OSError, ValueError, RecursionError) as error:
+        files = raw.pop("files", None)
+        state = RunState(**raw)
+        for name, fact in files.items():
+            if "/" in name or (path / name).stat().st_size != fact["bytes"]:
+                raise ValueError(f"{name} is not {fact['bytes']} bytes long")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path}: damaged checkpoint ({error}); remove the folder to resume from an older one"
         ) from None
+    return state, files
 
 
 def load_tensors(path: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup | None = None) -> None:

@@ -112,6 +112,8 @@ def _best(planner: Any, tokens: float, quiet: bool) -> dict[str, Any] | None:
 
 def _resolve_vocabulary(config: Any) -> None:
     """As training does, without reading texts: the tokenizer's file if it is there, else the size it is trained to."""
+    from mmscale.train.prepare import padded_vocabulary
+
     if config.model.vocab_size:
         return
     size = config.data.tokenizer.vocab_size
@@ -120,4 +122,4 @@ def _resolve_vocabulary(config: Any) -> None:
         from mmscale.data.tokenizer import Tokenizer
 
         size = len(Tokenizer.load(str(path)))
-    config.model.vocab_size = -(-size // 64) * 64
+    config.model.vocab_size = padded_vocabulary(size)

@@ -6,11 +6,19 @@ import torch
 from torch import Tensor, nn
 
 
+def decay_at(decay: float, step: int) -> float:
+    """The decay of update number ``step`` (from 0): ``min(decay, (1 + step) / (10 + step))``.
+
+    So the first weights, which know nothing, are soon forgotten (as TensorFlow's ExponentialMovingAverage with
+    ``num_updates``).
+    """
+    return min(decay, (1.0 + step) / (10.0 + step))
+
+
 class Ema:
     """Averages of every parameter that is trained, by name.
 
-    The decay of update number t (from 0) is ``min(decay, (1 + t) / (10 + t))``, so that the first weights, which know
-    nothing, are soon forgotten (as TensorFlow's ExponentialMovingAverage with ``num_updates``).
+    See `decay_at`.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -21,7 +29,7 @@ class Ema:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take the weights after step ``step`` in."""
-        decay = min(self._decay, (1.0 + step) / (10.0 + step))
+        decay = decay_at(self._decay, step)
         for name, average in self.averages.items():
             average.lerp_(self._parameters[name].detach(), 1.0 - decay)
 

@@ -46,11 +46,12 @@ class ZeroStrategy:
         divided = self.name == "zero3"
         place: Any = nullcontext()
         if divided:
-            place = deepspeed.zero.Init(config_dict_or_path=settings, remote_device=_remote(config))
+            offload = config.parallel.offload
+            where = None if offload == "none" else offload
+            place = deepspeed.zero.Init(config_dict_or_path=settings, remote_device=where)
         self.model = model = build_model(config, ranks, place)
         if divided:
             _set_units(deepspeed, model)
-        self._names = [name for name, _ in self.model.named_parameters()]
         self._shapes = {
             name: torch.Size(getattr(parameter, "ds_shape", parameter.shape))
             for name, parameter in self.model.named_parameters()
@@ -69,7 +70,7 @@ class ZeroStrategy:
         self._pieces = Pieces(self.model, self._shapes, self._zero, ranks)
         self._mesh = init_device_mesh(ranks.device.type, (ranks.world,), mesh_dim_names=("shard",))
         # DeepSpeed's float32 weights come from the compute type's; ours are drawn in float32.
-        for name in self._names:
+        for name in self._shapes:
             whole = torch.empty(self._shapes[name])
             draw(name, whole, config.model, config.seed)
             self._pieces.write("weight", name, whole)
@@ -113,7 +114,7 @@ class ZeroStrategy:
         return {
             f"{prefix}.{name}": self._pieces.read(kind, name, self._mesh)
             for prefix, kind in self._kinds().items()
-            for name in self._names
+            for name in self._shapes
         }
 
     def restore(self, load: Callable[[dict[str, Tensor]], None], updates: int) -> None:
@@ -122,7 +123,7 @@ class ZeroStrategy:
         tensors = self.state_tensors()
         load(tensors)
         for prefix, kind in self._kinds().items():
-            for name in self._names:
+            for name in self._shapes:
                 self._pieces.write(kind, name, tensors[f"{prefix}.{name}"].full_tensor().cpu())  # type: ignore[attr-defined]
         self._pieces.refresh()
 
@@ -196,10 +197,6 @@ def _import_deepspeed(ranks: Ranks) -> Any:
         ) from None
     deepspeed.init_distributed()  # finds the process group we joined
     return deepspeed
-
-
-def _remote(config: Config) -> str | None:
-    return {"none": None, "cpu": "cpu", "nvme": "nvme"}[config.parallel.offload]
 
 
 def _set_units(deepspeed: Any, model: FusionTransformer) -> None:

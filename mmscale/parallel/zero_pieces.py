@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from mmscale.optim.ema import decay_at
 from mmscale.parallel.ranks import Ranks
 
 # Of stage 3, of stages 1 and 2, and of stage 1 in bf16.
@@ -62,7 +63,7 @@ class Pieces:
     @torch.no_grad()
     def average(self, decay: float, step: int) -> None:
         """Take the weights after ``step`` into their averages (see `mmscale.optim.ema`)."""
-        decay = min(decay, (1.0 + step) / (10.0 + step))
+        decay = decay_at(decay, step)
         for average, flat in zip(self._averages, self._flats(), strict=True):
             average.lerp_(flat.detach(), 1.0 - decay)
 
@@ -83,7 +84,7 @@ class Pieces:
         """Replace one parameter's values by ``whole``, float32 of its shape."""
         values = whole.reshape(-1)
         for piece in self._pieces.get(name, []):
-            with self._present(piece.group, changed=True):
+            with self._present(piece.group):
                 part = self._flat(kind, piece.group)[piece.start : piece.start + piece.count]
                 part.copy_(values[piece.first : piece.first + piece.count])
 
@@ -118,8 +119,8 @@ class Pieces:
         return moment
 
     @contextmanager
-    def _present(self, group: int, changed: bool = False) -> Iterator[None]:
-        """While inside, a group that waits in files is in memory; what ``changed`` is written back."""
+    def _present(self, group: int) -> Iterator[None]:
+        """While inside, a group that waits in files is in memory; afterwards it is written back."""
         swapped = self._stage3 and self._zero._swappable_optimizer_subgroup(group)
         if swapped:
             self._zero._optimizer_states_and_gradient_swap_in(group)

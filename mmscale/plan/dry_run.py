@@ -199,14 +199,12 @@ def _stand_ins(fake: Any, batch: Any, fused: bool) -> Iterator[None]:
         mock.patch("mmscale.parallel.fsdp._sharding", for_real(fsdp._sharding)),
         mock.patch.object(DeviceMesh, "__getitem__", for_real(DeviceMesh.__getitem__)),
         mock.patch("mmscale.parallel.fsdp.build_model", for_real(build.build_model)),
-        mock.patch("mmscale.parallel.ddp.build_model", for_real(build.build_model)),
         mock.patch("mmscale.parallel.single.build_model", for_real(build.build_model)),
         mock.patch("mmscale.parallel.fsdp.split_matrices", for_real(fsdp.split_matrices)),
         mock.patch("mmscale.parallel.fsdp.fully_shard", for_real(fsdp.fully_shard)),
         mock.patch("mmscale.model.blocks.attend", how),
         mock.patch("mmscale.model.fusion.make_plan", lambda *unused: plan),
         mock.patch("mmscale.parallel.fsdp.initialise", lambda *unused: None),
-        mock.patch("mmscale.parallel.ddp.initialise", lambda *unused: None),
         mock.patch("mmscale.parallel.single.initialise", lambda *unused: None),
     ):
         yield

@@ -99,10 +99,15 @@ def finished_steps(run_dir: Path) -> int:
     return read_state(done[-1]).step if done else 0
 
 
+def padded_vocabulary(size: int) -> int:
+    """Rows of the embedding for so many tokens: a multiple of 64, which matrix units like."""
+    return -(-size // 64) * 64
+
+
 def resolve_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
     """Set ``model.vocab_size`` from the tokenizer (rounded up to 64) or check that it is large enough."""
     if config.model.vocab_size == 0:
-        config.model.vocab_size = -(-len(tokenizer) // 64) * 64
+        config.model.vocab_size = padded_vocabulary(len(tokenizer))
     elif config.model.vocab_size < len(tokenizer):
         raise UserError(
             f"model.vocab_size={config.model.vocab_size} is below the tokenizer's {len(tokenizer)}; use 0 to follow it"

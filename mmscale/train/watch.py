@@ -46,18 +46,14 @@ class RankTimes:
     def tell(self, step: int, summed: list[float]) -> tuple[list[float], list[float]]:
         """Work and wait for data of every rank, in their order; warns of a rank that is slow for long."""
         work, wait = summed[0::2], summed[1::2]
-        for rank in range(self._ranks.world):
-            self._work[rank].append(work[rank])
-            self._wait[rank].append(wait[rank])
-        self._quiet -= 1
-        if (
-            self._ranks.is_first
-            and self._ranks.world > 1
-            and len(self._work[0]) == _WINDOW
-            and self._quiet < 0
-        ):
-            for name, numbers in (("works", self._work), ("waits for data", self._wait)):
-                self._warn(step, name, [statistics.fmean(one) for one in numbers])
+        if self._ranks.is_first and self._ranks.world > 1:
+            for rank in range(self._ranks.world):
+                self._work[rank].append(work[rank])
+                self._wait[rank].append(wait[rank])
+            self._quiet -= 1
+            if len(self._work[0]) == _WINDOW and self._quiet < 0:
+                for name, numbers in (("works", self._work), ("waits for data", self._wait)):
+                    self._warn(step, name, [statistics.fmean(one) for one in numbers])
         return work, wait
 
     def _warn(self, step: int, name: str, means: list[float]) -> None:
