@@ -122,7 +122,8 @@ def _run_trials(ray: Any, config: Config, space: Space, records: Records, search
         trainable,
         param_space=space_of_ray,
         tune_config=ray_tune.TuneConfig(
-            scheduler=make_scheduler(config, space, records), max_concurrent_trials=tune.concurrent or most_at_once(ray, needs),
+            scheduler=make_scheduler(config, space, records),
+            max_concurrent_trials=tune.concurrent or most_at_once(ray, needs),
             reuse_actors=tune.workers == 1, trial_name_creator=_name, trial_dirname_creator=_name, **chosen,
         ),
         run_config=ray_tune.RunConfig(

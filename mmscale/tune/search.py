@@ -155,9 +155,8 @@ class _Tpe(_Random):
                 n_startup_trials=max(4, min(10, config.tune.trials // 3)), multivariate=True, group=True,
                 constant_liar=True, seed=prf.derive_key(config.seed, "tpe", len(done)) % (1 << 32),
             )  # fmt: skip
-        self._study = optuna.create_study(
-            sampler=sampler, direction="minimize" if config.tune.better() == "min" else "maximize"
-        )
+        falls = config.tune.better() == "min"
+        self._study = optuna.create_study(sampler=sampler, direction="minimize" if falls else "maximize")
         self._asked: optuna.Trial | None = None
         self._told: dict[int, optuna.Trial] = {}
         for trial in done:
