@@ -82,6 +82,7 @@ def trial_config(config: Config, folder: Path, job: Job) -> Config:
     config.train.resume = "auto"
     config.train.keep_last, config.train.keep_best = 1, False
     config.train.keep_every = job.stops[0] if job.keep_all else 0
+    config.parallel.threads = config.parallel.threads or max(1, int(job.cpus))  # the machine is shared with others
     tokenizer = Path(job.folder) / "tokenizer.json"
     if tokenizer.is_file() and not config.model.init_from:
         config.data.tokenizer.file = str(tokenizer)
