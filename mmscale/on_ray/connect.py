@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -42,7 +43,7 @@ def import_ray() -> Any:
 def ray_cluster(config: RayConfig, quiet: bool = True, trains: bool = False) -> Iterator[Any]:
     """The package ``ray``, connected: to ``address``, else ``$RAY_ADDRESS``, else to a cluster of this process alone.
 
-    ``quiet``: what workers print stays in Ray's logs. ``trains``: Ray Train will be used, which needs Ray's dashboard to
+    ``quiet``: what workers print stays in Ray's logs. ``trains``: Ray Train will be used, which needs the dashboard to
     free the places of a run that was cut off.
 
     Raises:
@@ -96,8 +97,9 @@ def placement_fault(ray: Any, processes: list[dict[str, float]]) -> str:
             (one for one in free if all(one.get(kind, 0) >= amount for kind, amount in needs.items())), None
         )
         if node is None:
-            wanted = {f"{len(processes)} × ({_tell(processes[-1])})"}
-            return f"waits for room for {', '.join(wanted)}; the cluster has {tell_cluster(ray) or 'no node'}"
+            counts = Counter(map(_tell, processes))
+            wanted = " and ".join(f"{count} × ({each})" for each, count in counts.items())
+            return f"waits for room for {wanted}; the cluster has {tell_cluster(ray) or 'no node'}"
         for kind, amount in needs.items():
             node[kind] -= amount
     return ""
