@@ -5,8 +5,8 @@
     python tools/bench_tune.py cost
 
 gain: for each seed a random search whose trials all run to the end, and asha over as many steps in all; the best
-held-out score each had found when so many steps were spent. cost: wall time of a search without early stopping, one trial at a
-time, against `mmscale train` and `mmscale eval` of the same configs in a row, in turns.
+held-out score each had found when so many steps were spent. cost: wall time of a search without early stopping, one
+trial at a time, against `mmscale train` and `mmscale eval` of the same configs in a row, in turns.
 """
 
 from __future__ import annotations
