@@ -46,7 +46,8 @@ def search(folder: Path, arguments: argparse.Namespace, *overrides: str) -> list
         ],
     )  # fmt: skip
     tune(config)
-    spent, best, found, at = 0, 0.0, [], {}
+    spent, best, found = 0, 0.0, []
+    at: dict[int, int] = {}
     for line in (folder / "tune.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         if row.get("event") == "score" and row["score"] is not None:

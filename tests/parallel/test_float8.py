@@ -45,7 +45,7 @@ def runs(small_run, tmp_path_factory):
 def test_the_curve_is_near_that_of_bf16_and_not_the_same(runs):
     plain, one = ([row["loss"] for row in metrics(runs / name)] for name in ("plain", "one"))
     gaps = [abs(a / b - 1) for a, b in zip(plain, one, strict=True)]
-    assert 1e-5 < max(gaps) < 0.05 and one[-1] < one[0]
+    assert 1e-5 < max(gaps) < 0.1 and sum(gaps) / len(gaps) < 0.03 and one[-1] < one[0]
 
 
 def test_two_ranks_compute_the_same(runs):
