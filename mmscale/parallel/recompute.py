@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from mmscale.model.fusion import FusionTransformer
@@ -30,7 +31,18 @@ def set_recompute(model: FusionTransformer, how: str) -> None:
     run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     if how == "selective":
         run = partial(run, context_fn=partial(create_selective_checkpoint_contexts, _policy))
-    model.run_block = run
+    model.run_block = partial(_keep_weights, run)
+
+
+def _keep_weights(run: Any, block: nn.Module, *arguments: Any) -> Any:
+    """``run(block, …)``, which computes again with the weights of now.
+
+    `mmscale.parallel.single.run_in` puts copies in another type into the model, for the forward pass alone.
+    """
+    weights = dict(block.named_parameters())
+    if all(weight.is_leaf for weight in weights.values()):
+        return run(block, *arguments)
+    return run(partial(torch.func.functional_call, block, weights), arguments)
 
 
 def _policy(context: Any, operator: Any, *arguments: Any, **settings: Any) -> CheckpointPolicy:

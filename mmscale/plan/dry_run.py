@@ -1,7 +1,7 @@
 """One step of the real model under the real strategy, without memory: what lives at once, is computed, and is sent.
 
 Run as a process of its own (`dry_run`), because it joins a process group that pretends to have all ranks. Tensors are
-fake (`torch._subclasses.FakeTensorMode`), collectives do nothing, everything else is the training's own code. Two
+fake (`torch._subclasses.FakeTensorMode`), collectives do nothing, everything else is the training's own code. Three
 things are stand-ins: attention, which keeps what a fused kernel keeps (its inputs, its output and a float32 a head and
 position), and initial weights, which are not drawn.
 """
@@ -77,6 +77,8 @@ def measure(strategy: Any, batch: Any, passes: int = 1, embed: bool = False) -> 
         tracker.count("weights", [tensor for name, tensor in held.items() if name.startswith("model.")])
         tracker.count("optimiser", [tensor for name, tensor in held.items() if not name.startswith("model.")])
         tracker.count("batch", batch.tensors().values())
+        # Those that a strategy never lets go.
+        tracker.count("gradients", [p.grad for p in strategy.model.parameters() if p.grad is not None])
         if embed:
             strategy.embeddings(batch)
         if passes > 1:
@@ -157,6 +159,7 @@ def _stand_ins(fake: Any, batch: Any, fused: bool) -> Iterator[None]:
     from mmscale.model import blocks
     from mmscale.model.attention import AttentionPlan, make_plan
     from mmscale.parallel import build, fsdp
+    from mmscale.plan.dry_ddp import DryDistributedDataParallel
 
     class Fused(torch.autograd.Function):
         """What a fused attention kernel keeps and gives."""
@@ -200,12 +203,15 @@ def _stand_ins(fake: Any, batch: Any, fused: bool) -> Iterator[None]:
         mock.patch.object(DeviceMesh, "__getitem__", for_real(DeviceMesh.__getitem__)),
         mock.patch("mmscale.parallel.fsdp.build_model", for_real(build.build_model)),
         mock.patch("mmscale.parallel.single.build_model", for_real(build.build_model)),
+        mock.patch("mmscale.parallel.ddp.build_model", for_real(build.build_model)),
+        mock.patch("mmscale.parallel.ddp.DistributedDataParallel", DryDistributedDataParallel),
         mock.patch("mmscale.parallel.fsdp.split_matrices", for_real(fsdp.split_matrices)),
         mock.patch("mmscale.parallel.fsdp.fully_shard", for_real(fsdp.fully_shard)),
         mock.patch("mmscale.model.blocks.attend", how),
         mock.patch("mmscale.model.fusion.make_plan", lambda *unused: plan),
         mock.patch("mmscale.parallel.fsdp.initialise", lambda *unused: None),
         mock.patch("mmscale.parallel.single.initialise", lambda *unused: None),
+        mock.patch("mmscale.parallel.ddp.initialise", lambda *unused: None),
     ):
         yield
 

@@ -77,12 +77,17 @@ def estimate(
     summed = sum(size for name, size in dry.sent.items() if "reduce_scatter" in name)
     between = sum(size for name, size in dry.sent.items() if "allreduce" in name)
     exchange_s = share * (gathered + summed) / rate
-    if parallel.replicas > 1:
+    hidden_s = assume.overlap * compute_s
+    if parallel.strategy == "ddp":
+        # All gradients at once, behind the last backward pass: two thirds of its arithmetic.
+        exchange_s, within = 2.0 * share * between / rate, 0.0
+        hidden_s *= 2 / 3 / passes
+    elif parallel.replicas > 1:
         exchange_s += 2.0 * between / (gpu.network if world > per_node else gpu.link)
         within = 0.0
     else:
         within = 2.0 * between * passes / gpu.link if parallel.tensor > 1 else 0.0
-    exposed_s = within + max(0.0, exchange_s - assume.overlap * compute_s)
+    exposed_s = within + max(0.0, exchange_s - hidden_s)
 
     state = dry.memory.get("weights", 0) + dry.memory.get("optimiser", 0)
     update_s = 3.0 * state / gpu.memory_rate  # gradients read, state read and written

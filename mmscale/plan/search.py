@@ -66,11 +66,6 @@ class Planner:
                 f"parallel.strategy={name}: DeepSpeed cannot be planned without its ranks; fsdp divides the same "
                 "things, so plan with parallel.strategy=fsdp"
             )
-        if name == "ddp":
-            raise UserError(
-                "parallel.strategy=ddp: cannot be planned, because its buckets need memory of their own; plan with "
-                f"parallel.strategy=fsdp, and parallel.replicas={self.world} for whole weights on every rank"
-            )
         return Way(
             name, self.config.train.micro_batch, parallel.checkpointing, parallel.replicas, parallel.tensor
         )
@@ -127,6 +122,9 @@ class Planner:
             nodes = self.world // self.per_node
             if way.replicas == 1 and way.tensor == 1 and nodes > 1 and self.world % self.per_node == 0:
                 ways.append(Way(name, way.micro_batch, way.checkpointing, nodes))
+            state = told.memory.get("weights", 0) + told.memory.get("optimiser", 0)
+            if self.world > 1 and way.tensor == 1 and state * self.world // way.replicas < self.gpu.memory:
+                ways.append(Way("ddp", way.micro_batch, way.checkpointing))  # whole, but nothing to gather
             self._try([one for one in ways if one not in found], found, tell)
         return _fitting(found)
 

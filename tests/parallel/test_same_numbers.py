@@ -51,6 +51,12 @@ FP32 = {
 BF16 = {
     way: FP32[way]
     for way in ("ddp x2", "fsdp x2", "hybrid 2 x 2", "tensor 2", "zero1 x2", "zero2 x2", "zero3 x2")
+} | {
+    f"{name}, full checkpointing": (
+        ranks,
+        [f"parallel.strategy={name.split()[0]}", "parallel.checkpointing=full"],
+    )
+    for name, ranks in (("single", 1), ("ddp x2", 2), ("zero2 x2", 2))
 }
 # Saved under one, continued under another.
 PAIRED = ("ddp x1", "fsdp x4", "zero3 x2", "tensor 2")
@@ -67,7 +73,7 @@ if os.environ.get("MMSCALE_STRATEGIES") != "all":  # `make strategies` tries all
         "zero2 x2",
     )
     FP32 = {way: FP32[way] for way in (*PAIRED, *FEW)}
-    BF16 = {way: BF16[way] for way in ("fsdp x2", "zero3 x2")}
+    BF16 = {way: BF16[way] for way in ("fsdp x2", "zero3 x2", "single, full checkpointing")}
 
 
 def launch(jobs, folder):
