@@ -10,29 +10,29 @@ every file with its size and SHA-256.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import re
 import shutil
 import sys
 import warnings
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
-from torch.distributed.checkpoint.storage import WriteResult
-from torch.futures import Future as TorchFuture
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from mmscale.checkpoint.file_digest import file_digest, file_fault
+from mmscale.checkpoint.file_digest import file_fault
+from mmscale.checkpoint.save_writer import Files, ShardWriter
+from mmscale.durable import make_folder, move_into_place, remove_folder, write_durably
 from mmscale.errors import UserError
 
 _NAME = re.compile(r"step-(\d{8})")
@@ -78,43 +78,6 @@ def superfluous(folder: Path, keep: Keep) -> list[Path]:
     return [path for path in found if path not in kept]
 
 
-class _CommittingWriter(HuggingFaceStorageWriter):
-    """Writes into a hidden folder; when all ranks have written, the first rank renames it into place."""
-
-    def __init__(self, folder: Path, state: RunState, keep: Keep) -> None:
-        self._final = folder
-        self._hidden = folder.parent / f".{folder.name}.partial"
-        self._state, self._keep = state, keep
-        super().__init__(str(self._hidden), save_distributed=True)
-
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> TorchFuture[list[WriteResult]]:
-        """Called on every rank, beside training."""
-        written = super().write_data(plan, planner)
-        for name in sorted({result.storage_data.relative_path for result in written.wait()}):
-            path = self._hidden / name
-            fact = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-            (self._hidden / f"{name}.json").write_text(json.dumps(fact), encoding="utf-8")
-        return written
-
-    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Called on the first rank after every rank's `write_data` returned."""
-        files = {}
-        for path in sorted(self._hidden.glob("*.safetensors.json")):
-            files[path.name.removesuffix(".json")] = json.loads(path.read_text(encoding="utf-8"))
-            path.unlink()
-        with open(self._hidden / _STATE, "w", encoding="utf-8") as file:
-            json.dump({**asdict(self._state), "files": files}, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        _sync_folder(self._hidden)
-        if self._final.exists():
-            shutil.rmtree(self._final)
-        os.rename(self._hidden, self._final)
-        _sync_folder(self._final.parent)
-        for old in superfluous(self._final.parent, self._keep):
-            shutil.rmtree(old, ignore_errors=True)
-
-
 class CheckpointStore:
     """Saves and restores one run.
 
@@ -127,7 +90,9 @@ class CheckpointStore:
         self._folder, self._keep = folder, keep
         # Saving runs beside training; its messages must not mix with the training's own collectives.
         self._group = dist.new_group(backend="gloo")
-        self._pending: Future[Any] | None = None
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+        self._stager = DefaultStager(StagingOptions(False, False, False, False))
         self.failure = ""  # why the newest save failed, or nothing
 
     def save(self, tensors: dict[str, Tensor], state: RunState) -> None:
@@ -136,13 +101,12 @@ class CheckpointStore:
         A save that fails is told on the screen and in `failure`; the checkpoints before it stay, and the run goes on.
         """
         self.wait()
-        final = self._folder / f"step-{state.step:08d}"
         if not self._agree(self._make_folder):
             return
-        writer = _CommittingWriter(final, state, self._keep)
-        future = dcp.async_save(tensors, storage_writer=writer, process_group=self._group)
-        assert isinstance(future, Future)
-        self._pending = future
+        # The stager keeps its buffers: memory that was used before is written to much faster than new memory.
+        copies = self._stager.stage(tensors)
+        assert isinstance(copies, dict)
+        self._pending = self._thread.submit(self._write, copies, state)
 
     def wait(self) -> None:
         """Return when nothing is being written."""
@@ -156,11 +120,29 @@ class CheckpointStore:
             reason = " ".join(str(error).split())[-200:]  # torch gives the traceback of every rank
             self._tell_failure(f"could not be written (…{reason}; is the disk full?)")
 
+    def _write(self, tensors: dict[str, Tensor], state: RunState) -> None:
+        """Called on every rank, beside training."""
+        final = self._folder / f"step-{state.step:08d}"
+        hidden = final.with_name(f".{final.name}.partial")
+        writer = ShardWriter(hidden, partial(self._commit, hidden, final, state))
+        dcp.save(tensors, storage_writer=writer, process_group=self._group)
+
+    def _commit(self, hidden: Path, final: Path, state: RunState, files: Files) -> None:
+        """Called on the first rank when every rank's file lies in ``hidden``, flushed."""
+        ordered = dict(sorted(files.items()))
+        write_durably(hidden / _STATE, json.dumps({**asdict(state), "files": ordered}, indent=2))
+        move_into_place(hidden, final)
+        for old in superfluous(self._folder, self._keep):
+            with contextlib.suppress(OSError):
+                remove_folder(old)
+
     def newest(self) -> Path | None:
         """The newest checkpoint whose files are what its state says; called on every rank.
 
         What is passed over is told on the screen. Raises `UserError` if there are checkpoints, but no good one.
         """
+        if dist.get_rank() == 0:
+            self._clean()
         found = list_checkpoints(self._folder)[::-1]
         shared: list[list[Path]] = [found]
         dist.broadcast_object_list(shared, src=0, group=self._group)  # folders may be seen late
@@ -190,12 +172,16 @@ class CheckpointStore:
 
     def _make_folder(self) -> str:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self._folder.glob(".step-*.partial"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            make_folder(self._folder)
+            self._clean()
         except OSError as error:
             return f"cannot be written to ({error.strerror})"
         return ""
+
+    def _clean(self) -> None:
+        """Remove what killed runs left: folders that are no checkpoints yet, or no longer."""
+        for leftover in [*self._folder.glob(".step-*.partial"), *self._folder.glob(".step-*.gone")]:
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def _agree(self, act: Callable[[], str]) -> bool:
         """Let the first rank ``act``; every rank learns whether it returned no failure."""
@@ -268,11 +254,3 @@ def load_tensors(path: Path, tensors: dict[str, Tensor], group: dist.ProcessGrou
         raise UserError(
             f"{path}: does not fit this model ({error}); was model.* changed since it was saved?"
         ) from None
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
