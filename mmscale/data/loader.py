@@ -19,6 +19,7 @@ from mmscale.batch import Batch
 from mmscale.data.assemble import Assembler
 from mmscale.data.hand_over import hand_over, take_over
 from mmscale.data.plan import Plan, check_world
+from mmscale.data.worker_pool import end_with_parent
 
 _TERM_GRACE_S = 60.0  # until a terminated worker ends; the rank it works for may be saving
 
@@ -81,6 +82,7 @@ def start_forkserver() -> None:
 
 
 def _prepare_worker(worker: int) -> None:
+    end_with_parent()
     torch.set_num_threads(1)  # workers are the parallelism; more threads would fight with training
     # A signal to a whole job is for the ranks: they need their workers until they have saved.
     for number in (signal.SIGINT, signal.SIGUSR1):

@@ -109,7 +109,7 @@ def train(config: Config) -> TrainResult:
                 profiler.after(step, last)
                 finished = step + 1
                 if finished % config.train.checkpoint_every == 0 or step == last or metrics.wish:
-                    metrics.flush()
+                    metrics.settle()
                     done = RunState(
                         finished, plan.fingerprint(finished), metrics.seen, metrics.bad, metrics.skipped,
                         float(guard.norm_mean), metrics.mean_loss(),

@@ -22,6 +22,7 @@ from mmscale.data.plan import Plan
 from mmscale.data.segments import text_fields
 from mmscale.data.text_lengths import iterate_texts
 from mmscale.data.tokenizer import Tokenizer
+from mmscale.durable import write_durably
 from mmscale.errors import UserError
 from mmscale.parallel.ranks import Ranks
 from mmscale.train.classes import keep_classes, read_classes
@@ -53,7 +54,7 @@ def prepare(config: Config, ranks: Ranks, resume_step: int) -> tuple[Tokenizer, 
     resolve_towers(config)
     plan = plan or open_plan(config, tokenizer, resume_step)
     if ranks.is_first:
-        (Path(config.run.dir) / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        write_durably(Path(config.run.dir) / "config.yaml", dump_config(config))
     return tokenizer, plan
 
 
