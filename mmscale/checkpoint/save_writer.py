@@ -13,10 +13,8 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from mmscale.checkpoint.run_state import Files
 from mmscale.checkpoint.shard_file import write_shard
-
-# A rank's file, told to the first rank with the results: bytes and sha256 by name.
-Files = dict[str, dict[str, int | str]]
 
 
 class ShardWriter(HuggingFaceStorageWriter):

@@ -11,14 +11,12 @@ every file with its size and SHA-256.
 from __future__ import annotations
 
 import contextlib
-import json
-import re
 import shutil
 import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,51 +29,27 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from mmscale.checkpoint.file_digest import file_fault
-from mmscale.checkpoint.save_writer import Files, ShardWriter
+from mmscale.checkpoint.remote_copy import RemoteCopy
+from mmscale.checkpoint.run_state import (
+    STATE,
+    Files,
+    Keep,
+    RunState,
+    checkpoint_name,
+    encode_state,
+    list_checkpoints,
+    read_state,
+    step_of,
+    stored_files,
+    superfluous,
+)  # fmt: skip
+from mmscale.checkpoint.save_writer import ShardWriter
+from mmscale.data.remote import RemoteFault
 from mmscale.durable import make_folder, move_into_place, remove_folder, write_durably
 from mmscale.errors import UserError
 
-_NAME = re.compile(r"step-(\d{8})")
-_STATE = "state.json"
-
-
-@dataclass
-class RunState:
-    """What is saved beside the tensors. ``step`` counts finished steps."""
-
-    step: int
-    fingerprint: str  # of the data plan
-    seen: int = 0  # samples seen
-    bad: int = 0  # samples that could not be used
-    skipped: int = 0  # steps that were not taken, because loss or gradient was not finite or spiked
-    norm_mean: float = 0.0  # running mean of the gradient norm
-    loss: float = 0.0  # mean of the last steps
-
-
-@dataclass(frozen=True)
-class Keep:
-    """Which checkpoints stay: the ``last`` ones, those whose step ``every`` divides (0: none), the ``best`` one."""
-
-    last: int
-    every: int = 0
-    best: bool = False
-
-
-def superfluous(folder: Path, keep: Keep) -> list[Path]:
-    """Checkpoints that need not stay. Damaged ones are left for a person to look at."""
-    found = list_checkpoints(folder)
-    kept = set(found[-keep.last :])
-    states = {}
-    for path in found:
-        try:
-            states[path] = read_state(path)
-        except UserError:
-            kept.add(path)
-    if keep.every:
-        kept |= {path for path, state in states.items() if state.step % keep.every == 0}
-    if keep.best and states:
-        kept.add(min(states, key=lambda path: (states[path].loss, -states[path].step)))
-    return [path for path in found if path not in kept]
+# A large checkpoint takes its time through a network; a rank that hangs is noticed by training itself.
+_PATIENCE = timedelta(hours=12)
 
 
 class CheckpointStore:
@@ -84,16 +58,21 @@ class CheckpointStore:
     Args:
         folder: ``run.dir/checkpoints``.
         keep: which checkpoints stay.
+        copy_to: URL in an object store where copies of them are kept (`RemoteCopy`), or nothing.
+
+    Raises:
+        UserError: ``copy_to`` cannot be used.
     """
 
-    def __init__(self, folder: Path, keep: Keep) -> None:
+    def __init__(self, folder: Path, keep: Keep, copy_to: str = "") -> None:
         self._folder, self._keep = folder, keep
+        self._remote = RemoteCopy(copy_to) if copy_to else None
         # Saving runs beside training; its messages must not mix with the training's own collectives.
-        self._group = dist.new_group(backend="gloo")
+        self._group = dist.new_group(backend="gloo", timeout=_PATIENCE if copy_to else None)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
         self._stager = DefaultStager(StagingOptions(False, False, False, False))
-        self.failure = ""  # why the newest save failed, or nothing
+        self.failure = ""  # why the newest save failed and what to do, or nothing
 
     def save(self, tensors: dict[str, Tensor], state: RunState) -> None:
         """Copy ``tensors``, by name, to host memory and start writing them; waits for an earlier save first.
@@ -116,48 +95,125 @@ class CheckpointStore:
         try:
             pending.result()
             self.failure = ""
+        except RemoteFault as fault:
+            assert self._remote is not None
+            self._tell(
+                f"warning: {self._remote.url}: not copied ({fault}); the run goes on, and saves in {self._folder}"
+            )
+            self.failure = (
+                f"{self._remote.url}: the newest checkpoint could not be copied ({fault}); it lies in {self._folder}: "
+                "mend the way there and start again, which copies it"
+            )
         except (OSError, RuntimeError, ValueError, CheckpointException) as error:
             reason = " ".join(str(error).split())[-200:]  # torch gives the traceback of every rank
             self._tell_failure(f"could not be written (…{reason}; is the disk full?)")
 
     def _write(self, tensors: dict[str, Tensor], state: RunState) -> None:
         """Called on every rank, beside training."""
-        final = self._folder / f"step-{state.step:08d}"
+        final = self._folder / checkpoint_name(state.step)
         hidden = final.with_name(f".{final.name}.partial")
         writer = ShardWriter(hidden, partial(self._commit, hidden, final, state))
         dcp.save(tensors, storage_writer=writer, process_group=self._group)
+        if self._remote is not None:
+            self._copy(final)
 
     def _commit(self, hidden: Path, final: Path, state: RunState, files: Files) -> None:
         """Called on the first rank when every rank's file lies in ``hidden``, flushed."""
-        ordered = dict(sorted(files.items()))
-        write_durably(hidden / _STATE, json.dumps({**asdict(state), "files": ordered}, indent=2))
+        write_durably(hidden / STATE, encode_state(state, files))
         move_into_place(hidden, final)
-        for old in superfluous(self._folder, self._keep):
+        states: dict[int, RunState | None] = {}
+        for path in list_checkpoints(self._folder):
+            try:
+                states[_step(path)] = read_state(path)
+            except UserError:
+                states[_step(path)] = None
+        for step in superfluous(states, self._keep):
             with contextlib.suppress(OSError):
-                remove_folder(old)
+                remove_folder(self._folder / checkpoint_name(step))
+
+    def _copy(self, path: Path) -> None:
+        """Copy a checkpoint, each rank a share of its files. Raises `RemoteFault` on every rank if one failed."""
+        remote, rank, world = self._remote, dist.get_rank(), dist.get_world_size()
+        assert remote is not None
+        mine = sorted(stored_files(path))[rank::world]
+        steps: list[Callable[[], None]] = [
+            (lambda: remote.begin(path)) if rank == 0 else _nothing,
+            lambda: remote.put(path, mine),
+            (lambda: remote.commit(path, self._folder.parent, self._keep)) if rank == 0 else _nothing,
+        ]
+        for act in steps:
+            faults = [""] * world
+            dist.all_gather_object(faults, _fault_of(act), group=self._group)
+            if any(faults):
+                raise RemoteFault(next(fault for fault in faults if fault))
 
     def newest(self) -> Path | None:
         """The newest checkpoint whose files are what its state says; called on every rank.
 
-        What is passed over is told on the screen. Raises `UserError` if there are checkpoints, but no good one.
+        One that only the copies have, or have whole, is fetched; one that they have not is copied. What is passed over
+        is told on the screen. Raises `UserError` if there are checkpoints, but no good one.
         """
         if dist.get_rank() == 0:
             self._clean()
-        found = list_checkpoints(self._folder)[::-1]
-        shared: list[list[Path]] = [found]
-        dist.broadcast_object_list(shared, src=0, group=self._group)  # folders may be seen late
-        for path in shared[0]:
-            faults: list[str | None] = [None] * dist.get_world_size()
-            dist.all_gather_object(faults, self._fault(path), group=self._group)
-            fault = next((fault for fault in faults if fault), None)
-            if fault is None:
+        found, copied = self._everywhere()
+        for step in sorted({*found, *copied}, reverse=True):
+            path = self._folder / checkpoint_name(step)
+            if step in found:
+                faults: list[str | None] = [None] * dist.get_world_size()
+                dist.all_gather_object(faults, self._fault(path), group=self._group)
+                fault = next((fault for fault in faults if fault), None)
+                if fault is None:
+                    if self._remote is not None and step not in copied:
+                        self._pending = self._thread.submit(self._copy, path)
+                    return path
+                self._tell(f"warning: passed over {path}: {fault}")
+            if step in copied and self._fetched(step, path):
                 return path
-            self._tell(f"warning: passed over {path}: {fault}")
-        if shared[0]:
+        if found or copied:
             raise UserError(
-                f"{self._folder}: none of its {len(shared[0])} checkpoints is whole; remove the folder to begin anew"
+                f"{self._folder}: none of its {len({*found, *copied})} checkpoints is whole; remove the folder to "
+                "begin anew"
             )
         return None
+
+    def _everywhere(self) -> tuple[list[int], list[int]]:
+        """Steps of the checkpoints in the folder, and of the copies, as the first rank sees them."""
+        found = [_step(path) for path in list_checkpoints(self._folder)]
+        shared: list[Any] = [(found, [], "")]
+        if self._remote is not None and dist.get_rank() == 0:
+            try:
+                shared = [(found, self._remote.steps(), "")]
+                self._remote.fetch_beside(self._folder.parent)
+            except RemoteFault as fault:
+                shared = [(found, [], f"{self._remote.url}: cannot be used ({fault})")]
+        dist.broadcast_object_list(shared, src=0, group=self._group)  # folders may be seen late
+        found, copied, refused = shared[0]
+        if refused and not found:
+            if dist.get_rank():
+                raise SystemExit(2)  # the first rank tells the user; once is enough
+            raise UserError(
+                f"{refused}; mend run.copy_to, or the network and the credentials (docs/remote.md)"
+            )
+        if refused:
+            self._tell(f"warning: {refused}; the run goes on from {self._folder}")
+        return found, copied
+
+    def _fetched(self, step: int, path: Path) -> bool:
+        """Fetch a copy into its place; whether that went well, on every rank."""
+        remote, hidden = self._remote, path.with_name(f".{path.name}.partial")
+        assert remote is not None
+
+        def fetch() -> None:
+            remote.fetch(step, hidden)
+            move_into_place(hidden, path)
+
+        said = [_fault_of(fetch) if dist.get_rank() == 0 else ""]
+        dist.broadcast_object_list(said, src=0, group=self._group)
+        if said[0]:
+            self._tell(f"warning: passed over {remote.url}/checkpoints/{path.name}: {said[0]}")
+        else:
+            self._tell(f"fetched {remote.url}/checkpoints/{path.name}")
+        return not said[0]
 
     def restore(self, path: Path, tensors: dict[str, Tensor]) -> None:
         """Load ``path`` into ``tensors`` in place, whatever number of ranks saved it."""
@@ -192,47 +248,15 @@ class CheckpointStore:
         return not said[0]
 
     def _tell_failure(self, reason: str) -> None:
-        self.failure = f"{self._folder}: {reason}"
-        self._tell(f"warning: {self.failure}; the run goes on, and the checkpoints before stand")
+        self.failure = (
+            f"{self._folder}: {reason}; the steps since the last checkpoint are lost: free the path or room, and start "
+            "again"
+        )
+        self._tell(f"warning: {self._folder}: {reason}; the run goes on, and the checkpoints before stand")
 
     def _tell(self, line: str) -> None:
         if dist.get_rank() == 0:
             print(f"mmscale: {line}", file=sys.stderr)
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    found = [
-        path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and (path / _STATE).is_file()
-    ]
-    return sorted(found)
-
-
-def read_state(path: Path) -> RunState:
-    """The plain part of a checkpoint. Raises `UserError` if it is damaged, or a tensor file has another size."""
-    return _read(path)[0]
-
-
-def stored_files(path: Path) -> dict[str, dict[str, Any]]:
-    """``bytes`` and ``sha256`` of every tensor file, by name. Raises `UserError` as `read_state` does."""
-    return _read(path)[1]
-
-
-def _read(path: Path) -> tuple[RunState, dict[str, dict[str, Any]]]:
-    try:
-        raw = json.loads((path / _STATE).read_text(encoding="utf-8"))
-        if not isinstance(raw, dict):
-            raise ValueError(f"{_STATE} is no object")
-        files = raw.pop("files", None)
-        state = RunState(**raw)
-        for name, fact in files.items():
-            if "/" in name or (path / name).stat().st_size != fact["bytes"]:
-                raise ValueError(f"{name} is not {fact['bytes']} bytes long")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{path}: damaged checkpoint ({error}); remove the folder to resume from an older one"
-        ) from None
-    return state, files
 
 
 def load_tensors(path: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup | None = None) -> None:
@@ -254,3 +278,24 @@ def load_tensors(path: Path, tensors: dict[str, Tensor], group: dist.ProcessGrou
         raise UserError(
             f"{path}: does not fit this model ({error}); was model.* changed since it was saved?"
         ) from None
+
+
+def _step(path: Path) -> int:
+    step = step_of(path.name)
+    assert step is not None
+    return step
+
+
+def _nothing() -> None:
+    pass
+
+
+def _fault_of(act: Callable[[], None]) -> str:
+    """What went wrong in ``act``, or nothing."""
+    try:
+        act()
+    except RemoteFault as fault:
+        return str(fault)
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    return ""

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from mmscale.checkpoint.begin import begin_from
-from mmscale.checkpoint.store import CheckpointStore, Keep, RunState, read_state
+from mmscale.checkpoint.run_state import Keep, RunState, read_state
+from mmscale.checkpoint.store import CheckpointStore
 from mmscale.checkpoint.towers import load_towers
 from mmscale.config import Config
 from mmscale.data.assemble import Assembler
@@ -62,7 +63,7 @@ def train(config: Config) -> TrainResult:
     try:
         check_world(config.data.sequences, ranks.data_world)
         keep = Keep(config.train.keep_last, config.train.keep_every, config.train.keep_best)
-        store = CheckpointStore(folder / "checkpoints", keep)
+        store = CheckpointStore(folder / "checkpoints", keep, config.run.copy_to)
         newest = store.newest()
         tokenizer, plan = prepare(config, ranks, read_state(newest).step if newest else 0)
         strategy = build_strategy(config, ranks)
@@ -120,9 +121,7 @@ def train(config: Config) -> TrainResult:
             store.wait()
             metrics.flush()
         if store.failure:
-            raise UserError(
-                f"{store.failure}; the steps since the last checkpoint are lost: free the path or room, and start again"
-            )
+            raise UserError(store.failure)
         if metrics.wish and ranks.is_first:
             print(
                 f"mmscale: stopped as told after step {finished - 1}, and saved; the same command goes on",

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmscale.batch import Batch
-from mmscale.checkpoint.store import RunState
+from mmscale.checkpoint.run_state import RunState
 from mmscale.config import Config
 from mmscale.data.plan import Plan
 from mmscale.durable import write_durably

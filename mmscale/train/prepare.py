@@ -12,7 +12,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from mmscale.checkpoint.begin import begin_tokenizer
-from mmscale.checkpoint.store import list_checkpoints, read_state
+from mmscale.checkpoint.run_state import list_checkpoints, read_state
 from mmscale.checkpoint.towers import resolve_towers
 from mmscale.config import Config
 from mmscale.config_file import dump_config

@@ -17,7 +17,7 @@ from conftest import ROOT
 from mmscale import prf
 
 _PATIENCE_S = 120  # until a start is where it shall be killed, or has ended by itself
-_ORPHANS_S = 20  # until everything that belonged to a killed start is gone
+_ORPHANS_S = 5  # until everything that belonged to a killed start is gone
 _TARGETS = ("rank 0", "rank 1", "launcher", "loader worker")
 _MOMENTS = ("step", "step", "save", "save", "start")
 

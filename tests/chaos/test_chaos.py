@@ -15,7 +15,7 @@ from conftest import run_module
 from killed_run import KilledRun
 from killing import metrics
 
-from mmscale.checkpoint.store import list_checkpoints, stored_files
+from mmscale.checkpoint.run_state import list_checkpoints, stored_files
 
 KILLS = int(os.environ.get("MMSCALE_CHAOS_KILLS", "3"))
 SEED = os.environ.get("MMSCALE_CHAOS_SEED", "7")
