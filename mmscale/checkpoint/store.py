@@ -210,6 +210,7 @@ class CheckpointStore:
         said = [_fault_of(fetch) if dist.get_rank() == 0 else ""]
         dist.broadcast_object_list(said, src=0, group=self._group)
         if said[0]:
+            shutil.rmtree(hidden, ignore_errors=True)
             self._tell(f"warning: passed over {remote.url}/checkpoints/{path.name}: {said[0]}")
         else:
             self._tell(f"fetched {remote.url}/checkpoints/{path.name}")
