@@ -22,6 +22,7 @@ from mmscale.errors import UserError
 
 CONFIG = "configs/train/digits.yaml"
 FORGED = b'{"step": 3, "fingerprint": "", "files": {"../../x": {"bytes": 1, "sha256": ""}}}'
+TASKS = "data.sets.digits.tasks=[{input: [image], prompt: digit, target: json.label}]"
 TENSORS = {"model.a": torch.arange(6.0).view(2, 3), "model.b": torch.ones(5)}
 
 
@@ -153,7 +154,15 @@ def test_a_bucket_lost_in_mid_run_and_a_run_folder_lost_after_it(s3, bucket, tmp
     """Two ranks. The bucket goes: the run goes on, warns, and ends with an error. It comes back: all is copied. The
     folder goes: a start fetches everything, and goes on as the folder would have."""
     folder, url = tmp_path / "run", f"s3://{bucket}/run"
-    command = ["mmscale", "train", CONFIG, *small_run, "train.precision=fp32", "train.checkpoint_every=2"]
+    command = [
+        "mmscale",
+        "train",
+        CONFIG,
+        *small_run,
+        "train.precision=fp32",
+        "train.checkpoint_every=2",
+        TASKS,
+    ]
     copied = [*command, f"run.dir={folder}", f"run.copy_to={url}", "train.steps=24"]
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     process = subprocess.Popen(
