@@ -80,8 +80,6 @@ class CheckpointStore:
         A save that fails is told on the screen and in `failure`; the checkpoints before it stay, and the run goes on.
         """
         self.wait()
-        if not self._agree(self._make_folder):
-            return
         # The stager keeps its buffers: memory that was used before is written to much faster than new memory.
         copies = self._stager.stage(tensors)
         assert isinstance(copies, dict)
@@ -112,6 +110,10 @@ class CheckpointStore:
         """Called on every rank, beside training."""
         final = self._folder / checkpoint_name(state.step)
         hidden = final.with_name(f".{final.name}.partial")
+        said = [_fault_of(self._make_folder) if dist.get_rank() == 0 else ""]
+        dist.broadcast_object_list(said, src=0, group=self._group)
+        if said[0]:
+            raise OSError(said[0])
         writer = ShardWriter(hidden, partial(self._commit, hidden, final, state))
         dcp.save(tensors, storage_writer=writer, process_group=self._group)
         if self._remote is not None:
@@ -227,26 +229,14 @@ class CheckpointStore:
         except UserError as error:
             return str(error).removeprefix(f"{path}: ")
 
-    def _make_folder(self) -> str:
-        try:
-            make_folder(self._folder)
-            self._clean()
-        except OSError as error:
-            return f"cannot be written to ({error.strerror})"
-        return ""
+    def _make_folder(self) -> None:
+        make_folder(self._folder)
+        self._clean()
 
     def _clean(self) -> None:
         """Remove what killed runs left: folders that are no checkpoints yet, or no longer."""
         for leftover in [*self._folder.glob(".step-*.partial"), *self._folder.glob(".step-*.gone")]:
             shutil.rmtree(leftover, ignore_errors=True)
-
-    def _agree(self, act: Callable[[], str]) -> bool:
-        """Let the first rank ``act``; every rank learns whether it returned no failure."""
-        said = [act() if dist.get_rank() == 0 else ""]
-        dist.broadcast_object_list(said, src=0, group=self._group)
-        if said[0]:
-            self._tell_failure(said[0])
-        return not said[0]
 
     def _tell_failure(self, reason: str) -> None:
         self.failure = (

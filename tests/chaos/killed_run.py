@@ -95,17 +95,16 @@ class KilledRun:
         try:
             if self._reach(moment, launcher, number):
                 time.sleep(delay if moment == "step" else delay / 4)
-                victim = self._find(target, launcher.pid, number)
-                if victim is not None:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(victim, signal.SIGKILL)
-                        self.told.append((moment, target))
-            else:
-                assert launcher.returncode == 0, "a start failed that nobody had killed"
-            if target == "launcher" or launcher.returncode is not None:
-                launcher.wait()
-            else:
-                launcher.wait(timeout=_PATIENCE_S)
+                victim = None
+                while victim is None and launcher.poll() is None:
+                    time.sleep(0.005)  # early in a start it does not exist yet
+                    victim = self._find(target, launcher.pid, number)
+                if victim is not None and launcher.poll() is None:
+                    os.kill(victim, signal.SIGKILL)
+                    self.told.append((moment, target))
+                    launcher.wait(timeout=_PATIENCE_S)
+                    return
+            assert launcher.returncode == 0, "a start failed that nobody had killed"
         finally:
             self._see_it_gone(number)
 

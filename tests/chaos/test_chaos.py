@@ -19,7 +19,7 @@ from mmscale.checkpoint.run_state import list_checkpoints, stored_files
 
 KILLS = int(os.environ.get("MMSCALE_CHAOS_KILLS", "3"))
 SEED = os.environ.get("MMSCALE_CHAOS_SEED", "7")
-STEPS = 10 + 4 * KILLS
+STEPS = 10 + 3 * KILLS
 # What torchrun, torch and multiprocessing keep in $TMPDIR, and cannot remove when they are killed.
 DECLARED = re.compile(r"(torchelastic|torchinductor)_\w+|pymp-\w+")
 
