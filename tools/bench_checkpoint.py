@@ -5,8 +5,8 @@
 Two processes hold `base` with its AdamW moments as FSDP shards them (1.5 GB). In every round, in turn: *stall*, how
 long `CheckpointStore.save` keeps training waiting; *save*, from its call until the checkpoint exists, flushed and
 hashed; *copy*, every tensor copied in memory, into tensors that were used before; *dd*, each process's file written
-again by ``dd bs=16M conv=fsync``, both at once, from the page cache. A time is the slower process's. The first round is left
-out: in it every memory is new.
+again by ``dd bs=16M conv=fsync``, both at once, from the page cache. A time is the slower process's. The first round
+is left out: in it every memory is new.
 """
 
 from __future__ import annotations

@@ -26,9 +26,9 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from mmscale.checkpoint.file_digest import file_fault
+from mmscale.checkpoint.host_copy import HostCopy
 from mmscale.checkpoint.remote_copy import RemoteCopy
 from mmscale.checkpoint.run_state import (
     STATE,
@@ -71,7 +71,7 @@ class CheckpointStore:
         self._group = dist.new_group(backend="gloo", timeout=_PATIENCE if copy_to else None)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
-        self._stager = DefaultStager(StagingOptions(False, False, False, False))
+        self._copy_of = HostCopy()
         self.failure = ""  # why the newest save failed and what to do, or nothing
 
     def save(self, tensors: dict[str, Tensor], state: RunState) -> None:
@@ -80,10 +80,7 @@ class CheckpointStore:
         A save that fails is told on the screen and in `failure`; the checkpoints before it stay, and the run goes on.
         """
         self.wait()
-        # The stager keeps its buffers: memory that was used before is written to much faster than new memory.
-        copies = self._stager.stage(tensors)
-        assert isinstance(copies, dict)
-        self._pending = self._thread.submit(self._write, copies, state)
+        self._pending = self._thread.submit(self._write, self._copy_of.take(tensors), state)
 
     def wait(self) -> None:
         """Return when nothing is being written."""
