@@ -71,6 +71,7 @@ class CheckpointStore:
         self._group = dist.new_group(backend="gloo", timeout=_PATIENCE if copy_to else None)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
+        self._uncopied: Path | None = None
         self._copy_of = HostCopy()
         self.failure = ""  # why the newest save failed and what to do, or nothing
 
@@ -134,10 +135,9 @@ class CheckpointStore:
         """Copy a checkpoint, each rank a share of its files. Raises `RemoteFault` on every rank if one failed."""
         remote, rank, world = self._remote, dist.get_rank(), dist.get_world_size()
         assert remote is not None
-        mine = sorted(stored_files(path))[rank::world]
         steps: list[Callable[[], None]] = [
             (lambda: remote.begin(path)) if rank == 0 else _nothing,
-            lambda: remote.put(path, mine),
+            lambda: remote.put(path, sorted(stored_files(path))[rank::world]),
             (lambda: remote.commit(path, self._folder.parent, self._keep)) if rank == 0 else _nothing,
         ]
         for act in steps:
@@ -162,8 +162,7 @@ class CheckpointStore:
                 dist.all_gather_object(faults, self._fault(path), group=self._group)
                 fault = next((fault for fault in faults if fault), None)
                 if fault is None:
-                    if self._remote is not None and step not in copied:
-                        self._pending = self._thread.submit(self._copy, path)
+                    self._uncopied = path if self._remote is not None and step not in copied else None
                     return path
                 self._tell(f"warning: passed over {path}: {fault}")
             if step in copied and self._fetched(step, path):
@@ -216,8 +215,10 @@ class CheckpointStore:
         return not said[0]
 
     def restore(self, path: Path, tensors: dict[str, Tensor]) -> None:
-        """Load ``path`` into ``tensors`` in place, whatever number of ranks saved it."""
+        """Load ``path`` into ``tensors`` in place, whatever number of ranks saved it; then begin to copy it, if due."""
         load_tensors(path, tensors, self._group)
+        if self._uncopied is not None:
+            self._pending = self._thread.submit(self._copy, self._uncopied)
 
     def _fault(self, path: Path) -> str | None:
         """What is wrong with a checkpoint, as far as this rank looked: each reads a share of the files."""
@@ -282,7 +283,7 @@ def _fault_of(act: Callable[[], None]) -> str:
     """What went wrong in ``act``, or nothing."""
     try:
         act()
-    except RemoteFault as fault:
+    except (RemoteFault, UserError) as fault:
         return str(fault)
     except OSError as error:
         return error.strerror or type(error).__name__
