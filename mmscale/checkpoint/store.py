@@ -100,7 +100,9 @@ class CheckpointStore:
                 f"{self._remote.url}: the newest checkpoint could not be copied ({fault}); it lies in {self._folder}: "
                 "mend the way there and start again, which copies it"
             )
-        except (OSError, RuntimeError, ValueError, CheckpointException) as error:
+        except OSError as error:  # of the folder; torch wraps what comes later
+            self._tell_failure(f"cannot be written to ({error})")
+        except (RuntimeError, ValueError, CheckpointException) as error:
             reason = " ".join(str(error).split())[-200:]  # torch gives the traceback of every rank
             self._tell_failure(f"could not be written (…{reason}; is the disk full?)")
 
