@@ -68,8 +68,10 @@ def iterate_steps(
             batch = next(batches)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            # The DataLoader noticed it, or a batch was being handed over; not what a worker has told of itself.
+            noticed = not isinstance(error, RuntimeError) or str(error).startswith("DataLoader worker")
+            if not workers or not noticed or "in DataLoader worker process" in str(error):
                 raise
             raise UserError(
                 "a loader worker was killed, perhaps for want of memory; start again, with lower data.workers or "

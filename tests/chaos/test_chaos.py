@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
-from conftest import run_module
+from conftest import ROOT, run_module
 from killed_run import KilledRun
 from killing import metrics
 
@@ -108,6 +108,8 @@ def test_what_the_killed_ranks_really_saw_is_every_sample_once_an_epoch(chaos):
 def test_nothing_is_left_behind(chaos):
     calm, killed, _, before = chaos
     assert killed.orphans == []
+    said = (killed.scratch / "said.txt").read_text()
+    assert f'File "{ROOT}/mmscale/' not in said, "every kill is told in a line, not by a traceback"
     extra = {name for name in files(killed.run_dir) - files(calm) if not name.startswith("hang/")}
     assert extra == set() and files(calm) <= files(killed.run_dir)
     data = next(one for one in killed.command if one.startswith("data.sets.digits.shards="))
