@@ -4,13 +4,14 @@
 # And for those who change what reads foreign bytes:
 #   make test-cluster   a real Slurm on this machine (root; apt-get install slurm-wlm munge), three minutes
 #   make strategies   every way of splitting the work gives the same numbers, about four minutes
+#   make chaos   a run that is killed a hundred times ends as the undisturbed one, about half an hour
 #   make fuzz   damaged shards, media, checkpoints, manifests, releases: 20,000 examples of each test, half an hour
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
 
-.PHONY: demo test test-cluster strategies fuzz lint recipes clean
+.PHONY: demo test test-cluster strategies chaos fuzz lint recipes clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python tools/demo.py --run-dir $(DEMO)
@@ -23,6 +24,9 @@ test-cluster: $(VENV)/.installed
 
 strategies: $(VENV)/.installed
 	MMSCALE_STRATEGIES=all $(BIN)/python -m pytest -rP tests/parallel/test_same_numbers.py
+
+chaos: $(VENV)/.installed
+	MMSCALE_CHAOS_KILLS=100 $(BIN)/python -m pytest -rP tests/chaos
 
 fuzz: $(VENV)/.installed
 	MMSCALE_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest tests/data/test_fuzz.py tests/checkpoint/test_checkpoint_fuzz.py

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor of the newest checkpoint, shards joined by their offsets."""
-    from mmscale.checkpoint.store import list_checkpoints
+    from mmscale.checkpoint.run_state import list_checkpoints
 
     parts: dict[str, list[tuple[list[int], torch.Tensor]]] = {}
     for path in sorted(list_checkpoints(folder / "checkpoints")[-1].glob("*.safetensors")):

@@ -11,7 +11,8 @@ from packings import MEDIA, model_config
 from PIL import Image
 
 from mmscale import prf
-from mmscale.checkpoint.store import CheckpointStore, Keep, RunState
+from mmscale.checkpoint.run_state import Keep, RunState
+from mmscale.checkpoint.store import CheckpointStore
 from mmscale.config import Config, DataConfig, EvalConfig, ParallelConfig, SetConfig, TaskConfig
 from mmscale.config_file import dump_config
 from mmscale.data.index import build_index

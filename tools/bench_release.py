@@ -24,7 +24,7 @@ import torch
 
 from mmscale import prf
 from mmscale.checkpoint.run_folder import build_empty
-from mmscale.checkpoint.store import RunState
+from mmscale.checkpoint.run_state import RunState
 from mmscale.checkpoint.weight_writer import write_header
 from mmscale.config import Config, DataConfig, SetConfig, TaskConfig
 from mmscale.config_file import dump_config, load_model_config

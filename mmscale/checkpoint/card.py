@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from mmscale.checkpoint.emissions import emissions_section
+from mmscale.checkpoint.run_state import RunState
 from mmscale.checkpoint.score_file import read_scores
-from mmscale.checkpoint.store import RunState
 from mmscale.config import CacheConfig, Config, MediaConfig, SetConfig, TaskConfig
 from mmscale.data.corpus import Corpus
 from mmscale.errors import UserError

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mmscale.checkpoint.open_release import is_release, load_release
 from mmscale.checkpoint.run_folder import load_run, open_run
-from mmscale.checkpoint.store import read_state
+from mmscale.checkpoint.run_state import read_state
 from mmscale.checkpoint.weight_writer import WEIGHT_TYPES
 from mmscale.errors import UserError
 from mmscale.predict.decoding import Decoding

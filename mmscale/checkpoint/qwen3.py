@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mmscale.checkpoint.json_file import read_object, write_object
 from mmscale.checkpoint.release_files import write_tokenizer_config
 from mmscale.checkpoint.run_folder import build_empty, open_run, saved_names
-from mmscale.checkpoint.store import read_state
+from mmscale.checkpoint.run_state import read_state
 from mmscale.checkpoint.stored_weights import StoredWeights, fill_from
 from mmscale.config import ModelConfig
 from mmscale.data.tokenizer import END, SPECIAL_TOKENS, Tokenizer

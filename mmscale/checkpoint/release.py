@@ -31,7 +31,7 @@ from mmscale.checkpoint.release_files import (
     write_release_files,
 )
 from mmscale.checkpoint.run_folder import build_empty, open_run, saved_names
-from mmscale.checkpoint.store import RunState, read_state
+from mmscale.checkpoint.run_state import RunState, read_state
 from mmscale.checkpoint.stored_weights import MeanOfWeights, StoredWeights, Weights
 from mmscale.checkpoint.weight_writer import INDEX, ONE_FILE, WEIGHT_TYPES, write_weights
 from mmscale.config import Config

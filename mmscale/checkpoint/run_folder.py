@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from mmscale.checkpoint.store import list_checkpoints, read_state
+from mmscale.checkpoint.run_state import list_checkpoints, read_state
 from mmscale.checkpoint.stored_weights import StoredWeights, fill_from
 from mmscale.config import Config
 from mmscale.config_file import load_config

@@ -10,109 +10,46 @@ every file with its size and SHA-256.
 
 from __future__ import annotations
 
-import json
-import os
-import re
+import contextlib
 import shutil
 import sys
 import warnings
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
-from torch.distributed.checkpoint.storage import WriteResult
-from torch.futures import Future as TorchFuture
 
-from mmscale.checkpoint.file_digest import file_digest, file_fault
+from mmscale.checkpoint.file_digest import file_fault
+from mmscale.checkpoint.host_copy import HostCopy
+from mmscale.checkpoint.remote_copy import RemoteCopy
+from mmscale.checkpoint.run_state import (
+    STATE,
+    Files,
+    Keep,
+    RunState,
+    checkpoint_name,
+    encode_state,
+    list_checkpoints,
+    read_state,
+    step_of,
+    stored_files,
+    superfluous,
+)  # fmt: skip
+from mmscale.checkpoint.save_writer import ShardWriter
+from mmscale.data.remote import RemoteFault
+from mmscale.durable import make_folder, move_into_place, remove_folder, write_durably
 from mmscale.errors import UserError
 
-_NAME = re.compile(r"step-(\d{8})")
-_STATE = "state.json"
-
-
-@dataclass
-class RunState:
-    """What is saved beside the tensors. ``step`` counts finished steps."""
-
-    step: int
-    fingerprint: str  # of the data plan
-    seen: int = 0  # samples seen
-    bad: int = 0  # samples that could not be used
-    skipped: int = 0  # steps that were not taken, because loss or gradient was not finite or spiked
-    norm_mean: float = 0.0  # running mean of the gradient norm
-    loss: float = 0.0  # mean of the last steps
-
-
-@dataclass(frozen=True)
-class Keep:
-    """Which checkpoints stay: the ``last`` ones, those whose step ``every`` divides (0: none), the ``best`` one."""
-
-    last: int
-    every: int = 0
-    best: bool = False
-
-
-def superfluous(folder: Path, keep: Keep) -> list[Path]:
-    """Checkpoints that need not stay. Damaged ones are left for a person to look at."""
-    found = list_checkpoints(folder)
-    kept = set(found[-keep.last :])
-    states = {}
-    for path in found:
-        try:
-            states[path] = read_state(path)
-        except UserError:
-            kept.add(path)
-    if keep.every:
-        kept |= {path for path, state in states.items() if state.step % keep.every == 0}
-    if keep.best and states:
-        kept.add(min(states, key=lambda path: (states[path].loss, -states[path].step)))
-    return [path for path in found if path not in kept]
-
-
-class _CommittingWriter(HuggingFaceStorageWriter):
-    """Writes into a hidden folder; when all ranks have written, the first rank renames it into place."""
-
-    def __init__(self, folder: Path, state: RunState, keep: Keep) -> None:
-        self._final = folder
-        self._hidden = folder.parent / f".{folder.name}.partial"
-        self._state, self._keep = state, keep
-        super().__init__(str(self._hidden), save_distributed=True)
-
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> TorchFuture[list[WriteResult]]:
-        """Called on every rank, beside training."""
-        written = super().write_data(plan, planner)
-        for name in sorted({result.storage_data.relative_path for result in written.wait()}):
-            path = self._hidden / name
-            fact = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-            (self._hidden / f"{name}.json").write_text(json.dumps(fact), encoding="utf-8")
-        return written
-
-    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Called on the first rank after every rank's `write_data` returned."""
-        files = {}
-        for path in sorted(self._hidden.glob("*.safetensors.json")):
-            files[path.name.removesuffix(".json")] = json.loads(path.read_text(encoding="utf-8"))
-            path.unlink()
-        with open(self._hidden / _STATE, "w", encoding="utf-8") as file:
-            json.dump({**asdict(self._state), "files": files}, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        _sync_folder(self._hidden)
-        if self._final.exists():
-            shutil.rmtree(self._final)
-        os.rename(self._hidden, self._final)
-        _sync_folder(self._final.parent)
-        for old in superfluous(self._final.parent, self._keep):
-            shutil.rmtree(old, ignore_errors=True)
+# A large checkpoint takes its time through a network; a rank that hangs is noticed by training itself.
+_PATIENCE = timedelta(hours=12)
 
 
 class CheckpointStore:
@@ -121,14 +58,22 @@ class CheckpointStore:
     Args:
         folder: ``run.dir/checkpoints``.
         keep: which checkpoints stay.
+        copy_to: URL in an object store where copies of them are kept (`RemoteCopy`), or nothing.
+
+    Raises:
+        UserError: ``copy_to`` cannot be used.
     """
 
-    def __init__(self, folder: Path, keep: Keep) -> None:
+    def __init__(self, folder: Path, keep: Keep, copy_to: str = "") -> None:
         self._folder, self._keep = folder, keep
+        self._remote = RemoteCopy(copy_to) if copy_to else None
         # Saving runs beside training; its messages must not mix with the training's own collectives.
-        self._group = dist.new_group(backend="gloo")
-        self._pending: Future[Any] | None = None
-        self.failure = ""  # why the newest save failed, or nothing
+        self._group = dist.new_group(backend="gloo", timeout=_PATIENCE if copy_to else None)
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+        self._uncopied: Path | None = None
+        self._copy_of = HostCopy()
+        self.failure = ""  # why the newest save failed and what to do, or nothing
 
     def save(self, tensors: dict[str, Tensor], state: RunState) -> None:
         """Copy ``tensors``, by name, to host memory and start writing them; waits for an earlier save first.
@@ -136,13 +81,7 @@ class CheckpointStore:
         A save that fails is told on the screen and in `failure`; the checkpoints before it stay, and the run goes on.
         """
         self.wait()
-        final = self._folder / f"step-{state.step:08d}"
-        if not self._agree(self._make_folder):
-            return
-        writer = _CommittingWriter(final, state, self._keep)
-        future = dcp.async_save(tensors, storage_writer=writer, process_group=self._group)
-        assert isinstance(future, Future)
-        self._pending = future
+        self._pending = self._thread.submit(self._write, self._copy_of.take(tensors), state)
 
     def wait(self) -> None:
         """Return when nothing is being written."""
@@ -152,34 +91,136 @@ class CheckpointStore:
         try:
             pending.result()
             self.failure = ""
-        except (OSError, RuntimeError, ValueError, CheckpointException) as error:
+        except RemoteFault as fault:
+            assert self._remote is not None
+            self._tell(
+                f"warning: {self._remote.url}: not copied ({fault}); the run goes on, and saves in {self._folder}"
+            )
+            self.failure = (
+                f"{self._remote.url}: the newest checkpoint could not be copied ({fault}); it lies in {self._folder}: "
+                "mend the way there and start again, which copies it"
+            )
+        except OSError as error:  # of the folder; torch wraps what comes later
+            self._tell_failure(f"cannot be written to ({error})")
+        except (RuntimeError, ValueError, CheckpointException) as error:
             reason = " ".join(str(error).split())[-200:]  # torch gives the traceback of every rank
             self._tell_failure(f"could not be written (…{reason}; is the disk full?)")
+
+    def _write(self, tensors: dict[str, Tensor], state: RunState) -> None:
+        """Called on every rank, beside training."""
+        final = self._folder / checkpoint_name(state.step)
+        hidden = final.with_name(f".{final.name}.partial")
+        said = [_fault_of(self._make_folder) if dist.get_rank() == 0 else ""]
+        dist.broadcast_object_list(said, src=0, group=self._group)
+        if said[0]:
+            raise OSError(said[0])
+        writer = ShardWriter(hidden, partial(self._commit, hidden, final, state))
+        dcp.save(tensors, storage_writer=writer, process_group=self._group)
+        if self._remote is not None:
+            self._copy(final)
+
+    def _commit(self, hidden: Path, final: Path, state: RunState, files: Files) -> None:
+        """Called on the first rank when every rank's file lies in ``hidden``, flushed."""
+        write_durably(hidden / STATE, encode_state(state, files))
+        move_into_place(hidden, final)
+        states: dict[int, RunState | None] = {}
+        for path in list_checkpoints(self._folder):
+            try:
+                states[_step(path)] = read_state(path)
+            except UserError:
+                states[_step(path)] = None
+        for step in superfluous(states, self._keep):
+            with contextlib.suppress(OSError):
+                remove_folder(self._folder / checkpoint_name(step))
+
+    def _copy(self, path: Path) -> None:
+        """Copy a checkpoint, each rank a share of its files. Raises `RemoteFault` on every rank if one failed."""
+        remote, rank, world = self._remote, dist.get_rank(), dist.get_world_size()
+        assert remote is not None
+        steps: list[Callable[[], None]] = [
+            (lambda: remote.begin(path)) if rank == 0 else _nothing,
+            lambda: remote.put(path, sorted(stored_files(path))[rank::world]),
+            (lambda: remote.commit(path, self._folder.parent, self._keep)) if rank == 0 else _nothing,
+        ]
+        for act in steps:
+            faults = [""] * world
+            dist.all_gather_object(faults, _fault_of(act), group=self._group)
+            if any(faults):
+                raise RemoteFault(next(fault for fault in faults if fault))
 
     def newest(self) -> Path | None:
         """The newest checkpoint whose files are what its state says; called on every rank.
 
-        What is passed over is told on the screen. Raises `UserError` if there are checkpoints, but no good one.
+        One that only the copies have, or have whole, is fetched; one that they have not is copied. What is passed over
+        is told on the screen. Raises `UserError` if there are checkpoints, but no good one.
         """
-        found = list_checkpoints(self._folder)[::-1]
-        shared: list[list[Path]] = [found]
-        dist.broadcast_object_list(shared, src=0, group=self._group)  # folders may be seen late
-        for path in shared[0]:
-            faults: list[str | None] = [None] * dist.get_world_size()
-            dist.all_gather_object(faults, self._fault(path), group=self._group)
-            fault = next((fault for fault in faults if fault), None)
-            if fault is None:
+        if dist.get_rank() == 0:
+            self._clean()
+        found, copied = self._everywhere()
+        for step in sorted({*found, *copied}, reverse=True):
+            path = self._folder / checkpoint_name(step)
+            if step in found:
+                faults: list[str | None] = [None] * dist.get_world_size()
+                dist.all_gather_object(faults, self._fault(path), group=self._group)
+                fault = next((fault for fault in faults if fault), None)
+                if fault is None:
+                    self._uncopied = path if self._remote is not None and step not in copied else None
+                    return path
+                self._tell(f"warning: passed over {path}: {fault}")
+            if step in copied and self._fetched(step, path):
                 return path
-            self._tell(f"warning: passed over {path}: {fault}")
-        if shared[0]:
+        if found or copied:
             raise UserError(
-                f"{self._folder}: none of its {len(shared[0])} checkpoints is whole; remove the folder to begin anew"
+                f"{self._folder}: none of its {len({*found, *copied})} checkpoints is whole; remove the folder to "
+                "begin anew"
             )
         return None
 
+    def _everywhere(self) -> tuple[list[int], list[int]]:
+        """Steps of the checkpoints in the folder, and of the copies, as the first rank sees them."""
+        found = [_step(path) for path in list_checkpoints(self._folder)]
+        shared: list[Any] = [(found, [], "")]
+        if self._remote is not None and dist.get_rank() == 0:
+            try:
+                shared = [(found, self._remote.steps(), "")]
+                self._remote.fetch_beside(self._folder.parent)
+            except RemoteFault as fault:
+                shared = [(found, [], f"{self._remote.url}: cannot be used ({fault})")]
+        dist.broadcast_object_list(shared, src=0, group=self._group)  # folders may be seen late
+        found, copied, refused = shared[0]
+        if refused and not found:
+            if dist.get_rank():
+                raise SystemExit(2)  # the first rank tells the user; once is enough
+            raise UserError(
+                f"{refused}; mend run.copy_to, or the network and the credentials (docs/remote.md)"
+            )
+        if refused:
+            self._tell(f"warning: {refused}; the run goes on from {self._folder}")
+        return found, copied
+
+    def _fetched(self, step: int, path: Path) -> bool:
+        """Fetch a copy into its place; whether that went well, on every rank."""
+        remote, hidden = self._remote, path.with_name(f".{path.name}.partial")
+        assert remote is not None
+
+        def fetch() -> None:
+            remote.fetch(step, hidden)
+            move_into_place(hidden, path)
+
+        said = [_fault_of(fetch) if dist.get_rank() == 0 else ""]
+        dist.broadcast_object_list(said, src=0, group=self._group)
+        if said[0]:
+            shutil.rmtree(hidden, ignore_errors=True)
+            self._tell(f"warning: passed over {remote.url}/checkpoints/{path.name}: {said[0]}")
+        else:
+            self._tell(f"fetched {remote.url}/checkpoints/{path.name}")
+        return not said[0]
+
     def restore(self, path: Path, tensors: dict[str, Tensor]) -> None:
-        """Load ``path`` into ``tensors`` in place, whatever number of ranks saved it."""
+        """Load ``path`` into ``tensors`` in place, whatever number of ranks saved it; then begin to copy it, if due."""
         load_tensors(path, tensors, self._group)
+        if self._uncopied is not None:
+            self._pending = self._thread.submit(self._copy, self._uncopied)
 
     def _fault(self, path: Path) -> str | None:
         """What is wrong with a checkpoint, as far as this rank looked: each reads a share of the files."""
@@ -188,65 +229,25 @@ class CheckpointStore:
         except UserError as error:
             return str(error).removeprefix(f"{path}: ")
 
-    def _make_folder(self) -> str:
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self._folder.glob(".step-*.partial"):
-                shutil.rmtree(leftover, ignore_errors=True)
-        except OSError as error:
-            return f"cannot be written to ({error.strerror})"
-        return ""
+    def _make_folder(self) -> None:
+        make_folder(self._folder)
+        self._clean()
 
-    def _agree(self, act: Callable[[], str]) -> bool:
-        """Let the first rank ``act``; every rank learns whether it returned no failure."""
-        said = [act() if dist.get_rank() == 0 else ""]
-        dist.broadcast_object_list(said, src=0, group=self._group)
-        if said[0]:
-            self._tell_failure(said[0])
-        return not said[0]
+    def _clean(self) -> None:
+        """Remove what killed runs left: folders that are no checkpoints yet, or no longer."""
+        for leftover in [*self._folder.glob(".step-*.partial"), *self._folder.glob(".step-*.gone")]:
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def _tell_failure(self, reason: str) -> None:
-        self.failure = f"{self._folder}: {reason}"
-        self._tell(f"warning: {self.failure}; the run goes on, and the checkpoints before stand")
+        self.failure = (
+            f"{self._folder}: {reason}; the steps since the last checkpoint are lost: free the path or room, and start "
+            "again"
+        )
+        self._tell(f"warning: {self._folder}: {reason}; the run goes on, and the checkpoints before stand")
 
     def _tell(self, line: str) -> None:
         if dist.get_rank() == 0:
             print(f"mmscale: {line}", file=sys.stderr)
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    found = [
-        path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and (path / _STATE).is_file()
-    ]
-    return sorted(found)
-
-
-def read_state(path: Path) -> RunState:
-    """The plain part of a checkpoint. Raises `UserError` if it is damaged, or a tensor file has another size."""
-    return _read(path)[0]
-
-
-def stored_files(path: Path) -> dict[str, dict[str, Any]]:
-    """``bytes`` and ``sha256`` of every tensor file, by name. Raises `UserError` as `read_state` does."""
-    return _read(path)[1]
-
-
-def _read(path: Path) -> tuple[RunState, dict[str, dict[str, Any]]]:
-    try:
-        raw = json.loads((path / _STATE).read_text(encoding="utf-8"))
-        if not isinstance(raw, dict):
-            raise ValueError(f"{_STATE} is no object")
-        files = raw.pop("files", None)
-        state = RunState(**raw)
-        for name, fact in files.items():
-            if "/" in name or (path / name).stat().st_size != fact["bytes"]:
-                raise ValueError(f"{name} is not {fact['bytes']} bytes long")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{path}: damaged checkpoint ({error}); remove the folder to resume from an older one"
-        ) from None
-    return state, files
 
 
 def load_tensors(path: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup | None = None) -> None:
@@ -270,9 +271,22 @@ def load_tensors(path: Path, tensors: dict[str, Tensor], group: dist.ProcessGrou
         ) from None
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _step(path: Path) -> int:
+    step = step_of(path.name)
+    assert step is not None
+    return step
+
+
+def _nothing() -> None:
+    pass
+
+
+def _fault_of(act: Callable[[], None]) -> str:
+    """What went wrong in ``act``, or nothing."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        act()
+    except (RemoteFault, UserError) as fault:
+        return str(fault)
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    return ""

@@ -20,6 +20,11 @@ from mmscale.errors import UserError
 @dataclass
 class RunConfig:
     dir: str = key("runs/default", "Where config, metrics, checkpoints and logs of this run lie.")
+    copy_to: str = key(
+        "",
+        "Folder in an object store, s3://… or gs://…, to which every checkpoint is copied; a start fetches what "
+        "run.dir lacks.",
+    )
     progress: bool = key(True, "Show the progress bar on rank 0.")
     tensorboard: bool = key(True, "Write TensorBoard event files to run.dir/tensorboard.")
     watts: float = key(

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mmscale.data.corpus import Corpus
 from mmscale.data.manifest import Manifest
+from mmscale.durable import write_durably
 from mmscale.errors import UserError
 
 _NAMED = 3  # shards that a refusal names of each kind of change
@@ -81,11 +80,9 @@ class DataHistory:
                 path = self._shards_path(manifest.digest)
                 if not path.exists():
                     listed = [[shard.name, shard.sha256] for shard in manifest.entries]
-                    _write(path, {"folder": str(manifest.base), "shards": listed})
-        _write(
-            self._folder / "history.json",
-            {name: [dataclasses.asdict(one) for one in every] for name, every in self.editions.items()},
-        )
+                    write_durably(path, json.dumps({"folder": str(manifest.base), "shards": listed}))
+        tree = {name: [dataclasses.asdict(one) for one in every] for name, every in self.editions.items()}
+        write_durably(self._folder / "history.json", json.dumps(tree))
 
     def _difference(self, before: Edition, corpus: Corpus) -> str:
         """One line that names what changed: folders, or shards added, removed and replaced."""
@@ -128,9 +125,3 @@ def _compare(before: dict[str, str], manifest: Manifest) -> str:
             parts.append(f"{', '.join(listed[:_NAMED])}{more} {'was' if len(listed) == 1 else 'were'} {what}")
     told = ", ".join(parts) or "other samples of the same shards are used"
     return f"{manifest.base}: {told}"
-
-
-def _write(path: Path, tree: Any) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(tree), encoding="utf-8")
-    os.replace(temporary, path)

@@ -19,6 +19,8 @@ from mmscale.batch import Batch
 from mmscale.data.assemble import Assembler
 from mmscale.data.hand_over import hand_over, take_over
 from mmscale.data.plan import Plan, check_world
+from mmscale.data.worker_pool import end_with_parent
+from mmscale.errors import UserError
 
 _TERM_GRACE_S = 60.0  # until a terminated worker ends; the rank it works for may be saving
 
@@ -47,7 +49,7 @@ class MicroBatches(Dataset[Batch]):
 def iterate_steps(
     data: MicroBatches, start: int, *, workers: int, prefetch: int, pin_memory: bool
 ) -> Iterator[list[Batch]]:
-    """The micro-batches of each step from ``start`` on."""
+    """The micro-batches of each step from ``start`` on. Raises `UserError` if a worker is killed."""
     loader = DataLoader(
         data,
         batch_size=None,
@@ -60,7 +62,21 @@ def iterate_steps(
         multiprocessing_context="forkserver" if workers else None,
     )
     micro: list[Batch] = []
-    for batch in loader:
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            # The DataLoader noticed it, or a batch was being handed over; not what a worker has told of itself.
+            noticed = not isinstance(error, RuntimeError) or str(error).startswith("DataLoader worker")
+            if not workers or not noticed or "in DataLoader worker process" in str(error):
+                raise
+            raise UserError(
+                "a loader worker was killed, perhaps for want of memory; start again, with lower data.workers or "
+                "data.prefetch if it happens twice"
+            ) from None
         micro.append(take_over(batch) if workers else batch)
         if len(micro) == data.per_step:
             yield micro
@@ -81,6 +97,7 @@ def start_forkserver() -> None:
 
 
 def _prepare_worker(worker: int) -> None:
+    end_with_parent()
     torch.set_num_threads(1)  # workers are the parallelism; more threads would fight with training
     # A signal to a whole job is for the ranks: they need their workers until they have saved.
     for number in (signal.SIGINT, signal.SIGUSR1):

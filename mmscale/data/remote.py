@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import fsspec
 from fsspec.asyn import sync
@@ -26,6 +26,8 @@ from mmscale.errors import UserError
 
 # One request to an object store, and the most of a file that is held in memory.
 CHUNK = 8 << 20
+
+Result = TypeVar("Result")
 
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 60.0
@@ -151,6 +153,21 @@ def open_remote(url: str, retries: int, remedy: str = _REMEDY) -> Iterator[Remot
         raise UserError(f"{url}: cannot be fetched ({fault}); {remedy}") from None
 
 
+def attempt(url: str, retries: int, act: Callable[[Any], Result]) -> Result:
+    """What ``act`` makes of the file system of ``url``; after a passing failure it is called again.
+
+    Raises:
+        RemoteFault: as `RemoteFile` does.
+        UserError: the library for the scheme is missing.
+    """
+    failures = _Failures(url, retries)
+    while True:
+        try:
+            return act(file_system(url))
+        except Exception as error:  # whatever a library raises
+            failures.add(error)
+
+
 def list_shards(base: str, retries: int) -> list[str]:
     """Names of the ``.tar`` files of the remote folder ``base``, sorted; hidden ones are left out.
 
@@ -161,16 +178,10 @@ def list_shards(base: str, retries: int) -> list[str]:
             f"{base}: a web server gives no reliable list of its files; name the shards, as in "
             f"{base}/part-{{0000..0099}}.tar, or in a list: @FILE"
         )
-    failures = _Failures(base, retries)
-    listed: list[str] | None = None
-    while listed is None:
-        try:
-            listed = file_system(base).ls(base, detail=False)
-        except Exception as error:  # whatever a library raises
-            try:
-                failures.add(error)
-            except RemoteFault as fault:
-                raise UserError(f"{base}: cannot be listed ({fault}); {_REMEDY}") from None
+    try:
+        listed: list[str] = attempt(base, retries, lambda system: system.ls(base, detail=False))
+    except RemoteFault as fault:
+        raise UserError(f"{base}: cannot be listed ({fault}); {_REMEDY}") from None
     names = sorted(path.rpartition("/")[2] for path in listed if path.endswith(".tar"))
     names = [name for name in names if not name.startswith(".")]
     if not names:

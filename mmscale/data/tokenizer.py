@@ -13,6 +13,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from mmscale.durable import write_durably
 from mmscale.errors import UserError
 
 # Order is the id: never reorder, only append.
@@ -98,7 +99,7 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write ``tokenizer.json``."""
-        Path(path).write_text(self._inner.to_str(), encoding="utf-8")
+        write_durably(Path(path), self._inner.to_str())
 
     def __len__(self) -> int:
         return int(self._inner.get_vocab_size())

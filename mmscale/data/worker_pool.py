@@ -53,7 +53,7 @@ class WorkerPool:
         if self._executor is None:
             # Not forked: a fork copies locks that other threads of this process may hold.
             self._executor = ProcessPoolExecutor(
-                self._workers, multiprocessing.get_context("spawn"), initializer=_watch_parent
+                self._workers, multiprocessing.get_context("spawn"), initializer=end_with_parent
             )
         running: dict[Future[Result], int] = {}
         failed: dict[int, BaseException] = {}
@@ -99,12 +99,16 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _watch_parent() -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def end_with_parent() -> None:
+    """Called in a worker: it ends at once when the process that started it does, which may be killed.
+
+    Left alone, an executor's workers wait for tasks for ever, and so do those of a DataLoader whose starter, the
+    forkserver, outlives the rank.
+    """
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    """An executor's workers wait for tasks forever when their parent is killed."""
+def _wait_for_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

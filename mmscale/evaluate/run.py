@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from mmscale.checkpoint.open_release import is_release, load_release
 from mmscale.checkpoint.run_folder import load_run, open_run
+from mmscale.checkpoint.run_state import list_checkpoints, read_state
 from mmscale.checkpoint.score_file import write_scores
-from mmscale.checkpoint.store import list_checkpoints, read_state
 from mmscale.checkpoint.stored_weights import StoredWeights
 from mmscale.config import EvalConfig
 from mmscale.data.corpus import Corpus

@@ -11,6 +11,7 @@ from pathlib import Path
 from mmscale.config import Config, TaskConfig
 from mmscale.data.corpus import Corpus
 from mmscale.data.text_lengths import iterate_texts
+from mmscale.durable import write_durably
 from mmscale.errors import UserError
 
 _NAME = "classes.json"
@@ -40,7 +41,7 @@ def keep_classes(config: Config) -> None:
                 "restore them, or choose another run.dir"
             )
         classes[head] = given or kept.get(head) or _in_data(config, head, tasks)
-    path.write_text(json.dumps(classes, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    write_durably(path, json.dumps(classes, ensure_ascii=False, indent=1) + "\n")
 
 
 def read_classes(run_dir: Path) -> dict[str, list[str]]:

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from mmscale.checkpoint.begin import begin_from
-from mmscale.checkpoint.store import CheckpointStore, Keep, RunState, read_state
+from mmscale.checkpoint.run_state import Keep, RunState, read_state
+from mmscale.checkpoint.store import CheckpointStore
 from mmscale.checkpoint.towers import load_towers
 from mmscale.config import Config
 from mmscale.data.assemble import Assembler
@@ -68,7 +69,7 @@ def train(config: Config, until: int | None = None) -> TrainResult:
         check_world(config.data.sequences, ranks.data_world)
         end = config.train.steps if until is None else min(until, config.train.steps)
         keep = Keep(config.train.keep_last, config.train.keep_every, config.train.keep_best)
-        store = CheckpointStore(folder / "checkpoints", keep)
+        store = CheckpointStore(folder / "checkpoints", keep, config.run.copy_to)
         newest = store.newest()
         tokenizer, plan = prepare(config, ranks, read_state(newest).step if newest else 0)
         strategy = build_strategy(config, ranks)
@@ -115,7 +116,7 @@ def train(config: Config, until: int | None = None) -> TrainResult:
                 profiler.after(step, last)
                 finished = step + 1
                 if finished % config.train.checkpoint_every == 0 or step == last or metrics.wish:
-                    metrics.flush()
+                    metrics.settle()
                     done = RunState(
                         finished, plan.fingerprint(finished), metrics.seen, metrics.bad, metrics.skipped,
                         float(guard.norm_mean), metrics.mean_loss(),
@@ -126,9 +127,7 @@ def train(config: Config, until: int | None = None) -> TrainResult:
             store.wait()
             metrics.flush()
         if store.failure:
-            raise UserError(
-                f"{store.failure}; the steps since the last checkpoint are lost: free the path or room, and start again"
-            )
+            raise UserError(store.failure)
         if metrics.wish and ranks.is_first:
             print(
                 f"mmscale: stopped as told after step {finished - 1}, and saved; the same command goes on",

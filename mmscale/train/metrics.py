@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mmscale.batch import Batch
-from mmscale.checkpoint.store import RunState
+from mmscale.checkpoint.run_state import RunState
 from mmscale.config import Config
 from mmscale.data.plan import Plan
+from mmscale.durable import write_durably
 from mmscale.errors import UserError
 from mmscale.parallel.ranks import Ranks
 from mmscale.train.stop import INTERRUPTED, SAVED
@@ -131,6 +133,14 @@ class Metrics:
         self._write(row)
         self._check_bad_fraction()
 
+    def settle(self) -> None:
+        """`flush`, and flush the files to the disk: the steps of a checkpoint have their lines, whatever comes."""
+        self.flush()
+        for file in (self._file, self._skips):
+            if file is not None:
+                file.flush()
+                os.fsync(file.fileno())
+
     def mean_loss(self) -> float:
         """Of the steps since this was last asked."""
         mean = sum(self._losses) / max(1, len(self._losses))
@@ -204,5 +214,5 @@ def _reopen(path: Path, start: int) -> Any:
                 continue  # a line cut short by a crash
             if row["step"] < start:
                 kept.append(line + "\n")
-    path.write_text("".join(kept), encoding="utf-8")
+    write_durably(path, "".join(kept))
     return open(path, "a", encoding="utf-8")

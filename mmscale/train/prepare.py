@@ -12,7 +12,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from mmscale.checkpoint.begin import begin_tokenizer
-from mmscale.checkpoint.store import list_checkpoints, read_state
+from mmscale.checkpoint.run_state import list_checkpoints, read_state
 from mmscale.checkpoint.towers import resolve_towers
 from mmscale.config import Config
 from mmscale.config_file import dump_config
@@ -22,6 +22,7 @@ from mmscale.data.plan import Plan
 from mmscale.data.segments import text_fields
 from mmscale.data.text_lengths import iterate_texts
 from mmscale.data.tokenizer import Tokenizer
+from mmscale.durable import make_folder, write_durably
 from mmscale.errors import UserError
 from mmscale.parallel.ranks import Ranks
 from mmscale.train.classes import keep_classes, read_classes
@@ -53,7 +54,7 @@ def prepare(config: Config, ranks: Ranks, resume_step: int) -> tuple[Tokenizer, 
     resolve_towers(config)
     plan = plan or open_plan(config, tokenizer, resume_step)
     if ranks.is_first:
-        (Path(config.run.dir) / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        write_durably(Path(config.run.dir) / "config.yaml", dump_config(config))
     return tokenizer, plan
 
 
@@ -117,7 +118,7 @@ def resolve_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
 def _first_rank(config: Config, resume_step: int) -> Plan:
     folder = Path(config.run.dir)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise UserError(
             f"run.dir={folder}: cannot be created ({error.strerror}); choose another folder"

@@ -8,7 +8,8 @@ import pytest
 import torch
 from small_run import one_rank
 
-from mmscale.checkpoint.store import CheckpointStore, Keep, RunState, list_checkpoints, read_state
+from mmscale.checkpoint.run_state import Keep, RunState, list_checkpoints, read_state
+from mmscale.checkpoint.store import CheckpointStore
 from mmscale.errors import UserError
 
 TENSORS = {"model.a": torch.arange(6.0).view(2, 3), "model.b": torch.ones(5)}

@@ -264,7 +264,7 @@ def test_weights_end_as_the_newest_checkpoint(trained):
     """The scan goes through older checkpoints; what is scored afterwards is the newest."""
     _, _, plain, _ = trained
     predictor, _ = load_run(plain)
-    from mmscale.checkpoint.store import list_checkpoints
+    from mmscale.checkpoint.run_state import list_checkpoints
     from mmscale.checkpoint.stored_weights import StoredWeights
     from mmscale.evaluate.label_scan import LabelScan
 

@@ -1,0 +1,118 @@
+"""What stands beside a checkpoint's tensors, where checkpoints lie, and which of them stay."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mmscale.errors import UserError
+
+STATE = "state.json"  # written last: with it a folder is a checkpoint
+MAX_STATE_BYTES = 16 << 20  # a file takes 150 bytes
+_NAME = re.compile(r"step-(\d{8})")
+
+# ``bytes`` and ``sha256`` of tensor files, by name.
+Files = dict[str, dict[str, Any]]
+
+
+@dataclass
+class RunState:
+    """What is saved beside the tensors. ``step`` counts finished steps."""
+
+    step: int
+    fingerprint: str  # of the data plan
+    seen: int = 0  # samples seen
+    bad: int = 0  # samples that could not be used
+    skipped: int = 0  # steps that were not taken, because loss or gradient was not finite or spiked
+    norm_mean: float = 0.0  # running mean of the gradient norm
+    loss: float = 0.0  # mean of the last steps
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay: the ``last`` ones, those whose step ``every`` divides (0: none), the ``best`` one."""
+
+    last: int
+    every: int = 0
+    best: bool = False
+
+
+def superfluous(states: Mapping[int, RunState | None], keep: Keep) -> list[int]:
+    """Steps of the checkpoints that need not stay. Damaged ones (None) are left for a person to look at."""
+    found = sorted(states)
+    whole = {step: state for step, state in states.items() if state is not None}
+    kept = set(found[-keep.last :]) | (states.keys() - whole.keys())
+    if keep.every:
+        kept |= {step for step in whole if step % keep.every == 0}
+    if keep.best and whole:
+        kept.add(min(whole, key=lambda step: (whole[step].loss, -step)))
+    return [step for step in found if step not in kept]
+
+
+def checkpoint_name(step: int) -> str:
+    """Name of the folder."""
+    return f"step-{step:08d}"
+
+
+def step_of(name: str) -> int | None:
+    """The step of a checkpoint's folder; None: it is called otherwise."""
+    match = _NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    found = [
+        path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and (path / STATE).is_file()
+    ]
+    return sorted(found)
+
+
+def encode_state(state: RunState, files: Files) -> str:
+    """The text of ``state.json``."""
+    return json.dumps({**asdict(state), "files": dict(sorted(files.items()))}, indent=2)
+
+
+def decode_state(text: str) -> tuple[RunState, Files]:
+    """What ``state.json`` says. Raises `ValueError` with the reason if it is damaged."""
+    try:
+        raw = json.loads(text)
+        if not isinstance(raw, dict):
+            raise ValueError(f"{STATE} is no object")
+        files = raw.pop("files", None)
+        state = RunState(**raw)
+        for name, fact in files.items():
+            if "/" in name or name.startswith("."):
+                raise ValueError(f"{name[:60]!r} is no name of a tensor file")
+            if type(fact["bytes"]) is not int or not isinstance(fact["sha256"], str):
+                raise ValueError(f"{name[:60]!r} has no size and SHA-256")
+    except (TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+    return state, files
+
+
+def read_state(path: Path) -> RunState:
+    """The plain part of a checkpoint. Raises `UserError` if it is damaged, or a tensor file has another size."""
+    return _read(path)[0]
+
+
+def stored_files(path: Path) -> Files:
+    """``bytes`` and ``sha256`` of every tensor file, by name. Raises `UserError` as `read_state` does."""
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[RunState, Files]:
+    try:
+        state, files = decode_state((path / STATE).read_text(encoding="utf-8"))
+        for name, fact in files.items():
+            if (path / name).stat().st_size != fact["bytes"]:
+                raise ValueError(f"{name} is not {fact['bytes']} bytes long")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: damaged checkpoint ({error}); remove the folder to resume from an older one"
+        ) from None
+    return state, files

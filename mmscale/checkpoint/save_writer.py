@@ -1,0 +1,59 @@
+"""What distributed checkpointing calls to store the planned tensors: a folder of shards, then one call to commit it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from mmscale.checkpoint.run_state import Files
+from mmscale.checkpoint.shard_file import write_shard
+
+
+class ShardWriter(HuggingFaceStorageWriter):
+    """Writes one safetensors file a rank, as PyTorch's own writer would, but with one pass and no second copy.
+
+    Args:
+        folder: where they go.
+        commit: called on the first rank with every rank's files when all of them lie on the disk.
+    """
+
+    def __init__(self, folder: Path, commit: Callable[[Files], None]) -> None:
+        self._folder, self._commit = folder, commit
+        self.written = ""  # name of this rank's file
+        super().__init__(str(folder), save_distributed=True)
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Called on every rank, beside training."""
+        results: list[WriteResult] = []
+        done: Future[list[WriteResult]] = Future()
+        if plan.items:
+            assert plan.storage_data is not None
+            number = plan.storage_data["shard_index"]
+            self.written = f"shard-{number:05d}-model-00001-of-00001.safetensors"
+            tensors: dict[str, Tensor] = {}
+            offsets = {}
+            for item in plan.items:
+                assert item.tensor_data is not None, "a checkpoint holds tensors only"
+                name = item.index.fqn
+                assert name not in tensors, f"{name} has two shards on one rank"
+                tensors[name] = planner.resolve_data(item).detach().cpu()  # type: ignore[union-attr]
+                offsets[name] = {"saved_offsets": list(item.tensor_data.chunk.offsets)}
+            metadata = {"DCP_SHARDING_INFO": json.dumps(offsets), "DCP_VERSION": "1.0", "format": "pt"}
+            fact = write_shard(self._folder / self.written, tensors, metadata)
+            for item in plan.items:
+                size = tensors[item.index.fqn].nbytes
+                results.append(WriteResult(item.index, size, (self.written, fact)))
+        done.set_result(results)
+        return done
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Called on the first rank after every rank's `write_data` returned."""
+        self._commit(dict(result.storage_data for one in results for result in one))

@@ -1,0 +1,130 @@
+"""What a checkpoint costs: training's wait beside a plain copy in memory, the whole of it beside `dd`.
+
+    python tools/bench_checkpoint.py --folder /data/scratch
+
+Two processes hold `base` with its AdamW moments as FSDP shards them (1.5 GB). In every round, in turn: *stall*, how
+long `CheckpointStore.save` keeps training waiting; *save*, from its call until the checkpoint exists, flushed and
+hashed; *copy*, every tensor copied in memory, into tensors that were used before; *dd*, each process's file written
+again by ``dd bs=16M conv=fsync``, both at once, from the page cache. A time is the slower process's. The first round
+is left out: in it every memory is new.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from bench_plan_memory import config_of
+
+_SIDES = ("stall", "save", "copy", "dd")
+
+
+def rank(folder: Path, rounds: int) -> None:
+    """One process: measures, and the first one prints a table."""
+    from mmscale.checkpoint.run_state import Keep, RunState, stored_files
+    from mmscale.checkpoint.store import CheckpointStore
+    from mmscale.parallel.ranks import join_ranks, leave_ranks
+    from mmscale.parallel.strategy import build_strategy
+
+    config = config_of("base", "bf16, full checkpointing")
+    config.parallel.threads = 1
+    ranks = join_ranks(config.parallel)
+    strategy = build_strategy(config, ranks)
+    strategy.restore(lambda tensors: None, 0)  # makes the moments
+    tensors = strategy.state_tensors()
+    local = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors.values()]
+    spare = [tensor.clone() for tensor in local]
+    store = CheckpointStore(folder / "checkpoints", Keep(1))
+    found: dict[str, list[float]] = {side: [] for side in _SIDES}
+
+    def copy() -> None:
+        for new, old in zip(spare, local, strict=True):
+            new.copy_(old)
+
+    def timed(act: Callable[..., object], *arguments: object) -> float:
+        dist.barrier()
+        began = time.perf_counter()
+        act(*arguments)
+        return time.perf_counter() - began
+
+    for number in range(rounds + 1):
+        seconds = {"stall": timed(store.save, tensors, RunState(number, ""))}
+        seconds["save"] = seconds["stall"] + timed(store.wait)
+        assert not store.failure, store.failure
+        seconds["copy"] = timed(copy)
+        saved = folder / "checkpoints" / f"step-{number:08d}"
+        files = sorted(stored_files(saved))
+        assert len(files) == ranks.world
+        command = ["dd", f"if={saved / files[ranks.rank]}", f"of={folder / f'dd-{ranks.rank}'}", "bs=16M"]
+        seconds["dd"] = timed(_run, [*command, "conv=fsync"])
+        (folder / f"dd-{ranks.rank}").unlink()
+        slower = torch.tensor([seconds[side] for side in _SIDES])
+        dist.all_reduce(slower, dist.ReduceOp.MAX)
+        if number:
+            for side, value in zip(_SIDES, slower.tolist(), strict=True):
+                found[side].append(value)
+    size = sum(fact["bytes"] for fact in stored_files(saved).values())
+    leave_ranks()
+    if ranks.is_first:
+        _tell(found, size)
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def _tell(found: dict[str, list[float]], size: int) -> None:
+    print(f"{size / 1e9:.2f} GB in two files, {len(found['dd'])} rounds; seconds: median (least to most)\n")
+    for side in _SIDES:
+        print(
+            f"{side:5}  {statistics.median(found[side]):.3f} ({min(found[side]):.3f} to {max(found[side]):.3f})"
+        )
+    print()
+    for what, beside, goal in (("stall", "copy", "< 1.5"), ("save", "dd", "<= 1.3")):
+        ratios = [a / b for a, b in zip(found[what], found[beside], strict=True)]
+        print(
+            f"{what} / {beside}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}); goal {goal}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="scratch folder on the disk to be measured"
+    )
+    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="default: %(default)s")
+    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    work = arguments.folder / "bench-checkpoint"
+    if arguments.rank:
+        rank(work, arguments.rounds)
+        return
+    work.mkdir(parents=True)
+    try:
+        launch = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            __file__,
+        ]
+        options = ["--rank", "--folder", str(arguments.folder), "--rounds", str(arguments.rounds)]
+        subprocess.run([*launch, *options], check=True)
+    finally:
+        shutil.rmtree(work)
+
+
+if __name__ == "__main__":
+    main()
