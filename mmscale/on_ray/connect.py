@@ -64,7 +64,7 @@ def ray_cluster(config: RayConfig, quiet: bool = True, trains: bool = False) -> 
             ray.init(address=address, runtime_env={"env_vars": _passed_on()}, **options)
         else:
             ray.init(
-                num_cpus=_cores(), include_dashboard=trains, object_store_memory=_OBJECT_STORE_BYTES,
+                address="local", num_cpus=_cores(), include_dashboard=trains, object_store_memory=_OBJECT_STORE_BYTES,
                 runtime_env={"env_vars": _passed_on()}, **options,
             )  # fmt: skip
     except (ConnectionError, RuntimeError, ValueError) as error:

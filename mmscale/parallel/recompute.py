@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from mmscale.model.fusion import FusionTransformer
@@ -39,7 +39,7 @@ def _keep_weights(run: Any, block: nn.Module, *arguments: Any) -> Any:
 
     `mmscale.parallel.single.run_in` puts copies in another type into the model, for the forward pass alone.
     """
-    weights = dict(block.named_parameters())
+    weights: dict[str, Tensor] = dict(block.named_parameters())
     if all(weight.is_leaf for weight in weights.values()):
         return run(block, *arguments)
     return run(partial(torch.func.functional_call, block, weights), arguments)
