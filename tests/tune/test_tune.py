@@ -153,11 +153,12 @@ def test_the_worse_go_on_from_the_better_ones_weights(ray, small_run, tmp_path):
     exchanges = lines(tmp_path, "exchange")
     assert exchanges, "nobody took over anything"
     known = {}  # a trial that went on from an earlier step is scored there again
-    for one in map(json.loads, (tmp_path / "tune.jsonl").read_text().splitlines()):
-        if one.get("event") == "score":
-            known.setdefault(one["number"], []).append(one["score"])
-        elif one.get("event") == "exchange":
-            assert min(known[one["parent"]]) <= known[one["number"]][-1]
+    for row in map(json.loads, (tmp_path / "tune.jsonl").read_text().splitlines()):
+        if row.get("event") == "score":
+            known.setdefault(row["number"], []).append(row["score"])
+        elif row.get("event") == "exchange":
+            assert min(known[row["parent"]]) <= known[row["number"]][-1]
+    one = exchanges[-1]  # whose parent did not change afterwards
     child, parent = (metrics(tmp_path / "trials" / f"trial-{one[name]:04d}") for name in ("number", "parent"))
     assert child[one["step"] - 1]["loss"] == parent[one["step"] - 1]["loss"]
     assert [row["step"] for row in child] == list(range(9))
