@@ -5,8 +5,8 @@
 Two processes hold `base` with its AdamW moments as FSDP shards them (1.5 GB). In every round, in turn: *stall*, how
 long `CheckpointStore.save` keeps training waiting; *save*, from its call until the checkpoint exists, flushed and
 hashed; *copy*, every tensor copied in memory, into tensors that were used before; *dd*, each process's file written
-again by ``dd bs=16M conv=fsync``, both at once, from the page cache. A time is the slower process's. The first round
-is left out: in it every memory is new.
+again by ``dd bs=16M conv=fsync``, both at once, from the page cache. Removing what was written
+is counted on neither side. A time is the slower process's. The first round is left out: in it every memory is new.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def rank(folder: Path, rounds: int) -> None:
     tensors = strategy.state_tensors()
     local = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors.values()]
     spare = [tensor.clone() for tensor in local]
-    store = CheckpointStore(folder / "checkpoints", Keep(1))
+    store = CheckpointStore(folder / "checkpoints", Keep(rounds + 1))
     found: dict[str, list[float]] = {side: [] for side in _SIDES}
 
     def copy() -> None:
@@ -66,12 +66,14 @@ def rank(folder: Path, rounds: int) -> None:
         command = ["dd", f"if={saved / files[ranks.rank]}", f"of={folder / f'dd-{ranks.rank}'}", "bs=16M"]
         seconds["dd"] = timed(_run, [*command, "conv=fsync"])
         (folder / f"dd-{ranks.rank}").unlink()
+        size = sum(fact["bytes"] for fact in stored_files(saved).values())
         slower = torch.tensor([seconds[side] for side in _SIDES])
         dist.all_reduce(slower, dist.ReduceOp.MAX)
+        if ranks.is_first:
+            shutil.rmtree(saved)
         if number:
             for side, value in zip(_SIDES, slower.tolist(), strict=True):
                 found[side].append(value)
-    size = sum(fact["bytes"] for fact in stored_files(saved).values())
     leave_ranks()
     if ranks.is_first:
         _tell(found, size)
