@@ -1,0 +1,198 @@
+"""Two machines, as network namespaces: every launcher trains across them, and a job outlives a lost one.
+
+Needs root, ``ip`` and ``unshare`` (Debian: iproute2, util-linux). Run by ``make test-cluster``, not by ``make test``.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import weights
+from conftest import ROOT, run_module
+from killing import metrics
+from namespaces import INTERFACE, two_nodes
+
+CONFIG = "configs/train/digits.yaml"
+SAME = ("train.precision=fp32", "parallel.threads=1")  # sums of one rounding, on one machine and on two
+LIMIT = 240  # seconds until a test gives up
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    with two_nodes() as pair:
+        yield pair
+
+
+@pytest.fixture(autouse=True)
+def nothing_runs_on(nodes):
+    """A test begins with whole, idle machines."""
+    for node in nodes:
+        node.kill()
+        node.cable("up")
+
+
+def train(nodes, folder, small_run, script, *overrides, before=(), **variables):
+    """Start a launch script on some of the machines; the first has the meeting point. Returns the processes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments = [CONFIG, *small_run, f"run.dir={folder}/run", *SAME, *overrides]
+    common = {
+        "NNODES": str(len(nodes)), "MASTER_ADDR": "10.77.0.1", "NETWORK_INTERFACE": INTERFACE, "RANKS_PER_NODE": "1",
+        "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu",
+        "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+    return [
+        node.start(
+            ["bash", f"launch/{script}", *before, *arguments], folder / f"{node.address}.log",
+            **common | {"NODE_RANK": str(int(node.address[-1]) - 1)} | variables,
+        )
+        for node in nodes
+    ]  # fmt: skip
+
+
+def finish(processes, folder):
+    """Wait for all machines' part of a job to end well."""
+    for number, process in enumerate(processes, start=1):
+        code = process.wait(LIMIT)
+        assert code == 0, (folder / f"10.77.0.{number}.log").read_text()[-3000:]
+
+
+def rows(folder):
+    path = folder / "run" / "metrics.jsonl"
+    return metrics(folder / "run") if path.exists() else []
+
+
+def wait(folder, done):
+    """Until ``done`` is true of the metrics' rows."""
+    deadline = time.monotonic() + LIMIT
+    while not done(rows(folder)):
+        logs = {path.name: path.read_text()[-3000:] for path in folder.glob("*.log")}
+        assert time.monotonic() < deadline, (rows(folder)[-1:], logs)
+        time.sleep(0.05)
+
+
+def state(folder):
+    """state.json of the newest checkpoint: among its numbers, samples seen and the fingerprint of the order."""
+    newest = sorted((folder / "run" / "checkpoints").glob("step-*"))[-1]
+    return json.loads((newest / "state.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def one_machine(small_run, tmp_path_factory):
+    """Makes (once for each) the run of two ranks of one machine that a strategy's other runs are compared with."""
+    made = {}
+
+    def make(*overrides):
+        if overrides not in made:
+            folder = made[overrides] = tmp_path_factory.mktemp("reference")
+            command = [
+                "mmscale",
+                "train",
+                CONFIG,
+                *small_run,
+                f"run.dir={folder}/run",
+                "train.precision=fp32",
+            ]
+            run_module([*command, *overrides], ranks=2)
+        return made[overrides]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("script", "before", "strategy"),
+    [
+        ("torchrun.sh", (), "fsdp"),
+        ("accelerate.sh", ("multi-node",), "fsdp"),
+        ("accelerate.sh", ("ddp",), "ddp"),
+        ("deepspeed.sh", (), "zero2"),
+    ],
+)
+def test_launchers_train_across_machines(nodes, tmp_path, small_run, one_machine, script, before, strategy):
+    """Bit for bit what two ranks of one machine learn."""
+    finish(train(nodes, tmp_path, small_run, script, "train.steps=4", before=before), tmp_path)
+    assert [(row["step"], row["ranks"]) for row in rows(tmp_path)] == [(step, 2) for step in range(4)]
+    reference = one_machine("train.steps=4", f"parallel.strategy={strategy}")
+    ours, theirs = weights(tmp_path / "run"), weights(reference / "run")
+    assert ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in theirs)
+
+
+LONG = ("train.steps=24", "train.checkpoint_every=5")
+
+
+def as_if_nothing_had_happened(folder, reference):
+    """Every step once, on the same samples in the same order, with the same losses, ending in the same weights.
+
+    Sums of one rank are rounded otherwise than those of two, and 24 steps carry that on: equal to a thousandth.
+    """
+    ours, theirs = rows(folder), rows(reference)
+    assert [row["step"] for row in ours] == list(range(24))
+    assert [row["tokens"] for row in ours] == [row["tokens"] for row in theirs]
+    assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], rel=1e-3)
+    for name in ("step", "seen", "bad", "fingerprint"):
+        assert state(folder)[name] == state(reference)[name], name
+    mine, other = weights(folder / "run"), weights(reference / "run")
+    for name, tensor in other.items():
+        torch.testing.assert_close(
+            mine[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda said, name=name: f"{name}: {said}"
+        )
+
+
+def rank_of(node):
+    """Process of the one rank that trains on ``node``."""
+    for pid in node.pids():
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if (
+                b"mmscale" in words
+                and b"torch.distributed.run" not in words
+                and b"RANK=" in Path(f"/proc/{pid}/environ").read_bytes()
+            ):
+                return pid
+    raise AssertionError(f"{node.name}: no rank is running")
+
+
+def signal_waits(pid, number):
+    """Whether a signal was sent to a stopped process and waits for it to go on."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return bool(int(status.partition("ShdPnd:")[2].split()[0], 16) >> (number - 1) & 1)
+
+
+def test_a_machine_is_lost_and_returns(nodes, tmp_path, small_run, one_machine):
+    """NNODES=1:2. One machine loses its power: the other goes on alone. It returns: both go on."""
+    first, second = nodes
+    elastic = {"NNODES": "1:2"}
+    (job, _) = train(nodes, tmp_path, small_run, "torchrun.sh", *LONG, **elastic)
+    wait(tmp_path, lambda rows: len(rows) >= 8)
+    assert rows(tmp_path)[-1]["ranks"] == 2
+    second.kill()
+    wait(tmp_path, lambda rows: rows and rows[-1]["ranks"] == 1)
+    # So that the job does not end before the machine is back: the rank pauses until its launcher asks it to make room.
+    alone = rank_of(first)
+    os.kill(alone, signal.SIGSTOP)
+    (back,) = train([second], tmp_path, small_run, "torchrun.sh", *LONG, **elastic)
+    wait(tmp_path, lambda rows: signal_waits(alone, signal.SIGTERM))
+    os.kill(alone, signal.SIGCONT)
+    finish([job, back], tmp_path)
+    counts = [row["ranks"] for row in rows(tmp_path)]
+    assert counts[0] == counts[-1] == 2 and 1 in counts
+    as_if_nothing_had_happened(tmp_path, one_machine(*LONG))
+
+
+def test_a_cut_cable(nodes, tmp_path, small_run, one_machine):
+    """No machine dies, but they no longer hear each other: the one that keeps the meeting point goes on alone, and the
+    other ends instead of training beside it."""
+    overrides = (*LONG, "parallel.timeout_s=15")
+    job, lost = train(nodes, tmp_path, small_run, "torchrun.sh", *overrides, NNODES="1:2")
+    wait(tmp_path, lambda rows: len(rows) >= 8)
+    nodes[1].cable("down")
+    finish([job], tmp_path)
+    assert lost.wait(LIMIT) != 0
+    counts = [row["ranks"] for row in rows(tmp_path)]
+    assert counts[0] == 2 and counts[-1] == 1
+    as_if_nothing_had_happened(tmp_path, one_machine(*LONG))
