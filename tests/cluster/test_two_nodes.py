@@ -163,36 +163,47 @@ def signal_waits(pid, number):
     return bool(int(status.partition("ShdPnd:")[2].split()[0], 16) >> (number - 1) & 1)
 
 
+def until_both_train(folder, first, back):
+    """While one machine trains alone, pause its rank, so that the job does not end too early; call ``back``, which
+    brings the other machine back; go on once the launcher asks the rank to save and make room."""
+    wait(folder, lambda rows: rows and rows[-1]["ranks"] == 1)
+    alone = rank_of(first)
+    os.kill(alone, signal.SIGSTOP)
+    processes = back()
+    wait(folder, lambda rows: signal_waits(alone, signal.SIGTERM))
+    os.kill(alone, signal.SIGCONT)
+    return processes
+
+
+def with_two_with_one_with_two(folder):
+    counts = [row["ranks"] for row in rows(folder)]
+    assert counts == sorted(counts[: counts.index(1)], reverse=True) + sorted(counts[counts.index(1) :])
+    assert counts[0] == counts[-1] == 2
+
+
 def test_a_machine_is_lost_and_returns(nodes, tmp_path, small_run, one_machine):
     """NNODES=1:2. One machine loses its power: the other goes on alone. It returns: both go on."""
     first, second = nodes
-    elastic = {"NNODES": "1:2"}
-    (job, _) = train(nodes, tmp_path, small_run, "torchrun.sh", *LONG, **elastic)
+    job, _ = train(nodes, tmp_path, small_run, "torchrun.sh", *LONG, NNODES="1:2")
     wait(tmp_path, lambda rows: len(rows) >= 8)
-    assert rows(tmp_path)[-1]["ranks"] == 2
     second.kill()
-    wait(tmp_path, lambda rows: rows and rows[-1]["ranks"] == 1)
-    # So that the job does not end before the machine is back: the rank pauses until its launcher asks it to make room.
-    alone = rank_of(first)
-    os.kill(alone, signal.SIGSTOP)
-    (back,) = train([second], tmp_path, small_run, "torchrun.sh", *LONG, **elastic)
-    wait(tmp_path, lambda rows: signal_waits(alone, signal.SIGTERM))
-    os.kill(alone, signal.SIGCONT)
-    finish([job, back], tmp_path)
-    counts = [row["ranks"] for row in rows(tmp_path)]
-    assert counts[0] == counts[-1] == 2 and 1 in counts
+    back = until_both_train(
+        tmp_path, first, lambda: train([second], tmp_path, small_run, "torchrun.sh", *LONG, NNODES="1:2")
+    )
+    finish([job, *back], tmp_path)
+    with_two_with_one_with_two(tmp_path)
     as_if_nothing_had_happened(tmp_path, one_machine(*LONG))
 
 
-def test_a_cut_cable(nodes, tmp_path, small_run, one_machine):
-    """No machine dies, but they no longer hear each other: the one that keeps the meeting point goes on alone, and the
-    other ends instead of training beside it."""
+def test_a_cable_is_cut_and_mended(nodes, tmp_path, small_run, one_machine):
+    """No machine dies, but they no longer hear each other: the one that keeps the meeting point goes on alone, the other
+    trains nothing beside it, and joins again by itself when the cable is mended."""
+    first, second = nodes
     overrides = (*LONG, "parallel.timeout_s=15")
-    job, lost = train(nodes, tmp_path, small_run, "torchrun.sh", *overrides, NNODES="1:2")
+    jobs = train(nodes, tmp_path, small_run, "torchrun.sh", *overrides, NNODES="1:2")
     wait(tmp_path, lambda rows: len(rows) >= 8)
-    nodes[1].cable("down")
-    finish([job], tmp_path)
-    assert lost.wait(LIMIT) != 0
-    counts = [row["ranks"] for row in rows(tmp_path)]
-    assert counts[0] == 2 and counts[-1] == 1
+    second.cable("down")
+    until_both_train(tmp_path, first, lambda: second.cable("up"))
+    finish(jobs, tmp_path)
+    with_two_with_one_with_two(tmp_path)
     as_if_nothing_had_happened(tmp_path, one_machine(*LONG))
