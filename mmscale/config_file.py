@@ -83,6 +83,34 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(to_tree(config), sort_keys=False, allow_unicode=True)
 
 
+def key_type(name: str) -> Any:
+    """The annotated type of the dotted key ``name``; None if there is none of that name.
+
+    A part below a mapping such as ``data.sets`` may be any name: ``data.sets.digits.weight``. (A name with a dot in it
+    cannot be reached.)
+    """
+    hint: Any = Config
+    for part in name.split("."):
+        if dataclasses.is_dataclass(hint):
+            hint = typing.get_type_hints(hint).get(part)
+        elif typing.get_origin(hint) is dict:
+            hint = typing.get_args(hint)[1]
+        else:
+            return None
+    return hint
+
+
+def set_key(tree: dict[str, Any], name: str, value: Any) -> None:
+    """Put ``value`` at the dotted key ``name`` of a config's tree. Raises `UserError` if a parent is no group."""
+    *parents, last = name.split(".")
+    for parent in parents:
+        child = tree.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise UserError(f"{name}: {parent} is not a group of keys")
+        tree = child
+    tree[last] = value
+
+
 def describe_keys() -> list[tuple[str, str, str]]:
     """(dotted key, default, documentation) of every config key, in order."""
     rows: list[tuple[str, str, str]] = []
@@ -172,13 +200,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text) if text else ""
     except yaml.YAMLError:
         raise UserError(f"{name}: {text!r} is not a valid value") from None
-    *parents, last = name.split(".")
-    for parent in parents:
-        child = tree.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise UserError(f"{name}: {parent} is not a group of keys")
-        tree = child
-    tree[last] = value
+    set_key(tree, name, value)
 
 
 def _build(hint: Any, value: Any, where: str, source: str) -> Any:
@@ -193,6 +215,8 @@ def _build(hint: Any, value: Any, where: str, source: str) -> Any:
         if not isinstance(value, dict):
             raise UserError(f"{source}: {where}: expected a mapping of names, got {value!r}")
         return {str(name): _build(inner[1], item, f"{where}.{name}", source) for name, item in value.items()}
+    if hint is typing.Any:
+        return value
     assert not isinstance(hint, types.UnionType), "config keys have one type each"
     if hint is float and isinstance(value, str) and _FLOAT.fullmatch(value):
         return float(value)  # YAML 1.1 reads 1e-3 as a string

@@ -12,6 +12,7 @@ from mmscale.config.parallel import ZERO_STAGES, ParallelConfig
 from mmscale.config.run import Config, RunConfig
 from mmscale.config.tasks import AugmentConfig, SetConfig, TaskConfig
 from mmscale.config.train import AdversarialConfig, OptimizerConfig, TrainConfig
+from mmscale.config.tune import ParameterConfig, TuneConfig
 
 __all__ = [
     "MEDIA_FIELDS",
@@ -27,12 +28,14 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "ParallelConfig",
+    "ParameterConfig",
     "RobustnessConfig",
     "RunConfig",
     "SetConfig",
     "TaskConfig",
     "TokenizerConfig",
     "TrainConfig",
+    "TuneConfig",
     "WeightChange",
     "check_field",
     "is_media",

@@ -12,6 +12,7 @@ from mmscale.config.model import ModelConfig, check_model
 from mmscale.config.parallel import ParallelConfig, check_parallel
 from mmscale.config.tasks import check_set
 from mmscale.config.train import TrainConfig
+from mmscale.config.tune import TuneConfig, check_tune
 from mmscale.errors import UserError
 
 
@@ -46,12 +47,14 @@ class Config:
     parallel: ParallelConfig = key(ParallelConfig, "")
     eval: dict[str, EvalConfig] = key({}, "Scores by name.")
     robustness: RobustnessConfig = key(RobustnessConfig, "")
+    tune: TuneConfig = key(TuneConfig, "")
 
     def check(self) -> None:
         """Rules between keys. Raises `UserError` naming the key and the remedy."""
         check_media(self.media)
         check_model(self.model)
         check_parallel(self.parallel)
+        check_tune(self.tune)
         patch = self.media.image_patch
         if self.model.image_stem == "cnn" and patch & (patch - 1):
             raise UserError(

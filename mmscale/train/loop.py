@@ -46,8 +46,13 @@ class TrainResult:
     exit_code: int  # 0: all steps are done; else the run was told to stop, and saved
 
 
-def train(config: Config) -> TrainResult:
+def train(config: Config, until: int | None = None) -> TrainResult:
     """Train as ``config`` says, from its newest checkpoint if there is one. Called on every rank.
+
+    Args:
+        config: the whole run.
+        until: stop, with a checkpoint, when so many steps are done in all; a later call goes on as if there had been
+            no stop. None: ``train.steps``.
 
     Raises:
         UserError: bad config, data that cannot be used, or a checkpoint that does not fit.
@@ -61,6 +66,7 @@ def train(config: Config) -> TrainResult:
     ranks = join_ranks(config.parallel)
     try:
         check_world(config.data.sequences, ranks.data_world)
+        end = config.train.steps if until is None else min(until, config.train.steps)
         keep = Keep(config.train.keep_last, config.train.keep_every, config.train.keep_best)
         store = CheckpointStore(folder / "checkpoints", keep)
         newest = store.newest()
@@ -70,7 +76,7 @@ def train(config: Config) -> TrainResult:
         adversary = Adversary(config, strategy)
 
         data = MicroBatches(
-            plan, Assembler(config, plan, tokenizer), steps=config.train.steps,
+            plan, Assembler(config, plan, tokenizer), steps=end,
             micro_batch=config.train.micro_batch, rank=ranks.data_rank, world=ranks.data_world,
         )  # fmt: skip
         steps = iterate_steps(
@@ -82,10 +88,10 @@ def train(config: Config) -> TrainResult:
             config.train.max_grad_spike, state.norm_mean, state.step - state.skipped, ranks.device
         )
         profiler = StepProfiler(profiled_steps(config.train.profile_steps), folder / "profile", ranks.rank)
-        finished, tokens, last = state.step, 0, config.train.steps - 1
+        finished, tokens, last = state.step, 0, end - 1
         strategy.model.train()
         with StopWish(config.train.grace_s) as stop, closing(metrics):
-            for step in range(state.step, config.train.steps):
+            for step in range(state.step, end):
                 profiler.before(step)
                 waiting = time.perf_counter()
                 batches = next(steps)
@@ -130,7 +136,7 @@ def train(config: Config) -> TrainResult:
             )
         return TrainResult(
             config.run.dir, finished, state.step, strategy.parameters, tokens, time.perf_counter() - began,
-            metrics.wish if finished < config.train.steps else 0,
+            metrics.wish if finished < end else 0,
         )  # fmt: skip
     except torch.OutOfMemoryError as error:
         raise UserError(

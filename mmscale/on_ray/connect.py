@@ -1,0 +1,118 @@
+"""Reaching a Ray cluster, or starting one in this machine's own processes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mmscale.errors import UserError
+
+_OBJECT_STORE_BYTES = 100_000_000  # nothing large travels through it
+_SETTINGS = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths in a config are relative to where the command was given
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that fails by its settings has no score to tell
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+
+
+def import_ray() -> Any:
+    """The package ``ray``. Raises `UserError` where it is not installed."""
+    os.environ.update({name: os.environ.get(name, value) for name, value in _SETTINGS.items()})
+    try:
+        import ray
+        import ray.train
+        import ray.tune
+    except ImportError as error:
+        raise UserError(f"Ray is needed ({error}); pip install 'mmscale[ray]'") from None
+    return ray
+
+
+@contextmanager
+def ray_cluster(address: str, usage_stats: bool) -> Iterator[Any]:
+    """The package ``ray``, connected: to ``address``, else ``$RAY_ADDRESS``, else to a cluster of this process alone.
+
+    Raises:
+        UserError: Ray is not installed, or the cluster cannot be reached.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "1" if usage_stats else "0"
+    ray = import_ray()
+    address = address or os.environ.get("RAY_ADDRESS", "")
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    for name in ("ray.tune", "ray.train", "ray._private"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    here = ray.is_initialized()
+    try:
+        if here:
+            pass
+        elif address:
+            ray.init(address=address, runtime_env={"env_vars": _passed_on()}, **quiet)
+        else:
+            ray.init(
+                num_cpus=_cores(), include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES,
+                runtime_env={"env_vars": _passed_on()}, **quiet,
+            )  # fmt: skip
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        where = address or "of this machine"
+        raise UserError(
+            f"Ray cluster {where}: cannot be reached ({reason}); is it up, and the address right?"
+        ) from None
+    if address:
+        print(f"mmscale: on the Ray cluster at {address}: {tell_cluster(ray)}", file=sys.stderr)
+    try:
+        yield ray
+    finally:
+        if not here:
+            ray.shutdown()
+
+
+def tell_cluster(ray: Any) -> str:
+    """The nodes that are up and what each has, for people."""
+    return "; ".join(
+        f"{node['NodeManagerAddress']} {_tell(node['Resources'])}" for node in ray.nodes() if node["Alive"]
+    )
+
+
+def placement_fault(ray: Any, processes: list[dict[str, float]]) -> str:
+    """Why ``processes``, each needing CPUs and GPUs of one node, have no room even on the idle cluster; else empty."""
+    free = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    for needs in sorted(processes, key=lambda one: (-one.get("GPU", 0), -one.get("CPU", 0))):
+        node = next(
+            (one for one in free if all(one.get(kind, 0) >= amount for kind, amount in needs.items())), None
+        )
+        if node is None:
+            wanted = {f"{len(processes)} × ({_tell(processes[-1])})"}
+            return f"waits for room for {', '.join(wanted)}; the cluster has {tell_cluster(ray) or 'no node'}"
+        for kind, amount in needs.items():
+            node[kind] -= amount
+    return ""
+
+
+def has_gpus(ray: Any) -> bool:
+    """Whether any node has a GPU."""
+    return bool(ray.cluster_resources().get("GPU"))
+
+
+def _passed_on() -> dict[str, str]:
+    """Environment of the workers: our settings, and where this process finds its modules."""
+    out = {name: os.environ[name] for name in _SETTINGS}
+    if "PYTHONPATH" in os.environ:
+        out["PYTHONPATH"] = os.environ["PYTHONPATH"]
+    return out
+
+
+def _tell(resources: dict[str, float]) -> str:
+    parts = [f"{resources[kind]:g} {kind}" for kind in ("CPU", "GPU") if resources.get(kind)]
+    return ", ".join(parts) or "no CPU"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

@@ -1,0 +1,166 @@
+"""What is known of every trial, in ``tune.jsonl``: a line for each thing that happened, written when it happened.
+
+The search, the early stopping and the report are all functions of these lines, so a driver that was killed goes on from
+them; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmscale.errors import UserError
+from mmscale.tune.space import Point
+
+FILE = "tune.jsonl"
+
+
+@dataclass
+class Trial:
+    """One point of the space and what became of it."""
+
+    number: int
+    point: Point
+    scores: dict[int, float] = field(default_factory=dict)  # by finished steps, each scored once
+    seconds: dict[int, float] = field(default_factory=dict)  # spent to get there since the score before
+    parents: list[tuple[int, int]] = field(
+        default_factory=list
+    )  # (trial, step) whose weights it went on from
+    status: str = "open"  # open, finished, stopped, failed
+    reason: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return trial_name(self.number)
+
+    @property
+    def steps(self) -> int:
+        """Steps at the last score; 0 before the first."""
+        return max(self.scores, default=0)
+
+    @property
+    def score(self) -> float:
+        """The last score; NaN before the first."""
+        return self.scores.get(self.steps, math.nan)
+
+    @property
+    def generation(self) -> int:
+        """How often it took over another's weights."""
+        return len(self.parents)
+
+
+def trial_name(number: int) -> str:
+    """Name of a trial's folder."""
+    return f"trial-{number:04d}"
+
+
+class Records:
+    """The trials of ``folder``, read back and added to.
+
+    Args:
+        folder: the search's run.dir.
+        job: what must be equal for old trials to count.
+        resume: go on with the trials that are there.
+
+    Raises:
+        UserError: there are trials and ``resume`` was not asked for, there are none and it was, or they belong to
+            another search.
+    """
+
+    def __init__(self, folder: Path, job: dict[str, Any], resume: bool) -> None:
+        self._path = folder / FILE
+        self.trials: dict[int, Trial] = {}
+        lines = self._read()
+        if lines and not resume:
+            raise UserError(
+                f"{folder}: holds the trials of a search; add --resume to go on with it, or choose another run.dir"
+            )
+        if not lines and resume:
+            raise UserError(f"--resume: {folder} holds no search yet; leave it out")
+        if lines and lines[0].get("job") != job:
+            before = lines[0].get("job") or {}
+            changed = sorted(name for name in {*job, *before} if job.get(name) != before.get(name))
+            raise UserError(
+                f"--resume: {self._path} was made with another {', '.join(changed)}; restore that, or choose another "
+                "run.dir"
+            )
+        for line in lines[1:]:
+            self._apply(line)
+        folder.mkdir(parents=True, exist_ok=True)
+        # A line cut short by a crash must not swallow the next one.
+        whole = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        temporary = self._path.with_suffix(".part")
+        temporary.write_text(whole, encoding="utf-8")
+        os.replace(temporary, self._path)
+        if not lines:
+            self._write({"job": job})
+
+    def begin(self, number: int, point: Point) -> None:
+        """A new trial."""
+        self._add({"event": "trial", "number": number, "point": point})
+
+    def score(self, number: int, step: int, score: float, seconds: float, node: str) -> None:
+        """A trial was scored after ``step`` steps."""
+        told = score if math.isfinite(score) else None  # JSON has no NaN
+        self._add(
+            {
+                "event": "score",
+                "number": number,
+                "step": step,
+                "score": told,
+                "seconds": seconds,
+                "node": node,
+            }
+        )
+
+    def exchange(self, number: int, parent: int, step: int, point: Point) -> None:
+        """A trial goes on from the weights of ``parent`` at ``step``, with other values."""
+        self._add({"event": "exchange", "number": number, "parent": parent, "step": step, "point": point})
+
+    def end(self, number: int, status: str, reason: str = "") -> None:
+        """A trial is over."""
+        self._add({"event": "end", "number": number, "status": status, "reason": reason})
+
+    def _add(self, line: dict[str, Any]) -> None:
+        self._apply(line)
+        self._write(line)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _apply(self, line: dict[str, Any]) -> None:
+        number, event = line["number"], line["event"]
+        if event == "trial":
+            self.trials[number] = Trial(number, line["point"])
+            return
+        trial = self.trials[number]
+        if event == "score":
+            trial.scores[line["step"]] = math.nan if line["score"] is None else line["score"]
+            trial.seconds[line["step"]] = line["seconds"]
+        elif event == "exchange":
+            parent = self.trials[line["parent"]]
+            trial.point = line["point"]
+            trial.parents.append((line["parent"], line["step"]))
+            # The curve it goes on from is the other's.
+            trial.scores = {step: score for step, score in parent.scores.items() if step <= line["step"]}
+        else:
+            trial.status, trial.reason = line["status"], line["reason"]
+
+    def _read(self) -> list[dict[str, Any]]:
+        if not self._path.exists():
+            return []
+        lines = []
+        for text in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break  # cut short by a crash: nothing was written after it
+        return lines

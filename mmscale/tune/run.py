@@ -1,0 +1,198 @@
+"""A search, from its space to its best settings.
+
+run.dir/tune.jsonl      what happened, as it happened; --resume goes on from it
+run.dir/trials/         a run.dir for each trial
+run.dir/best.yaml       the best trial's config, for `mmscale train`
+run.dir/trials.parquet  a row for each trial
+run.dir/tune.html       parallel coordinates and learning curves
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mmscale.config import Config
+from mmscale.config_file import to_tree
+from mmscale.errors import UserError
+from mmscale.on_ray.connect import has_gpus, import_ray, ray_cluster
+from mmscale.tune.records import Records, Trial
+from mmscale.tune.space import Point, Space
+from mmscale.tune.transfer import Transfer, transfer_rates
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """How a search ended."""
+
+    run_dir: str
+    trials: int
+    finished: int
+    stopped: int
+    failed: int
+    steps: int  # of all trials together
+    best_trial: str
+    best_score: float
+    best_point: Point
+    best_config: str  # path of best.yaml
+    transfer: list[dict[str, float]]  # rate, score of the larger model
+
+
+def tune(config: Config, resume: bool = False) -> TuneResult:
+    """Search ``config.tune.space``; the results lie in ``run.dir``.
+
+    Raises:
+        UserError: a space or metric that is wrong, no room on the cluster, or no trial that gave a score.
+        KeyboardInterrupt: from the keyboard, after the trials were told to stop; ``resume`` goes on.
+    """
+    import_ray()
+    from mmscale.tune.report import write_report
+    from mmscale.tune.search import Search
+    from mmscale.tune.watch import best_trial
+
+    space = Space(config)
+    _check_metric(config)
+    folder = Path(config.run.dir).absolute()
+    records = Records(folder, _job_facts(config, space), resume)
+    _prepare_once(config, folder)
+    with ray_cluster(config.tune.address, config.tune.usage_stats) as ray:
+        search = Search(config, space, records)
+        if search.most:
+            _run_trials(ray, config, space, records, search, folder)
+        trials = list(records.trials.values())
+        best = best_trial(trials, config.tune.better())
+        if best is None:
+            raise UserError(
+                f"{folder}: no trial gave a score; the first one's reason: "
+                f"{next((one.reason for one in trials if one.reason), 'unknown')}"
+            )
+        larger = transfer_rates(ray, config, space, best, folder) if config.tune.transfer else Transfer()
+    path = write_report(folder, config, space, trials, best, larger)
+    count = {
+        status: sum(one.status == status for one in trials) for status in ("finished", "stopped", "failed")
+    }
+    return TuneResult(
+        str(config.run.dir), len(trials), count["finished"], count["stopped"], count["failed"],
+        spent_steps(trials), best.name, best.score, best.point, str(path), larger.rows(),
+    )  # fmt: skip
+
+
+def spent_steps(trials: list[Trial]) -> int:
+    """Steps of all trials together, those taken over from others not counted twice."""
+    total = 0
+    for trial in trials:
+        total += trial.steps
+        if trial.parents:
+            total -= trial.parents[-1][1]
+    return total
+
+
+def _run_trials(ray: Any, config: Config, space: Space, records: Records, search: Any, folder: Path) -> None:
+    from ray import tune as ray_tune
+
+    from mmscale.tune.early_stop import make_scheduler
+    from mmscale.tune.trial import Job, run_trial
+    from mmscale.tune.watch import GiveUp, Watch, wait_for_room
+
+    tune = config.tune
+    gpus = tune.gpus if tune.gpus >= 0 else float(has_gpus(ray))
+    process = {"CPU": tune.cpus, **({"GPU": gpus} if gpus else {})}
+    job = Job(
+        str(folder), os.getcwd(), tune.metric, tune.stops(config.train.steps), tune.workers, tune.cpus, gpus,
+        tune.max_failures, tune.scheduler == "pbt",
+    )  # fmt: skip
+    # A trial on several workers only waits for them itself.
+    own = process if tune.workers == 1 else {"CPU": 0.01}
+    needs = [process] * tune.workers + ([own] if tune.workers > 1 else [])
+    wait_for_room(ray, needs, tune.wait_s)
+    watch = Watch(ray, config, records, needs, search.most)
+    trainable = ray_tune.with_resources(
+        ray_tune.with_parameters(run_trial, job=job, config_of=space.config), own
+    )
+    if tune.scheduler == "pbt":  # Ray gives it its whole population at once
+        chosen, space_of_ray = {}, {"trial": ray_tune.grid_search(search.population())}
+    else:
+        chosen, space_of_ray = {"search_alg": search, "num_samples": search.most}, None
+    shutil.rmtree(folder / "ray", ignore_errors=True)
+    tuner = ray_tune.Tuner(
+        trainable,
+        param_space=space_of_ray,
+        tune_config=ray_tune.TuneConfig(
+            scheduler=make_scheduler(config, space, records),
+            max_concurrent_trials=tune.concurrent or most_at_once(ray, needs),
+            reuse_actors=tune.workers == 1, trial_name_creator=_name, trial_dirname_creator=_name, **chosen,
+        ),
+        run_config=ray_tune.RunConfig(
+            name="search", storage_path=str(folder / "ray"), callbacks=[watch], stop=GiveUp(watch), verbose=0,
+            failure_config=ray_tune.FailureConfig(max_failures=tune.max_failures),
+        ),
+    )  # fmt: skip
+    try:
+        tuner.fit()
+    finally:
+        watch.close()
+    left = sum(trial.status == "open" for trial in records.trials.values())
+    if watch.fault:
+        raise UserError(watch.fault)
+    if left:
+        print(f"mmscale: {left} trials are not done; the same command with --resume goes on", file=sys.stderr)
+        raise KeyboardInterrupt
+
+
+def most_at_once(ray: Any, needs: list[dict[str, float]]) -> int:
+    """Trials for which the cluster has room, by its sums."""
+    have = ray.cluster_resources()
+    kinds = {kind for one in needs for kind in one}
+    room = min(have.get(kind, 0) / sum(one.get(kind, 0) for one in needs) for kind in kinds)
+    return max(1, int(room + 1e-6))
+
+
+def _name(trial: Any) -> str:
+    from mmscale.tune.records import trial_name
+
+    return trial_name(trial.config["trial"]["number"])
+
+
+def _job_facts(config: Config, space: Space) -> dict[str, Any]:
+    """What must be equal for trials to be compared: everything but where, how many and how many at once."""
+    tree = to_tree(config)
+    for name in ("run", "tune"):
+        del tree[name]
+    tune = config.tune
+    return {
+        "space": space.describe(),
+        "search": tune.search,
+        "scheduler": tune.scheduler,
+        "metric": f"{tune.better()} {tune.metric}",
+        "stops": tune.stops(config.train.steps),
+        "config": tree,
+    }
+
+
+def _check_metric(config: Config) -> None:
+    metric = config.tune.metric
+    if metric == "loss":
+        return
+    name, dot, value = metric.rpartition(".")
+    if not dot or name not in config.eval:
+        known = ", ".join(f"{one}.…" for one in config.eval) or "none, since eval is empty"
+        raise UserError(f"tune.metric: {metric}: neither loss nor <name>.<value> of eval; names: {known}")
+    if not value:
+        raise UserError(f"tune.metric: {metric}: say which value, such as {name}.accuracy")
+
+
+def _prepare_once(config: Config, folder: Path) -> None:
+    """The embedded data and the tokenizer, before many trials would make them side by side."""
+    from mmscale.train.prepare import prepare_data, prepare_tokenizer
+
+    whole = replace(config, run=replace(config.run, dir=str(folder)))
+    prepare_data(whole)
+    searched = any(
+        name.startswith(("data.tokenizer", "data.sets", "model.init_from")) for name in config.tune.space
+    )
+    if not searched and not config.model.init_from and not (folder / "tokenizer.json").is_file():
+        prepare_tokenizer(whole).save(folder / "tokenizer.json")

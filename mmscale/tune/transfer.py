@@ -1,0 +1,89 @@
+"""Does the rate that was found hold for a larger model? The best trial's rate, its half and its double, tried on it.
+
+With muP (``model.base_width``; Yang et al., 2022) it should; without, the best rate falls as the width grows.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmscale.config import Config
+from mmscale.errors import UserError
+from mmscale.tune.records import Trial
+from mmscale.tune.space import Point, Space, format_point
+
+RATE = "train.optimizer.lr"
+FACTORS = (0.5, 1.0, 2.0)
+
+
+@dataclass
+class Transfer:
+    """Scores of the larger model by rate; None where the run failed."""
+
+    overrides: Point = field(default_factory=dict)
+    scores: dict[float, float | None] = field(default_factory=dict)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """For JSON."""
+        return [{"rate": rate, "score": score} for rate, score in self.scores.items()]
+
+    def told(self, better: str, found: float) -> str:
+        """One line for people."""
+        done = {rate: score for rate, score in self.scores.items() if score is not None}
+        if not done:
+            return "the larger model could not be trained at any of the rates"
+        best = (min if better == "min" else max)(done, key=lambda rate: done[rate])
+        verdict = "the rate holds" if best == found else f"the rate does not hold: {best:.3g} is better"
+        listed = ", ".join(f"{rate:.3g}: {score:.4g}" for rate, score in done.items())
+        return f"with {format_point(self.overrides)}, {verdict} ({listed})"
+
+
+def parse_overrides(overrides: list[str]) -> Point:
+    """``["model.width=256"]`` → ``{"model.width": 256}``. Raises `UserError`."""
+    point: Point = {}
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals:
+            raise UserError(f"tune.transfer: {override!r}: is written key=value, such as model.width=256")
+        try:
+            point[name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"tune.transfer: {name}: {text!r} is not a valid value") from None
+    return point
+
+
+def transfer_rates(ray: Any, config: Config, space: Space, best: Trial, folder: Path) -> Transfer:
+    """Train the larger model at the three rates, on the cluster; runs that are done are not run again."""
+    from mmscale.on_ray.connect import has_gpus
+    from mmscale.tune.trial import Job
+
+    overrides, tune = parse_overrides(config.tune.transfer), config.tune
+    found = best.point.get(RATE, config.train.optimizer.lr)
+    steps = config.train.steps
+    gpus = tune.gpus if tune.gpus >= 0 else float(has_gpus(ray))
+    job = Job(
+        str(folder), os.getcwd(), tune.metric, [steps], 1, tune.cpus * tune.workers, gpus, tune.max_failures, False
+    )  # fmt: skip
+    remote = ray.remote(num_cpus=job.cpus, num_gpus=gpus, max_retries=tune.max_failures)(_train_larger)
+    waiting = []
+    for factor in FACTORS:
+        rate = found * factor
+        point = {**best.point, **overrides, RATE: rate}
+        waiting.append((rate, remote.remote(space.config(point), replace(job), f"rate-{factor:g}")))
+    return Transfer(overrides, {rate: ray.get(one) for rate, one in waiting})
+
+
+def _train_larger(config: Config, job: Any, name: str) -> float | None:
+    """On a worker: one run of the larger model, and its score."""
+    from mmscale.tune.trial import train_to_stops, trial_config
+
+    os.chdir(job.directory)
+    score = None
+    for facts in train_to_stops(trial_config(config, Path(job.folder) / "transfer" / name, job), job):
+        score = facts.get("score")
+    return score

@@ -1,0 +1,192 @@
+"""One trial, as it runs on a worker of the cluster: train to the next stop, score, report; again until told to stop.
+
+Everything a trial knows lies in its run.dir, which every machine of the cluster must see. A trial that is started
+again, on whatever machine, goes on from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmscale.config import Config
+from mmscale.errors import UserError
+from mmscale.tune.records import FILE
+
+_SCORES = "stops.jsonl"
+_POINTER = "pointer.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all trials of a search share; sent to the workers."""
+
+    folder: str  # the search's run.dir, absolute
+    directory: str  # where the command was given
+    metric: str
+    stops: list[int]
+    workers: int
+    cpus: float
+    gpus: float
+    max_failures: int
+    keep_all: bool  # a checkpoint for every stop stays: others may go on from it
+
+
+def run_trial(sampled: dict[str, Any], job: Job, config_of: Callable[[dict[str, Any]], Config]) -> None:
+    """The trainable of Ray Tune. ``sampled``: what the search suggested; ``config_of`` makes a config of its point."""
+    from ray import tune
+
+    folder = Path(job.folder) / "trials" / tune.get_context().get_trial_name()
+    try:
+        if not (Path(job.folder) / FILE).is_file():
+            raise UserError(
+                f"{socket.gethostname()} does not see {job.folder}; put run.dir where all machines of the cluster "
+                "see it"
+            )
+        config = trial_config(config_of(sampled["trial"]["point"]), folder, job)
+        exchange = _take_over(folder, tune.get_checkpoint())
+    except UserError as error:
+        tune.report({"failed": str(error)})
+        return
+
+    def report(facts: dict[str, Any]) -> None:
+        nonlocal exchange
+        facts = {**facts, **({"exchange": exchange} if exchange else {})}
+        exchange = None
+        with tempfile.TemporaryDirectory() as place:
+            (Path(place) / _POINTER).write_text(
+                json.dumps({"folder": str(folder), "step": facts.get("step", 0)})
+            )
+            tune.report(facts, checkpoint=tune.Checkpoint.from_directory(place))
+
+    if job.workers == 1:
+        os.chdir(job.directory)
+        for facts in train_to_stops(config, job):
+            report(facts)
+    else:
+        _run_on_workers(config, job, folder)
+
+
+def trial_config(config: Config, folder: Path, job: Job) -> Config:
+    """``config`` as a trial in ``folder`` runs it."""
+    config.run.dir = str(folder)
+    config.run.progress = config.run.tensorboard = False
+    config.train.resume = "auto"
+    config.train.keep_last, config.train.keep_best = 1, False
+    config.train.keep_every = job.stops[0] if job.keep_all else 0
+    tokenizer = Path(job.folder) / "tokenizer.json"
+    if tokenizer.is_file() and not config.model.init_from:
+        config.data.tokenizer.file = str(tokenizer)
+    return config
+
+
+def train_to_stops(config: Config, job: Job, meet: Callable[[], None] | None = None) -> Any:
+    """Train, on every rank; after each stop give ``step``, ``score``, ``seconds`` and ``node``, or why it ``failed``.
+
+    The last score of an earlier start is given again: nobody may have heard it. ``meet`` is called before each run.
+    """
+    from mmscale.train.loop import train
+    from mmscale.train.prepare import finished_steps
+
+    folder, first = Path(config.run.dir), os.environ.get("RANK", "0") == "0"
+    done = finished_steps(folder)
+    told = [row for row in _read_scores(folder / _SCORES) if row["step"] <= done]
+    if told:
+        yield told[-1]
+    for stop in job.stops:
+        if told and stop <= told[-1]["step"]:
+            continue
+        began = time.perf_counter()
+        try:
+            if meet is not None:
+                meet()
+            train(config, until=stop)
+            facts: dict[str, Any] = {"step": stop}
+            if first:
+                facts["score"] = read_score(folder, job.metric, stop)
+        except (UserError, SystemExit) as error:  # another rank's error ends this one by itself
+            yield {"failed": str(error)}
+            return
+        facts |= {"seconds": time.perf_counter() - began, "node": socket.gethostname()}
+        if first:
+            with open(folder / _SCORES, "a", encoding="utf-8") as file:
+                file.write(json.dumps(facts) + "\n")
+        yield facts
+
+
+def read_score(folder: Path, metric: str, step: int) -> float:
+    """``tune.metric`` of a run after ``step`` steps."""
+    if metric == "loss":
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        losses = [row["loss"] for row in rows if step - max(1, step // 5) <= row["step"] < step]
+        return sum(losses) / len(losses) if losses else float(rows[-1]["loss"])
+    from mmscale.evaluate.run import evaluate
+
+    name, _, value = metric.rpartition(".")
+    found = evaluate(folder, tasks=[name], progress=False)[name]
+    if not isinstance(found.get(value), int | float):
+        values = ", ".join(one for one, it in found.items() if isinstance(it, float))
+        raise UserError(f"tune.metric: {name} has no {value}; it has {values}")
+    return float(found[value])
+
+
+def _run_on_workers(config: Config, job: Job, folder: Path) -> None:
+    """The trial as a run of its own on ``job.workers`` workers, whose reports go through to Tune."""
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    from mmscale.on_ray.workers import make_trainer
+
+    make_trainer(
+        _work, {"config": config, "job": job}, workers=job.workers, cpus=job.cpus, gpus=job.gpus,
+        max_failures=job.max_failures, storage=str(Path(job.folder) / "ray" / "workers"), name=folder.name,
+        callbacks=[TuneReportCallback()],
+    ).fit()  # fmt: skip
+
+
+def _work(sent: dict[str, Any]) -> None:
+    from ray import train as ray_train
+
+    from mmscale.on_ray.workers import leave_rays_group, meet_anew
+
+    leave_rays_group()
+    os.chdir(sent["job"].directory)
+    for facts in train_to_stops(sent["config"], sent["job"], meet_anew):
+        ray_train.report(facts)
+
+
+def _read_scores(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break  # cut short by a crash
+    return rows
+
+
+def _take_over(folder: Path, pointer: Any) -> dict[str, Any] | None:
+    """If Tune gave this trial another's checkpoint, make it this trial's own; the exchange, for the records."""
+    if pointer is None:
+        return None
+    with pointer.as_directory() as place:
+        told = json.loads((Path(place) / _POINTER).read_text())
+    parent = Path(told["folder"])
+    if parent == folder:
+        return None
+    source = parent / "checkpoints" / f"step-{told['step']:08d}"
+    if not source.is_dir():
+        raise UserError(f"{source}: is gone, and {folder.name} was to go on from it")
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(source, folder / "checkpoints" / source.name)
+    for path in parent.iterdir():
+        if path.is_file() and path.name != _SCORES:
+            shutil.copyfile(path, folder / path.name)
+    return {"parent": parent.name, "step": told["step"]}
