@@ -33,6 +33,10 @@ def add(verbs: Any) -> None:
         help="start N processes on this machine (what `torchrun --standalone --nproc-per-node N` does)",
     )  # fmt: skip
     train.add_argument(
+        "--preflight", action="store_true",
+        help="look at all machines first, as `mmscale doctor` does, and do not begin on sick ones",
+    )  # fmt: skip
+    train.add_argument(
         "--keys", action="store_true", help="list every config key with its default and meaning"
     )
 
@@ -61,10 +65,12 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any] | None:
         raise UserError("no config; try: mmscale train configs/train/digits.yaml")
     if arguments.ranks:
         start_ranks(arguments.ranks)
+    from mmscale.doctor.examine import preflight
     from mmscale.parallel.ranks import read_environment
     from mmscale.train.loop import train
 
-    result = train(load_config(arguments.config, arguments.overrides))
+    config = load_config(arguments.config, arguments.overrides)
+    result = train(config, look=preflight if arguments.preflight else None)
     if result.exit_code:
         raise SystemExit(result.exit_code)
     if read_environment()[0] != 0:

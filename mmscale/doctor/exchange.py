@@ -24,7 +24,7 @@ class Exchange:
 
     def __init__(self, store: dist.Store, rank: int, world: int, patience_s: float) -> None:
         self._store, self.rank, self.world = dist.PrefixStore("doctor", store), rank, world
-        self._patience = timedelta(seconds=patience_s)
+        self.patience = timedelta(seconds=patience_s)
 
     def tell(self, topic: str, value: Any) -> None:
         """Set this rank's value, anything that JSON holds."""
@@ -34,7 +34,7 @@ class Exchange:
         """The values of those of ``ranks`` that tell theirs within the patience."""
         keys = {rank: f"{topic}/{rank}" for rank in ranks}
         with contextlib.suppress(RuntimeError):  # time is up
-            self._store.wait(list(keys.values()), self._patience)
+            self._store.wait(list(keys.values()), self.patience)
         return {rank: self._read(key) for rank, key in keys.items() if self._store.check([key])}
 
     def now(self, topic: str, rank: int) -> Any:
@@ -52,8 +52,12 @@ class Exchange:
         Raises:
             RuntimeError: nothing came.
         """
-        self._store.wait([topic], 4 * self._patience)
+        self._store.wait([topic], 4 * self.patience)
         return self._read(topic)
+
+    def below(self, name: str) -> dist.Store:
+        """A part of the store for something else."""
+        return dist.PrefixStore(name, self._store)
 
     def _read(self, key: str) -> Any:
         return json.loads(self._store.get(key))

@@ -58,7 +58,8 @@ def look() -> dict[str, Any]:
             word for word, state in (("heat", hot), ("its power supply", braked)) if state == "Active"
         )
         sizes = [float(size) * 2**20 if size.replace(".", "").isdecimal() else 0.0 for size in row[1:3]]
-        gpus.append(Gpu(row[0], *sizes, row[3], int(errors) if errors.isdecimal() else 0, slowed))
+        counted = int(errors) if errors.isdecimal() else 0
+        gpus.append(Gpu(row[0], sizes[0], sizes[1], row[3], counted, slowed))
     return {"gpus": [asdict(gpu) for gpu in gpus], "fault": None, "usable": usable}
 
 
@@ -91,7 +92,9 @@ def judge(found: Mapping[Place, Mapping[str, Any]]) -> Check:
             if gpu.slowed:
                 warnings.append(f"GPU {number} is slowed by {gpu.slowed}")
             if gpu.free < 0.9 * gpu.total:
-                taken = f"GPU {number}: {(gpu.total - gpu.free) / 1e9:.1f} of {gpu.total / 1e9:.0f} GB are taken"
+                taken = (
+                    f"GPU {number}: {(gpu.total - gpu.free) / 1e9:.1f} of {gpu.total / 1e9:.0f} GB are taken"
+                )
                 (failures if gpu.free < 0.5 * gpu.total else warnings).append(taken)
         if failures or warnings:
             faults[place] = (FAILED if failures else WARNING, ", ".join(failures + warnings))

@@ -15,7 +15,7 @@ from mmscale.data.shard_list import expand
 from mmscale.data.url import is_url
 from mmscale.doctor.check import FAILED, OK, WARNING, Check, Place, complain
 from mmscale.model.count import count_parameters
-from mmscale.plan.vocabulary import planned_vocabulary
+from mmscale.train.prepare import expected_vocabulary
 
 SHARED_MEMORY = Path("/dev/shm")
 _TEXT_BYTES = 64  # of a position, over all index tensors of `Batch`
@@ -49,7 +49,7 @@ def look(config: Config | None, ranks: int) -> list[dict[str, Any]]:
 def checkpoint_bytes(config: Config) -> float:
     """One checkpoint: weights and two moments in fp32, and the average of the weights where there is one."""
     model = copy.deepcopy(config.model)
-    model.vocab_size = planned_vocabulary(config)
+    model.vocab_size = expected_vocabulary(config)
     return count_parameters(model, config.media)["total"] * 4.0 * (4 if config.train.ema else 3)
 
 
@@ -71,7 +71,9 @@ def judge(found: Mapping[Place, list[dict[str, Any]]]) -> Check:
             faults[place] = (FAILED if failures else WARNING, ", ".join(failures + warnings))
     if faults:
         return complain("room", faults, found)
-    return Check("room", OK, ", ".join(f"{_size(free)} for {what}" for what, free in least.items()) + " at least")
+    return Check(
+        "room", OK, ", ".join(f"{_size(free)} for {what}" for what, free in least.items()) + " at least"
+    )
 
 
 def _room(what: str, path: Path, needed: float, wished: float) -> Room:
@@ -101,7 +103,9 @@ def _shared(config: Config | None, ranks: int) -> tuple[float, float]:
 def _taken(config: Config) -> float:
     """Bytes the cache has already."""
     try:
-        return float(sum(path.stat().st_size for path in (config.data.cache.folder() / "shards").glob("??/*.tar")))
+        return float(
+            sum(path.stat().st_size for path in (config.data.cache.folder() / "shards").glob("??/*.tar"))
+        )
     except OSError:
         return 0.0
 

@@ -42,7 +42,10 @@ def judge(found: Mapping[Place, Mapping[str, str]]) -> Check:
                 verdict = WARNING if name in _MAY_DIFFER else FAILED
                 before, said = faults.get(place, (OK, ""))
                 line = f"{name} {version or 'none'}, the others {norms[name] or 'none'}"
-                faults[place] = (max(before, verdict, key=(OK, WARNING, FAILED).index), f"{said}, {line}".strip(", "))
+                faults[place] = (
+                    max(before, verdict, key=(OK, WARNING, FAILED).index),
+                    f"{said}, {line}".strip(", "),
+                )
     if faults:
         return complain("versions", faults, found)
     return Check("versions", OK, ", ".join(f"{name} {version}" for name, version in norms.items()))

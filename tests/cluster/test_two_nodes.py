@@ -196,8 +196,8 @@ def test_a_machine_is_lost_and_returns(nodes, tmp_path, small_run, one_machine):
 
 
 def test_a_cable_is_cut_and_mended(nodes, tmp_path, small_run, one_machine):
-    """No machine dies, but they no longer hear each other: the one that keeps the meeting point goes on alone, the other
-    trains nothing beside it, and joins again by itself when the cable is mended."""
+    """No machine dies, but they no longer hear each other: the one that keeps the meeting point goes on alone, the
+    other trains nothing beside it, and joins again by itself when the cable is mended."""
     first, second = nodes
     overrides = (*LONG, "parallel.timeout_s=15")
     jobs = train(nodes, tmp_path, small_run, "torchrun.sh", *overrides, NNODES="1:2")
