@@ -20,4 +20,4 @@ if ((NNODES > 1)); then
     --rdzv_conf "is_host=$((NODE_RANK == 0))")
 fi
 start "$PYTHON" -m accelerate.commands.launch --config_file "$way" --num_processes $((NNODES * RANKS_PER_NODE)) \
-  "${machines[@]}" -m mmscale train "$@"
+  "${machines[@]}" -m mmscale train "$@" "${PREFLIGHT[@]}"

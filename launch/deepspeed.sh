@@ -23,4 +23,4 @@ elif ((NNODES > 1)); then
   where=(launch "--world_info=$world" "--node_rank=$NODE_RANK" "--master_addr=$MASTER_ADDR")
 fi
 start "$PYTHON" -m "deepspeed.launcher.${where[0]}" "${where[@]:1}" --master_port "$MASTER_PORT" \
-  --module mmscale train "$@" "${strategy[@]}"
+  --module mmscale train "$@" "${strategy[@]}" "${PREFLIGHT[@]}"

@@ -122,6 +122,19 @@ def test_launchers_train_across_machines(nodes, tmp_path, small_run, one_machine
     assert ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in theirs)
 
 
+def test_the_preflight_names_the_machine_nobody_reaches(nodes, tmp_path, small_run):
+    """One machine was told to use an interface that leads nowhere; no run begins."""
+    first, second = nodes
+    (job,) = train([first], tmp_path, small_run, "torchrun.sh", NNODES="2", MAX_RESTARTS="0")
+    (other,) = train(
+        [second], tmp_path, small_run, "torchrun.sh", NNODES="2", MAX_RESTARTS="0", NETWORK_INTERFACE="lo"
+    )
+    assert job.wait(LIMIT) != 0 and other.wait(LIMIT) != 0
+    told = (tmp_path / f"{first.address}.log").read_text()
+    assert f"preflight: network: {first.name} does not reach {second.name}: 127.0.0.1" in told
+    assert not (tmp_path / "run").exists()
+
+
 LONG = ("train.steps=24", "train.checkpoint_every=5")
 
 

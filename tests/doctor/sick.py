@@ -1,4 +1,4 @@
-"""One of two ranks, each on a machine of its own, the second of them sick: ``python -m sick FAULT CONFIG key=value…``."""
+"""One of two ranks, each on a machine of its own, the second of them sick: ``python -m sick FAULT CONFIG …``."""
 
 import json
 import os
