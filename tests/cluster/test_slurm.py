@@ -29,6 +29,8 @@ CryptoType=crypto/munge
 SlurmUser=root
 SlurmdUser=root
 SlurmctldPort=16817
+SlurmdTimeout=9
+KillWait=5
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -191,6 +193,41 @@ def test_a_killed_rank_is_started_again(slurm, small_run, tmp_path, reference):
         pid for pid, words in commands.items() if "torch.distributed.run" not in words and "mmscale" in words
     )
     os.kill(victim, signal.SIGKILL)
+    wait(slurm, tmp_path, job, lambda: state(slurm, job)[0] in ("COMPLETED", "FAILED"))
+    assert state(slurm, job)[0] == "COMPLETED", (tmp_path / "job.log").read_text()[-3000:]
+    same(tmp_path, reference)
+
+
+def pids_of_node(node):
+    """Everything a job runs on a virtual node, and what runs it."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            if f"SLURMD_NODENAME={node}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if "slurmstepd" in Path(f"/proc/{parent}/cmdline").read_text():
+                    found.add(parent)
+                found.add(int(entry.name))
+    return found
+
+
+def test_a_lost_node_is_waited_for(slurm, small_run, tmp_path, reference):
+    """A node without power: Slurm notices, puts the job back in the queue, and starts it when the node returns."""
+    job = submit(slurm, tmp_path, small_run, *OVERRIDES)
+    wait(slurm, tmp_path, job, lambda: steps(tmp_path) >= 15)
+    daemon = int((Path(slurm["SLURM_FOLDER"]) / "slurmd-n2.pid").read_text())
+    for pid in {daemon, *pids_of_node("n2")}:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    try:
+        wait(
+            slurm,
+            tmp_path,
+            job,
+            lambda: state(slurm, job)[0] == "PENDING" and "Restarts=1" in state(slurm, job)[1],
+        )
+    finally:
+        subprocess.run(["slurmd", "-N", "n2"], env=slurm, check=True, timeout=60)
     wait(slurm, tmp_path, job, lambda: state(slurm, job)[0] in ("COMPLETED", "FAILED"))
     assert state(slurm, job)[0] == "COMPLETED", (tmp_path / "job.log").read_text()[-3000:]
     same(tmp_path, reference)
