@@ -28,7 +28,13 @@ COMMANDS = (data, plan, doctor, train, tune, model, predict, evaluate, export, k
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point. Exits with 0, with 2 and one line on stderr for bad input; a traceback is a bug."""
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments, left = parser.parse_known_args(argv)
+    # key=value may stand anywhere, also behind options, which argparse does not take.
+    if all("=" in word and not word.startswith("-") for word in left) and hasattr(arguments, "overrides"):
+        arguments.overrides += left
+    elif left:
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
     run: Callable[[argparse.Namespace], Any] = arguments.run
     try:
         result = run(arguments)

@@ -6,10 +6,13 @@ import argparse
 import os
 import sys
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmscale.cli.verb import add_config, verb
 from mmscale.errors import UserError
+
+if TYPE_CHECKING:
+    from mmscale.train.loop import TrainResult
 
 EPILOG = """\
 Under a launcher every process runs this same command; on one machine --ranks starts them. How the work is split is
@@ -20,6 +23,7 @@ examples:
   mmscale train configs/train/digits.yaml --ranks 2
   torchrun --nproc-per-node 8 -m mmscale train configs/train/digits.yaml parallel.strategy=fsdp
   accelerate launch --config_file configs/accelerate/zero3.yaml -m mmscale train configs/train/digits.yaml
+  mmscale train configs/train/digits.yaml --ray 2
   deepspeed --num_gpus 8 --module mmscale train configs/train/digits.yaml parallel.strategy=zero2
 """
 
@@ -31,6 +35,10 @@ def add(verbs: Any) -> None:
     train.add_argument(
         "--ranks", type=int, metavar="N",
         help="start N processes on this machine (what `torchrun --standalone --nproc-per-node N` does)",
+    )  # fmt: skip
+    train.add_argument(
+        "--ray", metavar="N", help="N processes on a Ray cluster ($RAY_ADDRESS, or one of this machine alone); "
+        "MIN:MAX goes on with fewer where machines are lost",
     )  # fmt: skip
     train.add_argument(
         "--preflight", action="store_true",
@@ -66,16 +74,33 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any] | None:
     if arguments.ranks:
         start_ranks(arguments.ranks)
     from mmscale.doctor.examine import preflight
+
+    config = load_config(arguments.config, arguments.overrides)
+    look = preflight if arguments.preflight else None
+    if arguments.ray:
+        from mmscale.on_ray.train import train_on_ray
+
+        return _tell(train_on_ray(config, *_ray_workers(arguments.ray), look), arguments.json)
     from mmscale.parallel.ranks import read_environment
     from mmscale.train.loop import train
 
-    config = load_config(arguments.config, arguments.overrides)
-    result = train(config, look=preflight if arguments.preflight else None)
+    result = train(config, look=look)
     if result.exit_code:
         raise SystemExit(result.exit_code)
-    if read_environment()[0] != 0:
-        return None
-    if not arguments.json:
+    return _tell(result, arguments.json) if read_environment()[0] == 0 else None
+
+
+def _ray_workers(text: str) -> tuple[int, int]:
+    """``"4"`` → (4, 4), ``"2:4"`` → (2, 4)."""
+    fewest, colon, most = text.partition(":")
+    numbers = [int(one) for one in (fewest, most if colon else fewest) if one.isdecimal()]
+    if len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1]:
+        raise UserError(f"--ray {text}: is neither a number of processes nor MIN:MAX; use 4 or 2:4")
+    return numbers[0], numbers[1]
+
+
+def _tell(result: TrainResult, as_json: bool) -> dict[str, Any]:
+    if not as_json:
         print(
             f"{result.run_dir}: {result.steps} steps, {result.parameters:,} parameters, {result.seconds:.0f} s"
         )

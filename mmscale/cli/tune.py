@@ -10,8 +10,8 @@ from mmscale.cli.verb import add_config, verb
 
 EPILOG = """\
 The config is that of a run, with a group `tune`: which keys to search, how, and by which score (mmscale train --keys
-lists all keys). Ray is started on this machine; $RAY_ADDRESS or tune.address names a cluster, all machines of which must
-see run.dir. In run.dir there will be best.yaml, which mmscale train takes as it is, trials.parquet and tune.html.
+lists all keys). Ray is started on this machine; $RAY_ADDRESS or tune.address names a cluster, all machines of which
+must see run.dir. There will be best.yaml, which mmscale train takes as it is, trials.parquet and tune.html in it.
 
 examples:
   mmscale tune configs/tune/digits.yaml

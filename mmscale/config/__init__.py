@@ -9,6 +9,7 @@ from mmscale.config.keys import MEDIA_FIELDS, TEXT_FIELDS, check_field, is_media
 from mmscale.config.media import MediaConfig
 from mmscale.config.model import ModelConfig
 from mmscale.config.parallel import ZERO_STAGES, ParallelConfig
+from mmscale.config.ray import RayConfig
 from mmscale.config.run import Config, RunConfig
 from mmscale.config.tasks import AugmentConfig, SetConfig, TaskConfig
 from mmscale.config.train import AdversarialConfig, OptimizerConfig, TrainConfig
@@ -29,6 +30,7 @@ __all__ = [
     "OptimizerConfig",
     "ParallelConfig",
     "ParameterConfig",
+    "RayConfig",
     "RobustnessConfig",
     "RunConfig",
     "SetConfig",

@@ -10,6 +10,7 @@ from mmscale.config.keys import key
 from mmscale.config.media import MediaConfig, check_media
 from mmscale.config.model import ModelConfig, check_model
 from mmscale.config.parallel import ParallelConfig, check_parallel
+from mmscale.config.ray import RayConfig, check_ray
 from mmscale.config.tasks import check_set
 from mmscale.config.train import TrainConfig
 from mmscale.config.tune import TuneConfig, check_tune
@@ -47,6 +48,7 @@ class Config:
     parallel: ParallelConfig = key(ParallelConfig, "")
     eval: dict[str, EvalConfig] = key({}, "Scores by name.")
     robustness: RobustnessConfig = key(RobustnessConfig, "")
+    ray: RayConfig = key(RayConfig, "")
     tune: TuneConfig = key(TuneConfig, "")
 
     def check(self) -> None:
@@ -54,6 +56,7 @@ class Config:
         check_media(self.media)
         check_model(self.model)
         check_parallel(self.parallel)
+        check_ray(self.ray)
         check_tune(self.tune)
         patch = self.media.image_patch
         if self.model.image_stem == "cnn" and patch & (patch - 1):

@@ -58,18 +58,6 @@ class TuneConfig:
     brackets: int = key(3, "hyperband: different first stops.", low=1)
     concurrent: int = key(0, "Trials at once; 0: as many as the cluster has room for.", low=0)
     workers: int = key(1, "Processes of one trial, which split its steps as parallel.strategy says.", low=1)
-    cpus: float = key(1.0, "CPUs of one process.", low=0.001)
-    gpus: float = key(-1.0, "GPUs of one process; -1: one where the cluster has any.", low=-1.0)
-    max_failures: int = key(3, "Times a trial is started again after a lost process or machine.", low=0)
-    address: str = key(
-        "", "Ray cluster; empty: $RAY_ADDRESS, which `ray job submit` sets, else Ray is started here."
-    )
-    wait_s: float = key(
-        600.0,
-        "Longest wait for room for a trial, if the cluster has none; it says what it waits for.",
-        low=0.0,
-    )
-    usage_stats: bool = key(False, "Let Ray report its use to its makers.")
     transfer: list[str] = key(
         [],
         "Overrides that make the larger model, such as model.width=256: afterwards the best trial's rate, its half and "
@@ -119,5 +107,3 @@ def check_tune(tune: TuneConfig) -> None:
                 raise UserError(f"{where}.when: {other} must stand before {name} in tune.space")
     if tune.search == "grid" and tune.scheduler == "pbt":
         raise UserError("tune.search: a grid's values stay, pbt changes them; use random with pbt")
-    if tune.gpus < 0 and tune.gpus != -1:
-        raise UserError(f"tune.gpus: {tune.gpus:g} is below 0; use -1 for one where there are any")

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from mmscale.config import RayConfig
 from mmscale.errors import UserError
 
 _OBJECT_STORE_BYTES = 100_000_000  # nothing large travels through it
+_TOLD_EVERY_S = 60.0
 _SETTINGS = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths in a config are relative to where the command was given
@@ -35,16 +40,19 @@ def import_ray() -> Any:
 
 
 @contextmanager
-def ray_cluster(address: str, usage_stats: bool) -> Iterator[Any]:
+def ray_cluster(config: RayConfig, quiet: bool = True, trains: bool = False) -> Iterator[Any]:
     """The package ``ray``, connected: to ``address``, else ``$RAY_ADDRESS``, else to a cluster of this process alone.
+
+    ``quiet``: what workers print stays in Ray's logs. ``trains``: Ray Train will be used, which needs the dashboard to
+    free the places of a run that was cut off.
 
     Raises:
         UserError: Ray is not installed, or the cluster cannot be reached.
     """
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "1" if usage_stats else "0"
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "1" if config.usage_stats else "0"
     ray = import_ray()
-    address = address or os.environ.get("RAY_ADDRESS", "")
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    address = config.address or os.environ.get("RAY_ADDRESS", "")
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": not quiet}
     logging.getLogger("ray").setLevel(logging.ERROR)
     for name in ("ray.tune", "ray.train", "ray._private"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -53,11 +61,11 @@ def ray_cluster(address: str, usage_stats: bool) -> Iterator[Any]:
         if here:
             pass
         elif address:
-            ray.init(address=address, runtime_env={"env_vars": _passed_on()}, **quiet)
+            ray.init(address=address, runtime_env={"env_vars": _passed_on()}, **options)
         else:
             ray.init(
-                num_cpus=_cores(), include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES,
-                runtime_env={"env_vars": _passed_on()}, **quiet,
+                num_cpus=_cores(), include_dashboard=trains, object_store_memory=_OBJECT_STORE_BYTES,
+                runtime_env={"env_vars": _passed_on()}, **options,
             )  # fmt: skip
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -89,16 +97,34 @@ def placement_fault(ray: Any, processes: list[dict[str, float]]) -> str:
             (one for one in free if all(one.get(kind, 0) >= amount for kind, amount in needs.items())), None
         )
         if node is None:
-            wanted = {f"{len(processes)} × ({_tell(processes[-1])})"}
-            return f"waits for room for {', '.join(wanted)}; the cluster has {tell_cluster(ray) or 'no node'}"
+            counts = Counter(map(_tell, processes))
+            wanted = " and ".join(f"{count} × ({each})" for each, count in counts.items())
+            return f"waits for room for {wanted}; the cluster has {tell_cluster(ray) or 'no node'}"
         for kind, amount in needs.items():
             node[kind] -= amount
     return ""
 
 
-def has_gpus(ray: Any) -> bool:
-    """Whether any node has a GPU."""
-    return bool(ray.cluster_resources().get("GPU"))
+def wait_for_room(ray: Any, processes: list[dict[str, float]], wait_s: float, whose: str) -> None:
+    """Wait until the cluster can hold ``processes`` at all, and say so. Raises `UserError` after ``wait_s`` seconds."""
+    began, told = time.monotonic(), -math.inf
+    while fault := placement_fault(ray, processes):
+        waited = time.monotonic() - began
+        if waited >= wait_s:
+            raise UserError(
+                f"{whose} {fault}; add machines, ask for fewer processes, or lower ray.cpus or ray.gpus (waited "
+                f"{waited:.0f} s, ray.wait_s)"
+            )
+        if waited - told > _TOLD_EVERY_S:
+            told = waited
+            print(f"mmscale: {whose} {fault}", file=sys.stderr)
+        time.sleep(min(2.0, wait_s - waited + 0.01))
+
+
+def process_needs(ray: Any, config: RayConfig) -> dict[str, float]:
+    """CPUs and GPUs of one process."""
+    gpus = config.gpus if config.gpus >= 0 else float(bool(ray.cluster_resources().get("GPU")))
+    return {"CPU": config.cpus, **({"GPU": gpus} if gpus else {})}
 
 
 def _passed_on() -> dict[str, str]:

@@ -9,12 +9,11 @@ from typing import Any
 
 
 def make_trainer(
-    work: Callable[[dict[str, Any]], None],
+    work: Callable[[dict[str, Any]], Any],
     sent: dict[str, Any],
     *,
     workers: int | tuple[int, int],
-    cpus: float,
-    gpus: float,
+    process: dict[str, float],
     max_failures: int,
     storage: str,
     name: str,
@@ -32,8 +31,7 @@ def make_trainer(
         work,
         train_loop_config=sent,
         scaling_config=ScalingConfig(
-            num_workers=count, use_gpu=gpus > 0,
-            resources_per_worker={"CPU": cpus, **({"GPU": gpus} if gpus > 0 else {})},
+            num_workers=count, use_gpu="GPU" in process, resources_per_worker=process,
         ),
         run_config=RunConfig(
             name=name, storage_path=storage, failure_config=FailureConfig(max_failures=max_failures),

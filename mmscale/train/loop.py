@@ -34,6 +34,8 @@ from mmscale.train.prepare import prepare
 from mmscale.train.profile import StepProfiler, profiled_steps
 from mmscale.train.stop import StopWish
 
+Look = Callable[[Config, dist.Store], None]
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -48,9 +50,7 @@ class TrainResult:
     exit_code: int  # 0: all steps are done; else the run was told to stop, and saved
 
 
-def train(
-    config: Config, until: int | None = None, look: Callable[[Config, dist.Store], None] | None = None
-) -> TrainResult:
+def train(config: Config, until: int | None = None, look: Look | None = None) -> TrainResult:
     """Train as ``config`` says, from its newest checkpoint if there is one. Called on every rank.
 
     Args:

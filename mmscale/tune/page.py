@@ -18,7 +18,7 @@ table { border-collapse: collapse; font-size: 13px; } td, th { padding: .25rem .
 th { border-bottom: 2px solid #888; } tr:nth-child(even) { background: #f4f4f4; } tr.best { background: #d9f2dd; }
 td:last-child, th:last-child { text-align: left; } div.wide { overflow-x: auto; }
 """
-_MOST_POINTS = 500  # of one curve
+_MOST_POINTS = 100  # of one curve
 
 
 def write_page(
@@ -106,9 +106,11 @@ def _curves(curves: dict[int, Any], trials: list[Trial], best: Trial, label: str
     from plotly import graph_objects
 
     figure = graph_objects.Figure()
+    longest = max(map(len, curves.values()), default=0)
+    group = max(1, -(-longest // _MOST_POINTS))
     # The best one is drawn last, above the others.
     for trial in sorted(trials, key=lambda one: one.number == best.number):
-        curve = _thin(list(curves.get(trial.number, [])))
+        curve = _thin(list(curves.get(trial.number, [])), group)
         if not curve:
             continue
         told = {"color": "#1a7f37", "width": 3} if trial is best else {"width": 1}
@@ -123,11 +125,8 @@ def _curves(curves: dict[int, Any], trials: list[Trial], best: Trial, label: str
     )
 
 
-def _thin(curve: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """At most `_MOST_POINTS` points: means of neighbours."""
-    if len(curve) < 40:
-        return curve
-    group = -(-len(curve) // min(_MOST_POINTS, len(curve) // 4))
+def _thin(curve: list[tuple[int, float]], group: int) -> list[tuple[int, float]]:
+    """Means of ``group`` neighbours."""
     out = []
     for start in range(0, len(curve), group):
         part = curve[start : start + group]

@@ -30,6 +30,8 @@ class Trial:
     parents: list[tuple[int, int]] = field(
         default_factory=list
     )  # (trial, step) whose weights it went on from
+    trained: int = 0  # steps, those of lost starts not counted
+    at: int = 0  # steps of its weights now
     status: str = "open"  # open, finished, stopped, failed
     reason: str = ""
 
@@ -144,11 +146,14 @@ class Records:
         trial = self.trials[number]
         if event == "score":
             trial.scores[line["step"]] = math.nan if line["score"] is None else line["score"]
-            trial.seconds[line["step"]] = line["seconds"]
+            trial.seconds[line["step"]] = trial.seconds.get(line["step"], 0.0) + line["seconds"]
+            trial.trained += line["step"] - trial.at
+            trial.at = line["step"]
         elif event == "exchange":
             parent = self.trials[line["parent"]]
             trial.point = line["point"]
             trial.parents.append((line["parent"], line["step"]))
+            trial.at = line["step"]
             # The curve it goes on from is the other's.
             trial.scores = {step: score for step, score in parent.scores.items() if step <= line["step"]}
         else:

@@ -19,8 +19,8 @@ from typing import Any
 from mmscale.config import Config
 from mmscale.config_file import to_tree
 from mmscale.errors import UserError
-from mmscale.on_ray.connect import has_gpus, import_ray, ray_cluster
-from mmscale.tune.records import Records, Trial
+from mmscale.on_ray.connect import import_ray, process_needs, ray_cluster, wait_for_room
+from mmscale.tune.records import Records
 from mmscale.tune.space import Point, Space
 from mmscale.tune.transfer import Transfer, transfer_rates
 
@@ -59,7 +59,7 @@ def tune(config: Config, resume: bool = False) -> TuneResult:
     folder = Path(config.run.dir).absolute()
     records = Records(folder, _job_facts(config, space), resume)
     _prepare_once(config, folder)
-    with ray_cluster(config.tune.address, config.tune.usage_stats) as ray:
+    with ray_cluster(config.ray, trains=config.tune.workers > 1) as ray:
         search = Search(config, space, records)
         if search.most:
             _run_trials(ray, config, space, records, search, folder)
@@ -77,18 +77,8 @@ def tune(config: Config, resume: bool = False) -> TuneResult:
     }
     return TuneResult(
         str(config.run.dir), len(trials), count["finished"], count["stopped"], count["failed"],
-        spent_steps(trials), best.name, best.score, best.point, str(path), larger.rows(),
+        sum(one.trained for one in trials), best.name, best.score, best.point, str(path), larger.rows(),
     )  # fmt: skip
-
-
-def spent_steps(trials: list[Trial]) -> int:
-    """Steps of all trials together, those taken over from others not counted twice."""
-    total = 0
-    for trial in trials:
-        total += trial.steps
-        if trial.parents:
-            total -= trial.parents[-1][1]
-    return total
 
 
 def _run_trials(ray: Any, config: Config, space: Space, records: Records, search: Any, folder: Path) -> None:
@@ -96,19 +86,18 @@ def _run_trials(ray: Any, config: Config, space: Space, records: Records, search
 
     from mmscale.tune.early_stop import make_scheduler
     from mmscale.tune.trial import Job, run_trial
-    from mmscale.tune.watch import GiveUp, Watch, wait_for_room
+    from mmscale.tune.watch import GiveUp, Watch
 
     tune = config.tune
-    gpus = tune.gpus if tune.gpus >= 0 else float(has_gpus(ray))
-    process = {"CPU": tune.cpus, **({"GPU": gpus} if gpus else {})}
+    process, max_failures = process_needs(ray, config.ray), config.ray.max_failures
     job = Job(
-        str(folder), os.getcwd(), tune.metric, tune.stops(config.train.steps), tune.workers, tune.cpus, gpus,
-        tune.max_failures, tune.scheduler == "pbt",
+        str(folder), os.getcwd(), tune.metric, tune.stops(config.train.steps), tune.workers, process,
+        max_failures, tune.scheduler == "pbt",
     )  # fmt: skip
     # A trial on several workers only waits for them itself.
     own = process if tune.workers == 1 else {"CPU": 0.01}
     needs = [process] * tune.workers + ([own] if tune.workers > 1 else [])
-    wait_for_room(ray, needs, tune.wait_s)
+    wait_for_room(ray, needs, config.ray.wait_s, "a trial")
     watch = Watch(ray, config, records, needs, search.most)
     trainable = ray_tune.with_resources(
         ray_tune.with_parameters(run_trial, job=job, config_of=space.config), own
@@ -128,7 +117,7 @@ def _run_trials(ray: Any, config: Config, space: Space, records: Records, search
         ),
         run_config=ray_tune.RunConfig(
             name="search", storage_path=str(folder / "ray"), callbacks=[watch], stop=GiveUp(watch), verbose=0,
-            failure_config=ray_tune.FailureConfig(max_failures=tune.max_failures),
+            failure_config=ray_tune.FailureConfig(max_failures=max_failures),
         ),
     )  # fmt: skip
     try:
@@ -160,7 +149,7 @@ def _name(trial: Any) -> str:
 def _job_facts(config: Config, space: Space) -> dict[str, Any]:
     """What must be equal for trials to be compared: everything but where, how many and how many at once."""
     tree = to_tree(config)
-    for name in ("run", "tune"):
+    for name in ("run", "tune", "ray"):
         del tree[name]
     tune = config.tune
     return {

@@ -170,11 +170,9 @@ class Space:
         """The key takes it, whatever the rules with other keys say."""
         if key_type(name) is int and isinstance(value, float):
             value = int(value)
-        tree = to_tree(Config())
-        tree["data"]["sets"] = to_tree(self._config)["data"]["sets"]
-        tree["eval"] = to_tree(self._config)["eval"]
+        tree = to_tree(self._config)
         set_key(tree, name, copy.deepcopy(value))
-        config_from_tree(tree, f"tune.space.{name}")
+        config_from_tree(tree, f"tune.space.{name}", rules=False)
 
 
 def _is_one_of(value: Any, wanted: Any) -> bool:

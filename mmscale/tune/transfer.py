@@ -59,17 +59,20 @@ def parse_overrides(overrides: list[str]) -> Point:
 
 def transfer_rates(ray: Any, config: Config, space: Space, best: Trial, folder: Path) -> Transfer:
     """Train the larger model at the three rates, on the cluster; runs that are done are not run again."""
-    from mmscale.on_ray.connect import has_gpus
+    from mmscale.on_ray.connect import process_needs
     from mmscale.tune.trial import Job
 
     overrides, tune = parse_overrides(config.tune.transfer), config.tune
     found = best.point.get(RATE, config.train.optimizer.lr)
     steps = config.train.steps
-    gpus = tune.gpus if tune.gpus >= 0 else float(has_gpus(ray))
+    process = process_needs(ray, config.ray)
+    process["CPU"] *= tune.workers  # in one process
     job = Job(
-        str(folder), os.getcwd(), tune.metric, [steps], 1, tune.cpus * tune.workers, gpus, tune.max_failures, False
+        str(folder), os.getcwd(), tune.metric, [steps], 1, process, config.ray.max_failures, False
     )  # fmt: skip
-    remote = ray.remote(num_cpus=job.cpus, num_gpus=gpus, max_retries=tune.max_failures)(_train_larger)
+    remote = ray.remote(
+        num_cpus=process["CPU"], num_gpus=process.get("GPU", 0), max_retries=job.max_failures
+    )(_train_larger)
     waiting = []
     for factor in FACTORS:
         rate = found * factor

@@ -34,8 +34,7 @@ class Job:
     metric: str
     stops: list[int]
     workers: int
-    cpus: float
-    gpus: float
+    process: dict[str, float]  # its CPUs and GPUs
     max_failures: int
     keep_all: bool  # a checkpoint for every stop stays: others may go on from it
 
@@ -82,6 +81,9 @@ def trial_config(config: Config, folder: Path, job: Job) -> Config:
     config.train.resume = "auto"
     config.train.keep_last, config.train.keep_best = 1, False
     config.train.keep_every = job.stops[0] if job.keep_all else 0
+    config.parallel.threads = config.parallel.threads or max(
+        1, int(job.process["CPU"])
+    )  # the machine is shared with others
     tokenizer = Path(job.folder) / "tokenizer.json"
     if tokenizer.is_file() and not config.model.init_from:
         config.data.tokenizer.file = str(tokenizer)
@@ -145,7 +147,7 @@ def _run_on_workers(config: Config, job: Job, folder: Path) -> None:
     from mmscale.on_ray.workers import make_trainer
 
     make_trainer(
-        _work, {"config": config, "job": job}, workers=job.workers, cpus=job.cpus, gpus=job.gpus,
+        _work, {"config": config, "job": job}, workers=job.workers, process=job.process,
         max_failures=job.max_failures, storage=str(Path(job.folder) / "ray" / "workers"), name=folder.name,
         callbacks=[TuneReportCallback()],
     ).fit()  # fmt: skip

@@ -11,7 +11,6 @@ from ray.tune import Callback, Stopper
 from tqdm import tqdm
 
 from mmscale.config import Config
-from mmscale.errors import UserError
 from mmscale.on_ray.connect import placement_fault
 from mmscale.tune.records import Records, Trial
 from mmscale.tune.space import format_point
@@ -33,7 +32,13 @@ class Watch(Callback):
     def __init__(
         self, ray: Any, config: Config, records: Records, needs: list[dict[str, float]], total: int
     ) -> None:
-        self._ray, self._tune, self._records, self._needs = ray, config.tune, records, needs
+        self._ray, self._tune, self._wait_s, self._records, self._needs = (
+            ray,
+            config.tune,
+            config.ray.wait_s,
+            records,
+            needs,
+        )
         self._steps = config.train.steps
         self._numbers: dict[str, int] = {}
         self._idle_since: float | None = None
@@ -64,9 +69,9 @@ class Watch(Callback):
         if not fault:
             return
         self._told_at = now
-        self._say(f"mmscale: a trial {fault}; for {waited:.0f} of tune.wait_s={self._tune.wait_s:g} seconds")
-        if waited >= self._tune.wait_s:
-            self.fault = f"a trial {fault}; add machines, or lower tune.workers, tune.cpus or tune.gpus"
+        self._say(f"mmscale: a trial {fault}; for {waited:.0f} of ray.wait_s={self._wait_s:g} seconds")
+        if waited >= self._wait_s:
+            self.fault = f"a trial {fault}; add machines, or lower tune.workers, ray.cpus or ray.gpus"
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its number is fixed when it first starts; population-based training copies another's later."""
@@ -156,19 +161,3 @@ def best_trial(trials: list[Trial], better: str) -> Trial | None:
         (trial for trial in scored if trial.steps == furthest),
         key=lambda trial: (rank * trial.score, trial.number),
     )
-
-
-def wait_for_room(ray: Any, needs: list[dict[str, float]], wait_s: float) -> None:
-    """Wait until the cluster can hold a trial at all. Raises `UserError` after ``wait_s`` seconds."""
-    began, told = time.monotonic(), -math.inf
-    while fault := placement_fault(ray, needs):
-        waited = time.monotonic() - began
-        if waited >= wait_s:
-            raise UserError(
-                f"a trial {fault}; add machines, or lower tune.workers, tune.cpus or tune.gpus (waited {waited:.0f} s, "
-                "tune.wait_s)"
-            )
-        if waited - told > 60:
-            told = waited
-            print(f"mmscale: a trial {fault}", file=sys.stderr)
-        time.sleep(min(2.0, wait_s - waited + 0.01))

@@ -1,0 +1,28 @@
+"""Where Ray runs, and what its workers are given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mmscale.config.keys import key
+from mmscale.errors import UserError
+
+
+@dataclass
+class RayConfig:
+    address: str = key(
+        "", "Ray cluster; empty: $RAY_ADDRESS, which `ray job submit` sets, else Ray is started here."
+    )
+    cpus: float = key(1.0, "CPUs of one process.", low=0.001)
+    gpus: float = key(-1.0, "GPUs of one process; -1: one where the cluster has any.", low=-1.0)
+    max_failures: int = key(3, "Times it is started again after a lost process or machine.", low=0)
+    wait_s: float = key(
+        600.0, "Longest wait for room, if the cluster has none; it says what it waits for.", low=0.0
+    )
+    usage_stats: bool = key(False, "Let Ray report its use to its makers.")
+
+
+def check_ray(config: RayConfig) -> None:
+    """Raise `UserError` for values that mean nothing."""
+    if config.gpus < 0 and config.gpus != -1:
+        raise UserError(f"ray.gpus: {config.gpus:g} is below 0; use -1 for one where there are any")

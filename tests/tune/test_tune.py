@@ -1,0 +1,261 @@
+"""Searches on a real Ray: the same training as without it, whoever is killed on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas
+import pytest
+from conftest import ROOT
+from killing import metrics
+
+from mmscale.config import RayConfig
+from mmscale.config_file import load_config
+from mmscale.errors import UserError
+from mmscale.on_ray.connect import import_ray, ray_cluster
+from mmscale.train.loop import train
+from mmscale.tune.records import Records, Trial
+from mmscale.tune.run import tune
+from mmscale.tune.space import Space
+
+RATE = "train.optimizer.lr"
+SPACE = f"tune.space={{{RATE}: {{range: [1.0e-4, 1.0e-1], scale: log}}, model.image_stem: {{choices: [patch, cnn]}}}}"
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """Ray on this machine, for all searches of this file."""
+    with ray_cluster(RayConfig()) as started:
+        yield started
+
+
+def search_config(folder, small_run, *overrides):
+    common = ["train.steps=9", "train.checkpoint_every=100", "tune.trials=4", "tune.search=random", SPACE]
+    return load_config("configs/train/digits.yaml", [*small_run, f"run.dir={folder}", *common, *overrides])
+
+
+def lines(folder: Path, event: str) -> list[dict]:
+    text = (folder / "tune.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, text) if row.get("event") == event]
+
+
+def scores(folder: Path) -> dict:
+    """By (trial, step), each once."""
+    found = {(row["number"], row["step"]): row["score"] for row in lines(folder, "score")}
+    assert len(found) == len(lines(folder, "score"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def calm(ray, small_run, tmp_path_factory):
+    """A search that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("tune") / "calm"
+    return folder, tune(search_config(folder, small_run, "tune.scheduler=none"))
+
+
+def test_a_trial_is_the_run_its_config_says(calm, small_run, tmp_path):
+    folder, result = calm
+    assert (result.trials, result.finished, result.steps) == (4, 4, 36)
+    assert result.best_score == min(scores(folder).values())
+    # best.yaml, taken as it is, trains what the trial trained, bit for bit.
+    best = load_config(
+        result.best_config, [f"run.dir={tmp_path}/bare", "run.progress=false", "parallel.threads=1"]
+    )
+    assert best.train.optimizer.lr == result.best_point[RATE]
+    train(best)
+    bare, trial = metrics(tmp_path / "bare"), metrics(folder / "trials" / result.best_trial)
+    assert [row["loss"] for row in bare] == [row["loss"] for row in trial]
+
+
+def test_the_table_and_the_page(calm):
+    folder, result = calm
+    table = pandas.read_parquet(folder / "trials.parquet")
+    assert list(table["status"]) == ["finished"] * 4 and set(table["model.image_stem"]) <= {"patch", "cnn"}
+    assert table.set_index("trial")["score"][result.best_trial] == result.best_score
+    page = (folder / "tune.html").read_text()
+    assert "Parallel" not in page[:200] and page.count('class="plotly-graph-div"') == 3
+    assert f'<tr class="best"><td>{result.best_trial}</td>' in page
+    assert "http://" not in page.split("</script>")[-1] and "model.base_width=32" in page
+
+
+def test_a_killed_worker_changes_nothing(ray, calm, small_run, tmp_path):
+    killed = []
+
+    def kill_one():
+        while not killed:
+            time.sleep(0.05)
+            if (tmp_path / "run" / "tune.jsonl").exists() and scores(tmp_path / "run"):
+                killed.extend(workers(os.getpid())[:1])
+                os.kill(killed[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill_one, daemon=True)
+    thread.start()
+    # Stops on the way, so that there is something to go on from.
+    config = search_config(
+        tmp_path / "run", small_run, "tune.scheduler=asha", "tune.first_stop=3", "tune.reduction=100"
+    )
+    result = tune(config)
+    assert killed and result.failed == 0
+    # reduction=100 stops all but the best at step 3: those that went on end where the calm ones did.
+    ends = {key: score for key, score in scores(tmp_path / "run").items() if key[1] == 9}
+    assert ends and ends.items() <= scores(calm[0]).items()
+
+
+def test_a_killed_driver_goes_on(ray, calm, small_run, tmp_path):
+    folder = tmp_path / "run"
+    overrides = [*small_run, f"run.dir={folder}", "train.steps=9", "train.checkpoint_every=100", SPACE]
+    overrides += ["tune.trials=4", "tune.search=random", "tune.scheduler=none"]
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "mmscale", "tune", "configs/train/digits.yaml", *overrides], cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while driver.poll() is None and not ((folder / "tune.jsonl").exists() and scores(folder)):
+        time.sleep(0.05)
+    started = workers(driver.pid)
+    driver.kill()
+    driver.wait()
+    assert started
+    deadline = time.monotonic() + 60
+    while any(alive(pid) for pid in started):
+        assert time.monotonic() < deadline, "workers outlive their driver"
+        time.sleep(0.1)
+    with (folder / "tune.jsonl").open("a") as file:
+        file.write('{"event": "score", "num')  # as a driver leaves it that is killed while it writes
+    with pytest.raises(UserError, match="--resume"):
+        tune(search_config(folder, small_run, "tune.scheduler=none"))
+    with pytest.raises(UserError, match=r"another .*space"):
+        tune(
+            search_config(
+                folder, small_run, "tune.scheduler=none", f"tune.space={{{RATE}: {{choices: [0.1]}}}}"
+            ),
+            resume=True,
+        )
+    result = tune(search_config(folder, small_run, "tune.scheduler=none"), resume=True)
+    assert result.finished == 4 and scores(folder) == scores(calm[0])
+    # One more trial of the finished search: the old ones are not run again.
+    result = tune(search_config(folder, small_run, "tune.scheduler=none", "tune.trials=5"), resume=True)
+    assert result.trials == 5 and scores(calm[0]).items() <= scores(folder).items()
+
+
+def test_the_worse_go_on_from_the_better_ones_weights(ray, small_run, tmp_path):
+    config = search_config(
+        tmp_path, small_run, "tune.scheduler=pbt", "tune.first_stop=2", "tune.trials=4", "tune.concurrent=4",
+        "ray.cpus=0.5", f"tune.space={{{RATE}: {{choices: [1.0e-3, 1.0]}}}}", "train.optimizer.warmup_steps=0",
+    )  # fmt: skip
+    result = tune(config)
+    assert result.finished == 4 and result.steps >= 36
+    exchanges = lines(tmp_path, "exchange")
+    assert exchanges, "nobody took over anything"
+    for one in exchanges:
+        found = scores(tmp_path)
+        assert found[one["parent"], one["step"]] <= found[one["number"], one["step"]]
+    child, parent = (metrics(tmp_path / "trials" / f"trial-{one[name]:04d}") for name in ("number", "parent"))
+    assert child[one["step"] - 1]["loss"] == parent[one["step"] - 1]["loss"]
+    assert [row["step"] for row in child] == list(range(9))
+
+
+def test_trials_that_cannot_be_trained_are_told_and_passed_over(ray, small_run, tmp_path, capfd):
+    space = f"tune.space={{{RATE}: {{choices: [1.0e-3, 1.0e+30]}}, model.heads: {{choices: [2, 3]}}}}"
+    config = search_config(
+        tmp_path, small_run, space, "tune.search=grid", "train.max_skipped=0", "train.optimizer.warmup_steps=0",
+        "tune.metric=spoken digits.accuracy", "tune.scheduler=none",
+    )  # fmt: skip
+    config.model.kv_heads = 2
+    result = tune(config)
+    assert (result.trials, result.finished, result.failed) == (2, 1, 1)  # three heads do not share two keys
+    failed = next(row for row in lines(tmp_path, "end") if row["status"] == "failed")
+    assert "not finite" in failed["reason"] and "not finite" in capfd.readouterr().err
+    assert 0 <= result.best_score <= 1
+    with pytest.raises(UserError, match=r"no acuracy; it has accuracy, macro_f1"):
+        tune(search_config(tmp_path / "2", small_run, "tune.metric=spoken digits.acuracy", "tune.trials=1"))
+    with pytest.raises(UserError, match=r"tune\.metric: nothing\.accuracy: neither loss nor"):
+        tune(search_config(tmp_path / "3", small_run, "tune.metric=nothing.accuracy"))
+
+
+def test_no_room_is_told(ray, small_run, tmp_path):
+    with pytest.raises(UserError, match=r"room for 2 × \(64 CPU\) and 1 × \(0.01 CPU\); the cluster has \S+ \d+ CPU"):
+        tune(search_config(tmp_path, small_run, "ray.cpus=64", "ray.wait_s=0", "tune.workers=2"))
+
+
+def remembered(tmp_path, count=9):
+    """The records of trials of whom every third was good."""
+    records = Records(tmp_path, {}, resume=False)
+    for number in range(count):
+        records.begin(number, {RATE: 10.0 ** -(1 + number % 3), "model.image_stem": "cnn"})
+        for step in (1, 3):
+            records.score(number, step, 1.0 + number % 3 + number / 100, 1.0, "here")
+        records.end(number, "stopped")
+    return Records(tmp_path, {}, resume=True)
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "hyperband"])
+def test_rungs_outlive_their_driver(small_run, tmp_path, scheduler):
+    import_ray()
+    from mmscale.tune.early_stop import make_scheduler
+
+    config = search_config(tmp_path, small_run, f"tune.scheduler={scheduler}", "tune.first_stop=1")
+    space = Space(config)
+    records = remembered(tmp_path)
+    live = make_scheduler(config, space, Records(tmp_path / "new", {}, resume=False))
+    for trial in records.trials.values():
+        live._records.trials[trial.number] = Trial(trial.number, trial.point)
+        one = SimpleNamespace(trial_id=trial.name, config={"trial": {"number": trial.number}})
+        live.on_trial_add(None, one)
+        for step, score in trial.scores.items():
+            live.on_trial_result(None, one, {"step": step, "score": score})
+    again = make_scheduler(config, space, records)
+    decisions = {}
+    for number in range(20, 60):
+        for scheduler_, kept in ((live, live._records), (again, records)):
+            kept.trials[number] = Trial(number, {})
+            one = SimpleNamespace(trial_id=f"new-{number}", config={"trial": {"number": number}})
+            scheduler_.on_trial_add(None, one)
+            told = scheduler_.on_trial_result(None, one, {"step": 1, "score": 0.5 + number / 20})
+            decisions.setdefault(number, []).append(told)
+    assert all(one == other for one, other in decisions.values())
+    assert {"STOP", "CONTINUE"} == {one for one, _ in decisions.values()}
+
+
+def test_tpe_learns_from_earlier_drivers(small_run, tmp_path):
+    import_ray()
+    from mmscale.tune.search import Search
+
+    records = remembered(tmp_path, 12)  # the smaller the rate's exponent, the better
+    config = search_config(tmp_path, small_run, "tune.search=tpe", "tune.trials=24")
+    search = Search(config, Space(config), records)
+    assert search.most == 12
+    rates = [search.suggest(str(number))["trial"]["point"][RATE] for number in range(12)]
+    assert sum(rate > 1e-2 for rate in rates) >= 8  # a third of them by chance
+    assert search.suggest("more") is None
+
+
+def workers(driver: int) -> list[int]:
+    """Process numbers of Ray's trials under ``driver``'s Ray."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and b"ray::ImplicitFunc" in read(entry / "cmdline"):
+            ancestors, pid = [], int(entry.name)
+            while pid > 1:
+                pid = int(read(Path(f"/proc/{pid}/stat")).rpartition(b")")[2].split()[1] or 0)
+                ancestors.append(pid)
+            if driver in ancestors:
+                found.append(int(entry.name))
+    return found
+
+
+def alive(pid: int) -> bool:
+    state = read(Path(f"/proc/{pid}/stat")).rpartition(b")")[2].split()
+    return bool(state) and state[0] != b"Z"
+
+
+def read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b") ? 0"
