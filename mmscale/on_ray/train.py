@@ -30,8 +30,9 @@ def train_on_ray(config: Config, fewest: int, most: int, look: Look | None = Non
         wait_for_room(ray, [process] * fewest, config.ray.wait_s, "the run")
         folder = Path(config.run.dir).absolute()
         trainer = make_trainer(
-            _work, {"config": config, "look": look, "directory": os.getcwd()}, workers=most if fewest == most else (fewest, most),
-            process=process, max_failures=config.ray.max_failures, storage=str(folder / "ray"), name="train",
+            _work, {"config": config, "look": look, "directory": os.getcwd()},
+            workers=most if fewest == most else (fewest, most), process=process,
+            max_failures=config.ray.max_failures, storage=str(folder / "ray"), name="train",
         )  # fmt: skip
         try:
             facts = trainer.fit().return_value
