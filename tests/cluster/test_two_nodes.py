@@ -4,7 +4,6 @@ Needs root, ``ip`` and ``unshare`` (Debian: iproute2, util-linux). Run by ``make
 """
 
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -12,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from checkpoints import weights
 from conftest import ROOT, run_module
+from curves import as_if_nothing_had_happened
 from killing import metrics
 from namespaces import INTERFACE, two_nodes
 
@@ -76,12 +75,6 @@ def wait(folder, done):
         time.sleep(0.05)
 
 
-def state(folder):
-    """state.json of the newest checkpoint: among its numbers, samples seen and the fingerprint of the order."""
-    newest = sorted((folder / "run" / "checkpoints").glob("step-*"))[-1]
-    return json.loads((newest / "state.json").read_text())
-
-
 @pytest.fixture(scope="module")
 def one_machine(small_run, tmp_path_factory):
     """Makes (once for each) the run of two ranks of one machine that a strategy's other runs are compared with."""
@@ -138,24 +131,6 @@ def test_the_preflight_names_the_machine_nobody_reaches(nodes, tmp_path, small_r
 LONG = ("train.steps=24", "train.checkpoint_every=5")
 
 
-def as_if_nothing_had_happened(folder, reference):
-    """Every step once, on the same samples in the same order, with the same losses, ending in the same weights.
-
-    Sums of one rank are rounded otherwise than those of two, and 24 steps carry that on: equal to a thousandth.
-    """
-    ours, theirs = rows(folder), rows(reference)
-    assert [row["step"] for row in ours] == list(range(24))
-    assert [row["tokens"] for row in ours] == [row["tokens"] for row in theirs]
-    assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], rel=1e-3)
-    for name in ("step", "seen", "bad", "fingerprint"):
-        assert state(folder)[name] == state(reference)[name], name
-    mine, other = weights(folder / "run"), weights(reference / "run")
-    for name, tensor in other.items():
-        torch.testing.assert_close(
-            mine[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda said, name=name: f"{name}: {said}"
-        )
-
-
 def rank_of(node):
     """Process of the one rank that trains on ``node``."""
     for pid in node.pids():
@@ -205,7 +180,7 @@ def test_a_machine_is_lost_and_returns(nodes, tmp_path, small_run, one_machine):
     )
     finish([job, *back], tmp_path)
     with_two_with_one_with_two(tmp_path)
-    as_if_nothing_had_happened(tmp_path, one_machine(*LONG))
+    as_if_nothing_had_happened(tmp_path / "run", one_machine(*LONG) / "run")
 
 
 def test_a_cable_is_cut_and_mended(nodes, tmp_path, small_run, one_machine):
@@ -219,4 +194,4 @@ def test_a_cable_is_cut_and_mended(nodes, tmp_path, small_run, one_machine):
     until_both_train(tmp_path, first, lambda: second.cable("up"))
     finish(jobs, tmp_path)
     with_two_with_one_with_two(tmp_path)
-    as_if_nothing_had_happened(tmp_path, one_machine(*LONG))
+    as_if_nothing_had_happened(tmp_path / "run", one_machine(*LONG) / "run")
