@@ -23,7 +23,6 @@ case $verb in
     ;;
 esac
 : "${RAY_API_SERVER_ADDRESS:=http://127.0.0.1:8265}"
-# Ray joins the words to one line for a shell; quoted here, they arrive as they are.
 line=$(printf '%q ' "$PYTHON" -m mmscale "$verb" "$@")
 start "$PYTHON" -m ray.scripts.scripts job submit --address "$RAY_API_SERVER_ADDRESS" ${NO_WAIT:+--no-wait} \
-  -- bash -c "$(printf '%q' "cd $(printf '%q' "${MMSCALE_DIR:-$PWD}") && exec $line")"
+  -- bash -c "cd $(printf '%q' "${MMSCALE_DIR:-$PWD}") && exec $line"

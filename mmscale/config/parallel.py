@@ -53,6 +53,12 @@ class ParallelConfig:
         False,
         "Compile the blocks (torch.compile): faster steps after a minute's start; CPUs need a C++ compiler.",
     )
+    float8: str = key(
+        "",
+        "Blocks' matrix products in 8-bit floats (torchao; GPUs from Ada and Hopper on), scaled by tensor or by row; "
+        "emulated: the same rounding on any machine, slowly. Needs train.precision=bf16.",
+        choices=("", "tensorwise", "rowwise", "emulated"),
+    )
     threads: int = key(
         0, "CPU threads of each rank; 0: the cores divided by the ranks of this machine.", low=0
     )
@@ -66,6 +72,9 @@ def check_parallel(config: ParallelConfig) -> None:
         for part in ("replicas", "tensor", "context"):
             if getattr(config, part) > 1:
                 raise UserError(f"parallel.{part}={getattr(config, part)}: needs fsdp, not {chosen}; use 1")
+    if config.float8 and (config.tensor > 1 or name in ZERO_STAGES):
+        other = f"parallel.tensor={config.tensor}" if config.tensor > 1 else chosen
+        raise UserError(f"parallel.float8={config.float8}: not with {other}; use single, ddp or fsdp")
     allowed = {"cpu": ("auto", "fsdp", "zero2", "zero3"), "nvme": ("auto", "zero3")}
     if config.offload != "none" and name not in allowed[config.offload]:
         raise UserError(

@@ -66,6 +66,10 @@ class Config:
             )
         if not self.data.sets:
             raise UserError("data.sets: no data set is named; add one with its shards and tasks")
+        if self.parallel.float8 and self.train.precision != "bf16":
+            raise UserError(
+                f"parallel.float8={self.parallel.float8}: needs train.precision=bf16, which is {self.train.precision}"
+            )
         for name, data_set in self.data.sets.items():
             check_set(f"data.sets.{name}", data_set)
         if not any(data_set.weight > 0 for data_set in self.data.sets.values()):

@@ -10,6 +10,7 @@ import torch
 from mmscale.config import Config
 from mmscale.model.fusion import FusionTransformer
 from mmscale.parallel.compile import compile_blocks
+from mmscale.parallel.float8 import use_float8
 from mmscale.parallel.ranks import Ranks
 from mmscale.parallel.recompute import set_recompute
 
@@ -20,6 +21,8 @@ def build_model(
     """The model, with what it compiles and computes again, made within ``place``: by default without memory."""
     with place or torch.device("meta"):
         model = FusionTransformer(config.model, config.media)
+    if config.parallel.float8:
+        use_float8(model, config.parallel.float8, ranks.device)
     if config.parallel.compile:
         compile_blocks(model, ranks.device)
     set_recompute(model, config.parallel.checkpointing)
