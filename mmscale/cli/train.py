@@ -81,9 +81,11 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any] | None:
         from mmscale.on_ray.train import train_on_ray
 
         return _tell(train_on_ray(config, *_ray_workers(arguments.ray), look), arguments.json)
+    from mmscale.parallel.orphan import end_with_launcher
     from mmscale.parallel.ranks import read_environment
     from mmscale.train.loop import train
 
+    end_with_launcher()
     result = train(config, look=look)
     if result.exit_code:
         raise SystemExit(result.exit_code)

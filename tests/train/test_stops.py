@@ -43,6 +43,14 @@ def ranks_of(process):
     return pids
 
 
+def command_of(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
 def wait_for_steps(folder, process, count):
     limit = time.monotonic() + 120
     while not (folder / "metrics.jsonl").exists() or len(metrics(folder)) < count:
@@ -70,6 +78,25 @@ def test_a_signal_saves_and_the_next_start_goes_on(number, code, tmp_path, small
     again = [f"train.steps={done + 3}", *overrides[1:], "train.optimizer.schedule=constant"]
     run_module(["mmscale", "train", CONFIG, *small_run, f"run.dir={folder}", "train.precision=fp32", *again])
     assert [row["step"] for row in metrics(folder)] == list(range(done + 3))
+
+
+def test_ranks_do_not_outlive_their_launcher(tmp_path, small_run):
+    """SIGKILL of torchrun alone, which it cannot pass on: the ranks save and end; nobody trains beside a new start."""
+    folder = tmp_path / "run"
+    process = start(folder, small_run, "train.steps=2000", "train.checkpoint_every=2000")
+    wait_for_steps(folder, process, 3)
+    ranks = ranks_of(process)
+    assert len(ranks) == 2
+    process.kill()
+    try:
+        process.communicate(timeout=60)  # the ranks hold its stderr open
+    finally:
+        left = [pid for pid in ranks if "mmscale" in command_of(pid)]
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+    assert not left
+    (saved,) = (folder / "checkpoints").glob("step-*")
+    assert int(saved.name[5:]) == len(metrics(folder)) < 2000
 
 
 def test_one_rank_is_told_and_both_stop_after_the_same_step(tmp_path, small_run):
