@@ -129,7 +129,7 @@ def _rate(group: Any, device: torch.device) -> float:
     dist.all_reduce(data, group=group)  # connects
     times = []
     for _ in range(_ROUNDS):
-        dist.barrier(group)
+        dist.all_reduce(data[:1], group=group)  # all begin together
         _finish(device)
         began = time.perf_counter()
         dist.all_reduce(data, group=group)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -191,7 +191,7 @@ class _Examination:
         """On the first rank: what every machine's first rank says of the others."""
         exchange = self._exchange
         if exchange.rank == 0:
-            exchange.announce("peers", {place.machine: found[place]["at"] for place in _first_of_each(found)})
+            exchange.announce("peers", {place.machine: found[place]["at"] for place in _speakers(found)})
         peers = exchange.listen("peers")
         if self._local_rank == 0:
             exchange.tell(
@@ -199,12 +199,12 @@ class _Examination:
             )
         if exchange.rank != 0:
             return {}
-        firsts = _first_of_each(found)
+        firsts = _speakers(found)
         told = exchange.hear("reached", [place.rank for place in firsts])
         return {place: told[place.rank] for place in firsts if place.rank in told}
 
     def _judge(self, found: dict[Place, dict[str, Any]], reached: dict[Place, dict[str, Any]]) -> list[Check]:
-        firsts = _first_of_each(found)
+        firsts = _speakers(found)
         checks = [
             versions.judge({place: one["versions"] for place, one in found.items()}),
             gpus.judge({place: found[place]["gpus"] for place in firsts}),
@@ -232,7 +232,7 @@ class _Examination:
             if fault:
                 text = f"{place.machine}: rank {place.rank}: {fault}"
                 return [Check("all-reduce", FAILED, text, (place.machine,))]
-        by_machine = {place.machine: told[place.rank]["rates"] for place in _first_of_each(found)}
+        by_machine = {place.machine: told[place.rank]["rates"] for place in _speakers(found)}
         return [bandwidth.judge(by_machine, told[0]["gpu"], len(self._places) // len(by_machine))]
 
     def _measured(self) -> tuple[dict[str, float], str]:
@@ -279,9 +279,6 @@ def _name_places(here: dict[int, dict[str, Any]], world: int) -> list[str]:
     return names
 
 
-def _first_of_each(places: Iterable[Place]) -> list[Place]:
-    """The lowest rank of every machine that told something."""
-    firsts: dict[str, Place] = {}
-    for place in sorted(places):
-        firsts.setdefault(place.machine, place)
-    return list(firsts.values())
+def _speakers(found: dict[Place, dict[str, Any]]) -> list[Place]:
+    """The first rank of every machine, which looked at GPUs and rooms for all; none where it is silent."""
+    return sorted(place for place, one in found.items() if "gpus" in one)

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from mmscale.doctor.check import FAILED, OK, WARNING, Check, Place, complain
+from mmscale.errors import UserError
 
 _CONNECT_S = 5.0
 _ROUNDS = 8
@@ -34,7 +35,8 @@ class Listener:
     """Answers every byte with this machine's time; a context manager."""
 
     def __init__(self, address: str, clock: Clock) -> None:
-        self._server = socket.create_server((address, 0), backlog=1024)
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._server = socket.create_server((address, 0), family=family, backlog=1024)
         self._clock = clock
         self.port: int = self._server.getsockname()[1]
 
@@ -66,17 +68,27 @@ class Listener:
 
 
 def own_address() -> str:
-    """The address at which Gloo lets others find this machine: of its interface, or of its host name."""
+    """The address at which Gloo lets others find this machine: of its interface, or of its host name.
+
+    Raises:
+        UserError: there is no such interface.
+    """
     interface = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]
     if interface:
-        return interface_address(interface)
+        try:
+            return interface_address(interface)
+        except OSError as error:
+            raise UserError(
+                f"GLOO_SOCKET_IFNAME={interface}: no IPv4 address of it here ({error.strerror}); NETWORK_INTERFACE and "
+                "GLOO_SOCKET_IFNAME name an interface of `ip address`"
+            ) from None
     try:
-        found = socket.gethostbyname(socket.gethostname())
-        with socket.socket() as probe:
-            probe.bind((found, 0))
-    except OSError:
+        family, _, _, _, found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
+            probe.bind((found[0], 0))
+    except OSError:  # as Gloo does
         return "127.0.0.1"
-    return found
+    return str(found[0])
 
 
 def interface_address(interface: str) -> str:

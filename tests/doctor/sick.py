@@ -17,6 +17,7 @@ from mmscale.parallel.ranks import meet_ranks
 def main() -> None:
     fault, config, *overrides = sys.argv[1:]
     is_sick = os.environ["RANK"] == "1"
+    # The machine has no address of this name, so both are found at 127.0.0.1.
     socket.gethostname = lambda: "sick" if is_sick else "sound"
     clock, config = time.time, load_config(config, overrides)
     if is_sick and fault == "many":

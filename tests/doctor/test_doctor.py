@@ -107,9 +107,11 @@ def test_a_run_does_not_begin_on_a_sick_machine(small_run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "text"), [(["--patience", "0"], "--patience"), (["absent.yaml"], "absent.yaml")]
+    ("words", "text"),
+    [(["--patience", "0"], "--patience"), (["absent.yaml"], "absent.yaml"), ([], "absent0")],
 )
-def test_bad_input_is_one_line(words, text, capsys):
+def test_bad_input_is_one_line(words, text, capsys, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "absent0")
     with pytest.raises(SystemExit) as left:
         main(["doctor", *words])
     complaint = capsys.readouterr().err
