@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -88,10 +89,10 @@ def examine(
         UserError: the first rank is gone.
     """
     began = time.perf_counter()
-    rank, world, local_rank, local_world = read_environment()
+    rank, world, local_rank, _ = read_environment()
     exchange = Exchange(store, rank, world, patience_s)
     try:
-        examination = _Examination(exchange, config, clock, local_rank, local_world)
+        examination = _Examination(exchange, config, clock, local_rank)
         checks = examination.run()
         if rank == 0:
             told = [asdict(check) for check in checks]
@@ -118,25 +119,25 @@ class _Examination:
         config: Config | None,
         clock: network.Clock,
         local_rank: int,
-        local_world: int,
     ) -> None:
-        self._exchange, self._config, self._clock = exchange, config, clock
-        self._local_rank, self._local_world = local_rank, local_world
+        self._exchange, self._config, self._clock, self._local_rank = exchange, config, clock, local_rank
         self._places: list[Place] = []
+        self._mine: list[int] = []  # ranks of this machine; the first of them speaks for it
         self.machines: list[str] = []
         self.answered: list[int] = []
 
     def run(self) -> list[Check]:
-        exchange, first = self._exchange, self._exchange.rank - self._local_rank
-        address = network.own_address()
+        exchange, address = self._exchange, network.own_address()
         with network.Listener(address, self._clock) as listener:
-            exchange.tell("here", {"host": socket.gethostname(), "first": first})
+            exchange.tell("here", [socket.gethostname(), _boot()])
             if exchange.rank == 0:
                 exchange.announce(
                     "places", _name_places(exchange.hear("here", range(exchange.world)), exchange.world)
                 )
             self._places = [Place(number, name) for number, name in enumerate(exchange.listen("places"))]
             self.machines = list(dict.fromkeys(place.machine for place in self._places if place.machine))
+            mine = self._places[exchange.rank].machine
+            self._mine = [place.rank for place in self._places if place.machine == mine]
             exchange.tell("found", self._look() | {"at": [address, listener.port]})
             found, checks = self._hear_found()
             reached = self._reach(found)
@@ -149,12 +150,16 @@ class _Examination:
             checks += self._measure(found)
         return checks
 
+    @property
+    def _speaks(self) -> bool:
+        return self._exchange.rank == self._mine[0]
+
     def _look(self) -> dict[str, Any]:
         """Everything that needs no other rank. GPUs and rooms are looked at once a machine."""
         looks: dict[str, Callable[[], Any]] = {}
-        if self._local_rank == 0:
+        if self._speaks:
             looks["gpus"] = gpus.look
-            looks["room"] = lambda: room.look(self._config, self._local_world)
+            looks["room"] = lambda: room.look(self._config, len(self._mine))
         if self._config is not None:
             config = self._config
             looks["shards"] = lambda: shards.look(config)
@@ -193,7 +198,7 @@ class _Examination:
         if exchange.rank == 0:
             exchange.announce("peers", {place.machine: found[place]["at"] for place in _speakers(found)})
         peers = exchange.listen("peers")
-        if self._local_rank == 0:
+        if self._speaks:
             exchange.tell(
                 "reached", network.reach({name: tuple(at) for name, at in peers.items()}, self._clock)
             )
@@ -250,32 +255,39 @@ class _Examination:
             machines = [
                 [place.rank for place in self._places if place.machine == name] for name in self.machines
             ]
-            mine = next(ranks for ranks in machines if exchange.rank in ranks)
             rates = bandwidth.measure(machines, device)
             # All decide alike, by the slowest rank's number.
             slowest = torch.tensor([rates["all"]], device=device)
             dist.all_reduce(slowest, dist.ReduceOp.MIN)
-            if bandwidth.is_slow(float(slowest), gpu, len(machines), len(mine)):
+            if bandwidth.is_slow(float(slowest), gpu, len(machines), len(self._mine)):
                 rates["pairs"] = bandwidth.measure_pairs(machines, device)
             return rates, gpu
         finally:
             dist.destroy_process_group()
 
 
-def _name_places(here: dict[int, dict[str, Any]], world: int) -> list[str]:
-    """Name of every rank's machine, empty for ranks that did not come. Machines of one host name are numbered."""
-    hosts: dict[str, list[int]] = {}
-    for one in here.values():
-        firsts = hosts.setdefault(one["host"], [])
-        if one["first"] not in firsts:
-            firsts.append(one["first"])
+def _boot() -> str:
+    """What no two machines share, and containers of one machine do; empty where the kernel does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _name_places(here: dict[int, list[str]], world: int) -> list[str]:
+    """Name of every rank's machine, its host name, empty for ranks that did not come.
+
+    ``here``: [host name, boot] by rank. Machines of one host name are numbered.
+    """
+    boots: dict[str, list[str]] = {}
+    for host, boot in (here[rank] for rank in sorted(here)):
+        if boot not in boots.setdefault(host, []):
+            boots[host].append(boot)
     names = []
     for rank in range(world):
-        if rank not in here:
-            names.append("")
-            continue
-        host, firsts = here[rank]["host"], sorted(hosts[here[rank]["host"]])
-        names.append(host if len(firsts) == 1 else f"{host}#{firsts.index(here[rank]['first'])}")
+        host, boot = here.get(rank, ["", ""])
+        number = f"#{boots[host].index(boot)}" if len(boots.get(host, [])) > 1 else ""
+        names.append(host + number)
     return names
 
 

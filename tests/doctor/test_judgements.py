@@ -9,6 +9,7 @@ from packings import model_config
 from mmscale.config import Config, DataConfig, RunConfig
 from mmscale.doctor import bandwidth, gpus, network, room, versions
 from mmscale.doctor.check import FAILED, OK, WARNING, Place
+from mmscale.doctor.examine import _name_places as name_places
 
 PLACES = [Place(0, "a"), Place(8, "b"), Place(16, "c")]
 
@@ -53,6 +54,12 @@ def test_gpus(smi):
     assert taken.verdict == FAILED and "GPU 1: 64.5 of 86 GB are taken" in taken.text
     dead = judged("Unable to determine the device handle", "", status=15)
     assert dead.verdict == FAILED and "b: nvidia-smi fails: Unable to determine" in dead.text
+
+
+def test_machines_are_told_apart_by_more_than_their_names():
+    """Ranks of a machine need not be neighbours; two machines may have one host name; a rank may not have come."""
+    here = {0: ["a", "x"], 1: ["b", "y"], 2: ["a", "x"], 4: ["b", "z"]}
+    assert name_places(here, 5) == ["a", "b#0", "a", "", "b#1"]
 
 
 def test_versions_name_the_minority():

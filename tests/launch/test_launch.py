@@ -156,7 +156,7 @@ def test_sbatch():
 
 @pytest.mark.parametrize("path", sorted((LAUNCH / "kubernetes").glob("*.yaml")), ids=lambda path: path.name)
 def test_manifests_have_what_training_needs(path):
-    """Shared memory for the loaders, time to save after SIGTERM, GPUs. The published schemas are not at hand here."""
+    """Shared memory for the loaders, time to save after SIGTERM, GPUs. Schemas: test_manifests.py."""
     (manifest,) = yaml.safe_load_all(path.read_text())
     text = json.dumps(manifest)
     assert manifest["apiVersion"] and manifest["kind"] in ("JobSet", "PyTorchJob")
