@@ -2,18 +2,25 @@
 # By DeepSpeed's launcher:   launch/deepspeed.sh [--dry-run] CONFIG [key=value …]
 #
 # HOSTFILE=hosts launch/deepspeed.sh my.yaml parallel.strategy=zero3      lines "name slots=8"; needs pdsh and ssh without passwords
-# Without HOSTFILE: this machine. The strategy is the config's; zero2 if it says auto.
+# Without HOSTFILE: this machine; or, without ssh, one of NNODES, as in launch/torchrun.sh. The strategy is the config's; zero2
+# if it says auto.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/env.sh"
 begin "$@"
 shift "$SKIP"
+fixed_machines "DeepSpeed's launcher"
 strategy=()
 [[ " $* " == *" parallel.strategy="* ]] || strategy=(parallel.strategy=zero2)
-where=(--num_gpus "$RANKS_PER_NODE")
+where=(runner --num_gpus "$RANKS_PER_NODE")
 if [[ -n ${HOSTFILE:-} ]]; then
   [[ -f $HOSTFILE ]] || { echo "deepspeed.sh: HOSTFILE=$HOSTFILE does not exist" >&2; exit 2; }
-  where=(--hostfile "$HOSTFILE" --master_addr "$MASTER_ADDR")
+  where=(runner --hostfile "$HOSTFILE" --master_addr "$MASTER_ADDR")
+elif ((NNODES > 1)); then
+  # What the launcher starts on each machine by ssh; the names of the machines say nothing but how many there are.
+  machines=$(for ((node = 0; node < NNODES; node++)); do echo "\"$node\": [$(seq -s , 0 $((RANKS_PER_NODE - 1)))]"; done)
+  world=$(base64 -w 0 <<<"{${machines//$'\n'/, }}" | tr '+/' '-_')
+  where=(launch "--world_info=$world" "--node_rank=$NODE_RANK" "--master_addr=$MASTER_ADDR")
 fi
-start "$PYTHON" -m deepspeed.launcher.runner "${where[@]}" --master_port "$MASTER_PORT" \
-  --module mmscale train "$@" "${strategy[@]}"
+start "$PYTHON" -m "deepspeed.launcher.${where[0]}" "${where[@]:1}" --master_port "$MASTER_PORT" \
+  --module mmscale train "$@" "${strategy[@]}" "${PREFLIGHT[@]}"

@@ -71,6 +71,15 @@ begin() {
   esac
 }
 
+# fixed_machines LAUNCHER: leave if NNODES is a range, which only torchrun takes.
+fixed_machines() {
+  [[ $NNODES =~ ^[0-9]+$ ]] || { echo "${0##*/}: NNODES=$NNODES: $1 takes one number; use launch/torchrun.sh" >&2; exit 2; }
+}
+
+# What `mmscale train` is given so that it looks at all machines first; DOCTOR=0 leaves it out.
+PREFLIGHT=(--preflight)
+if [[ ${DOCTOR:-1} == 0 ]]; then PREFLIGHT=(); fi
+
 # start COMMAND…: run it, or print it if the script was given --dry-run.
 start() {
   if [[ ${DRY_RUN:-} ]]; then

@@ -7,4 +7,4 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/env.sh"
 begin "$@"
 shift "$SKIP"
-start "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$RANKS_PER_NODE" -m mmscale train "$@"
+start "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$RANKS_PER_NODE" -m mmscale train "$@" "${PREFLIGHT[@]}"

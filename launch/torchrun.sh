@@ -21,4 +21,4 @@ start "$PYTHON" -m torch.distributed.run \
   --rdzv-backend c10d --rdzv-id "$JOB_ID" --rdzv-endpoint "$MASTER_ADDR:$MASTER_PORT" \
   --rdzv-conf "is_host=$is_host,last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=3" \
   --signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
-  -m mmscale train "$@"
+  -m mmscale train "$@" "${PREFLIGHT[@]}"

@@ -150,5 +150,5 @@ def test_every_command_has_help_and_json():
             yield parser
 
     found = list(visit(build_parser()))
-    assert len(found) == 13
+    assert len(found) == 15
     assert all("--json" in leaf.format_help() for leaf in found)

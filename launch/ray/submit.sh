@@ -15,7 +15,7 @@ shift "$SKIP"
 verb=$1
 shift
 case $verb in
-  train) set -- "$@" --ray "${RANKS:-$RANKS_PER_NODE}" ;;
+  train) set -- "$@" --ray "${RANKS:-$RANKS_PER_NODE}" "${PREFLIGHT[@]}" ;;
   tune) ;;
   *)
     echo "submit.sh: $verb: is neither train nor tune" >&2

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mmscale import __version__
-from mmscale.cli import data, evaluate, export, keygen, model, plan, predict, train, tune, verify
+from mmscale.cli import data, doctor, evaluate, export, keygen, model, plan, predict, train, tune, verify
 from mmscale.errors import UserError
 
 EPILOG = """\
@@ -23,7 +23,7 @@ examples:
 """
 
 # In the order in which a user needs them, and `--help` lists them.
-COMMANDS = (data, plan, train, tune, model, predict, evaluate, export, keygen, verify)
+COMMANDS = (data, plan, doctor, train, tune, model, predict, evaluate, export, keygen, verify)
 
 
 def main(argv: list[str] | None = None) -> None:

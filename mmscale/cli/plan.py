@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from mmscale.cli.verb import add_config, verb
@@ -51,6 +50,7 @@ def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
     from mmscale.plan.gpu import find_gpu
     from mmscale.plan.report import describe, facts_of
     from mmscale.plan.search import Planner
+    from mmscale.train.prepare import expected_vocabulary
 
     if arguments.gpus < 1 or arguments.gpus_per_node < 1:
         raise UserError(
@@ -60,7 +60,7 @@ def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--efficiency {arguments.efficiency:g}: a share, above 0 and at most 1")
     config = load_config(arguments.config, arguments.overrides)
     gpu = find_gpu(arguments.gpu)
-    _resolve_vocabulary(config)
+    config.model.vocab_size = expected_vocabulary(config)
     planner = Planner(config, arguments.gpus, arguments.gpus_per_node, gpu, Assumptions(arguments.efficiency))
     own = planner.own_way()
     try:
@@ -108,18 +108,3 @@ def _best(planner: Any, tokens: float, quiet: bool) -> dict[str, Any] | None:
         for line in way.lines():
             print(f"  {line}")
     return facts
-
-
-def _resolve_vocabulary(config: Any) -> None:
-    """As training does, without reading texts: the tokenizer's file if it is there, else the size it is trained to."""
-    from mmscale.train.prepare import padded_vocabulary
-
-    if config.model.vocab_size:
-        return
-    size = config.data.tokenizer.vocab_size
-    path = Path(config.data.tokenizer.file) if config.data.tokenizer.file else None
-    if path is not None and path.exists():
-        from mmscale.data.tokenizer import Tokenizer
-
-        size = len(Tokenizer.load(str(path)))
-    config.model.vocab_size = padded_vocabulary(size)

@@ -41,6 +41,10 @@ def add(verbs: Any) -> None:
         "MIN:MAX goes on with fewer where machines are lost",
     )  # fmt: skip
     train.add_argument(
+        "--preflight", action="store_true",
+        help="look at all machines first, as `mmscale doctor` does, and do not begin on sick ones",
+    )  # fmt: skip
+    train.add_argument(
         "--keys", action="store_true", help="list every config key with its default and meaning"
     )
 
@@ -69,15 +73,18 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any] | None:
         raise UserError("no config; try: mmscale train configs/train/digits.yaml")
     if arguments.ranks:
         start_ranks(arguments.ranks)
+    from mmscale.doctor.examine import preflight
+
     config = load_config(arguments.config, arguments.overrides)
+    look = preflight if arguments.preflight else None
     if arguments.ray:
         from mmscale.on_ray.train import train_on_ray
 
-        return _tell(train_on_ray(config, *_ray_workers(arguments.ray)), arguments.json)
+        return _tell(train_on_ray(config, *_ray_workers(arguments.ray), look), arguments.json)
     from mmscale.parallel.ranks import read_environment
     from mmscale.train.loop import train
 
-    result = train(config)
+    result = train(config, look=look)
     if result.exit_code:
         raise SystemExit(result.exit_code)
     return _tell(result, arguments.json) if read_environment()[0] == 0 else None

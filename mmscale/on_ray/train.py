@@ -11,14 +11,14 @@ from mmscale.config import Config
 from mmscale.errors import UserError
 from mmscale.on_ray.connect import process_needs, ray_cluster, wait_for_room
 from mmscale.on_ray.workers import leave_rays_group, make_trainer, meet_anew
-from mmscale.train.loop import TrainResult, train
+from mmscale.train.loop import Look, TrainResult, train
 
 
-def train_on_ray(config: Config, fewest: int, most: int) -> TrainResult:
+def train_on_ray(config: Config, fewest: int, most: int, look: Look | None = None) -> TrainResult:
     """Train with ``most`` ranks, or with ``fewest`` at least where the cluster has no room, or no longer has it.
 
     A lost worker or node starts all ranks again on what is left, from the newest checkpoint; with room for more they
-    are started again too. run.dir must be seen by every node.
+    are started again too. run.dir must be seen by every node. ``look``: see `train`.
 
     Raises:
         UserError: as `train`; no room within ``ray.wait_s``; lost more often than ``ray.max_failures``.
@@ -30,8 +30,9 @@ def train_on_ray(config: Config, fewest: int, most: int) -> TrainResult:
         wait_for_room(ray, [process] * fewest, config.ray.wait_s, "the run")
         folder = Path(config.run.dir).absolute()
         trainer = make_trainer(
-            _work, {"config": config, "directory": os.getcwd()}, workers=most if fewest == most else (fewest, most),
-            process=process, max_failures=config.ray.max_failures, storage=str(folder / "ray"), name="train",
+            _work, {"config": config, "look": look, "directory": os.getcwd()},
+            workers=most if fewest == most else (fewest, most), process=process,
+            max_failures=config.ray.max_failures, storage=str(folder / "ray"), name="train",
         )  # fmt: skip
         try:
             facts = trainer.fit().return_value
@@ -50,7 +51,7 @@ def _work(sent: dict[str, Any]) -> dict[str, Any]:
     os.chdir(sent["directory"])
     meet_anew()
     try:
-        return {"result": asdict(train(sent["config"]))}
+        return {"result": asdict(train(sent["config"], look=sent["look"]))}
     except UserError as error:
         print(f"mmscale: error: rank {os.environ['RANK']}: {error}", flush=True)
         return {"failed": str(error)}  # not raised: a new start would meet it again

@@ -53,8 +53,33 @@ class Ranks:
         return self.rank == 0
 
 
-def join_ranks(config: ParallelConfig) -> Ranks:
+def meet_ranks(timeout_s: float) -> dist.Store:
+    """The store by which the ranks of a launcher find each other, or one of this process alone.
+
+    Raises:
+        UserError: the launcher's environment is incomplete, or nobody keeps the store where it says.
+    """
+    read_environment()
+    if "RANK" not in os.environ:
+        return dist.HashStore()
+    try:
+        store: dist.Store = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout_s)))[0]
+    except RuntimeError as error:
+        where = f"MASTER_ADDR={os.environ['MASTER_ADDR']} MASTER_PORT={os.environ['MASTER_PORT']}"
+        raise UserError(
+            f"{where}: the ranks cannot meet there ({str(error).splitlines()[0]}); check that the first one runs and "
+            "the others reach it"
+        ) from None
+    store.set_timeout(timedelta(seconds=timeout_s))
+    return store
+
+
+def join_ranks(config: ParallelConfig, store: dist.Store | None = None) -> Ranks:
     """Join the process group the launcher describes, or a group of one if there is no launcher.
+
+    Args:
+        config: how the ranks are divided.
+        store: what `meet_ranks` gave, if the ranks have met before.
 
     Raises:
         UserError: the launcher's environment is incomplete, or holds no integers, or the ranks cannot be divided as
@@ -79,10 +104,8 @@ def join_ranks(config: ParallelConfig) -> Ranks:
         device, backend = torch.device("cpu"), "gloo"
     torch.set_num_threads(config.threads or max(1, _cores() // local_world))
     timeout = timedelta(seconds=config.timeout_s)
-    if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
-    else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    meeting = dist.PrefixStore("group", store or meet_ranks(config.timeout_s))
+    dist.init_process_group(backend, store=meeting, rank=rank, world_size=world, timeout=timeout)
     group = None
     for part in range(parts if parts > 1 else 0):  # every rank takes part in making every group
         made = dist.new_group(list(range(part, world, parts)))

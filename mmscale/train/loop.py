@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from mmscale.checkpoint.begin import begin_from
 from mmscale.checkpoint.run_state import Keep, RunState, read_state
@@ -24,7 +26,7 @@ from mmscale.optim.guard import StepGuard
 from mmscale.optim.schedule import learning_rate
 from mmscale.parallel.hang import arm_recorder, explain
 from mmscale.parallel.launcher import settle
-from mmscale.parallel.ranks import join_ranks, leave_ranks
+from mmscale.parallel.ranks import join_ranks, leave_ranks, meet_ranks
 from mmscale.parallel.strategy import Strategy, build_strategy
 from mmscale.train.adversarial import Adversary
 from mmscale.train.contrast import contrast_terms
@@ -32,6 +34,8 @@ from mmscale.train.metrics import LOSSES, Metrics
 from mmscale.train.prepare import prepare
 from mmscale.train.profile import StepProfiler, profiled_steps
 from mmscale.train.stop import StopWish
+
+Look = Callable[[Config, dist.Store], None]
 
 
 @dataclass(frozen=True)
@@ -47,13 +51,14 @@ class TrainResult:
     exit_code: int  # 0: all steps are done; else the run was told to stop, and saved
 
 
-def train(config: Config, until: int | None = None) -> TrainResult:
+def train(config: Config, until: int | None = None, look: Look | None = None) -> TrainResult:
     """Train as ``config`` says, from its newest checkpoint if there is one. Called on every rank.
 
     Args:
         config: the whole run.
         until: stop, with a checkpoint, when so many steps are done in all; a later call goes on as if there had been
             no stop. None: ``train.steps``.
+        look: called when the ranks have met, before anything is built; raises if the run shall not begin.
 
     Raises:
         UserError: bad config, data that cannot be used, or a checkpoint that does not fit.
@@ -64,7 +69,10 @@ def train(config: Config, until: int | None = None) -> TrainResult:
     arm_recorder(folder / "hang")
     if config.data.workers:
         start_forkserver()
-    ranks = join_ranks(config.parallel)
+    meeting = meet_ranks(config.parallel.timeout_s)
+    if look is not None:
+        look(config, meeting)
+    ranks = join_ranks(config.parallel, meeting)
     try:
         check_world(config.data.sequences, ranks.data_world)
         end = config.train.steps if until is None else min(until, config.train.steps)

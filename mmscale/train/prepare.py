@@ -105,6 +105,16 @@ def padded_vocabulary(size: int) -> int:
     return -(-size // 64) * 64
 
 
+def expected_vocabulary(config: Config) -> int:
+    """``model.vocab_size`` before any text was read: of the tokenizer's file if it is there, else of the size that one
+    is trained to."""
+    if config.model.vocab_size:
+        return config.model.vocab_size
+    path = config.data.tokenizer.file
+    size = len(Tokenizer.load(path)) if path and Path(path).exists() else config.data.tokenizer.vocab_size
+    return padded_vocabulary(size)
+
+
 def resolve_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
     """Set ``model.vocab_size`` from the tokenizer (rounded up to 64) or check that it is large enough."""
     if config.model.vocab_size == 0:

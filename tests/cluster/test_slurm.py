@@ -29,6 +29,8 @@ CryptoType=crypto/munge
 SlurmUser=root
 SlurmdUser=root
 SlurmctldPort=16817
+SlurmdTimeout=9
+KillWait=5
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -87,9 +89,17 @@ def slurm(tmp_path_factory):
                     )
 
 
+def _told(slurm, *command):
+    return subprocess.run(command, env=slurm, capture_output=True, text=True, check=False).stdout
+
+
 def submit(slurm, folder, small_run, *overrides):
     """Job number of a training over both nodes, one rank each."""
     folder.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + 60
+    while set(_told(slurm, "sinfo", "--noheader", "--Node", "--format=%T").split()) != {"idle"}:
+        assert time.monotonic() < deadline, _told(slurm, "sinfo", "--Node", "--long")
+        time.sleep(0.2)
     variables = slurm | {
         "RANKS_PER_NODE": "1", "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT),
@@ -98,7 +108,6 @@ def submit(slurm, folder, small_run, *overrides):
         "sbatch",
         "--parsable",
         "--nodes=2",
-        "--ntasks=2",
         "--cpus-per-task=1",
         f"--output={folder}/job.log",
     ]
@@ -107,6 +116,7 @@ def submit(slurm, folder, small_run, *overrides):
         *small_run,
         f"run.dir={folder}/run",
         "train.precision=fp32",
+        "parallel.threads=1",
         *overrides,
     ]
     done = subprocess.run(
@@ -122,10 +132,8 @@ def submit(slurm, folder, small_run, *overrides):
 
 
 def state(slurm, job):
-    told = subprocess.run(
-        ["scontrol", "show", "job", job], env=slurm, capture_output=True, text=True, check=False
-    )
-    return told.stdout.partition("JobState=")[2].split(" ")[0], told.stdout
+    told = _told(slurm, "scontrol", "show", "job", job)
+    return told.partition("JobState=")[2].split(" ")[0], told
 
 
 def wait(slurm, folder, job, done, limit=240):
@@ -144,7 +152,7 @@ def steps(folder):
     return len(metrics(folder / "run")) if path.exists() else 0
 
 
-OVERRIDES = ("train.steps=60", "train.checkpoint_every=10")
+OVERRIDES = ("train.steps=40", "train.checkpoint_every=10")
 
 
 @pytest.fixture(scope="module")
@@ -155,14 +163,14 @@ def reference(slurm, small_run, tmp_path_factory):
     wait(slurm, folder, job, lambda: state(slurm, job)[0] in ("COMPLETED", "FAILED"))
     assert state(slurm, job)[0] == "COMPLETED", (folder / "job.log").read_text()[-3000:]
     rows = metrics(folder / "run")
-    assert [row["step"] for row in rows] == list(range(60)) and all(row["ranks"] == 2 for row in rows)
+    assert [row["step"] for row in rows] == list(range(40)) and all(row["ranks"] == 2 for row in rows)
     return folder
 
 
 def same(folder, reference):
     ours, theirs = weights(folder / "run"), weights(reference / "run")
     assert all((ours[name] == theirs[name]).all() for name in theirs)
-    assert [row["step"] for row in metrics(folder / "run")] == list(range(60))
+    assert [row["step"] for row in metrics(folder / "run")] == list(range(40))
 
 
 def test_told_before_the_limit_saves_and_requeues_itself(slurm, small_run, tmp_path, reference):
@@ -191,6 +199,37 @@ def test_a_killed_rank_is_started_again(slurm, small_run, tmp_path, reference):
         pid for pid, words in commands.items() if "torch.distributed.run" not in words and "mmscale" in words
     )
     os.kill(victim, signal.SIGKILL)
+    wait(slurm, tmp_path, job, lambda: state(slurm, job)[0] in ("COMPLETED", "FAILED"))
+    assert state(slurm, job)[0] == "COMPLETED", (tmp_path / "job.log").read_text()[-3000:]
+    same(tmp_path, reference)
+
+
+def pids_of_node(node):
+    """Everything a job runs on a virtual node, and what runs it."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            if f"SLURMD_NODENAME={node}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if "slurmstepd" in Path(f"/proc/{parent}/cmdline").read_text():
+                    found.add(parent)
+                found.add(int(entry.name))
+    return found
+
+
+def test_a_lost_node_is_waited_for(slurm, small_run, tmp_path, reference):
+    """A node without power: Slurm notices, puts the job back in the queue, and starts it when there are two again."""
+    job = submit(slurm, tmp_path, small_run, *OVERRIDES)
+    wait(slurm, tmp_path, job, lambda: steps(tmp_path) >= 15)
+    daemon = int((Path(slurm["SLURM_FOLDER"]) / "slurmd-n2.pid").read_text())
+    for pid in {daemon, *pids_of_node("n2")}:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    try:
+        wait(slurm, tmp_path, job, lambda: "Restarts=1" in state(slurm, job)[1])
+        wait(slurm, tmp_path, job, lambda: state(slurm, job)[0] == "PENDING")
+    finally:
+        subprocess.run(["slurmd", "-N", "n2"], env=slurm, check=True, timeout=60)
     wait(slurm, tmp_path, job, lambda: state(slurm, job)[0] in ("COMPLETED", "FAILED"))
     assert state(slurm, job)[0] == "COMPLETED", (tmp_path / "job.log").read_text()[-3000:]
     same(tmp_path, reference)

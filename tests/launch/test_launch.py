@@ -1,5 +1,6 @@
 """The launch scripts: what they would start in every surrounding, what they refuse, and two of them for real."""
 
+import base64
 import json
 import os
 import shutil
@@ -63,6 +64,8 @@ def test_help_and_the_same_training(script):
         or "--module mmscale train my.yaml train.steps=3" in line
     )
     assert " 4 " in line
+    assert line.rstrip().endswith(" --preflight")
+    assert "--preflight" not in dry(script, *way, "my.yaml", DOCTOR="0")
 
 
 def test_a_single_machine():
@@ -125,6 +128,16 @@ def test_deepspeed(tmp_path):
     (tmp_path / "hosts").write_text("a slots=8\n")
     assert f"--hostfile {tmp_path}/hosts" in dry("deepspeed.sh", "my.yaml", HOSTFILE=str(tmp_path / "hosts"))
     assert run("deepspeed.sh", "my.yaml", HOSTFILE="none").returncode == 2
+    over = dry("deepspeed.sh", "my.yaml", NNODES="2", NODE_RANK="1", MASTER_ADDR="a", RANKS_PER_NODE="3")
+    assert "--node_rank=1 --master_addr=a" in over
+    world = base64.urlsafe_b64decode(over.partition("--world_info=")[2].split()[0])
+    assert json.loads(world) == {"0": [0, 1, 2], "1": [0, 1, 2]}
+
+
+@pytest.mark.parametrize("arguments", [("accelerate.sh", "ddp"), ("deepspeed.sh",)])
+def test_a_range_of_machines_is_for_torchrun(arguments):
+    refused = run(*arguments, "my.yaml", NNODES="1:2")
+    assert refused.returncode == 2 and "launch/torchrun.sh" in refused.stderr
 
 
 def test_sbatch():
@@ -143,7 +156,7 @@ def test_sbatch():
 
 @pytest.mark.parametrize("path", sorted((LAUNCH / "kubernetes").glob("*.yaml")), ids=lambda path: path.name)
 def test_manifests_have_what_training_needs(path):
-    """Shared memory for the loaders, time to save after SIGTERM, GPUs. The published schemas are not at hand here."""
+    """Shared memory for the loaders, time to save after SIGTERM, GPUs. Schemas: test_manifests.py."""
     (manifest,) = yaml.safe_load_all(path.read_text())
     text = json.dumps(manifest)
     assert manifest["apiVersion"] and manifest["kind"] in ("JobSet", "PyTorchJob")
@@ -198,8 +211,11 @@ def test_two_machines_on_one(tmp_path, small_run):
         )
         for rank in (0, 1)
     ]
+    heard = []
     for machine in machines:
         _, told = machine.communicate(timeout=180)
         assert machine.returncode == 0, told[-3000:]
+        heard.append(told)
+    assert "mmscale: preflight: ok" in heard[0] and "preflight" not in heard[1]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2] and all(row["ranks"] == 2 for row in rows)

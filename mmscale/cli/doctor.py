@@ -1,0 +1,56 @@
+"""`mmscale doctor`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from mmscale.cli.verb import add_config, verb
+
+EPILOG = """\
+Versions, GPUs, the network and the clocks between machines, room on disk and in shared memory, the shards as every rank
+sees them, and how fast an all-reduce is. Under a launcher every process runs this same command and the first prints;
+alone it looks at this machine. The scripts of launch/ do the same before the model is built (mmscale train
+--preflight).
+
+Exit status: 0: nothing, or only warnings; 1: a check failed; 2: bad input.
+
+examples:
+  mmscale doctor configs/train/digits.yaml
+  torchrun --nproc-per-node 8 -m mmscale doctor my.yaml
+  srun torchrun … -m mmscale doctor my.yaml --json
+"""
+
+
+def add(verbs: Any) -> None:
+    """Declare the command `doctor` and its options."""
+    doctor = verb(verbs, "doctor", _doctor, "look at a cluster before a run; names the sick machine", EPILOG)
+    add_config(doctor, needed=False)
+    doctor.add_argument(
+        "--patience", type=float, default=60.0, metavar="S",
+        help="seconds to wait for a rank before it counts as sick (default: 60)",
+    )  # fmt: skip
+
+
+def _doctor(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    from mmscale.config_file import load_config
+    from mmscale.doctor.check import FAILED
+    from mmscale.doctor.examine import examine
+    from mmscale.errors import UserError
+    from mmscale.parallel.ranks import meet_ranks, read_environment
+
+    if not arguments.patience > 0:
+        raise UserError(f"--patience {arguments.patience:g}: above 0 seconds")
+    config = load_config(arguments.config, arguments.overrides) if arguments.config else None
+    report = examine(config, meet_ranks(arguments.patience), patience_s=arguments.patience)
+    is_first = read_environment()[0] == 0
+    if is_first:
+        if arguments.json:
+            import json
+
+            print(json.dumps(report.facts(), ensure_ascii=False))
+        else:
+            print(report.table())
+    if report.verdict == FAILED:
+        raise SystemExit(1)
+    return None

@@ -1,0 +1,53 @@
+"""What a check says, and where it was found."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+OK, WARNING, FAILED = "ok", "warning", "failed"
+_ORDER = (OK, WARNING, FAILED)
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """A rank and the name of its machine."""
+
+    rank: int
+    machine: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """One verdict: ``ok``, ``warning`` or ``failed``; what was found, in a line; the machines that are the reason."""
+
+    name: str
+    verdict: str
+    text: str
+    machines: tuple[str, ...] = ()
+
+
+def worst(verdicts: Iterable[str]) -> str:
+    """The gravest of some verdicts; ok of none."""
+    return max(verdicts, key=_ORDER.index, default=OK)
+
+
+def complain(name: str, faults: Mapping[Place, tuple[str, str]], everywhere: Iterable[Place]) -> Check:
+    """A check that found faults: (verdict, text) by place. Ranks of a machine that say the same are told once."""
+    ranks = Counter(place.machine for place in everywhere)
+    told = Counter((place.machine, text) for place, (_, text) in faults.items())
+    lines = [
+        f"{machine}: {text}" + (f" ({count} of its {ranks[machine]} ranks)" if count < ranks[machine] else "")
+        for (machine, text), count in told.items()
+    ]
+    machines = dict.fromkeys(place.machine for place in sorted(faults))
+    return Check(name, worst(verdict for verdict, _ in faults.values()), "; ".join(lines), tuple(machines))
+
+
+def usual(values: Mapping[Place, Any]) -> Any:
+    """What most say; of values that are said equally often, that of the lowest rank."""
+    counts = Counter(values.values())
+    most = max(counts.values())
+    return next(values[place] for place in sorted(values) if counts[values[place]] == most)

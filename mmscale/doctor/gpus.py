@@ -1,0 +1,112 @@
+"""Are the GPUs all there, alike, free and sound? By nvidia-smi, asked once a machine."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from mmscale.doctor.check import FAILED, OK, WARNING, Check, Place, complain, usual
+
+_PATIENCE_S = 30  # of a driver that hangs
+_FACTS = ("name", "memory.total", "memory.free", "driver_version")
+_HEALTH = (
+    "ecc.errors.uncorrected.volatile.total",
+    "clocks_throttle_reasons.hw_thermal_slowdown",
+    "clocks_throttle_reasons.hw_power_brake_slowdown",
+)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One device as the driver sees it."""
+
+    name: str
+    total: float  # bytes
+    free: float  # bytes
+    driver: str
+    ecc_errors: int  # uncorrected, since the driver was loaded; 0 where the device does not count
+    slowed: str  # by heat, by the power supply, or empty
+
+
+def look() -> dict[str, Any]:
+    """``gpus``: the machine's, or none without nvidia-smi; ``fault``: why they cannot be asked; ``usable``: how many
+    PyTorch sees, None if that was restricted on purpose."""
+    usable = None if os.environ.get("CUDA_VISIBLE_DEVICES") is not None else torch.cuda.device_count()
+    if shutil.which("nvidia-smi") is None:
+        return {"gpus": [], "fault": None, "usable": usable}
+    try:
+        facts = _ask(_FACTS)
+    except (OSError, subprocess.SubprocessError) as error:
+        output = getattr(error, "stdout", None)
+        said = output.decode() if isinstance(output, bytes) else output or str(error)
+        return {"gpus": [], "fault": f"nvidia-smi fails: {' '.join(said.split())[:200]}", "usable": usable}
+    try:
+        health = _ask(_HEALTH)
+    except (OSError, subprocess.SubprocessError):
+        health = []  # another generation of drivers calls it otherwise
+    gpus = []
+    for number, row in enumerate(facts):
+        errors, hot, braked = health[number] if number < len(health) else ("", "", "")
+        slowed = " and ".join(
+            word for word, state in (("heat", hot), ("its power supply", braked)) if state == "Active"
+        )
+        sizes = [float(size) * 2**20 if size.replace(".", "").isdecimal() else 0.0 for size in row[1:3]]
+        counted = int(errors) if errors.isdecimal() else 0
+        gpus.append(Gpu(row[0], sizes[0], sizes[1], row[3], counted, slowed))
+    return {"gpus": [asdict(gpu) for gpu in gpus], "fault": None, "usable": usable}
+
+
+def driver_of(found: Mapping[str, Any]) -> str:
+    """Version of the machine's GPU driver, or empty."""
+    return found["gpus"][0]["driver"] if found["gpus"] else ""
+
+
+def judge(found: Mapping[Place, Mapping[str, Any]]) -> Check:
+    """``found``: of one rank of each machine."""
+    gpus = {place: [Gpu(**one) for one in machine["gpus"]] for place, machine in found.items()}
+    if not any(gpus.values()) and not any(machine["fault"] for machine in found.values()):
+        return Check("gpus", OK, "none; training runs on CPUs")
+    kinds = {place: f"{len(some)} x {some[0].name}" if some else "none" for place, some in gpus.items()}
+    norm = usual(kinds)
+    faults = {}
+    for place, machine in found.items():
+        failures, warnings = [], []
+        if machine["fault"]:
+            failures.append(machine["fault"])
+        elif kinds[place] != norm:
+            failures.append(f"{kinds[place]}, the others {norm}")
+        if gpus[place] and machine["usable"] == 0:
+            failures.append("PyTorch sees none of its GPUs")
+        for number, gpu in enumerate(gpus[place]):
+            if gpu.name != gpus[place][0].name:
+                failures.append(f"GPU {number} is a {gpu.name}")
+            if gpu.ecc_errors:
+                failures.append(f"GPU {number}: {gpu.ecc_errors} uncorrected memory errors")
+            if gpu.slowed:
+                warnings.append(f"GPU {number} is slowed by {gpu.slowed}")
+            if gpu.free < 0.9 * gpu.total:
+                taken = (
+                    f"GPU {number}: {(gpu.total - gpu.free) / 1e9:.1f} of {gpu.total / 1e9:.0f} GB are taken"
+                )
+                (failures if gpu.free < 0.5 * gpu.total else warnings).append(taken)
+        if failures or warnings:
+            faults[place] = (FAILED if failures else WARNING, ", ".join(failures + warnings))
+    if faults:
+        return complain("gpus", faults, found)
+    memory = min(gpu.total for some in gpus.values() for gpu in some)
+    return Check("gpus", OK, f"{norm} in every machine, {memory / 1e9:.0f} GB each, free and sound")
+
+
+def _ask(fields: tuple[str, ...]) -> list[list[str]]:
+    """One row a GPU."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=True)
+    rows = [[cell.strip() for cell in row] for row in csv.reader(done.stdout.splitlines())]
+    return [row for row in rows if len(row) == len(fields)]

@@ -1,0 +1,51 @@
+"""Are the programs the same everywhere?"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+
+import torch
+
+import mmscale
+from mmscale.doctor.check import FAILED, OK, WARNING, Check, Place, complain, usual
+
+# Kernels of one driver branch work together; all else must be the same bytes.
+_MAY_DIFFER = ("driver",)
+
+
+def look(driver: str) -> dict[str, str]:
+    """Name and version of what a rank runs; ``driver`` is the GPU driver's, empty if not known."""
+    found = {
+        "mmscale": mmscale.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or "",
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if torch.cuda.is_available() else "",
+        "driver": driver,
+    }
+    return {name: version for name, version in found.items() if version}
+
+
+def judge(found: Mapping[Place, Mapping[str, str]]) -> Check:
+    """Different versions fail, different drivers warn; the minority is named."""
+    faults: dict[Place, tuple[str, str]] = {}
+    norms: dict[str, str] = {}
+    for name in dict.fromkeys(name for versions in found.values() for name in versions):
+        # The driver is asked for once a machine.
+        told = {place: versions.get(name, "") for place, versions in found.items()}
+        if name in _MAY_DIFFER:
+            told = {place: version for place, version in told.items() if version}
+        norms[name] = usual(told)
+        for place, version in told.items():
+            if version != norms[name]:
+                verdict = WARNING if name in _MAY_DIFFER else FAILED
+                before, said = faults.get(place, (OK, ""))
+                line = f"{name} {version or 'none'}, the others {norms[name] or 'none'}"
+                faults[place] = (
+                    max(before, verdict, key=(OK, WARNING, FAILED).index),
+                    f"{said}, {line}".strip(", "),
+                )
+    if faults:
+        return complain("versions", faults, found)
+    return Check("versions", OK, ", ".join(f"{name} {version}" for name, version in norms.items()))
