@@ -17,13 +17,13 @@ demo: $(VENV)/.installed
 	$(BIN)/python tools/demo.py --run-dir $(DEMO)
 
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-cluster: $(VENV)/.installed
 	$(BIN)/python -m pytest -o addopts=-ra tests/cluster
 
 strategies: $(VENV)/.installed
-	MMSCALE_STRATEGIES=all $(BIN)/python -m pytest -rP tests/parallel/test_same_numbers.py
+	MMSCALE_STRATEGIES=all $(BIN)/python -m pytest -rP tests/parallel/test_same_numbers.py tests/parallel/test_nvme.py
 
 chaos: $(VENV)/.installed
 	MMSCALE_CHAOS_KILLS=100 $(BIN)/python -m pytest -rP tests/chaos
