@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmscale.durable import make_folder, write_durably
 from mmscale.errors import UserError
 from mmscale.tune.space import Point
 
@@ -93,12 +94,10 @@ class Records:
             )
         for line in lines[1:]:
             self._apply(line)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         # A line cut short by a crash must not swallow the next one.
         whole = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        temporary = self._path.with_suffix(".part")
-        temporary.write_text(whole, encoding="utf-8")
-        os.replace(temporary, self._path)
+        write_durably(self._path, whole)
         if not lines:
             self._write({"job": job})
 

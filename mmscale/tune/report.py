@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import yaml
 
 from mmscale.config import Config
 from mmscale.config_file import to_tree
+from mmscale.durable import write_durably
 from mmscale.tune.page import write_page
 from mmscale.tune.records import Trial
 from mmscale.tune.space import Space
@@ -31,9 +31,7 @@ def write_report(
     if best.parents:
         head += "# It took over others' weights on the way (tune.jsonl); trained from the start it may end elsewhere.\n"
     text = head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_durably(path, text)
     write_table(folder / "trials.parquet", space, trials)
     lines = [
         f"{len(trials)} trials by {config.tune.search} and {config.tune.scheduler}; best: {best.name}, "
