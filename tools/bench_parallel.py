@@ -25,7 +25,7 @@ from bench_plan_memory import config_of
 STEPS, SKIPPED = 6, 2
 
 
-def step_seconds(kind: str, ranks: int) -> float:
+def step_seconds(kind: str, ranks: int, tokens: int) -> float:
     """Median of one launch."""
     command = [
         sys.executable,
@@ -36,13 +36,14 @@ def step_seconds(kind: str, ranks: int) -> float:
         str(ranks),
         __file__,
     ]
-    done = subprocess.run([*command, "rank", kind], capture_output=True, text=True, check=False)
+    order = ["rank", kind, "--tokens", str(tokens)]
+    done = subprocess.run([*command, *order], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
     return float(done.stdout.splitlines()[-1])
 
 
-def rank(kind: str) -> None:
+def rank(kind: str, tokens: int) -> None:
     """One process of a launch: ``fsdp`` is ours, ``ddp`` is `DistributedDataParallel` around the same model."""
     from mmscale.model.fusion import FusionTransformer
     from mmscale.parallel.ranks import join_ranks, leave_ranks
@@ -50,7 +51,7 @@ def rank(kind: str) -> None:
     from mmscale.plan.dry_batch import dry_batch
 
     config = config_of("base", "bf16, full checkpointing")
-    config.parallel.checkpointing, config.parallel.threads, config.data.seq_len = "none", 1, 512
+    config.parallel.checkpointing, config.parallel.threads, config.data.seq_len = "none", 1, tokens
     ranks = join_ranks(config.parallel)
     batch = dry_batch(config, 1)
     if kind == "fsdp":
@@ -85,13 +86,14 @@ def rank(kind: str) -> None:
         print(statistics.median(seconds[SKIPPED:]))
 
 
-def scaling(rounds: int) -> None:
+def scaling(rounds: int, tokens: int) -> None:
     """Launches in turn."""
     kinds: list[tuple[str, int]] = [("fsdp", 1), ("fsdp", 2), ("ddp", 1), ("ddp", 2)]
     found: dict[tuple[str, int], list[float]] = {kind: [] for kind in kinds}
     for _ in range(rounds):
         for kind in kinds:
-            found[kind].append(step_seconds(*kind))
+            found[kind].append(step_seconds(*kind, tokens))
+    print(f"{tokens} tokens a process and step")
     for name in ("fsdp", "ddp"):
         one, two = found[name, 1], found[name, 2]
         ratios = [a / b for a, b in zip(one, two, strict=True)]
@@ -162,12 +164,19 @@ def main() -> None:
     )
     parser.add_argument("what", choices=("scaling", "loop", "rank"))
     parser.add_argument("kind", nargs="?", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        default=2048,
+        metavar="N",
+        help="scaling: of a process and step (default: %(default)s)",
+    )
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: %(default)s")
     arguments = parser.parse_args()
     if arguments.what == "rank":
-        rank(arguments.kind)
+        rank(arguments.kind, arguments.tokens)
     elif arguments.what == "scaling":
-        scaling(arguments.rounds)
+        scaling(arguments.rounds, arguments.tokens)
     else:
         loop()
 

@@ -79,6 +79,8 @@ class Records:
         self._path = folder / FILE
         self.trials: dict[int, Trial] = {}
         lines = self._read()
+        if len(lines) == 1:  # a search that came to no trial, such as one whose cluster was not there
+            lines = []
         if lines and not resume:
             raise UserError(
                 f"{folder}: holds the trials of a search; add --resume to go on with it, or choose another run.dir"

@@ -183,10 +183,12 @@ def test_trials_that_cannot_be_trained_are_told_and_passed_over(ray, small_run, 
 
 
 def test_no_room_is_told(ray, small_run, tmp_path):
-    with pytest.raises(
-        UserError, match=r"room for 2 × \(64 CPU\) and 1 × \(0.01 CPU\); the cluster has \S+ \d+ CPU"
-    ):
-        tune(search_config(tmp_path, small_run, "ray.cpus=64", "ray.wait_s=0", "tune.workers=2"))
+    with pytest.raises(UserError, match="holds no search yet"):
+        tune(search_config(tmp_path, small_run), resume=True)
+    for workers, told in ((1, r"1 × \(64 CPU\)"), (2, r"2 × \(64 CPU\) and 1 × \(0.01 CPU\)")):
+        config = search_config(tmp_path, small_run, "ray.cpus=64", "ray.wait_s=0", f"tune.workers={workers}")
+        with pytest.raises(UserError, match=rf"room for {told}; the cluster has \S+ \d+ CPU"):
+            tune(config)  # the second time without --resume: nothing was tried
 
 
 def remembered(tmp_path, count=9):
