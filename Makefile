@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python tools/demo.py --run-dir $(DEMO)
 
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # else the longest file comes last, alone
 
 test-cluster: $(VENV)/.installed
 	$(BIN)/python -m pytest -o addopts=-ra tests/cluster
