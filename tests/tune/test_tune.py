@@ -182,6 +182,21 @@ def test_trials_that_cannot_be_trained_are_told_and_passed_over(ray, small_run, 
         tune(search_config(tmp_path / "3", small_run, "tune.metric=nothing.accuracy"))
 
 
+def test_the_rate_is_tried_on_a_larger_model(ray, small_run, tmp_path):
+    """At its half, itself and its double; bare runs of the larger model, each scored."""
+    config = search_config(
+        tmp_path, small_run, "tune.scheduler=none", "tune.trials=1", "tune.transfer=[model.layers=3]"
+    )
+    result = tune(config)
+    rate = result.best_point[RATE]
+    assert [row["rate"] for row in result.transfer] == [rate / 2, rate, 2 * rate]
+    larger = load_config(tmp_path / "transfer" / "rate-1" / "config.yaml")
+    assert larger.model.layers == 3 and larger.train.optimizer.lr == rate
+    losses = [row["loss"] for row in metrics(tmp_path / "transfer" / "rate-1")]
+    assert result.transfer[1]["score"] == losses[-1] and len(losses) == 9
+    assert "with layers=3, the rate" in (tmp_path / "tune.html").read_text()
+
+
 def test_no_room_is_told(ray, small_run, tmp_path):
     with pytest.raises(UserError, match="holds no search yet"):
         tune(search_config(tmp_path, small_run), resume=True)
