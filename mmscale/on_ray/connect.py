@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mmscale.config import RayConfig
+from mmscale.data.worker_pool import available_cores
 from mmscale.errors import UserError
 
 _OBJECT_STORE_BYTES = 100_000_000  # nothing large travels through it
@@ -64,8 +65,8 @@ def ray_cluster(config: RayConfig, quiet: bool = True, trains: bool = False) -> 
             ray.init(address=address, runtime_env={"env_vars": _passed_on()}, **options)
         else:
             ray.init(
-                address="local", num_cpus=_cores(), include_dashboard=trains, object_store_memory=_OBJECT_STORE_BYTES,
-                runtime_env={"env_vars": _passed_on()}, **options,
+                address="local", num_cpus=available_cores(), include_dashboard=trains,
+                object_store_memory=_OBJECT_STORE_BYTES, runtime_env={"env_vars": _passed_on()}, **options,
             )  # fmt: skip
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -138,7 +139,3 @@ def _passed_on() -> dict[str, str]:
 def _tell(resources: dict[str, float]) -> str:
     parts = [f"{resources[kind]:g} {kind}" for kind in ("CPU", "GPU") if resources.get(kind)]
     return ", ".join(parts) or "no CPU"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from mmscale.config import ParallelConfig
+from mmscale.data.worker_pool import available_cores
 from mmscale.errors import UserError
 
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -102,7 +103,7 @@ def join_ranks(config: ParallelConfig, store: dist.Store | None = None) -> Ranks
         backend = "cpu:gloo,cuda:nccl"
     else:
         device, backend = torch.device("cpu"), "gloo"
-    torch.set_num_threads(config.threads or max(1, _cores() // local_world))
+    torch.set_num_threads(config.threads or max(1, available_cores() // local_world))
     timeout = timedelta(seconds=config.timeout_s)
     meeting = dist.PrefixStore("group", store or meet_ranks(config.timeout_s))
     dist.init_process_group(backend, store=meeting, rank=rank, world_size=world, timeout=timeout)
@@ -144,7 +145,3 @@ def read_environment() -> tuple[int, int, int, int]:
             "RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE must be integers; start with torchrun"
         ) from None
     return rank, world, local_rank, local_world
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

@@ -6,7 +6,7 @@ With muP (``model.base_width``; Yang et al., 2022) it should; without, the best 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def transfer_rates(ray: Any, config: Config, space: Space, best: Trial, folder: 
     for factor in FACTORS:
         rate = found * factor
         point = {**best.point, **overrides, RATE: rate}
-        waiting.append((rate, remote.remote(space.config(point), replace(job), f"rate-{factor:g}")))
+        waiting.append((rate, remote.remote(space.config(point), job, f"rate-{factor:g}")))
     return Transfer(overrides, {rate: ray.get(one) for rate, one in waiting})
 
 

@@ -12,7 +12,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,9 @@ def trial_config(config: Config, folder: Path, job: Job) -> Config:
     return config
 
 
-def train_to_stops(config: Config, job: Job, meet: Callable[[], None] | None = None) -> Any:
+def train_to_stops(
+    config: Config, job: Job, meet: Callable[[], None] | None = None
+) -> Iterator[dict[str, Any]]:
     """Train, on every rank; after each stop give ``step``, ``score``, ``seconds`` and ``node``, or why it ``failed``.
 
     The last score of an earlier start is given again: nobody may have heard it. ``meet`` is called before each run.

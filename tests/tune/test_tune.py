@@ -164,20 +164,25 @@ def test_the_worse_go_on_from_the_better_ones_weights(ray, small_run, tmp_path):
     assert [row["step"] for row in child] == list(range(9))
 
 
-def test_trials_that_cannot_be_trained_are_told_and_passed_over(ray, small_run, tmp_path, capfd):
+def test_trials_that_cannot_be_trained_are_told_and_passed_over(
+    ray, small_run, small_digits, tmp_path, capfd
+):
     space = f"tune.space={{{RATE}: {{choices: [1.0e-3, 1.0e+30]}}, model.heads: {{choices: [2, 3]}}}}"
     config = search_config(
         tmp_path, small_run, space, "tune.search=grid", "train.max_skipped=0", "train.optimizer.warmup_steps=0",
         "tune.metric=spoken digits.accuracy", "tune.scheduler=none",
     )  # fmt: skip
     config.model.kv_heads = 2
+    config.eval["spoken digits"].shards = [f"{small_digits}/test"]
     result = tune(config)
     assert (result.trials, result.finished, result.failed) == (2, 1, 1)  # three heads do not share two keys
     failed = next(row for row in lines(tmp_path, "end") if row["status"] == "failed")
     assert "not finite" in failed["reason"] and "not finite" in capfd.readouterr().err
     assert 0 <= result.best_score <= 1
     with pytest.raises(UserError, match=r"no acuracy; it has accuracy, macro_f1"):
-        tune(search_config(tmp_path / "2", small_run, "tune.metric=spoken digits.acuracy", "tune.trials=1"))
+        wrong = search_config(tmp_path / "2", small_run, "tune.metric=spoken digits.acuracy", "tune.trials=1")
+        wrong.eval = config.eval
+        tune(wrong)
     with pytest.raises(UserError, match=r"tune\.metric: nothing\.accuracy: neither loss nor"):
         tune(search_config(tmp_path / "3", small_run, "tune.metric=nothing.accuracy"))
 
