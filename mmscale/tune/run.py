@@ -176,10 +176,13 @@ def _check_metric(config: Config) -> None:
 
 def _prepare_once(config: Config, folder: Path) -> None:
     """The embedded data and the tokenizer, before many trials would make them side by side."""
+    from mmscale.data.corpus import Corpus
     from mmscale.train.prepare import prepare_data, prepare_tokenizer
 
     whole = replace(config, run=replace(config.run, dir=str(folder)))
     prepare_data(whole)
+    if config.tune.metric != "loss":  # or every trial would find out after its first stop
+        Corpus.open(config.eval[config.tune.metric.rpartition(".")[0]].shards, config.data.cache)
     searched = any(
         name.startswith(("data.tokenizer", "data.sets", "model.init_from")) for name in config.tune.space
     )

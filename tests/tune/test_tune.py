@@ -183,6 +183,11 @@ def test_trials_that_cannot_be_trained_are_told_and_passed_over(
         wrong = search_config(tmp_path / "2", small_run, "tune.metric=spoken digits.acuracy", "tune.trials=1")
         wrong.eval = config.eval
         tune(wrong)
+    wrong = search_config(tmp_path / "4", small_run, "tune.metric=spoken digits.accuracy")
+    wrong.eval["spoken digits"].shards = [f"{tmp_path}/nothing"]
+    with pytest.raises(UserError, match=r"nothing: neither a folder nor"):
+        tune(wrong)
+    assert not lines(tmp_path / "4", "trial"), "told before a trial was begun"
     with pytest.raises(UserError, match=r"tune\.metric: nothing\.accuracy: neither loss nor"):
         tune(search_config(tmp_path / "3", small_run, "tune.metric=nothing.accuracy"))
 
