@@ -35,7 +35,7 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
     """
     tree = _read(Path(path), depth=0)
     for override in overrides:
-        _override(tree, override)
+        set_key(tree, *parse_override(override))
     return config_from_tree(tree, str(path))
 
 
@@ -51,7 +51,7 @@ def load_model_config(
     if "model" not in tree and set(tree) <= {item.name for item in dataclasses.fields(ModelConfig)}:
         tree = {"model": tree}
     for override in overrides:
-        _override(tree, override)
+        set_key(tree, *parse_override(override))
     source = str(path)
     model = _build(ModelConfig, tree.get("model", {}), "model", source)
     media = _build(MediaConfig, tree.get("media", {}), "media", source)
@@ -197,15 +197,15 @@ def _expand(value: Any) -> Any:
     return _VARIABLE.sub(lambda match: os.environ.get(match[1], match[2] or ""), value)
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
+def parse_override(override: str) -> tuple[str, Any]:
+    """``"train.steps=200"`` → ("train.steps", 200). Raises `UserError`."""
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise UserError(f"{override!r}: an override is written key=value, such as train.steps=200")
     try:
-        value = yaml.safe_load(text) if text else ""
+        return name, yaml.safe_load(text) if text else ""
     except yaml.YAMLError:
         raise UserError(f"{name}: {text!r} is not a valid value") from None
-    set_key(tree, name, value)
 
 
 def _build(hint: Any, value: Any, where: str, source: str) -> Any:

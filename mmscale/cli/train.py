@@ -73,10 +73,11 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any] | None:
         raise UserError("no config; try: mmscale train configs/train/digits.yaml")
     if arguments.ranks:
         start_ranks(arguments.ranks)
-    from mmscale.doctor.examine import preflight
+    config, look = load_config(arguments.config, arguments.overrides), None
+    if arguments.preflight:
+        from mmscale.doctor.examine import preflight
 
-    config = load_config(arguments.config, arguments.overrides)
-    look = preflight if arguments.preflight else None
+        look = preflight
     if arguments.ray:
         from mmscale.on_ray.train import train_on_ray
 

@@ -10,7 +10,7 @@ from mmscale.cli.verb import add_config, verb
 
 EPILOG = """\
 The config is that of a run, with a group `tune`: which keys to search, how, and by which score (mmscale train --keys
-lists all keys). Ray is started on this machine; $RAY_ADDRESS or tune.address names a cluster, all machines of which
+lists all keys). Ray is started on this machine; $RAY_ADDRESS or ray.address names a cluster, all machines of which
 must see run.dir. There will be best.yaml, which mmscale train takes as it is, trials.parquet and tune.html in it.
 
 examples:

@@ -78,7 +78,7 @@ class Records:
     def __init__(self, folder: Path, job: dict[str, Any], resume: bool) -> None:
         self._path = folder / FILE
         self.trials: dict[int, Trial] = {}
-        lines = self._read()
+        lines = read_lines(self._path)
         if len(lines) == 1:  # a search that came to no trial, such as one whose cluster was not there
             lines = []
         if lines and not resume:
@@ -160,13 +160,13 @@ class Records:
         else:
             trial.status, trial.reason = line["status"], line["reason"]
 
-    def _read(self) -> list[dict[str, Any]]:
-        if not self._path.exists():
-            return []
-        lines = []
-        for text in self._path.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                break  # cut short by a crash: nothing was written after it
-        return lines
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines, up to one that a crash cut short; none if there is no file."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break  # nothing was written after it
+    return lines

@@ -14,7 +14,7 @@ from mmscale.config import Config
 from mmscale.config_file import to_tree
 from mmscale.durable import write_durably
 from mmscale.tune.page import write_page
-from mmscale.tune.records import Trial
+from mmscale.tune.records import Trial, read_lines
 from mmscale.tune.space import Space
 from mmscale.tune.transfer import Transfer
 
@@ -95,13 +95,5 @@ def _cell(value: Any) -> Any:
 
 def _losses(folder: Path) -> list[tuple[int, float]]:
     """(step, training loss) of a trial."""
-    path = folder / "metrics.jsonl"
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if math.isfinite(row["loss"]):
-            found.append((row["step"], row["loss"]))
-    return found
+    rows = read_lines(folder / "metrics.jsonl")
+    return [(row["step"], row["loss"]) for row in rows if math.isfinite(row["loss"])]

@@ -20,7 +20,7 @@ from mmscale.config import Config
 from mmscale.config_file import to_tree
 from mmscale.errors import UserError
 from mmscale.on_ray.connect import import_ray, process_needs, ray_cluster, wait_for_room
-from mmscale.tune.records import Records
+from mmscale.tune.records import Records, trial_name
 from mmscale.tune.space import Point, Space
 from mmscale.tune.transfer import Transfer, transfer_rates
 
@@ -56,6 +56,7 @@ def tune(config: Config, resume: bool = False) -> TuneResult:
 
     space = Space(config)
     _check_metric(config)
+    larger_model = space.overrides(config.tune.transfer)
     folder = Path(config.run.dir).absolute()
     records = Records(folder, _job_facts(config, space), resume)
     _prepare_once(config, folder)
@@ -70,7 +71,9 @@ def tune(config: Config, resume: bool = False) -> TuneResult:
                 f"{folder}: no trial gave a score; the first one's reason: "
                 f"{next((one.reason for one in trials if one.reason), 'unknown')}"
             )
-        larger = transfer_rates(ray, config, space, best, folder) if config.tune.transfer else Transfer()
+        larger = (
+            transfer_rates(ray, config, space, best, larger_model, folder) if larger_model else Transfer()
+        )
     path = write_report(folder, config, space, trials, best, larger)
     count = {
         status: sum(one.status == status for one in trials) for status in ("finished", "stopped", "failed")
@@ -141,8 +144,6 @@ def most_at_once(ray: Any, needs: list[dict[str, float]]) -> int:
 
 
 def _name(trial: Any) -> str:
-    from mmscale.tune.records import trial_name
-
     return trial_name(trial.config["trial"]["number"])
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmscale import prf
 from mmscale.config import Config, ParameterConfig, TuneConfig
-from mmscale.config_file import config_from_tree, key_type, set_key, to_tree
+from mmscale.config_file import config_from_tree, key_type, parse_override, set_key, to_tree
 from mmscale.errors import UserError
 
 if TYPE_CHECKING:
@@ -117,15 +117,22 @@ class Space:
 
         return self._fill(value)
 
-    def config(self, point: Point, overrides: Point | None = None) -> Config:
-        """The run's config at ``point``, and with ``overrides``; it searches nothing itself.
+    def overrides(self, written: list[str]) -> Point:
+        """``["model.width=256"]`` as a point of keys that need not be searched. Raises `UserError`."""
+        point = dict(map(parse_override, written))
+        for name, value in point.items():
+            self._try_value(name, value, "tune.transfer")
+        return point
+
+    def config(self, point: Point) -> Config:
+        """The run's config at ``point``; it searches nothing itself.
 
         Raises:
             UserError: the values break a rule between keys.
         """
         tree = to_tree(self._config)
         tree["tune"] = to_tree(TuneConfig())
-        for name, value in {**point, **(overrides or {})}.items():
+        for name, value in point.items():
             set_key(tree, name, copy.deepcopy(value))
         return config_from_tree(tree, "tune.space")
 
@@ -166,13 +173,13 @@ class Space:
             raise UserError(f"tune.space.{name}.range: {one.range}: this key takes whole numbers")
         return kind is int
 
-    def _try_value(self, name: str, value: Any) -> None:
+    def _try_value(self, name: str, value: Any, where: str = "tune.space") -> None:
         """The key takes it, whatever the rules with other keys say."""
         if key_type(name) is int and isinstance(value, float):
             value = int(value)
         tree = to_tree(self._config)
         set_key(tree, name, copy.deepcopy(value))
-        config_from_tree(tree, f"tune.space.{name}", rules=False)
+        config_from_tree(tree, f"{where}.{name}", rules=False)
 
 
 def _is_one_of(value: Any, wanted: Any) -> bool:

@@ -10,10 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mmscale.config import Config
-from mmscale.errors import UserError
 from mmscale.tune.records import Trial
 from mmscale.tune.space import Point, Space, format_point
 
@@ -43,26 +40,14 @@ class Transfer:
         return f"with {format_point(self.overrides)}, {verdict} ({listed})"
 
 
-def parse_overrides(overrides: list[str]) -> Point:
-    """``["model.width=256"]`` → ``{"model.width": 256}``. Raises `UserError`."""
-    point: Point = {}
-    for override in overrides:
-        name, equals, text = override.partition("=")
-        if not equals:
-            raise UserError(f"tune.transfer: {override!r}: is written key=value, such as model.width=256")
-        try:
-            point[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"tune.transfer: {name}: {text!r} is not a valid value") from None
-    return point
-
-
-def transfer_rates(ray: Any, config: Config, space: Space, best: Trial, folder: Path) -> Transfer:
-    """Train the larger model at the three rates, on the cluster; runs that are done are not run again."""
+def transfer_rates(
+    ray: Any, config: Config, space: Space, best: Trial, overrides: Point, folder: Path
+) -> Transfer:
+    """Train the larger model, which ``overrides`` make, at the three rates, on the cluster; what is done stays."""
     from mmscale.on_ray.connect import process_needs
     from mmscale.tune.trial import Job
 
-    overrides, tune = parse_overrides(config.tune.transfer), config.tune
+    tune = config.tune
     found = best.point.get(RATE, config.train.optimizer.lr)
     steps = config.train.steps
     process = process_needs(ray, config.ray)

@@ -19,7 +19,7 @@ from typing import Any
 
 from mmscale.config import Config
 from mmscale.errors import UserError
-from mmscale.tune.records import FILE
+from mmscale.tune.records import FILE, read_lines
 
 _SCORES = "stops.jsonl"
 _POINTER = "pointer.json"
@@ -102,7 +102,7 @@ def train_to_stops(
 
     folder, first = Path(config.run.dir), os.environ.get("RANK", "0") == "0"
     done = finished_steps(folder)
-    told = [row for row in _read_scores(folder / _SCORES) if row["step"] <= done]
+    told = [row for row in read_lines(folder / _SCORES) if row["step"] <= done]
     if told:
         yield told[-1]
     for stop in job.stops:
@@ -129,7 +129,7 @@ def train_to_stops(
 def read_score(folder: Path, metric: str, step: int) -> float:
     """``tune.metric`` of a run after ``step`` steps."""
     if metric == "loss":
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        rows = read_lines(folder / "metrics.jsonl")
         losses = [row["loss"] for row in rows if step - max(1, step // 5) <= row["step"] < step]
         return sum(losses) / len(losses) if losses else float(rows[-1]["loss"])
     from mmscale.evaluate.run import evaluate
@@ -164,16 +164,6 @@ def _work(sent: dict[str, Any]) -> None:
     os.chdir(sent["job"].directory)
     for facts in train_to_stops(sent["config"], sent["job"], meet_anew):
         ray_train.report(facts)
-
-
-def _read_scores(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break  # cut short by a crash
-    return rows
 
 
 def _take_over(folder: Path, pointer: Any) -> dict[str, Any] | None:

@@ -32,14 +32,8 @@ class Watch(Callback):
     def __init__(
         self, ray: Any, config: Config, records: Records, needs: list[dict[str, float]], total: int
     ) -> None:
-        self._ray, self._tune, self._wait_s, self._records, self._needs = (
-            ray,
-            config.tune,
-            config.ray.wait_s,
-            records,
-            needs,
-        )
-        self._steps = config.train.steps
+        self._ray, self._records, self._needs = ray, records, needs
+        self._tune, self._wait_s, self._steps = config.tune, config.ray.wait_s, config.train.steps
         self._numbers: dict[str, int] = {}
         self._idle_since: float | None = None
         self._told_at = 0.0

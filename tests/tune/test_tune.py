@@ -198,6 +198,9 @@ def test_the_rate_is_tried_on_a_larger_model(ray, small_run, tmp_path):
         tmp_path, small_run, "tune.scheduler=none", "tune.trials=1", "tune.transfer=[model.layers=3]"
     )
     result = tune(config)
+    with pytest.raises(UserError, match=r"tune\.transfer\.model\.layer: unknown key 'model\.layer'"):
+        tune(search_config(tmp_path / "wrong", small_run, "tune.transfer=[model.layer=3]"))
+    assert not (tmp_path / "wrong").exists(), "told before anything began"
     rate = result.best_point[RATE]
     assert [row["rate"] for row in result.transfer] == [rate / 2, rate, 2 * rate]
     larger = load_config(tmp_path / "transfer" / "rate-1" / "config.yaml")
