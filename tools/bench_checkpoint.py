@@ -15,7 +15,6 @@ import argparse
 import shutil
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from bench_plan_memory import config_of
+from bench_ranks import command_of_ranks
 
 _SIDES = ("stall", "save", "copy", "dd")
 
@@ -113,15 +113,7 @@ def main() -> None:
         return
     work.mkdir(parents=True)
     try:
-        launch = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            "2",
-            __file__,
-        ]
+        launch = command_of_ranks(__file__, 2)
         options = ["--rank", "--folder", str(arguments.folder), "--rounds", str(arguments.rounds)]
         subprocess.run([*launch, *options], check=True)
     finally:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,21 +20,14 @@ from typing import Any
 
 import torch
 from bench_plan_memory import config_of
+from bench_ranks import command_of_ranks
 
 STEPS, SKIPPED = 6, 2
 
 
 def step_seconds(kind: str, ranks: int, tokens: int) -> float:
     """Median of one launch."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(ranks),
-        __file__,
-    ]
+    command = command_of_ranks(__file__, ranks)
     order = ["rank", kind, "--tokens", str(tokens)]
     done = subprocess.run([*command, *order], capture_output=True, text=True, check=False)
     if done.returncode:

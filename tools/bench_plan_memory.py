@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import yaml
+from bench_ranks import command_of_ranks
 
 from mmscale.config import Config, ModelConfig, SetConfig, TaskConfig
 from mmscale.plan.dry_run import dry_run
@@ -44,15 +45,7 @@ def config_of(size: str, way: str) -> Config:
 
 def measured(size: str, way: str) -> dict[str, Any]:
     """By two real processes."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        __file__,
-    ]
+    command = command_of_ranks(__file__, 2)
     done = subprocess.run([*command, "rank", size, way], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])

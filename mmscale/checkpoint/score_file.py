@@ -7,10 +7,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from mmscale.durable import write_durably
 from mmscale.errors import UserError
 
 NAME = "scores.json"
@@ -40,10 +40,8 @@ def write_scores(run_dir: Path, step: int, entries: dict[str, dict[str, Any]]) -
     """Add ``entries`` to those of the same step; entries of another step are dropped."""
     path = run_dir / NAME
     tree = {**_FORMAT, "step": step, "entries": {**read_scores(run_dir, step), **entries}}
-    temporary = path.with_suffix(".partial")
     try:
-        temporary.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_durably(path, json.dumps(tree, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written ({error.strerror}); free space or fix its permissions"
