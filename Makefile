@@ -3,6 +3,7 @@
 #   make test   lint, types and tests
 # And for those who change what reads foreign bytes:
 #   make test-cluster   two machines on this one, and a real Slurm (root; apt-get install iproute2 slurm-wlm munge), seven minutes
+#   make test-gpu    the same on one GPU: attention, curves of every strategy, the plan's memory, a whole run
 #   make strategies   every way of splitting the work gives the same numbers, about four minutes
 #   make chaos   a run that is killed a hundred times ends as the undisturbed one, about half an hour
 #   make fuzz   damaged shards, media, checkpoints, manifests, releases: 20,000 examples of each test, half an hour
@@ -11,7 +12,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
 
-.PHONY: demo test test-cluster strategies chaos fuzz lint recipes clean
+.PHONY: demo test test-cluster test-gpu strategies chaos fuzz lint recipes clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python tools/demo.py --run-dir $(DEMO)
@@ -21,6 +22,9 @@ test: $(VENV)/.installed lint
 
 test-cluster: $(VENV)/.installed
 	$(BIN)/python -m pytest -o addopts=-ra tests/cluster
+
+test-gpu: $(VENV)/.installed
+	MMSCALE_TEST_GPU=1 $(BIN)/python -m pytest -rP tests/gpu
 
 strategies: $(VENV)/.installed
 	MMSCALE_STRATEGIES=all $(BIN)/python -m pytest -rP tests/parallel/test_same_numbers.py tests/parallel/test_nvme.py

@@ -12,7 +12,21 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+ON_GPU = os.environ.get("MMSCALE_TEST_GPU") == "1"
+if not ON_GPU:
+    os.environ["CUDA_VISIBLE_DEVICES"] = (
+        ""  # what these tests expect is a CPU's, whatever else the machine has
+    )
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """tests/gpu runs where it is asked for and can run; elsewhere it is told as left out."""
+    if not ON_GPU or not torch.cuda.is_available():
+        reason = "needs a GPU: make test-gpu"
+        for item in items:
+            if ROOT / "tests" / "gpu" in item.path.parents:
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,15 @@
 
     python tools/bench_model.py step --open-clip-python OTHER_ENVIRONMENT/bin/python
     python tools/bench_model.py memory
-    python tools/bench_model.py gpu --size 1b
+    python tools/bench_model.py gpu --size 1b --sequences 8 --profile
+    python tools/bench_model.py gpu --size 10b parallel.checkpointing=full train.optimizer.name=muon
 
 step     `base` in bf16 on packed pictures, captions and speech: forward, backward, clipping and update, beside plain
          bf16 matrix products in the same process and beside open_clip's ViT-B/32 training step in turn
 memory   the peak of `small` for sequences of 1,024 to 8,192 tokens, each in a fresh process, above that of the model
          at rest
-gpu      the same step on one GPU, as a share of its rated bf16 speed (MFU), and its peak memory
+gpu      the same step on one GPU, as a share of its rated bf16 speed (MFU), and its peak memory; further arguments are
+         keys of the config
 
 Model FLOPs: three times the forward pass over real tokens; padding and recomputation are not counted.
 """
@@ -30,10 +32,9 @@ from bench_data_shards import write_pictures
 from mmscale.config import MediaConfig
 from mmscale.data.index import build_index
 from mmscale.data.shard_writer import ShardWriter
+from mmscale.gpu import known_gpu
 
 HERE = Path(__file__).resolve().parent
-# Dense bf16 FLOP/s by the makers' data sheets; the first name that a device's contains.
-RATED = {"H200": 989e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "4090": 165e12}
 
 
 class Side:
@@ -46,10 +47,10 @@ class Side:
         )
         self.facts = self._answer()
 
-    def step(self) -> dict[str, Any]:
-        """Make one."""
+    def step(self, how: str = "step") -> dict[str, Any]:
+        """Make one; ``profile``: and tell which kernels took how long."""
         assert self._process.stdin is not None
-        self._process.stdin.write("step\n")
+        self._process.stdin.write(f"{how}\n")
         self._process.stdin.flush()
         return self._answer()
 
@@ -68,11 +69,24 @@ class Side:
 
 
 def ours(
-    folder: Path, size: str, seq_len: int, sequences: int, gpu: bool = False, compiled: bool = True
+    folder: Path,
+    size: str,
+    seq_len: int,
+    sequences: int,
+    *keys: str,
+    gpu: bool = False,
+    compiled: bool = True,
 ) -> Side:
-    """mmscale's side."""
-    numbers = [str(folder), size, str(seq_len), str(sequences), "compile" if compiled else "eager"]
-    return Side([sys.executable, str(HERE / "bench_model_side.py"), *numbers], gpu)
+    """mmscale's side, with ``keys`` of the config set."""
+    words = [
+        str(folder),
+        size,
+        str(seq_len),
+        str(sequences),
+        f"parallel.compile={str(compiled).lower()}",
+        *keys,
+    ]
+    return Side([sys.executable, str(HERE / "bench_model_side.py"), *words], gpu)
 
 
 def step(folder: Path, arguments: argparse.Namespace) -> None:
@@ -124,16 +138,26 @@ def memory(folder: Path, arguments: argparse.Namespace) -> None:
 
 def gpu(folder: Path, arguments: argparse.Namespace) -> None:
     """Steps on one GPU."""
-    side = ours(folder, arguments.size, arguments.seq_len, arguments.sequences, gpu=True)
+    side = ours(folder, arguments.size, arguments.seq_len, arguments.sequences, *arguments.keys, gpu=True)
     name = side.facts["device"]
-    rated = next((rate for part, rate in RATED.items() if part in name), None)
-    found = [side.step() for _ in range(arguments.rounds + 5)][5:]
-    side.close()
+    known = known_gpu(name)
+    for _ in range(5):
+        side.step()  # compiles and warms up
+    found = [side.step() for _ in range(arguments.rounds)]
     rate = median(row["flops"] / row["seconds"] for row in found)
     tokens = median(row["tokens"] / row["seconds"] for row in found)
-    mfu = f"{rate / rated:.1%} of the rated {rated / 1e12:.0f}" if rated else "rated speed not known"
-    print(f"{arguments.size} on {name}: {rate / 1e12:.0f} TFLOP/s ({mfu}), {tokens:,.0f} tokens/s, "
-          f"peak {found[-1]['peak_mb'] / 1024:.1f} GiB; {side.facts}")  # fmt: skip
+    mfu = (
+        f"{rate / known.bf16:.1%} of the rated {known.bf16 / 1e12:.0f}" if known else "rated speed not known"
+    )
+    way = " ".join([f"{arguments.sequences} x {arguments.seq_len}", *arguments.keys])
+    seconds, padding = (median(row[kind] for row in found) for kind in ("seconds", "padding"))
+    print(f"{arguments.size}, {way}, on {name}: {rate / 1e12:.0f} TFLOP/s ({mfu}), {tokens:,.0f} tokens/s, "
+          f"{seconds:.3f} s a step, {padding:.1%} padding, peak {found[-1]['peak_mb'] / 1024:.1f} GiB")  # fmt: skip
+    print(f"  products alone: {median(row['matmul'] for row in found) / 1e12:.0f} TFLOP/s; {side.facts}")
+    if arguments.profile:
+        for kernel, milliseconds, calls in side.step("profile")["kernels"]:
+            print(f"  {milliseconds:8.2f} ms {calls:5d} x  {kernel}")
+    side.close()
 
 
 def write_shards(source: Path, folder: Path) -> None:
@@ -171,7 +195,13 @@ def main() -> None:
     parser.add_argument(
         "--sequences", type=int, default=4, help="gpu: of one micro-batch (default: %(default)s)"
     )
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--profile", action="store_true", help="gpu: print the kernels of a step by their time"
+    )
+    parser.add_argument(
+        "keys", nargs="*", metavar="KEY=VALUE", help="gpu: such as parallel.checkpointing=full"
+    )
+    arguments = parser.parse_intermixed_args()
     source = arguments.data or Path(os.environ.get("MMSCALE_DATA", HERE.parent.parent / "shared" / "data"))
     with tempfile.TemporaryDirectory(prefix="mmscale-bench-") as folder:
         write_shards(source, Path(folder))

@@ -1,7 +1,8 @@
-"""mmscale's side of `bench_model`: ``python bench_model_side.py FOLDER SIZE SEQ_LEN SEQUENCES [compile|eager]``.
+"""mmscale's side of `bench_model`: ``python bench_model_side.py FOLDER SIZE SEQ_LEN SEQUENCES [KEY=VALUE …]``.
 
 Trains on packed batches of ``FOLDER/pictures`` and ``FOLDER/speech``, decoded beforehand. Answers every line on
-standard input with one of JSON: a whole step's seconds, model FLOPs, tokens, and the rate of plain matrix products.
+standard input with one of JSON: a whole step's seconds, model FLOPs, tokens, and the rate of plain matrix products;
+``profile``: and the kernels of the device that took longest.
 """
 
 from __future__ import annotations
@@ -11,15 +12,20 @@ import platform
 import re
 import sys
 import time
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from bench_data_shards import TOKENIZER
+from torch.autograd import DeviceType
+from torch.profiler import profile
 
 from mmscale.batch import Batch
 from mmscale.config import Config, MediaConfig, ModelConfig, SetConfig, TaskConfig
+from mmscale.config_file import config_from_tree, parse_override, set_key, to_tree
 from mmscale.data.assemble import Assembler
 from mmscale.data.plan import Plan
 from mmscale.data.tokenizer import Tokenizer
@@ -48,7 +54,6 @@ def bench_config(folder: Path, size: str, seq_len: int, sequences: int) -> Confi
     }
     config.data.tokenizer.file = str(folder / TOKENIZER)
     config.data.seq_len, config.data.sequences = seq_len, sequences
-    config.parallel.compile = True
     return config
 
 
@@ -99,8 +104,10 @@ def most_resident_mb() -> float:
 def main() -> None:
     folder, size, seq_len, sequences = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     config = bench_config(folder, size, seq_len, sequences)
-    if len(sys.argv) > 5:
-        config.parallel.compile = sys.argv[5] == "compile"
+    tree = to_tree(config)
+    for override in sys.argv[5:]:
+        set_key(tree, *parse_override(override))
+    config = config_from_tree(tree, "the command line")
     ranks = join_ranks(config.parallel)
     tokenizer = Tokenizer.load(config.data.tokenizer.file)
     plan = Plan(config, tokenizer)
@@ -116,15 +123,17 @@ def main() -> None:
     )
     told = {"device": device_name, "python": platform.python_version(), "torch": version("torch")}
     print(json.dumps(told | {"base_mb": base_mb}), flush=True)
-    for number, _ in enumerate(sys.stdin):
+    for number, order in enumerate(sys.stdin):
+        profiler = profile() if order.strip() == "profile" else None
         batch, tokens = batches[number % _BATCHES], steps[number % _BATCHES].tokens
         before = matmul_rate(ranks.device, config.model.width, config.model.hidden)
         began = now(ranks.device)
-        strategy.forward_backward(batch.to(ranks.device), last=True)
-        strategy.update(number, 1e-3, lambda norm: go_on)
-        seconds = now(ranks.device) - began
+        with profiler or nullcontext():
+            strategy.forward_backward(batch.to(ranks.device), last=True)
+            strategy.update(number, 1e-3, lambda norm: go_on)
+            seconds = now(ranks.device) - began
         after = matmul_rate(ranks.device, config.model.width, config.model.hidden)
-        answer = {
+        answer: dict[str, Any] = {
             "seconds": seconds,
             "flops": model_flops(config, batch, tokens),
             "tokens": tokens,
@@ -132,6 +141,14 @@ def main() -> None:
             "matmul": max(before, after),
             "peak_mb": most_resident_mb(),
         }
+        if profiler is not None:
+            rows = [row for row in profiler.key_averages() if row.self_device_time_total]
+            rows.sort(key=lambda row: -row.self_device_time_total)
+            answer["kernels"] = [
+                (row.key[:100], row.self_device_time_total / 1e3, row.count)
+                for row in rows[:40]
+                if row.device_type != DeviceType.CPU
+            ]
         print(json.dumps(answer), flush=True)
 
 

@@ -15,13 +15,13 @@ class HostCopy:
     """
 
     def __init__(self) -> None:
-        self._stager = DefaultStager(StagingOptions(False, False, False, False))
         self._copies: dict[str, Tensor] = {}
 
     def take(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Copies of ``tensors``, by name, which the next call overwrites."""
         if not self._fits(tensors):
-            copies = self._stager.stage(tensors)
+            # A new one each time: that of torch 2.11 fails at tensors unlike those it saw before.
+            copies = DefaultStager(StagingOptions(False, False, False, False)).stage(tensors)
             assert isinstance(copies, dict)
             self._copies = copies
             return copies

@@ -46,8 +46,8 @@ def add(verbs: Any) -> None:
 
 def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
     from mmscale.config_file import load_config
+    from mmscale.gpu import find_gpu
     from mmscale.plan.estimate import Assumptions
-    from mmscale.plan.gpu import find_gpu
     from mmscale.plan.report import describe, facts_of
     from mmscale.plan.search import Planner
     from mmscale.train.prepare import expected_vocabulary

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from mmscale.doctor.check import FAILED, OK, WARNING, Check
-from mmscale.plan.gpu import GPUS, Gpu
+from mmscale.gpu import GPUS, Gpu
 
 _BYTES = {"cuda": 256 << 20, "cpu": 4 << 20}
 _ROUNDS = 5
@@ -52,7 +52,7 @@ def measure_pairs(machines: list[list[int]], device: torch.device) -> float:
 def expected(name: str, machines: int, per_machine: int) -> float | None:
     """Rated bus bandwidth of ``machines`` with so many GPUs of a kind (the driver's name of it) each; bytes/s.
 
-    None for kinds without a data sheet here (`mmscale.plan.gpu`), and for single ranks.
+    None for kinds without a data sheet here (`mmscale.gpu`), and for single ranks.
     """
     kind = _kind(name)
     if kind is None or machines * per_machine == 1:

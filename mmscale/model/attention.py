@@ -6,12 +6,14 @@ clip (a span) also see their whole span. ``visible`` is that rule; every path us
 - dense:   one boolean mask [B, 1, L, L] for scaled_dot_product_attention. The reference; quadratic in L.
 - grouped: segments of like length are gathered into padded groups, so nothing is computed across segments.
            The fast path on CPU, where FlexAttention has no backward.
-- flex:    FlexAttention with a block mask. The fast path on GPU.
+- flex:    FlexAttention with a block mask. The fast path on GPU, but for short sequences of changing lengths, as
+           prediction has them: compiling for each costs more than it saves.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from mmscale.batch import Batch
 from mmscale.model.positions import Positions
 
+_DENSE_LENGTH = 1024  # of sequences, up to which a GPU that needs no gradients attends densely
 _PLAIN_LENGTH = 128  # of a group's segments, up to which attention is written out
 _GROUP_SLACK = 0.7  # a group's shortest segment is at least this share of its longest, or within 8 positions
 
@@ -57,13 +60,14 @@ class AttentionPlan:
 
 
 def make_plan(batch: Batch, path: str, positions: Positions | None = None) -> AttentionPlan:
-    """Plan attention for ``batch``; ``auto`` takes flex on a GPU and grouped elsewhere.
+    """Plan attention for ``batch``; ``auto`` takes flex or dense on a GPU and grouped elsewhere.
 
     Queries at some of the positions only (``positions``) are for flex and dense.
     """
     device, positions = batch.segment_BL.device, positions or Positions()
     if path == "auto":
-        path = "flex" if device.type == "cuda" else "grouped"
+        short = not torch.is_grad_enabled() and batch.segment_BL.shape[1] <= _DENSE_LENGTH
+        path = "grouped" if device.type != "cuda" else "dense" if short else "flex"
     if path == "grouped" and positions.shared:
         path = "dense"
     segment, span = batch.segment_BL, batch.span_BL
@@ -86,7 +90,8 @@ def attend(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, plan: AttentionPlan) 
     if plan.path == "dense":
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=plan.dense_mask, enable_gqa=gqa)
     else:
-        out = _flex(q.device.type)(q, k, v, block_mask=plan.block_mask, enable_gqa=gqa)
+        flex = _compiled(flex_attention, q.device.type)
+        out = flex(q, k, v, block_mask=plan.block_mask, enable_gqa=gqa)
     return out.transpose(1, 2)
 
 
@@ -99,20 +104,14 @@ def _block_mask(segment: Tensor, span: Tensor, positions: Positions) -> Any:
         return visible(segment[b, q], segment[b, k], span[b, q], span[b, k], q >= k)
 
     batch, length = segment.shape
-    return create_block_mask(rule, batch, None, queries, length, device=segment.device)
+    make = _compiled(create_block_mask, segment.device.type)  # which never has the whole mask in memory
+    return make(rule, batch, None, queries, length, device=segment.device)
 
 
-_compiled_flex: Any = None
-
-
-def _flex(device: str) -> Any:
+@cache
+def _compiled(function: Any, device: str) -> Any:
     """FlexAttention is only fast compiled; on CPU only tests use it, and compiling costs more than it saves."""
-    global _compiled_flex
-    if device != "cuda":
-        return flex_attention
-    if _compiled_flex is None:
-        _compiled_flex = torch.compile(flex_attention, dynamic=False)
-    return _compiled_flex
+    return torch.compile(function) if device == "cuda" else function
 
 
 def _group_segments(segment_BL: Tensor, span_BL: Tensor) -> AttentionPlan:

@@ -34,8 +34,9 @@ def keyed_dropout(x_BLD: Tensor, share: float, site_key_B: Tensor, first: int = 
         return x_BLD
     batch, length, width = x_BLD.shape
     start = first * width
-    counter = torch.arange(start, start + length * width, dtype=torch.int32, device=x_BLD.device) * _GOLDEN
-    noise = _hash32(counter[None, :] ^ site_key_B[:, None]) & _POSITIVE
+    # No product before the first `^`: a compiler folds it into the index, where it does not wrap.
+    counter = torch.arange(start, start + length * width, dtype=torch.int32, device=x_BLD.device)
+    noise = _hash32(_hash32(counter[None, :] ^ site_key_B[:, None])) & _POSITIVE
     keep = (noise >= int(share * 2**31)).view(batch, length, width)
     return torch.where(keep, x_BLD / (1.0 - share), torch.zeros((), dtype=x_BLD.dtype, device=x_BLD.device))
 

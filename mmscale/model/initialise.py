@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -21,12 +23,16 @@ from mmscale import prf
 from mmscale.config import ModelConfig
 from mmscale.model.width import initial_factor
 
-_CHUNK = 1 << 22  # elements drawn at once; bounds the float64 temporaries
+_BUFFER = 1 << 24  # elements drawn before they are copied to where they stay
+_PIECE = 1 << 16  # elements drawn at once by a thread: the float64 temporaries fit into a core's cache
 
 
 @torch.no_grad()
 def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
-    """Fill every parameter in place; parameters may be DTensors sharded in any way."""
+    """Fill every parameter in place; parameters may be DTensors sharded in any way.
+
+    Drawn on the host, because devices differ in the last bits of a logarithm; by as many threads as torch may use.
+    """
     for name, parameter in model.named_parameters():
         draw(name, parameter, config, seed)
 
@@ -41,15 +47,31 @@ def draw(name: str, parameter: Tensor, config: ModelConfig, seed: int) -> None:
             local.fill_(constant)
             continue
         width = math.prod(parameter.shape[1:])
-        rows = max(1, _CHUNK // width)
+        rows = max(1, _BUFFER // width)
         for start in range(0, len(local), rows):
             part = local[start : start + rows]
-            values = torch.from_numpy(prf.normal(key, len(part) * width, first + start * width)).mul_(
-                deviation
-            )
+            values = _normals(key, len(part) * width, first + start * width).mul_(deviation)
             part.copy_(
                 values.view(len(part), *parameter.shape[1:])[:, columns] if columns else values.view_as(part)
             )
+
+
+def _normals(key: int, count: int, first: int) -> Tensor:
+    """`prf.normal`, float32 [count] from counter ``first`` on."""
+    values = np.empty(count, np.float32)
+
+    def piece(start: int) -> None:
+        end = min(start + _PIECE, count)
+        values[start:end] = prf.normal(key, end - start, first + start)
+
+    starts = range(0, count, _PIECE)
+    if len(starts) == 1 or torch.get_num_threads() == 1:
+        for start in starts:
+            piece(start)
+    else:
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            list(threads.map(piece, starts))
+    return torch.from_numpy(values)
 
 
 def _rule(name: str, parameter: Tensor, config: ModelConfig) -> tuple[float, float]:

@@ -16,6 +16,13 @@ from torch.utils.checkpoint import checkpoint
 
 BLANK = 0  # CTC's blank is the row of <|pad|>, which is never a target
 _LOGIT_ELEMENTS = 1 << 25  # float32 logits that exist at once
+LARGER_ON_GPU = 4  # times as many there: products of few rows leave most of it idle
+
+
+def _at_once(hidden_TD: Tensor, logits: int) -> int:
+    """How many rows, of so many logits each, are computed at once."""
+    allowed = _LOGIT_ELEMENTS * (LARGER_ON_GPU if hidden_TD.device.type == "cuda" else 1)
+    return max(1, allowed // max(1, logits))
 
 
 def next_token_loss(
@@ -46,24 +53,25 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden_grad = torch.empty_like(hidden_TD) if wanted else None
         embedding_grad = torch.zeros_like(embedding_VD, dtype=torch.float32) if wanted else None
         vocabulary = len(embedding_VD)
-        at_once = max(1, _LOGIT_ELEMENTS // vocabulary)
+        at_once = _at_once(hidden_TD, vocabulary)
         for start in range(0, len(target_T), at_once):
             rows = slice(start, start + at_once)
+            true, weight = target_T[rows, None], weight_T[rows, None]
+            # In one memory: logits less the largest, their exponentials, and the gradient of the loss by them.
             logits = (hidden_TD[rows] @ embedding_VD.T).float()
-            log_sum = logits.logsumexp(-1)
-            true = target_T[rows, None]
-            loss = log_sum - (1.0 - smoothing) * logits.gather(1, true)[:, 0]
+            logits -= logits.amax(-1, keepdim=True)
+            likely = (1.0 - smoothing) * logits.gather(1, true)
             if smoothing:
-                loss = loss - smoothing * logits.mean(-1)
-            total += (loss * weight_T[rows]).sum()
+                likely += smoothing * logits.mean(-1, keepdim=True)
+            total_exp = logits.exp_().sum(-1, keepdim=True)
+            total += ((total_exp.log() - likely) * weight).sum()
             if hidden_grad is None or embedding_grad is None:
                 continue
-            # The logits' gradient, in their own memory: softmax less the target distribution, by weight.
-            grad = logits.sub_(log_sum[:, None]).exp_()
-            grad.scatter_add_(1, true, grad.new_full(true.shape, smoothing - 1.0))
+            # Softmax less the target distribution, by weight.
+            grad = logits.mul_(weight / total_exp)
             if smoothing:
-                grad -= smoothing / vocabulary
-            low = grad.mul_(weight_T[rows, None]).to(hidden_TD.dtype)
+                grad -= weight * (smoothing / vocabulary)
+            low = grad.scatter_add_(1, true, weight * (smoothing - 1.0)).to(hidden_TD.dtype)
             torch.mm(low, embedding_VD, out=hidden_grad[rows])
             embedding_grad += low.T @ hidden_TD[rows]
         ctx.save_for_backward(hidden_grad, embedding_grad)
@@ -119,7 +127,7 @@ def ctc_loss(
     """
     total = hidden_TD.new_zeros((), dtype=torch.float32)
     clips, longest = at_CP.shape
-    at_once = max(1, _LOGIT_ELEMENTS // max(1, longest * len(embedding_VD)))
+    at_once = _at_once(hidden_TD, longest * len(embedding_VD))
 
     def some(hidden: Tensor, embedding: Tensor, rows: slice) -> Tensor:
         log_probs_PCV = ctc_log_probs(hidden, embedding, at_CP[rows]).transpose(0, 1)

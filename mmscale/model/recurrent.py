@@ -73,7 +73,8 @@ class GruMixer(nn.Module):
         if not len(rows):
             return x_BLD * 0
         state = rows.new_zeros(1, int(order.batch_sizes[0]), rows.shape[1])
-        out, _ = torch.gru(rows, order.batch_sizes, state, list(weights), True, 1, 0.0, self.training, False)
+        kept = torch.is_grad_enabled()
+        out, _ = torch.gru(rows, order.batch_sizes, state, list(weights), True, 1, 0.0, kept, False)
         if memory is not None:
             memory.step(out[order.last])
         mixed = torch.zeros_like(x_BLD).flatten(0, 1).index_copy(0, order.flat, self.o_proj(out))

@@ -147,7 +147,10 @@ class RnnStem(AudioStem):
             for kind in ("input_weight", "state_weight", "input_bias", "state_bias")
         ]
         state = x.new_zeros(2, len(tokens), self.units)
-        out, _ = torch.gru(packed.data, packed.batch_sizes, state, weights, True, 1, 0.0, False, True)
+        kept = (
+            torch.is_grad_enabled()
+        )  # a GPU keeps what the backward pass needs only when told that it trains
+        out, _ = torch.gru(packed.data, packed.batch_sizes, state, weights, True, 1, 0.0, kept, True)
         packed = packed._replace(data=out)
         padded, _ = nn.utils.rnn.pad_packed_sequence(packed, batch_first=True, total_length=x.shape[1])
         return self.norm(x + self.project(padded))

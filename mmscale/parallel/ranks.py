@@ -100,6 +100,7 @@ def join_ranks(config: ParallelConfig, store: dist.Store | None = None) -> Ranks
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
+        torch.backends.cudnn.allow_tf32 = False  # of convolutions; fp32 means fp32, as it does for products
         backend = "cpu:gloo,cuda:nccl"
     else:
         device, backend = torch.device("cpu"), "gloo"

@@ -31,6 +31,10 @@ from mmscale.parallel.deepspeed_config import deepspeed_settings
 from mmscale.parallel.ranks import Ranks
 from mmscale.parallel.zero_pieces import Pieces
 
+_told_local_rank = (
+    False  # DeepSpeed asks the environment, which does not tell a process that was started by itself
+)
+
 
 class ZeroStrategy:
     """A DeepSpeed engine behind the interface of `Strategy`."""
@@ -137,6 +141,10 @@ class ZeroStrategy:
 
 def forget_groups() -> None:
     """Called when the ranks part: DeepSpeed would go on using their groups in this process's next run."""
+    global _told_local_rank
+    if _told_local_rank:
+        os.environ.pop("LOCAL_RANK", None)
+        _told_local_rank = False
     comm, groups = sys.modules.get("deepspeed.comm.comm"), sys.modules.get("deepspeed.utils.groups")
     if comm is None or groups is None:
         return
@@ -187,8 +195,11 @@ def _check(config: Config) -> None:
 
 
 def _import_deepspeed(ranks: Ranks) -> Any:
+    global _told_local_rank
     if ranks.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if "LOCAL_RANK" not in os.environ:
+        os.environ["LOCAL_RANK"], _told_local_rank = str(ranks.local_rank), True
     try:
         import deepspeed
     except ImportError:

@@ -156,7 +156,7 @@ def _stand_ins(fake: Any, batch: Any, fused: bool) -> Iterator[None]:
     from torch._subclasses.fake_tensor import unset_fake_temporarily
     from torch.distributed.device_mesh import DeviceMesh
 
-    from mmscale.model import blocks
+    from mmscale.model import blocks, objectives
     from mmscale.model.attention import AttentionPlan, make_plan
     from mmscale.parallel import build, fsdp
     from mmscale.plan.dry_ddp import DryDistributedDataParallel
@@ -181,6 +181,7 @@ def _stand_ins(fake: Any, batch: Any, fused: bool) -> Iterator[None]:
             return out
 
     how: Any
+    larger = objectives.LARGER_ON_GPU if fused else 1
     if fused:
         plan, how = AttentionPlan("fused"), Fused.attend
     else:
@@ -207,6 +208,7 @@ def _stand_ins(fake: Any, batch: Any, fused: bool) -> Iterator[None]:
         mock.patch("mmscale.parallel.ddp.DistributedDataParallel", DryDistributedDataParallel),
         mock.patch("mmscale.parallel.fsdp.split_matrices", for_real(fsdp.split_matrices)),
         mock.patch("mmscale.parallel.fsdp.fully_shard", for_real(fsdp.fully_shard)),
+        mock.patch.object(objectives, "_LOGIT_ELEMENTS", objectives._LOGIT_ELEMENTS * larger),
         mock.patch("mmscale.model.blocks.attend", how),
         mock.patch("mmscale.model.fusion.make_plan", lambda *unused: plan),
         mock.patch("mmscale.parallel.fsdp.initialise", lambda *unused: None),

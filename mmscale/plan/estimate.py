@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from mmscale.batch import Batch
 from mmscale.config import Config
 from mmscale.flops import Flops
+from mmscale.gpu import Gpu
 from mmscale.plan.dry_run import DryStep, embeds_first
-from mmscale.plan.gpu import Gpu
 
 _RESERVE, _FRAGMENTED = 1.5e9, 1.05  # bytes of CUDA and NCCL themselves; what the allocator loses
 

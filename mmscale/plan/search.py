@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from mmscale.config import ZERO_STAGES, Config
 from mmscale.data.plan import check_world
 from mmscale.errors import UserError
+from mmscale.gpu import Gpu
 from mmscale.plan.dry_batch import dry_batch
 from mmscale.plan.dry_run import dry_run
 from mmscale.plan.estimate import Assumptions, Estimate, estimate
-from mmscale.plan.gpu import Gpu
 
 _WORTH = 0.99  # share of the best time so far that another round of tries must come below
 _AT_ONCE = 2  # dry runs; each takes a core

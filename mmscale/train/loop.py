@@ -120,7 +120,7 @@ def train(config: Config, until: int | None = None, look: Look | None = None) ->
                 grad_norm, skip = strategy.update(step, lr, partial(guard.judge, losses=sums))
 
                 tokens += plan.step(step).tokens
-                metrics.record(step, sums, grad_norm, skip, lr, plan.step(step).tokens, wait)
+                metrics.record(step, sums, grad_norm, skip, lr, wait)
                 profiler.after(step, last)
                 finished = step + 1
                 if finished % config.train.checkpoint_every == 0 or step == last or metrics.wish:

@@ -21,6 +21,7 @@ from mmscale.config import Config
 from mmscale.data.plan import Plan
 from mmscale.durable import write_durably
 from mmscale.errors import UserError
+from mmscale.gpu import known_gpu
 from mmscale.parallel.ranks import Ranks
 from mmscale.train.stop import INTERRUPTED, SAVED
 from mmscale.train.watch import RankTimes
@@ -38,6 +39,7 @@ class StepRecord:
     skip: Tensor  # float32 scalar, 1 if the step was not taken
     lr: float
     tokens: int
+    flops: float  # of the model's forward and backward pass, by the plan
     step_s: float
     data_wait_s: float
 
@@ -55,6 +57,8 @@ class Metrics:
         self._held: StepRecord | None = None
         self._clock = time.perf_counter()
         self._times = RankTimes(ranks)
+        gpu = known_gpu(torch.cuda.get_device_name(ranks.device)) if ranks.device.type == "cuda" else None
+        self._rated = gpu.bf16 * ranks.world if gpu else None  # FLOP/s of all ranks
         self._losses: list[float] = []
         self.wish = 0  # exit code of a stop that all ranks know of, or 0
         self.seen, self.bad, self.skipped = state.seen, state.bad, state.skipped
@@ -91,13 +95,17 @@ class Metrics:
         return sums
 
     def record(
-        self, step: int, sums: Tensor, grad_norm: Tensor, skip: Tensor, lr: float, tokens: int, wait: float
+        self, step: int, sums: Tensor, grad_norm: Tensor, skip: Tensor, lr: float, wait: float
     ) -> None:
         """Take a step's numbers. Raises `UserError` if too much data is broken or too many steps were skipped."""
         self.flush()
         # From one step's end to the next's; reading the last step's numbers above made them wait for the device.
         now = time.perf_counter()
-        self._held = StepRecord(step, sums, grad_norm, skip, lr, tokens, now - self._clock, wait)
+        planned = self._plan.step(step)
+        flops = 3.0 * sum(one.cost for one in planned.sequences)
+        self._held = StepRecord(
+            step, sums, grad_norm, skip, lr, planned.tokens, flops, now - self._clock, wait
+        )
         self._clock = now
 
     def flush(self) -> None:
@@ -119,7 +127,7 @@ class Metrics:
             "grad_norm": float(held.grad_norm),
             "tokens": held.tokens,
             "tokens_per_s": held.tokens / held.step_s,
-            "mfu": None,  # the rated speed of this device is not known
+            "mfu": held.flops / held.step_s / self._rated if self._rated else None,  # None: an unknown device
             "step_s": held.step_s,
             "data_wait_s": held.data_wait_s,
             "bad_samples": self.bad,

@@ -10,11 +10,11 @@ from conftest import ROOT, run_module
 
 from mmscale.config import Config, SetConfig, TaskConfig
 from mmscale.errors import UserError
+from mmscale.gpu import GPUS, find_gpu
 from mmscale.plan import search
 from mmscale.plan.dry_batch import Mix, dry_batch
 from mmscale.plan.dry_run import dry_run
 from mmscale.plan.estimate import Assumptions, estimate
-from mmscale.plan.gpu import GPUS, find_gpu
 from mmscale.plan.search import Planner, Way
 
 GPU = find_gpu("h100")

@@ -38,6 +38,25 @@ _SHORT = {name.partition("-")[0]: name for name in GPUS}  # of two kinds of a na
 _UNITS = {"memory": 1e9, "bf16": 1e12, "memory_rate": 1e12, "link": 1e9, "network": 1e9}
 
 
+# What the driver calls them. An H100 of another form (PCIe, NVL) is another chip, and its rate is not here.
+_DRIVER_NAMES = {
+    "A100-SXM4-40GB": "a100-40gb",
+    "A100-SXM4-80GB": "a100-80gb",
+    "H100 80GB HBM3": "h100-80gb",
+    "H200": "h200-141gb",
+    "B200": "b200-180gb",
+    "RTX 4090": "rtx4090-24gb",
+}
+
+
+def known_gpu(driver_name: str) -> Gpu | None:
+    """The kind of a device by what the driver calls it, such as ``NVIDIA H100 80GB HBM3``; None: not known."""
+    for part, kind in _DRIVER_NAMES.items():
+        if driver_name.endswith(part):
+            return GPUS[kind]
+    return None
+
+
 def find_gpu(text: str) -> Gpu:
     """A known kind, such as ``h100``, or one's own: ``h100,memory=94,network=100`` or all of the values.
 
