@@ -141,8 +141,8 @@ def gpu(folder: Path, arguments: argparse.Namespace) -> None:
     side = ours(folder, arguments.size, arguments.seq_len, arguments.sequences, *arguments.keys, gpu=True)
     name = side.facts["device"]
     known = known_gpu(name)
-    for _ in range(5):
-        side.step()  # compiles and warms up
+    for _ in range(arguments.warm_up):
+        side.step()
     found = [side.step() for _ in range(arguments.rounds)]
     rate = median(row["flops"] / row["seconds"] for row in found)
     tokens = median(row["tokens"] / row["seconds"] for row in found)
@@ -194,6 +194,13 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=4096, help="gpu: default: %(default)s")
     parser.add_argument(
         "--sequences", type=int, default=4, help="gpu: of one micro-batch (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--warm-up",
+        type=int,
+        default=5,
+        metavar="N",
+        help="gpu: steps before, the first compiles (default: 5)",
     )
     parser.add_argument(
         "--profile", action="store_true", help="gpu: print the kernels of a step by their time"

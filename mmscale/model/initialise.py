@@ -24,7 +24,7 @@ from mmscale.config import ModelConfig
 from mmscale.model.width import initial_factor
 
 _BUFFER = 1 << 24  # elements drawn before they are copied to where they stay
-_PIECE = 1 << 16  # elements drawn at once by a thread: the float64 temporaries fit into a core's cache
+_PIECE = 1 << 17  # elements that a thread draws before it takes others
 
 
 @torch.no_grad()
@@ -50,19 +50,20 @@ def draw(name: str, parameter: Tensor, config: ModelConfig, seed: int) -> None:
         rows = max(1, _BUFFER // width)
         for start in range(0, len(local), rows):
             part = local[start : start + rows]
-            values = _normals(key, len(part) * width, first + start * width).mul_(deviation)
+            values = _normals(key, len(part) * width, first + start * width, np.float32(deviation))
             part.copy_(
                 values.view(len(part), *parameter.shape[1:])[:, columns] if columns else values.view_as(part)
             )
 
 
-def _normals(key: int, count: int, first: int) -> Tensor:
-    """`prf.normal`, float32 [count] from counter ``first`` on."""
+def _normals(key: int, count: int, first: int, deviation: np.float32) -> Tensor:
+    """`prf.normal` times ``deviation``, float32 [count] from counter ``first`` on."""
     values = np.empty(count, np.float32)
 
     def piece(start: int) -> None:
         end = min(start + _PIECE, count)
-        values[start:end] = prf.normal(key, end - start, first + start)
+        prf.fill_normal(key, values[start:end], first + start)
+        values[start:end] *= deviation
 
     starts = range(0, count, _PIECE)
     if len(starts) == 1 or torch.get_num_threads() == 1:

@@ -1,9 +1,9 @@
 """Muon: momentum whose update is orthogonalised (Jordan et al., 2024), for the matrices of the blocks.
 
 The update is scaled as in Moonlight (Liu et al., 2025), to the root mean square of AdamW's, so that AdamW's learning
-rate and weight decay hold. A sharded matrix is gathered whole, orthogonalised in float32 on every rank, and each rank
-keeps its own rows: the result does not depend on the number of ranks. A GRU's three gates, which lie in one matrix, are
-orthogonalised together.
+rate and weight decay hold. A sharded matrix is gathered whole, orthogonalised on every rank, and each rank keeps its
+own rows: the result does not depend on the number of ranks. That is done in the type the model computes in; the iteration
+was made for bfloat16. A GRU's three gates, which lie in one matrix, are orthogonalised together.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _RMS = 0.2  # of an AdamW update, about
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """U V^T, nearly, of float32 ``matrix`` [rows, columns] = U S V^T."""
+    """U V^T, nearly, of ``matrix`` [rows, columns] = U S V^T, in its type."""
     a, b, c = _COEFFICIENTS
-    x = matrix / (matrix.norm() + 1e-7)
+    x = matrix / (matrix.norm(dtype=torch.float32) + 1e-7).to(matrix.dtype)
     wide = x.shape[0] <= x.shape[1]
     x = x if wide else x.T
     for _ in range(_STEPS):
@@ -39,9 +39,18 @@ class Muon(torch.optim.Optimizer):
     Args:
         parameters: parameters or groups with ``lr`` and ``weight_decay``.
         momentum: share of the running sum that is kept (Nesterov's form).
+        compute: type of the orthogonalisation; parameters and momentum keep theirs.
     """
 
-    def __init__(self, parameters: Iterable[Any], lr: float, momentum: float, weight_decay: float) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[Any],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        compute: torch.dtype = torch.float32,
+    ) -> None:
+        self._compute = compute
         self.found_inf: Tensor | None = None  # 1: leave everything as it is, as fused AdamW does
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
@@ -61,10 +70,10 @@ class Muon(torch.optim.Optimizer):
             state["momentum_buffer"] = torch.zeros_like(parameter)
         buffer = state["momentum_buffer"]
         moved = buffer.lerp(parameter.grad, 1.0 - group["momentum"])
-        update = parameter.grad.lerp(moved, group["momentum"])
+        update = parameter.grad.lerp(moved, group["momentum"]).to(self._compute)
         whole = update.full_tensor() if isinstance(update, DTensor) else update
         scale = _RMS * max(whole.shape) ** 0.5
-        step = orthogonalise(whole.float()).mul_(scale).to(parameter.dtype)
+        step = orthogonalise(whole).to(parameter.dtype).mul_(scale)
         if isinstance(parameter, DTensor):
             step = distribute_tensor(step, parameter.device_mesh, parameter.placements, src_data_rank=None)
         changed = parameter * (1.0 - group["lr"] * group["weight_decay"]) - group["lr"] * step

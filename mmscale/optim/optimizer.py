@@ -19,7 +19,13 @@ class TrainOptimizer:
     and decays follow `mmscale.model.width`. Parameters that need no gradient (frozen) are left alone.
     """
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig, sizes: ModelConfig) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: OptimizerConfig,
+        sizes: ModelConfig,
+        compute: torch.dtype = torch.float32,
+    ) -> None:
         self._names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         groups = parameter_groups(model, shapes, config, sizes)
@@ -32,7 +38,7 @@ class TrainOptimizer:
             betas = (config.beta1, config.beta2)
             self._inner.append(torch.optim.AdamW(of("adamw"), betas=betas, eps=config.eps, fused=True))
         if of("muon"):
-            self._inner.append(Muon(of("muon"), config.lr, config.momentum, config.weight_decay))
+            self._inner.append(Muon(of("muon"), config.lr, config.momentum, config.weight_decay, compute))
 
         # At once, so that a checkpoint holds the same names whether or not every parameter had a gradient.
         self.allocate(0)

@@ -49,7 +49,7 @@ class DdpStrategy(OwnUpdate):
         )
         # A plain sum, not a mean: losses are divided by the step's counts.
         self._whole.register_comm_hook(None, _sum)
-        self.prepare_update(config)
+        self.prepare_update(config, compute)
 
     @torch.no_grad()
     def embeddings(self, batch: Batch) -> dict[str, Tensor]:

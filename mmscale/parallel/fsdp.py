@@ -63,7 +63,7 @@ class FsdpStrategy(OwnUpdate):
         self.model = model
         # Ranks that share matrices compute the same losses; one of them tells.
         self._told = 1.0 if ranks.rank % parallel.tensor == 0 else 0.0
-        self.prepare_update(config)
+        self.prepare_update(config, compute)
 
     @torch.no_grad()
     def embeddings(self, batch: Batch) -> dict[str, Tensor]:

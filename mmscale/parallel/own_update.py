@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from mmscale.config import Config
@@ -18,11 +19,11 @@ class OwnUpdate:
     model: nn.Module
     parameters: int
 
-    def prepare_update(self, config: Config) -> None:
+    def prepare_update(self, config: Config, compute: torch.dtype) -> None:
         """Make optimiser and averages; called once the parameters lie where they stay."""
         self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self._clip_norm = config.train.optimizer.clip_norm
-        self._optimizer = TrainOptimizer(self.model, config.train.optimizer, config.model)
+        self._optimizer = TrainOptimizer(self.model, config.train.optimizer, config.model, compute)
         self._ema = Ema(self.model, config.train.ema) if config.train.ema else None
 
     def update(self, step: int, lr: float, judge: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,7 @@ class SingleStrategy(OwnUpdate):
         self.model = build_model(config, ranks).to_empty(device=ranks.device)
         self._compute = compute
         initialise(self.model, config.model, config.seed)
-        self.prepare_update(config)
+        self.prepare_update(config, compute)
 
     @torch.no_grad()
     def embeddings(self, batch: Batch) -> dict[str, Tensor]:

@@ -30,6 +30,8 @@ def test_newton_schulz_is_nearly_the_orthogonal_factor(shape):
     values = torch.linalg.svdvals(orthogonalise(matrix))
     assert values.min() > 0.6 and values.max() < 1.3
     found = orthogonalise(matrix)
+    low = orthogonalise(matrix.bfloat16())
+    assert low.dtype == torch.bfloat16 and (low.float() - found).norm() < 0.05 * found.norm()
     cosine = (found * (u @ vt)).sum() / found.norm() / (u @ vt).norm()
     assert cosine > 0.97
 
