@@ -18,9 +18,7 @@ def ranks():
     leave_ranks()
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
-@pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp"])
-def test_peak(ranks, strategy, checkpointing):
+def plan_config(strategy, checkpointing):
     sizes = {
         "width": 768, "layers": 8, "heads": 12, "kv_heads": 4, "head_dim": 64, "hidden": 2048, "vocab_size": 32768,
     }  # fmt: skip
@@ -30,6 +28,13 @@ def test_peak(ranks, strategy, checkpointing):
     config.data.sets = {"both": SetConfig(shards=["/none"], tasks=tasks)}
     config.parallel.strategy, config.parallel.checkpointing = strategy, checkpointing
     config.train.precision = "bf16"
+    return config
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp"])
+def test_peak(ranks, strategy, checkpointing):
+    config = plan_config(strategy, checkpointing)
     planned = dry_run(config, 1, SEQUENCES).memory["total"]
 
     real = build_strategy(config, ranks)
