@@ -20,16 +20,17 @@ class Gpu:
     network: float  # bytes/s, one way, to those of other machines: its share of the machine's network
 
 
-# NVIDIA's data sheets: A100 (2020), H100 (2022), H200 (2023), HGX B200 (2024), Ada Lovelace white paper (2022). NVLink
-# is told there as the sum of both ways. The networks are what such machines usually have: 8 times 200 or 400 Gbit/s,
-# and 100 Gbit/s for a workstation of eight RTX 4090.
+# NVIDIA's data sheets: A100 (2020), H100 (2022), H200 (2023), HGX B200 (2024), Ada Lovelace white paper (2022); the
+# memory of H100 and H200 as their drivers tell it (81,559 and 143,771 MiB). NVLink is told there as the sum of both
+# ways. The networks are what such machines usually have: 8 times 200 or 400 Gbit/s, and 100 Gbit/s for a workstation of
+# eight RTX 4090.
 GPUS = {
     gpu.name: gpu
     for gpu in (
         Gpu("a100-40gb", 40e9, 312e12, 1.555e12, 300e9, 25e9),
         Gpu("a100-80gb", 80e9, 312e12, 2.039e12, 300e9, 25e9),
-        Gpu("h100-80gb", 80e9, 989e12, 3.35e12, 450e9, 50e9),
-        Gpu("h200-141gb", 141e9, 989e12, 4.8e12, 450e9, 50e9),
+        Gpu("h100-80gb", 85.5e9, 989e12, 3.35e12, 450e9, 50e9),
+        Gpu("h200-141gb", 150.7e9, 989e12, 4.8e12, 450e9, 50e9),
         Gpu("b200-180gb", 180e9, 2250e12, 7.7e12, 900e9, 50e9),
         Gpu("rtx4090-24gb", 24e9, 165e12, 1.008e12, 25e9, 1.5e9),
     )

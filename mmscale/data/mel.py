@@ -7,6 +7,10 @@ logarithm kept within 8 of the clip's maximum, shifted and scaled to about [-1, 
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,6 +25,23 @@ _LOG_STEP = np.log(6.4) / 27.0
 
 _FLOOR = 1e-10
 _RANGE = 8.0
+_THREADS = threading.Lock()  # the number of torch's threads is the process's
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Operators as small as a clip's gain nothing from more, and can lose much: on the sixteen cores of a virtual
+    machine, waiting for each other took sixteen threads fifty times as long as the work."""
+    if torch.get_num_threads() == 1:
+        yield
+        return
+    with _THREADS:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def hz_to_mel(hz: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -70,15 +91,11 @@ class LogMel:
             mirrored = np.concatenate([wave[half:0:-1], wave, wave[-2 : -half - 2 : -1]])
         else:  # numpy mirrors as often as it takes
             mirrored = np.pad(wave if len(wave) else np.zeros(1, np.float32), half, mode="reflect")
-        spectrum = torch.stft(
-            torch.from_numpy(mirrored),
-            n_fft,
-            media.mel_hop,
-            window=self._window,
-            center=False,
-            return_complex=True,
-        )
-        power_FT = torch.view_as_real(spectrum[:, : media.audio_frames(len(wave))]).square().sum(-1)
-        log_MT = (self._filters @ power_FT).clamp_min(_FLOOR).log10()
-        log_MT = torch.maximum(log_MT, log_MT.max() - _RANGE)
-        return ((log_MT + 4.0) / 4.0).T.contiguous().numpy()
+        with _one_thread():
+            spectrum = torch.stft(
+                torch.from_numpy(mirrored), n_fft, media.mel_hop, window=self._window, center=False, return_complex=True
+            )  # fmt: skip
+            power_FT = torch.view_as_real(spectrum[:, : media.audio_frames(len(wave))]).square().sum(-1)
+            log_MT = (self._filters @ power_FT).clamp_min(_FLOOR).log10()
+            log_MT = torch.maximum(log_MT, log_MT.max() - _RANGE)
+            return ((log_MT + 4.0) / 4.0).T.contiguous().numpy()

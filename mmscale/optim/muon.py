@@ -2,8 +2,8 @@
 
 The update is scaled as in Moonlight (Liu et al., 2025), to the root mean square of AdamW's, so that AdamW's learning
 rate and weight decay hold. A sharded matrix is gathered whole, orthogonalised on every rank, and each rank keeps its
-own rows: the result does not depend on the number of ranks. That is done in the type the model computes in; the iteration
-was made for bfloat16. A GRU's three gates, which lie in one matrix, are orthogonalised together.
+own rows: the result does not depend on the number of ranks. That is done in the type the model computes in; the
+iteration was made for bfloat16. A GRU's three gates, which lie in one matrix, are orthogonalised together.
 """
 
 from __future__ import annotations

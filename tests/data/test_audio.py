@@ -8,6 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from mmscale.config import MediaConfig
 from mmscale.data.audio import decode_audio, fit_length
@@ -251,6 +252,19 @@ def test_log_mel_of_very_short_clips(samples):
     mel = LogMel(MEDIA)(sine(500, 16_000)[1 : samples + 1])
     assert mel.shape == (MEDIA.audio_frames(samples), 80)
     assert np.isfinite(mel).all()
+
+
+def test_log_mel_is_the_same_on_any_number_of_threads_which_stays():
+    wave, before = 0.1 * normal(5, 160_000), torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            found.append(LogMel(MEDIA)(wave).tobytes())
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1]
 
 
 def test_log_mel_of_silence_is_flat_and_finite():
