@@ -21,7 +21,7 @@ test: $(VENV)/.installed lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # else the longest file comes last, alone
 
 test-cluster: $(VENV)/.installed
-	$(BIN)/python -m pytest -o addopts=-ra tests/cluster
+	$(BIN)/python -m pytest -o addopts=-ra $(AGAIN) tests/cluster
 
 test-gpu: $(VENV)/.installed
 	MMSCALE_TEST_GPU=1 $(BIN)/python -m pytest -rP tests/gpu

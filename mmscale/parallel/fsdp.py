@@ -8,6 +8,7 @@ of the blocks (`mmscale.parallel.tensor`) or the positions of every sequence (`m
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
@@ -24,6 +25,7 @@ from mmscale.model.contrast import ContrastTerms
 from mmscale.model.initialise import initialise
 from mmscale.parallel.build import build_model
 from mmscale.parallel.context import split_positions
+from mmscale.parallel.direct import use_direct_exchange
 from mmscale.parallel.own_update import OwnUpdate
 from mmscale.parallel.ranks import Ranks
 from mmscale.parallel.tensor import split_matrices
@@ -58,6 +60,8 @@ class FsdpStrategy(OwnUpdate):
             # A plain sum, not a mean: losses are divided by the step's counts. Gloo has no other reduction.
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)
+            if ranks.device.type == "cpu" and dist.get_backend() == "gloo":
+                use_direct_exchange(unit)
         model.to_empty(device="cpu" if parallel.offload == "cpu" else ranks.device)
         initialise(model, config.model, config.seed)
         self.model = model

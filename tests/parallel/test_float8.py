@@ -50,7 +50,9 @@ def test_the_curve_is_near_that_of_bf16_and_not_the_same(runs):
 
 def test_two_ranks_compute_the_same(runs):
     one, two = ([row["loss"] for row in metrics(runs / name)] for name in ("one", "two"))
-    assert max(abs(a / b - 1) for a, b in zip(one, two, strict=True)) < 0.03
+    gaps = [abs(a / b - 1) for a, b in zip(one, two, strict=True)]
+    # Other orders of summation move values to the next of few, and the curves apart from there.
+    assert gaps[0] < 1e-6 and max(gaps[:3]) < 0.01 and sum(gaps) / len(gaps) < 0.03 and max(gaps) < 0.1
     assert (
         weights(runs / "one").keys() == weights(runs / "plain").keys()
     )  # any of them goes on from any other

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_module
 
 from mmscale.config import Config
 from mmscale.errors import UserError
@@ -154,3 +154,12 @@ def test_every_launcher_starts_the_same_training(name, tmp_path, small_run):
     assert [row["step"] for row in rows] == [0, 1]
     assert all(row["ranks"] == 2 and len(row["rank_work_s"]) == 2 for row in rows), "two ranks trained"
     assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=0.2)
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_one_process_needs_no_launcher(strategy, tmp_path, small_run):
+    """DeepSpeed asks for what only launchers tell."""
+    run = ["configs/train/digits.yaml", *small_run, "train.steps=2", f"run.dir={tmp_path}"]
+    run_module(["mmscale", "train", *run, f"parallel.strategy={strategy}"])
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["ranks"] for row in rows] == [1, 1]
