@@ -31,9 +31,8 @@ from mmscale.parallel.deepspeed_config import deepspeed_settings
 from mmscale.parallel.ranks import Ranks
 from mmscale.parallel.zero_pieces import Pieces
 
-_told_local_rank = (
-    False  # DeepSpeed asks the environment, which does not tell a process that was started by itself
-)
+# DeepSpeed asks the environment for the rank on this machine; a process that was started by itself is told it here.
+_told_local_rank = False
 
 
 class ZeroStrategy:

@@ -10,7 +10,7 @@ from conftest import ROOT, run_module
 
 from mmscale.config import Config, SetConfig, TaskConfig
 from mmscale.errors import UserError
-from mmscale.gpu import GPUS, find_gpu
+from mmscale.gpu import GPUS, find_gpu, known_gpu
 from mmscale.plan import search
 from mmscale.plan.dry_batch import Mix, dry_batch
 from mmscale.plan.dry_run import dry_run
@@ -239,3 +239,19 @@ def test_ways_are_lines_to_paste():
     assert Way("fsdp", 2, "full", 4).lines() == [
         "parallel.strategy=fsdp", "parallel.checkpointing=full", "train.micro_batch=2", "parallel.replicas=4",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("driver_name", "kind"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100-80gb"),
+        ("NVIDIA H200", "h200-141gb"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090-24gb"),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+    ],
+)
+def test_gpus_are_known_by_what_the_driver_calls_them(driver_name, kind):
+    found = known_gpu(driver_name)
+    assert found is None if kind is None else found is GPUS[kind]
