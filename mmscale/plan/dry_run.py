@@ -1,9 +1,9 @@
 """One step of the real model under the real strategy, without memory: what lives at once, is computed, and is sent.
 
 Run as a process of its own (`dry_run`), because it joins a process group that pretends to have all ranks. Tensors are
-fake (`torch._subclasses.FakeTensorMode`), collectives do nothing, everything else is the training's own code. Three
-things are stand-ins: attention, which keeps what a fused kernel keeps (its inputs, its output and a float32 a head and
-position), and initial weights, which are not drawn.
+fake (`torch._subclasses.FakeTensorMode`), collectives do nothing, everything else is the training's own code. What
+stands in: attention, which keeps what a fused kernel keeps (its inputs, its output and a float32 a head and position),
+recurrent layers (`dry_gru`), the buckets of ddp (`dry_ddp`), and initial weights, which are not drawn.
 """
 
 from __future__ import annotations
@@ -158,8 +158,10 @@ def _stand_ins(fake: Any, batch: Any, fused: bool) -> Iterator[None]:
 
     from mmscale.model import blocks, objectives
     from mmscale.model.attention import AttentionPlan, make_plan
+    from mmscale.model.recurrent import time_major
     from mmscale.parallel import build, fsdp
     from mmscale.plan.dry_ddp import DryDistributedDataParallel
+    from mmscale.plan.dry_gru import dry_recurrence
 
     class Fused(torch.autograd.Function):
         """What a fused attention kernel keeps and gives."""
@@ -182,6 +184,9 @@ def _stand_ins(fake: Any, batch: Any, fused: bool) -> Iterator[None]:
 
     how: Any
     larger = objectives.LARGER_ON_GPU if fused else 1
+    order = time_major(batch.segment_BL)
+    sizes: Any = order.batch_sizes.tolist()  # the one of its tensors that is read
+    order = dataclasses.replace(_faked(fake, order), batch_sizes=sizes)
     if fused:
         plan, how = AttentionPlan("fused"), Fused.attend
     else:
@@ -209,6 +214,8 @@ def _stand_ins(fake: Any, batch: Any, fused: bool) -> Iterator[None]:
         mock.patch("mmscale.parallel.fsdp.split_matrices", for_real(fsdp.split_matrices)),
         mock.patch("mmscale.parallel.fsdp.fully_shard", for_real(fsdp.fully_shard)),
         mock.patch.object(objectives, "_LOGIT_ELEMENTS", objectives._LOGIT_ELEMENTS * larger),
+        dry_recurrence(),
+        mock.patch("mmscale.model.fusion.time_major", lambda *unused: order),
         mock.patch("mmscale.model.blocks.attend", how),
         mock.patch("mmscale.model.fusion.make_plan", lambda *unused: plan),
         mock.patch("mmscale.parallel.fsdp.initialise", lambda *unused: None),

@@ -51,7 +51,26 @@ class Cluster:
         )  # fmt: skip
 
     def add_node(self) -> None:
-        self.nodes.append(self._start(f"--address=127.0.0.1:{self.port}", "--num-cpus=1"))
+        """Start one, and wait for it: nodes of one machine that start at once can take each other's ports, and die."""
+        expected, deadline = self._alive() + 1, time.monotonic() + 120
+        node = self._start(f"--address=127.0.0.1:{self.port}", "--num-cpus=1")
+        while self._alive() < expected:
+            assert time.monotonic() < deadline, "the node does not join"
+            if node.poll() is not None:
+                node = self._start(f"--address=127.0.0.1:{self.port}", "--num-cpus=1")
+            time.sleep(0.5)
+        self.nodes.append(node)
+
+    def _alive(self) -> int:
+        """How many nodes the cluster has, the head among them."""
+        command = [*RAY, "list", "nodes", "--format", "json", "--filter", "state=ALIVE"]
+        for _ in range(10):  # the dashboard may not answer yet, nor the head be known
+            listed = subprocess.run(
+                command, env=self.environment, capture_output=True, text=True, check=False
+            )
+            if listed.returncode == 0 and listed.stdout.startswith("["):
+                return len(json.loads(listed.stdout))
+        raise AssertionError(listed.stdout + listed.stderr)
 
     def kill_node(self) -> None:
         """The newest one, whole, as a power failure does."""
@@ -68,6 +87,24 @@ class Cluster:
             except OSError:
                 assert time.monotonic() < deadline and self.head.poll() is None, "the head does not come up"
                 time.sleep(0.2)
+
+    def wait_for_jobs(self) -> None:
+        """Until one is taken; a new head has no agent for them yet."""
+        command = [
+            *RAY,
+            "job",
+            "submit",
+            "--address",
+            self.environment["RAY_API_SERVER_ADDRESS"],
+            "--",
+            "true",
+        ]
+        for _ in range(30):
+            done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                return
+            time.sleep(1.0)
+        raise AssertionError(done.stderr)
 
     def submit(self, *arguments: str, **variables: str) -> subprocess.Popen:
         """Hand a job in and follow it."""
@@ -91,10 +128,13 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     made = Cluster(tmp_path_factory.mktemp("ray"))
-    made.add_node()
-    made.add_node()
-    yield made
-    made.stop()
+    try:
+        made.add_node()
+        made.add_node()
+        made.wait_for_jobs()
+        yield made
+    finally:
+        made.stop()
 
 
 @pytest.fixture(scope="module")
