@@ -45,8 +45,11 @@ class Cluster:
         self.wait_for_dashboard()
 
     def _start(self, *arguments: str) -> subprocess.Popen:
+        own = (
+            f"--dashboard-agent-listen-port={free_port()}"  # by default all nodes of a machine want the same
+        )
         return subprocess.Popen(
-            [*RAY, "start", "--block", "--object-store-memory=100000000", "--disable-usage-stats", *arguments],
+            [*RAY, "start", "--block", "--object-store-memory=100000000", "--disable-usage-stats", own, *arguments],
             env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
 
