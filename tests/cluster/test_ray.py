@@ -55,9 +55,11 @@ class Cluster:
 
     def add_node(self) -> None:
         """Start one, and wait for it: nodes of one machine that start at once can take each other's ports, and die."""
-        expected, deadline = self._alive() + 1, time.monotonic() + 120
+        deadline = time.monotonic() + 120
+        while self._alive() > 1 + len(self.nodes):
+            assert time.monotonic() < deadline, "a killed node is not missed"
         node = self._start(f"--address=127.0.0.1:{self.port}", "--num-cpus=1")
-        while self._alive() < expected:
+        while self._alive() < 2 + len(self.nodes):
             assert time.monotonic() < deadline, "the node does not join"
             if node.poll() is not None:
                 node = self._start(f"--address=127.0.0.1:{self.port}", "--num-cpus=1")
