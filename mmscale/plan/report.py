@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from mmscale.config import ZERO_STAGES
 from mmscale.model.count import count_parameters
 from mmscale.plan.dry_batch import Mix
 from mmscale.plan.estimate import Estimate
@@ -71,4 +72,8 @@ def describe(planner: Planner, facts: dict[str, Any]) -> str:
         f"  a loader worker decodes {assume['pictures']:,.0f} pictures or {assume['clips']:,.0f} clips a second; "
         f"{planner.config.data.workers} workers a rank",
     ]  # fmt: skip
+    if facts["settings"][0].partition("=")[2] in ZERO_STAGES:
+        lines.append(
+            "  DeepSpeed divides as fsdp does, which was run in its place, and holds a bucket for gradients beside"
+        )
     return "\n".join(lines)

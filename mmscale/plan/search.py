@@ -12,8 +12,10 @@ from mmscale.config import ZERO_STAGES, Config
 from mmscale.data.plan import check_world
 from mmscale.errors import UserError
 from mmscale.gpu import Gpu
+from mmscale.model.count import count_parameters
 from mmscale.plan.dry_batch import dry_batch
 from mmscale.plan.dry_run import dry_run
+from mmscale.plan.dry_zero import stand_in, with_buckets
 from mmscale.plan.estimate import Assumptions, Estimate, estimate
 
 _WORTH = 0.99  # share of the best time so far that another round of tries must come below
@@ -61,11 +63,6 @@ class Planner:
         name = parallel.strategy
         if name == "auto":
             name = "fsdp" if self.world > 1 else "single"
-        if name in ZERO_STAGES:
-            raise UserError(
-                f"parallel.strategy={name}: DeepSpeed cannot be planned without its ranks; fsdp divides the same "
-                "things, so plan with parallel.strategy=fsdp"
-            )
         return Way(
             name, self.config.train.micro_batch, parallel.checkpointing, parallel.replicas, parallel.tensor
         )
@@ -89,9 +86,16 @@ class Planner:
         per_rank = config.data.sequences // data_world
         micro = min(way.micro_batch, per_rank)
         config.check()
-        dry = dry_run(config, self.world, micro, passes=-(-per_rank // micro))
+        passes, planned = -(-per_rank // micro), config
+        if way.strategy in ZERO_STAGES:
+            # DeepSpeed divides the gradients of every pass; FSDP keeps them whole until the last.
+            passes, planned = 1, stand_in(config)
+        dry = dry_run(planned, self.world, micro, passes=passes)
+        if way.strategy in ZERO_STAGES:
+            parameters = count_parameters(config.model, config.media)["total"]
+            dry = with_buckets(dry, config, self.world, parameters)
         told = self._known[way] = estimate(
-            config, dry, dry_batch(config, micro), world=self.world, per_node=self.per_node, gpu=self.gpu,
+            planned, dry, dry_batch(config, micro), world=self.world, per_node=self.per_node, gpu=self.gpu,
             assume=self.assume,
         )  # fmt: skip
         return told
