@@ -300,6 +300,7 @@ def bucket(shards: Path) -> Iterator[str]:
         }
         for name, value in settings.items():
             environment.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()  # of another test's server
         client = boto3.client("s3")
         client.create_bucket(Bucket="speech")
         for path in [*shards.glob("*.tar"), *shards.glob("index/*")]:
