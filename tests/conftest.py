@@ -14,9 +14,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 ON_GPU = os.environ.get("MMSCALE_TEST_GPU") == "1"
 if not ON_GPU:
-    os.environ["CUDA_VISIBLE_DEVICES"] = (
-        ""  # what these tests expect is a CPU's, whatever else the machine has
-    )
+    # For these processes and those they start: what is expected is a CPU's, whatever else the machine has.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 torch.set_num_threads(1)
 
 
@@ -46,7 +45,7 @@ def run_module(
     if ranks > 1:
         command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
     paths = f"{ROOT}:{ROOT / 'tests'}"  # of scripts beside the tests, too
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     done = subprocess.run(
         [*command, *module],
         cwd=cwd,

@@ -7,22 +7,12 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_module
 from killing import metrics
 
 
 def mmscale(*words, check=True):
-    done = subprocess.run(
-        [sys.executable, "-m", "mmscale", *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    if check:
-        assert done.returncode == 0, done.stderr[-4000:]
-    return done
+    return run_module(["mmscale", *words], check=check, timeout=300)
 
 
 def numbers(tree, path=""):
