@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -30,6 +31,21 @@ def try_lock(handle: int) -> bool:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    return True
+
+
+def try_lock_of_process(handle: int) -> bool:
+    """`try_lock` of this process instead of the open file: what it forks does not have the lock (``man 2 fcntl``).
+
+    It is given back when any descriptor of the file is closed, so the file is opened once. Raises `OSError` where the
+    file system has no such locks.
+    """
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        raise
     return True
 
 

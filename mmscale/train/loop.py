@@ -26,13 +26,14 @@ from mmscale.optim.guard import StepGuard
 from mmscale.optim.schedule import learning_rate
 from mmscale.parallel.hang import arm_recorder, explain
 from mmscale.parallel.launcher import settle
-from mmscale.parallel.ranks import join_ranks, leave_ranks, meet_ranks
+from mmscale.parallel.ranks import Ranks, join_ranks, leave_ranks, meet_ranks
 from mmscale.parallel.strategy import Strategy, build_strategy
 from mmscale.train.adversarial import Adversary
 from mmscale.train.contrast import contrast_terms
 from mmscale.train.metrics import LOSSES, Metrics
 from mmscale.train.prepare import prepare
 from mmscale.train.profile import StepProfiler, profiled_steps
+from mmscale.train.run_lock import hold_run
 from mmscale.train.stop import StopWish
 
 Look = Callable[[Config, dist.Store], None]
@@ -75,76 +76,8 @@ def train(config: Config, until: int | None = None, look: Look | None = None) ->
     ranks = join_ranks(config.parallel, meeting)
     try:
         check_world(config.data.sequences, ranks.data_world)
-        end = config.train.steps if until is None else min(until, config.train.steps)
-        keep = Keep(config.train.keep_last, config.train.keep_every, config.train.keep_best)
-        store = CheckpointStore(folder / "checkpoints", keep, config.run.copy_to)
-        newest = store.newest()
-        tokenizer, plan = prepare(config, ranks, read_state(newest).step if newest else 0)
-        strategy = build_strategy(config, ranks)
-        state = _resume(config, plan, store, newest, strategy)
-        adversary = Adversary(config, strategy)
-
-        data = MicroBatches(
-            plan, Assembler(config, plan, tokenizer), steps=end,
-            micro_batch=config.train.micro_batch, rank=ranks.data_rank, world=ranks.data_world,
-        )  # fmt: skip
-        steps = iterate_steps(
-            data, state.step, workers=config.data.workers, prefetch=config.data.prefetch,
-            pin_memory=ranks.device.type == "cuda",
-        )  # fmt: skip
-        metrics = Metrics(config, ranks, plan, state)
-        guard = StepGuard(
-            config.train.max_grad_spike, state.norm_mean, state.step - state.skipped, ranks.device
-        )
-        profiler = StepProfiler(profiled_steps(config.train.profile_steps), folder / "profile", ranks.rank)
-        finished, tokens, last = state.step, 0, end - 1
-        strategy.model.train()
-        with StopWish(config.train.grace_s) as stop, closing(metrics):
-            for step in range(state.step, end):
-                profiler.before(step)
-                waiting = time.perf_counter()
-                batches = next(steps)
-                wait = time.perf_counter() - waiting
-
-                losses = {name: torch.zeros((), device=ranks.device) for name in LOSSES}
-                batches = [adversary.harden(batch.to(ranks.device)) for batch in batches]
-                contrast = contrast_terms(
-                    strategy, ranks, plan.step(step), batches, config.data.contrast_sequences
-                )
-                for number, (batch, terms) in enumerate(zip(batches, contrast, strict=True)):
-                    parts = strategy.forward_backward(batch, number == len(batches) - 1, terms)
-                    losses = {name: losses[name] + parts[name] for name in LOSSES}
-
-                sums = metrics.reduce(losses, batches, wait, stop.code)
-                lr = learning_rate(config.train.optimizer, step, config.train.steps)
-                grad_norm, skip = strategy.update(step, lr, partial(guard.judge, losses=sums))
-
-                tokens += plan.step(step).tokens
-                metrics.record(step, sums, grad_norm, skip, lr, wait)
-                profiler.after(step, last)
-                finished = step + 1
-                if finished % config.train.checkpoint_every == 0 or step == last or metrics.wish:
-                    metrics.settle()
-                    done = RunState(
-                        finished, plan.fingerprint(finished), metrics.seen, metrics.bad, metrics.skipped,
-                        float(guard.norm_mean), metrics.mean_loss(),
-                    )  # fmt: skip
-                    store.save(strategy.state_tensors(), done)
-                if metrics.wish:
-                    break
-            store.wait()
-            metrics.flush()
-        if store.failure:
-            raise UserError(store.failure)
-        if metrics.wish and ranks.is_first:
-            print(
-                f"mmscale: stopped as told after step {finished - 1}, and saved; the same command goes on",
-                file=sys.stderr,
-            )
-        return TrainResult(
-            config.run.dir, finished, state.step, strategy.parameters, tokens, time.perf_counter() - began,
-            metrics.wish if finished < end else 0,
-        )  # fmt: skip
+        with hold_run(folder, ranks):
+            return _train(config, ranks, until, began)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"rank {ranks.rank} is out of memory ({str(error).split('.')[0]}); lower train.micro_batch, set "
@@ -157,6 +90,79 @@ def train(config: Config, until: int | None = None, look: Look | None = None) ->
         raise UserError(line) from None
     finally:
         leave_ranks()
+
+
+def _train(config: Config, ranks: Ranks, until: int | None, began: float) -> TrainResult:
+    """The run itself, among ranks that have joined; ``began``: when, by `time.perf_counter`."""
+    folder = Path(config.run.dir)
+    end = config.train.steps if until is None else min(until, config.train.steps)
+    keep = Keep(config.train.keep_last, config.train.keep_every, config.train.keep_best)
+    store = CheckpointStore(folder / "checkpoints", keep, config.run.copy_to)
+    newest = store.newest()
+    tokenizer, plan = prepare(config, ranks, read_state(newest).step if newest else 0)
+    strategy = build_strategy(config, ranks)
+    state = _resume(config, plan, store, newest, strategy)
+    adversary = Adversary(config, strategy)
+
+    data = MicroBatches(
+        plan, Assembler(config, plan, tokenizer), steps=end,
+        micro_batch=config.train.micro_batch, rank=ranks.data_rank, world=ranks.data_world,
+    )  # fmt: skip
+    steps = iterate_steps(
+        data, state.step, workers=config.data.workers, prefetch=config.data.prefetch,
+        pin_memory=ranks.device.type == "cuda",
+    )  # fmt: skip
+    metrics = Metrics(config, ranks, plan, state)
+    guard = StepGuard(config.train.max_grad_spike, state.norm_mean, state.step - state.skipped, ranks.device)
+    profiler = StepProfiler(profiled_steps(config.train.profile_steps), folder / "profile", ranks.rank)
+    finished, tokens, last = state.step, 0, end - 1
+    strategy.model.train()
+    with StopWish(config.train.grace_s) as stop, closing(metrics):
+        for step in range(state.step, end):
+            profiler.before(step)
+            waiting = time.perf_counter()
+            batches = next(steps)
+            wait = time.perf_counter() - waiting
+
+            losses = {name: torch.zeros((), device=ranks.device) for name in LOSSES}
+            batches = [adversary.harden(batch.to(ranks.device)) for batch in batches]
+            contrast = contrast_terms(
+                strategy, ranks, plan.step(step), batches, config.data.contrast_sequences
+            )
+            for number, (batch, terms) in enumerate(zip(batches, contrast, strict=True)):
+                parts = strategy.forward_backward(batch, number == len(batches) - 1, terms)
+                losses = {name: losses[name] + parts[name] for name in LOSSES}
+
+            sums = metrics.reduce(losses, batches, wait, stop.code)
+            lr = learning_rate(config.train.optimizer, step, config.train.steps)
+            grad_norm, skip = strategy.update(step, lr, partial(guard.judge, losses=sums))
+
+            tokens += plan.step(step).tokens
+            metrics.record(step, sums, grad_norm, skip, lr, wait)
+            profiler.after(step, last)
+            finished = step + 1
+            if finished % config.train.checkpoint_every == 0 or step == last or metrics.wish:
+                metrics.settle()
+                done = RunState(
+                    finished, plan.fingerprint(finished), metrics.seen, metrics.bad, metrics.skipped,
+                    float(guard.norm_mean), metrics.mean_loss(),
+                )  # fmt: skip
+                store.save(strategy.state_tensors(), done)
+            if metrics.wish:
+                break
+        store.wait()
+        metrics.flush()
+    if store.failure:
+        raise UserError(store.failure)
+    if metrics.wish and ranks.is_first:
+        print(
+            f"mmscale: stopped as told after step {finished - 1}, and saved; the same command goes on",
+            file=sys.stderr,
+        )
+    return TrainResult(
+        config.run.dir, finished, state.step, strategy.parameters, tokens, time.perf_counter() - began,
+        metrics.wish if finished < end else 0,
+    )  # fmt: skip
 
 
 def _resume(

@@ -1,5 +1,6 @@
 """Being told to stop, hanging, being slow, being profiled: two real ranks."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -9,9 +10,14 @@ import sys
 import time
 
 import pytest
+import torch
 from checkpoints import weights
 from conftest import ROOT, run_module
 from killing import metrics
+
+from mmscale.errors import UserError
+from mmscale.parallel.ranks import Ranks
+from mmscale.train.run_lock import hold_run
 
 CONFIG = "configs/train/digits.yaml"
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
@@ -90,6 +96,42 @@ def test_one_rank_is_told_and_both_stop_after_the_same_step(tmp_path, small_run)
     rows = metrics(folder)
     assert [row["step"] for row in rows] == list(range(40))
     assert all(len(row["rank_work_s"]) == 2 and min(row["rank_work_s"]) > 0 for row in rows)
+
+
+def test_a_second_start_in_the_folder_waits_and_goes_on_when_the_first_is_gone(tmp_path, small_run):
+    """It must not clean up or write among the first one's checkpoints; a third that does not wait is refused."""
+    folder, many = tmp_path / "run", ["train.steps=2000", "train.checkpoint_every=10"]
+    first = start(folder, small_run, *many)
+    wait_for_steps(folder, first, 12)
+    holder = ranks_of(first)
+    second = start(folder, small_run, *many[:1], "train.checkpoint_every=2000")
+    try:
+        waits = next(line for line in second.stderr if "another run trains in it" in line)
+        assert any(f"process {pid})" in waits for pid in holder) and "waiting 120 s" in waits
+        alone = Ranks(0, 1, 0, 1, torch.device("cpu"))
+        refused = pytest.raises(UserError, match="stop that one, or choose another folder")
+        with refused, hold_run(folder, alone, patience_s=0.1):
+            raise AssertionError("both train")
+        assert first.poll() is None and second.poll() is None
+        before = len(metrics(folder))
+        os.killpg(first.pid, signal.SIGKILL)
+        for pid in holder:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        first.communicate(timeout=60)
+        limit = time.monotonic() + 120
+        while len(metrics(folder)) < before + 15:
+            assert second.poll() is None and time.monotonic() < limit, second.stderr.read()[-3000:]
+            time.sleep(0.05)
+        rows = [row["step"] for row in metrics(folder)]
+        assert rows == list(range(len(rows)))
+    finally:
+        for process in (first, second):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            process.communicate(timeout=60)
+    with hold_run(folder, alone, patience_s=5):
+        pass
 
 
 def test_a_rank_that_hangs_ends_the_run_with_rank_and_collective_named(tmp_path, small_run):

@@ -1,0 +1,90 @@
+"""One run at a time in a folder: a second start must not write, or clean up, among the first one's checkpoints."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+
+from mmscale.data.file_lock import try_lock_of_process
+from mmscale.durable import make_folder
+from mmscale.errors import UserError
+from mmscale.parallel.ranks import Ranks
+
+# A file server keeps the locks of a machine that was lost until its lease ends: 90 s with NFS, about 100 with Lustre.
+_LEASE_S = 120.0
+_POLL_S = 0.5
+
+
+@contextmanager
+def hold_run(folder: Path, ranks: Ranks, patience_s: float = _LEASE_S) -> Iterator[None]:
+    """Hold ``folder``, which is made if it is missing, for this run. Called on every rank; the first one holds it.
+
+    The system gives the lock back when the process ends, however it ends. On a file system without such locks nothing
+    is held.
+
+    Raises:
+        UserError: another run still holds it after ``patience_s`` seconds, or the folder cannot be made.
+    """
+    handle, said = None, [""]
+    if ranks.is_first:
+        try:
+            handle = _take(folder, patience_s)
+        except UserError as error:
+            said = [str(error)]
+    try:
+        if ranks.world > 1:
+            # Its own group, since waiting for the lock may take longer than a collective of the run.
+            group = dist.new_group(backend="gloo", timeout=timedelta(seconds=2 * patience_s + 60))
+            dist.broadcast_object_list(said, src=0, group=group)
+        if said[0]:
+            if not ranks.is_first:
+                raise SystemExit(2)  # the first rank tells the user; once is enough
+            raise UserError(said[0])
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _take(folder: Path, patience_s: float) -> int | None:
+    """The locked file's handle; None: there are no locks here."""
+    try:
+        make_folder(folder)
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise UserError(
+            f"run.dir={folder}: cannot be written to ({error.strerror}); choose another folder"
+        ) from None
+    began, told = time.monotonic(), False
+    while True:
+        try:
+            held = try_lock_of_process(handle)
+        except OSError:
+            os.close(handle)
+            return None
+        if held:
+            with suppress(OSError):  # a full disk: the name is only for people
+                os.truncate(handle, 0)
+                os.pwrite(handle, f"{socket.gethostname()}, process {os.getpid()}".encode(), 0)
+            return handle
+        holder = os.pread(handle, 200, 0).decode("utf-8", "replace") or "another process"
+        if time.monotonic() - began >= patience_s:
+            os.close(handle)
+            raise UserError(
+                f"run.dir={folder}: another run trains in it ({holder}); stop that one, or choose another folder"
+            )
+        if not told:
+            told = True
+            print(
+                f"mmscale: {folder}: another run trains in it ({holder}); waiting {patience_s:.0f} s for it to end",
+                file=sys.stderr,
+            )
+        time.sleep(_POLL_S)
