@@ -18,7 +18,7 @@ from mmscale.checkpoint.json_file import read_object
 from mmscale.checkpoint.manifest import check_contents, read_manifest
 from mmscale.checkpoint.release_files import CONFIG, FORMAT, TOKENIZER, VERSION
 from mmscale.checkpoint.run_folder import build_empty, check_vocabulary
-from mmscale.checkpoint.tensor_file import StoredTensor, read_tensor_file
+from mmscale.checkpoint.tensor_file import StoredTensor, read_tensor_files
 from mmscale.checkpoint.weight_writer import INDEX, ONE_FILE, WEIGHT_TYPES
 from mmscale.config import Config
 from mmscale.config_file import config_from_tree
@@ -59,8 +59,9 @@ def read_release(folder: Path, verify: bool = True) -> Release:
     facts, config, tokenizer = _read_small(folder)
     tensors: dict[str, StoredTensor] = {}
     files: dict[str, Path] = {}
-    for path, names in _weight_files(folder).items():
-        found = read_tensor_file(path, _COPY_AGAIN).tensors
+    listed = _weight_files(folder)
+    for (path, names), file in zip(listed.items(), read_tensor_files([*listed], _COPY_AGAIN), strict=True):
+        found = file.tensors
         if names is not None and names != found.keys():
             name = min(names ^ found.keys())
             raise UserError(f"{path}: {name} and {INDEX} do not agree; {_COPY_AGAIN}")

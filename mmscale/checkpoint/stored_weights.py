@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mmscale.checkpoint.plain_file import open_plain
-from mmscale.checkpoint.tensor_file import StoredTensor, read_tensor_file
+from mmscale.checkpoint.tensor_file import StoredTensor, read_tensor_files
 from mmscale.errors import UserError
 
 _SHARDING = "DCP_SHARDING_INFO"
@@ -54,14 +54,13 @@ class StoredWeights:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._pieces: dict[str, list[_Piece]] = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            file = read_tensor_file(path, _REMEDY)
-            begins = _offsets(path, file.metadata)
+        for file in read_tensor_files(sorted(folder.glob("*.safetensors")), _REMEDY):
+            begins = _offsets(file.path, file.metadata)
             for name, stored in file.tensors.items():
                 if not stored.shape:
                     continue  # a single number has no rows; no weight is one
-                offsets = _begin(path, name, begins, len(stored.shape))
-                self._pieces.setdefault(name, []).append(_Piece(path, stored, offsets))
+                offsets = _begin(file.path, name, begins, len(stored.shape))
+                self._pieces.setdefault(name, []).append(_Piece(file.path, stored, offsets))
         self._shapes = {name: self._whole(name, pieces) for name, pieces in self._pieces.items()}
 
     def __contains__(self, name: str) -> bool:
