@@ -9,6 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
+# Threads that wait for each other sleep, which torch's OpenMP reads when it is loaded: tests run side by side, and
+# threads that spin beside a busy core take ten times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -63,14 +63,7 @@ PAIRED = ("ddp x1", "fsdp x4", "zero3 x2", "tensor 2")
 PAIRS = [(one, other) for one in PAIRED for other in PAIRED if one != other]
 if os.environ.get("MMSCALE_STRATEGIES") != "all":  # `make strategies` tries all, in about four minutes
     PAIRS = list(pairwise([*PAIRED[1:], PAIRED[0]]))
-    FEW = (
-        "ddp x2",
-        "fsdp x2, accumulated",
-        "hybrid 2 x 2",
-        "fsdp x2, offload",
-        "context 2",
-        "zero2 x2",
-    )
+    FEW = ("fsdp x2, accumulated", "hybrid 2 x 2", "fsdp x2, offload", "context 2", "zero2 x2")
     FP32 = {way: FP32[way] for way in (*PAIRED, *FEW)}
     BF16 = {way: BF16[way] for way in ("zero3 x2", "single, full checkpointing")}
 

@@ -146,10 +146,12 @@ def test_a_killed_driver_goes_on(ray, calm, small_run, tmp_path):
 def test_the_worse_go_on_from_the_better_ones_weights(ray, small_run, tmp_path):
     config = search_config(
         tmp_path, small_run, "tune.scheduler=pbt", "tune.first_stop=2", "tune.trials=4", "tune.concurrent=4",
-        "ray.cpus=0.5", f"tune.space={{{RATE}: {{choices: [1.0e-3, 1.0]}}}}", "train.optimizer.warmup_steps=0",
+        "ray.cpus=0.5", f"tune.space={{{RATE}: {{range: [1.0e-4, 1.0], scale: log}}}}", "train.optimizer.warmup_steps=0",
     )  # fmt: skip
     result = tune(config)
-    assert result.finished == 4 and result.steps >= 36
+    # One that goes on from a trial that is ahead leaves out steps; all come to the end.
+    assert result.finished == 4
+    assert all(metrics(folder)[-1]["step"] == 8 for folder in (tmp_path / "trials").glob("trial-*"))
     exchanges = lines(tmp_path, "exchange")
     assert exchanges, "nobody took over anything"
     known = {}  # a trial that went on from an earlier step is scored there again
