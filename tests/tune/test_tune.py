@@ -146,7 +146,8 @@ def test_a_killed_driver_goes_on(ray, calm, small_run, tmp_path):
 def test_the_worse_go_on_from_the_better_ones_weights(ray, small_run, tmp_path):
     config = search_config(
         tmp_path, small_run, "tune.scheduler=pbt", "tune.first_stop=2", "tune.trials=4", "tune.concurrent=4",
-        "ray.cpus=0.5", f"tune.space={{{RATE}: {{range: [1.0e-4, 1.0], scale: log}}}}", "train.optimizer.warmup_steps=0",
+        "ray.cpus=0.5", f"tune.space={{{RATE}: {{range: [1.0e-4, 1.0], scale: log}}}}",
+        "train.optimizer.warmup_steps=0",
     )  # fmt: skip
     result = tune(config)
     # One that goes on from a trial that is ahead leaves out steps; all come to the end.
