@@ -58,6 +58,16 @@ def known_gpu(driver_name: str) -> Gpu | None:
     return None
 
 
+def gpu_family(driver_name: str) -> Gpu | None:
+    """The first kind of a device's family: network, and link but for PCIe cards, are those of all its forms."""
+    words = driver_name.upper().replace("-", " ").split()
+    for kind in GPUS.values():
+        family = kind.name.partition("-")[0].upper().removeprefix("RTX")
+        if family in words or f"RTX{family}" in words:
+            return kind
+    return None
+
+
 def find_gpu(text: str) -> Gpu:
     """A known kind, such as ``h100``, or one's own: ``h100,memory=94,network=100`` or all of the values.
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from mmscale.doctor.check import FAILED, OK, WARNING, Check
-from mmscale.gpu import GPUS, Gpu
+from mmscale.gpu import gpu_family
 
 _BYTES = {"cuda": 256 << 20, "cpu": 4 << 20}
 _ROUNDS = 5
@@ -54,7 +54,7 @@ def expected(name: str, machines: int, per_machine: int) -> float | None:
 
     None for kinds without a data sheet here (`mmscale.gpu`), and for single ranks.
     """
-    kind = _kind(name)
+    kind = gpu_family(name)
     if kind is None or machines * per_machine == 1:
         return None
     link = _PCIE if "PCIE" in name.upper() else kind.link
@@ -96,15 +96,6 @@ def is_slow(rate: float, gpu: str, machines: int, per_machine: int) -> bool:
 
 def _grade(rate: float, rated: float) -> str:
     return OK if rate >= _GOOD * rated else WARNING if rate >= _POOR * rated else FAILED
-
-
-def _kind(name: str) -> Gpu | None:
-    words = name.upper().replace("-", " ").split()
-    for kind in GPUS.values():
-        family = kind.name.partition("-")[0].upper().removeprefix("RTX")
-        if family in words or f"RTX{family}" in words:
-            return kind
-    return None
 
 
 def _in_groups(groups: list[list[int]], device: torch.device) -> float:

@@ -5,6 +5,7 @@ Lines are written after a step's gradients are summed and before the weights cha
 """
 
 from mmscale.parallel.launcher_watch import end_with_launcher
+from mmscale.parallel.process_end import end_after
 
 
 def record() -> None:
@@ -28,10 +29,14 @@ def record() -> None:
     Metrics.reduce = noting  # type: ignore[method-assign]
 
 
-if __name__ == "__main__":
+def train() -> None:
     end_with_launcher()
     record()
 
     from mmscale.cli import main
 
     main()
+
+
+if __name__ == "__main__":
+    end_after(train)

@@ -9,6 +9,7 @@ from torch.distributed.tensor import DTensor
 from mmscale.checkpoint.begin import begin_from
 from mmscale.checkpoint.open_release import load_release
 from mmscale.config import ParallelConfig, TrainConfig
+from mmscale.parallel.process_end import end_after
 from mmscale.parallel.ranks import join_ranks, leave_ranks
 from mmscale.parallel.strategy import build_strategy
 
@@ -32,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end_after(main)

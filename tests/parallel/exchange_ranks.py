@@ -5,6 +5,7 @@ import torch.distributed as dist
 
 from mmscale.config import ParallelConfig
 from mmscale.parallel import direct
+from mmscale.parallel.process_end import end_after
 from mmscale.parallel.ranks import join_ranks, leave_ranks
 
 
@@ -37,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end_after(main)

@@ -15,6 +15,7 @@ from mmscale.config import Config, OptimizerConfig, ParallelConfig, TrainConfig
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
 from mmscale.parallel.clip import clip_gradients
+from mmscale.parallel.process_end import end_after
 from mmscale.parallel.ranks import Ranks, join_ranks, leave_ranks
 from mmscale.parallel.strategy import build_strategy
 
@@ -67,8 +68,12 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
-if __name__ == "__main__":
+def main() -> None:
     joined = join_ranks(ParallelConfig(threads=1))
     for name in sys.argv[1:] or WAYS:
         check(name, joined)
     leave_ranks()
+
+
+if __name__ == "__main__":
+    end_after(main)

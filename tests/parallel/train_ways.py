@@ -12,6 +12,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from mmscale.config_file import load_config
+from mmscale.parallel.process_end import end_after
 from mmscale.train.loop import train
 
 
@@ -31,4 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end_after(main)

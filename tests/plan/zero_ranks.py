@@ -12,6 +12,7 @@ import torch
 from test_dry_plan import small_config
 
 from mmscale.config import ZERO_STAGES
+from mmscale.parallel.process_end import end_after
 from mmscale.parallel.ranks import join_ranks, leave_ranks
 from mmscale.parallel.strategy import build_strategy
 from mmscale.plan.dry_batch import dry_batch
@@ -53,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    end_after(main)
