@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from mmscale.checkpoint.json_file import read_object
 from mmscale.checkpoint.manifest import check_contents, read_manifest
 from mmscale.checkpoint.release_files import CONFIG, FORMAT, TOKENIZER, VERSION
 from mmscale.checkpoint.run_folder import build_empty, check_vocabulary
-from mmscale.checkpoint.tensor_file import StoredTensor, read_tensor_files
+from mmscale.checkpoint.tensor_file import StoredTensor, TensorFile, map_tensors, read_tensor_files
 from mmscale.checkpoint.weight_writer import INDEX, ONE_FILE, WEIGHT_TYPES
 from mmscale.config import Config
 from mmscale.config_file import config_from_tree
@@ -40,7 +39,7 @@ class Release:
     facts: dict[str, Any]  # step, fingerprint, parameters
     config: Config
     tokenizer: Tokenizer
-    files: dict[str, Path]  # of every tensor
+    files: list[TensorFile]
     dtype: torch.dtype  # of every tensor
     model: FusionTransformer  # on the meta device
 
@@ -58,15 +57,14 @@ def read_release(folder: Path, verify: bool = True) -> Release:
     _check_files(folder, verify)
     facts, config, tokenizer = _read_small(folder)
     tensors: dict[str, StoredTensor] = {}
-    files: dict[str, Path] = {}
     listed = _weight_files(folder)
-    for (path, names), file in zip(listed.items(), read_tensor_files([*listed], _COPY_AGAIN), strict=True):
-        found = file.tensors
-        if names is not None and names != found.keys():
-            name = min(names ^ found.keys())
-            raise UserError(f"{path}: {name} and {INDEX} do not agree; {_COPY_AGAIN}")
-        tensors |= found
-        files |= dict.fromkeys(found, path)
+    files = read_tensor_files([*listed], _COPY_AGAIN)
+    for file in files:
+        names = listed[file.path]
+        if names is not None and names != file.tensors.keys():
+            name = min(names ^ file.tensors.keys())
+            raise UserError(f"{file.path}: {name} and {INDEX} do not agree; {_COPY_AGAIN}")
+        tensors |= file.tensors
     # A forged config must not make us build a model of a billion layers to compare with.
     if config.model.layers > len(tensors):
         raise UserError(
@@ -104,10 +102,9 @@ def load_release(
         ) from None
     release = read_release(folder, verify)
     weights = {}
-    for path, names in _names_by_file(release).items():
-        with _mapped(path) as file:
-            for name in names:
-                weights[name] = file.get_tensor(name).to(device=device, dtype=dtype or release.dtype)
+    for file in release.files:
+        for name, tensor in map_tensors(file, _COPY_AGAIN).items():
+            weights[name] = tensor.to(device=device, dtype=dtype or release.dtype)
     release.model.load_state_dict(weights, assign=True)
     return Predictor(release.model, release.tokenizer, release.config), release.facts
 
@@ -119,26 +116,20 @@ def fill_from_release(model: nn.Module, release: Release, new: str = "") -> None
     Tensors whose names begin with ``new``, if it is not empty, may be missing. Raises:
         UserError: another tensor of the model is missing, or one is of another shape.
     """
-    parameters = {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if name in release.files or not (new and name.startswith(new))
-    }
-    for name, parameter in parameters.items():
-        if name not in release.files:
+    held = {name: tensor for file in release.files for name, tensor in map_tensors(file, _COPY_AGAIN).items()}
+    for name, parameter in model.named_parameters():
+        if name not in held:
+            if new and name.startswith(new):
+                continue
             raise UserError(
                 f"{release.folder}: has no tensor {name}, which this model needs; set model.* as its"
             )
-        ours, theirs = tuple(parameter.shape), tuple(release.model.get_parameter(name).shape)
+        ours, theirs = tuple(parameter.shape), tuple(held[name].shape)
         if ours != theirs:
             raise UserError(
                 f"{release.folder}: {name} has shape {list(theirs)}, not {list(ours)}; set model.* as its"
             )
-    for path, names in _names_by_file(release).items():
-        with _mapped(path) as file:
-            for name in names:
-                if name in parameters:
-                    fill_rows(parameters[name], file.get_slice(name))
+        fill_rows(parameter, held[name])
 
 
 def is_release(folder: Path) -> bool:
@@ -147,20 +138,6 @@ def is_release(folder: Path) -> bool:
         return read_object(folder / CONFIG, "").get("format") == FORMAT
     except UserError:
         return False
-
-
-def _mapped(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: damaged ({error}); {_COPY_AGAIN}") from None
-
-
-def _names_by_file(release: Release) -> dict[Path, list[str]]:
-    found: dict[Path, list[str]] = {}
-    for name, path in release.files.items():
-        found.setdefault(path, []).append(name)
-    return found
 
 
 def _check_files(folder: Path, verify: bool) -> None:

@@ -1,7 +1,7 @@
-"""The header of a safetensors file, read strictly: what it says is believed only where the file can hold it.
+"""A safetensors file: its header read strictly, believed only where the file can hold what it says; its tensors mapped.
 
 Format: 8 bytes little-endian length of the header, the header (JSON), then the tensors' bytes without gaps.
-<https://github.com/huggingface/safetensors#format>. Only the header is read here; nothing is allocated for the data.
+<https://github.com/huggingface/safetensors#format>. Nothing is allocated for the data.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
 from mmscale.checkpoint.plain_file import open_plain
 from mmscale.errors import UserError
@@ -85,6 +86,29 @@ def read_tensor_files(paths: Sequence[Path], remedy: str = "copy it again, whole
     """
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
         return list(pool.map(lambda path: read_tensor_file(path, remedy), paths))
+
+
+def map_tensors(file: TensorFile, remedy: str = "copy it again, whole") -> dict[str, Tensor]:
+    """The tensors of ``file`` by name, mapped: a page is read when it is first used, and never written back.
+
+    (`safetensors` reads the first page of every tensor that it is asked for, and the system megabytes with each.)
+    Raises:
+        UserError: the file cannot be mapped.
+    """
+    if not file.tensors:
+        return {}
+    size = max(one.stop for one in file.tensors.values())
+    try:
+        raw = torch.from_file(str(file.path), shared=False, size=size, dtype=torch.uint8)
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"{file.path}: cannot be mapped ({str(error).splitlines()[0]}); {remedy}") from None
+    found = {}
+    for name, one in file.tensors.items():
+        part = raw[one.start : one.stop]
+        if one.start % one.dtype.itemsize:
+            part = part.clone()  # the format allows it, though nobody writes it
+        found[name] = part.view(one.dtype).view(one.shape)
+    return found
 
 
 class _Fault(Exception):

@@ -30,7 +30,7 @@ from mmscale.checkpoint.open_release import load_release
 from mmscale.checkpoint.release import ExportOptions, export
 from mmscale.checkpoint.run_folder import load_run
 from mmscale.checkpoint.signature import make_keys
-from mmscale.checkpoint.tensor_file import read_tensor_file
+from mmscale.checkpoint.tensor_file import map_tensors, read_tensor_file
 from mmscale.checkpoint.verify_release import verify_release
 from mmscale.errors import UserError
 
@@ -136,10 +136,12 @@ def test_headers(raw: bytes) -> None:
         except UserError as error:
             check_refusal(error)
             return
+        mapped = map_tensors(found)
         with safe_open(path, framework="pt") as file:
-            assert set(file.keys()) == found.tensors.keys()
+            assert set(file.keys()) == found.tensors.keys() == mapped.keys()
             for name, stored in found.tensors.items():
                 tensor = file.get_tensor(name)
+                assert torch.equal(mapped[name].nan_to_num(), tensor.nan_to_num())
                 assert (tensor.dtype, tuple(tensor.shape)) == (stored.dtype, stored.shape)
                 own = bytes(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else b""
                 assert own == raw[stored.start : stored.stop]

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import struct
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mmscale.checkpoint import tensor_file
-from mmscale.checkpoint.tensor_file import read_tensor_file
+from mmscale.checkpoint.tensor_file import map_tensors, read_tensor_file
 from mmscale.errors import UserError
 
 
@@ -35,11 +37,42 @@ def test_it_reads_what_the_library_writes(tmp_path):
     save_file(tensors, tmp_path / "x.safetensors", metadata={"who": "me"})
     found = read_tensor_file(tmp_path / "x.safetensors")
     assert found.metadata == {"who": "me"} and found.tensors.keys() == tensors.keys()
-    raw = (tmp_path / "x.safetensors").read_bytes()
+    raw, mapped = (tmp_path / "x.safetensors").read_bytes(), map_tensors(found)
     for name, tensor in tensors.items():
         stored = found.tensors[name]
+        assert mapped[name].dtype == tensor.dtype and torch.equal(mapped[name], tensor)
         assert (stored.dtype, stored.shape) == (tensor.dtype, tuple(tensor.shape))
         assert raw[stored.start : stored.stop] == bytes(tensor.reshape(-1).view(torch.uint8).numpy())
+
+
+def test_mapping_reads_nothing_until_it_is_used_and_writes_nothing_back(tmp_path):
+    count, each = 16, 4 << 20
+    header = {f"t{n}": entry((each,), (n * each, (n + 1) * each), "U8") for n in range(count)}
+    path = raw_file(tmp_path / "x.safetensors", header)
+    os.truncate(path, path.stat().st_size + count * each)
+
+    def resident():  # kB of the mapped file, of all there are
+        maps = Path("/proc/self/smaps").read_text().split(str(path))[1:]
+        return [int(re.search(r"Rss: +(\d+) kB", one)[1]) for one in maps]
+
+    tensors = map_tensors(read_tensor_file(path))
+    assert resident() == [0]
+    assert not tensors["t3"].any() and 4096 <= sum(resident()) < count * 4096 / 2
+    tensors["t5"].fill_(7)
+    assert not any(path.read_bytes()[-count * each :])
+    del tensors
+    assert resident() == []
+
+
+def test_tensors_that_lie_crookedly_are_copied(tmp_path):
+    path = raw_file(
+        tmp_path / "x.safetensors",
+        {"a": entry((3,), (0, 3), "U8"), "b": entry((2,), (3, 11))},
+        bytes(range(11)),
+    )
+    mapped = map_tensors(read_tensor_file(path))
+    assert mapped["a"].tolist() == [0, 1, 2]
+    assert mapped["b"].tolist() == list(struct.unpack("<2f", bytes(range(3, 11))))
 
 
 HUGE = 1 << 62
