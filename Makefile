@@ -2,7 +2,7 @@
 #   make demo   build the embedded data, train on two processes, evaluate, release, recognise
 #   make test   lint, types and tests
 # And for those who change what reads foreign bytes:
-#   make test-cluster   two machines on this one, and a real Slurm (root; apt-get install iproute2 slurm-wlm munge), seven minutes
+#   make test-cluster   two machines on this one, and a real Slurm (root; apt-get install iproute2 slurm-wlm munge), a quarter of an hour
 #   make test-gpu    the same on one GPU: attention, curves of every strategy, the plan's memory, a whole run
 #   make strategies   every way of splitting the work gives the same numbers, about four minutes
 #   make chaos   a run that is killed a hundred times ends as the undisturbed one, about half an hour
@@ -18,7 +18,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python tools/demo.py --run-dir $(DEMO)
 
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # else the longest file comes last, alone
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder  # else the longest file comes last, alone
 
 test-cluster: $(VENV)/.installed
 	$(BIN)/python -m pytest -o addopts=-ra $(AGAIN) tests/cluster

@@ -13,7 +13,9 @@ import torch
 from checkpoints import weights
 from conftest import ROOT
 
-STEPS, HALF = 30, 10
+ALL = os.environ.get("MMSCALE_STRATEGIES") == "all"  # `make strategies`: every way, in about four minutes
+STEPS = 30 if ALL else 12
+THIRD = STEPS // 3
 FP32 = {
     "single, accumulated": (1, ["parallel.strategy=single", "train.micro_batch=1"]),
     "ddp x1": (1, ["parallel.strategy=ddp"]),
@@ -61,7 +63,7 @@ BF16 = {
 # Saved under one, continued under another.
 PAIRED = ("ddp x1", "fsdp x4", "zero3 x2", "tensor 2")
 PAIRS = [(one, other) for one in PAIRED for other in PAIRED if one != other]
-if os.environ.get("MMSCALE_STRATEGIES") != "all":  # `make strategies` tries all, in about four minutes
+if not ALL:
     PAIRS = list(pairwise([*PAIRED[1:], PAIRED[0]]))
     FEW = ("fsdp x2, accumulated", "hybrid 2 x 2", "fsdp x2, offload", "context 2", "zero2 x2")
     FP32 = {way: FP32[way] for way in (*PAIRED, *FEW)}
@@ -99,7 +101,7 @@ def runs(tmp_path_factory, small_run):
     folder = tmp_path_factory.mktemp("ways")
     common = [
         "configs/train/digits.yaml", *small_run, f"train.steps={STEPS}", "train.micro_batch=4", "train.ema=0.9",
-        "train.optimizer={lr: 1e-3, warmup_steps: 5}", f"train.checkpoint_every={HALF}", "train.keep_last=3",
+        "train.optimizer={lr: 1e-3, warmup_steps: 5}", f"train.checkpoint_every={THIRD}", "train.keep_last=3",
     ]  # fmt: skip
     # Tensor parallelism deals heads.
     common = [one.replace("heads: 2, kv_heads: 1", "heads: 4, kv_heads: 2") for one in common]
@@ -120,7 +122,7 @@ def runs(tmp_path_factory, small_run):
         ranks, overrides = FP32[other]
         add((one, other), "fp32", ranks, overrides)
         shutil.copytree(found[one, "fp32"], found[(one, other), "fp32"])
-        for step in (20, 30):
+        for step in (2 * THIRD, STEPS):
             shutil.rmtree(found[(one, other), "fp32"] / "checkpoints" / f"step-{step:08d}")
     launch(jobs, folder)
     return found
