@@ -1,59 +1,115 @@
-"""A batch on its way from a loader process to training: one block of shared memory instead of thirty.
+"""A batch on its way from a loader process to training: in blocks of shared memory that are filled again.
 
-Every block costs a file descriptor, a mapping and a message, which for small batches is more than the bytes.
+A new block costs a file descriptor, a mapping in both processes and cleared pages: for pictures, a tenth of what
+decoding takes. So a loader process keeps its blocks, and fills one anew when training has let go of every tensor of the
+batch that lay in it; the block's first byte tells. How many there are follows from how many batches wait, or are kept.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mmscale.batch import Batch
 
 _ALIGNMENT = 64  # bytes
+_FREE, _LENT = 0, 1  # values of a block's first byte; the batch begins at the first multiple of the alignment
+Block = NDArray[np.uint8]
+
+_own: list[Tensor] = []  # blocks of this loader process; loaders are processes, not threads
+_received: dict[
+    str, dict[tuple[int, int], Block]
+] = {}  # by name of the loader, and (process, number of its block)
 
 
 @dataclass
 class HandedBatch:
-    """All tensors of a batch, one behind the other in shared memory, and its plain fields."""
+    """All tensors of a batch, one behind the other in one block, and its plain fields."""
 
-    memory: Tensor  # uint8 [bytes]
+    block: (
+        tuple[str, int, int] | None
+    )  # the loader's name, its process, the number; None: ``memory`` holds the batch
+    memory: Tensor | None  # uint8, the whole block where training does not know it yet
     places: list[tuple[str, torch.dtype, torch.Size, int]]  # name, type, shape, first byte
     facts: dict[str, Any]
 
     def pin_memory(self) -> HandedBatch:
-        """Called by `torch.utils.data.DataLoader` when it pins memory."""
-        return dataclasses.replace(self, memory=self.memory.pin_memory())
+        """Called by `torch.utils.data.DataLoader`, in a thread of the training process, when it pins memory."""
+        return dataclasses.replace(self, block=None, memory=_lease(self).pin_memory())
 
 
-def hand_over(batch: Batch) -> HandedBatch:
-    """Called in the loader process."""
+def hand_over(batch: Batch, loader: str) -> HandedBatch:
+    """Called in a process of the ``loader`` of that name."""
     tensors = batch.tensors()
     places, size = [], 0
     for name, tensor in tensors.items():
         places.append((name, tensor.dtype, tensor.shape, size))
         size += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
-    memory = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
-    handed = HandedBatch(memory, places, {})
-    for name, tensor in _views(handed).items():
+    number, known = _free_block(_ALIGNMENT + size)
+    block = _own[number]
+    for name, tensor in _views(block[_ALIGNMENT:], places).items():
         tensor.copy_(tensors[name])
+    block[0] = _LENT
     plain = {item.name for item in dataclasses.fields(batch)} - tensors.keys()
-    handed.facts = {name: getattr(batch, name) for name in plain}
-    return handed
+    facts = {name: getattr(batch, name) for name in plain}
+    return HandedBatch((loader, os.getpid(), number), None if known else block, places, facts)
 
 
 def take_over(handed: HandedBatch) -> Batch:
     """The batch, its tensors views of the shared memory. Called in the training process."""
-    fields: dict[str, Any] = {**_views(handed), **handed.facts}
+    memory = handed.memory if handed.block is None else _lease(handed)
+    assert memory is not None
+    fields: dict[str, Any] = {**_views(memory, handed.places), **handed.facts}
     return Batch(**fields)
 
 
-def _views(handed: HandedBatch) -> dict[str, Tensor]:
+def forget(loader: str) -> None:
+    """Let go of the blocks of a loader that has ended; batches that still lie in them keep them."""
+    _received.pop(loader, None)
+
+
+def _free_block(size: int) -> tuple[int, bool]:
+    """Number of a block of this process that is free and large enough, and whether it was there already."""
+    free = [number for number, block in enumerate(_own) if block.numpy()[0] == _FREE]
+    fitting = [number for number in free if len(_own[number]) >= size]
+    if fitting:
+        return min(fitting, key=lambda number: len(_own[number])), True
+    # An eighth more, because the batches of a run are of like size. A free one that is too small goes.
+    made = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size + size // 8))
+    if free:
+        _own[free[0]] = made
+        return free[0], False
+    _own.append(made)
+    return len(_own) - 1, False
+
+
+def _lease(handed: HandedBatch) -> Tensor:
+    """The batch's bytes, in memory that is given back when no tensor uses it any more."""
+    assert handed.block is not None
+    loader, *which = handed.block
+    blocks = _received.setdefault(loader, {})
+    if handed.memory is not None:
+        blocks[which[0], which[1]] = handed.memory.numpy()
+    block = blocks[which[0], which[1]]
+    lent = block[_ALIGNMENT:]  # an array of its own: torch keeps it as long as any tensor lies in its memory
+    weakref.finalize(lent, _give_back, block).atexit = False
+    return torch.from_numpy(lent)
+
+
+def _give_back(block: Block) -> None:
+    block[0] = _FREE
+
+
+def _views(memory: Tensor, places: list[tuple[str, torch.dtype, torch.Size, int]]) -> dict[str, Tensor]:
     return {
-        name: handed.memory[start : start + shape.numel() * dtype.itemsize].view(dtype).view(shape)
-        for name, dtype, shape, start in handed.places
+        name: memory[start : start + shape.numel() * dtype.itemsize].view(dtype).view(shape)
+        for name, dtype, shape, start in places
     }

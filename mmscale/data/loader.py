@@ -10,6 +10,8 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from functools import partial
+from itertools import count
 from multiprocessing import forkserver
 
 import torch
@@ -17,11 +19,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmscale.batch import Batch
 from mmscale.data.assemble import Assembler
-from mmscale.data.hand_over import hand_over, take_over
+from mmscale.data.hand_over import forget, hand_over, take_over
 from mmscale.data.plan import Plan, check_world
 from mmscale.data.worker_pool import end_with_parent
 from mmscale.errors import UserError
 
+_numbers = count()  # of this process's loaders
 _TERM_GRACE_S = 60.0  # until a terminated worker ends; the rank it works for may be saving
 
 
@@ -50,6 +53,7 @@ def iterate_steps(
     data: MicroBatches, start: int, *, workers: int, prefetch: int, pin_memory: bool
 ) -> Iterator[list[Batch]]:
     """The micro-batches of each step from ``start`` on. Raises `UserError` if a worker is killed."""
+    name = f"loader {next(_numbers)}"
     loader = DataLoader(
         data,
         batch_size=None,
@@ -57,30 +61,34 @@ def iterate_steps(
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
         pin_memory=pin_memory,
-        collate_fn=hand_over if workers else None,  # type: ignore[arg-type]
+        collate_fn=partial(hand_over, loader=name) if workers else None,  # type: ignore[arg-type]
         worker_init_fn=_prepare_worker,
         multiprocessing_context="forkserver" if workers else None,
     )
     micro: list[Batch] = []
     batches = iter(loader)
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except (RuntimeError, EOFError, ConnectionError) as error:
-            # The DataLoader noticed it, or a batch was being handed over; not what a worker has told of itself.
-            noticed = not isinstance(error, RuntimeError) or str(error).startswith("DataLoader worker")
-            if not workers or not noticed or "in DataLoader worker process" in str(error):
-                raise
-            raise UserError(
-                "a loader worker was killed, perhaps for want of memory; start again, with lower data.workers or "
-                "data.prefetch if it happens twice"
-            ) from None
-        micro.append(take_over(batch) if workers else batch)
-        if len(micro) == data.per_step:
-            yield micro
-            micro = []
+    try:
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except (RuntimeError, EOFError, ConnectionError) as error:
+                # The DataLoader noticed it, or a batch was being handed over; not what a worker has told of itself.
+                noticed = not isinstance(error, RuntimeError) or str(error).startswith("DataLoader worker")
+                if not workers or not noticed or "in DataLoader worker process" in str(error):
+                    raise
+                raise UserError(
+                    "a loader worker was killed, perhaps for want of memory; start again, with lower data.workers or "
+                    "data.prefetch if it happens twice"
+                ) from None
+            micro.append(take_over(batch) if workers else batch)
+            del batch
+            if len(micro) == data.per_step:
+                yield micro
+                micro = []
+    finally:
+        forget(name)
 
 
 def start_forkserver() -> None:

@@ -1,0 +1,94 @@
+"""Batches from loader processes: the same as without, however long they are kept, in memory that is used again."""
+
+import dataclasses
+import gc
+
+import pytest
+import torch
+from packings import MEDIA
+from small_run import small_config, write_shards
+
+from mmscale.data import hand_over
+from mmscale.data.assemble import Assembler
+from mmscale.data.loader import MicroBatches, iterate_steps
+from mmscale.data.plan import Plan
+from mmscale.data.tokenizer import Tokenizer
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("loader")
+    write_shards(folder / "shards")
+    config = small_config(folder / "run", folder / "shards")
+    assert config.media == MEDIA
+    config.data.sequences = 4
+    tokenizer = Tokenizer.train(["zero one two three picture of"] * 4, 300)
+    plan = Plan(config, tokenizer)
+    return MicroBatches(plan, Assembler(config, plan, tokenizer), steps=STEPS, micro_batch=1, rank=0, world=1)
+
+
+def batches(data, workers):
+    return iterate_steps(data, 0, workers=workers, prefetch=2, pin_memory=False)
+
+
+def copy(batch):
+    return {name: tensor.clone() for name, tensor in batch.tensors().items()}
+
+
+def same(batch, expected):
+    found = batch.tensors()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_blocks_are_filled_again_and_what_is_kept_stays(data):
+    expected = [[copy(batch) for batch in step] for step in batches(data, 0)]
+    assert len(expected) == STEPS and len(expected[0]) == 4
+    kept, most = [], 0
+    loader = batches(data, 2)
+    for number, step in enumerate(loader):
+        for batch, wanted in zip(step, expected[number], strict=True):
+            same(batch, wanted)
+        if number % 4 == 1:
+            kept.append(
+                (step[2].image_N3HW, step[2].text_at_T[1:], expected[number][2])
+            )  # views outlive the batch
+        (blocks,) = hand_over._received.values()
+        most = len(blocks)
+    # 48 batches: two kept of each of three steps are one block each; the others lie in few.
+    assert len(kept) == 3 and most <= len(kept) + 4 + 2 * 3, most
+    for picture, text, wanted in kept:
+        assert torch.equal(picture, wanted["image_N3HW"]) and torch.equal(text, wanted["text_at_T"][1:])
+    del loader, step, batch, blocks
+    gc.collect()
+    assert not hand_over._received
+    assert torch.equal(kept[0][0], kept[0][2]["image_N3HW"])
+
+
+def test_a_block_is_lent_until_the_last_tensor_is_gone(data, monkeypatch):
+    monkeypatch.setattr(hand_over, "_own", [])
+    first, second = data[0], data[1]
+    handed = hand_over.hand_over(first, "here")
+    batch = hand_over.take_over(handed)
+    same(batch, copy(first))
+    with_block = handed.block
+    again = hand_over.hand_over(second, "here")
+    assert again.block != with_block and again.memory is not None
+    other = hand_over.take_over(again)
+    view = batch.segment_BL[:, 3:]
+    del batch, handed
+    assert hand_over.hand_over(second, "here").block not in (with_block, again.block)
+    del view
+    third = hand_over.hand_over(first, "here")
+    assert third.block == with_block and third.memory is None
+    same(hand_over.take_over(third), copy(first))
+    same(other, copy(second))
+    # A batch that no free block can hold replaces one.
+    large = dataclasses.replace(first, image_N3HW=torch.ones(64, *first.image_N3HW.shape[1:]).byte())
+    grown = hand_over.hand_over(large, "here")
+    assert grown.block == with_block and grown.memory is not None
+    same(hand_over.take_over(grown), copy(large))
+    hand_over.forget("here")
+    assert "here" not in hand_over._received
