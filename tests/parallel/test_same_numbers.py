@@ -65,7 +65,7 @@ PAIRED = ("ddp x1", "fsdp x4", "zero3 x2", "tensor 2")
 PAIRS = [(one, other) for one in PAIRED for other in PAIRED if one != other]
 if not ALL:
     PAIRS = list(pairwise([*PAIRED[1:], PAIRED[0]]))
-    FEW = ("fsdp x2, accumulated", "hybrid 2 x 2", "fsdp x2, offload", "context 2", "zero2 x2")
+    FEW = ("hybrid 2 x 2", "fsdp x2, offload", "context 2")  # offload: accumulated, too
     FP32 = {way: FP32[way] for way in (*PAIRED, *FEW)}
     BF16 = {way: BF16[way] for way in ("zero3 x2", "single, full checkpointing")}
 
