@@ -72,8 +72,8 @@ def describe(planner: Planner, facts: dict[str, Any]) -> str:
         f"  a loader worker decodes {assume['pictures']:,.0f} pictures or {assume['clips']:,.0f} clips a second; "
         f"{planner.config.data.workers} workers a rank",
     ]  # fmt: skip
-    if facts["settings"][0].partition("=")[2] in ZERO_STAGES:
-        lines.append(
-            "  DeepSpeed divides as fsdp does, which was run in its place, and holds a bucket for gradients beside"
-        )
+    strategy = facts["settings"][0].partition("=")[2]
+    if strategy in ZERO_STAGES:
+        more = "" if strategy == "zero1" else ", and holds a bucket for gradients beside"
+        lines.append(f"  DeepSpeed divides as fsdp does, which was run in its place{more}")
     return "\n".join(lines)
