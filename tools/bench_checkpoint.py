@@ -33,6 +33,7 @@ def rank(folder: Path, rounds: int) -> None:
     from mmscale.checkpoint.store import CheckpointStore
     from mmscale.parallel.ranks import join_ranks, leave_ranks
     from mmscale.parallel.strategy import build_strategy
+    from mmscale.train.garbage import old_objects_aside
 
     config = config_of("base", "bf16, full checkpointing")
     config.parallel.threads = 1
@@ -55,7 +56,8 @@ def rank(folder: Path, rounds: int) -> None:
         act(*arguments)
         return time.perf_counter() - began
 
-    for number in range(rounds + 1):
+    def round_(number: int) -> tuple[list[float], int]:
+        """(Seconds of every side, the slower process's; bytes of a checkpoint.)"""
         seconds = {"stall": timed(store.save, tensors, RunState(number, ""))}
         seconds["save"] = seconds["stall"] + timed(store.wait)
         assert not store.failure, store.failure
@@ -71,8 +73,13 @@ def rank(folder: Path, rounds: int) -> None:
         dist.all_reduce(slower, dist.ReduceOp.MAX)
         if ranks.is_first:
             shutil.rmtree(saved)
-        if number:
-            for side, value in zip(_SIDES, slower.tolist(), strict=True):
+        return slower.tolist(), size
+
+    with old_objects_aside():  # as training does
+        round_(0)
+        for number in range(1, rounds + 1):
+            times, size = round_(number)
+            for side, value in zip(_SIDES, times, strict=True):
                 found[side].append(value)
     leave_ranks()
     if ranks.is_first:

@@ -30,6 +30,7 @@ from mmscale.parallel.ranks import Ranks, join_ranks, leave_ranks, meet_ranks
 from mmscale.parallel.strategy import Strategy, build_strategy
 from mmscale.train.adversarial import Adversary
 from mmscale.train.contrast import contrast_terms
+from mmscale.train.garbage import old_objects_aside
 from mmscale.train.metrics import LOSSES, Metrics
 from mmscale.train.prepare import prepare
 from mmscale.train.profile import StepProfiler, profiled_steps
@@ -117,7 +118,7 @@ def _train(config: Config, ranks: Ranks, until: int | None, began: float) -> Tra
     profiler = StepProfiler(profiled_steps(config.train.profile_steps), folder / "profile", ranks.rank)
     finished, tokens, last = state.step, 0, end - 1
     strategy.model.train()
-    with StopWish(config.train.grace_s) as stop, closing(metrics):
+    with StopWish(config.train.grace_s) as stop, closing(metrics), old_objects_aside():
         for step in range(state.step, end):
             profiler.before(step)
             waiting = time.perf_counter()
