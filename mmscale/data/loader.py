@@ -88,6 +88,7 @@ def iterate_steps(
                 yield micro
                 micro = []
     finally:
+        del batches  # ends the workers, and the thread that pins
         forget(name)
 
 
