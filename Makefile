@@ -11,6 +11,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
+# First, else one of their files comes last, alone.
+LONG := tests/parallel tests/tune tests/train tests/plan tests/chaos tests/tools
 
 .PHONY: demo test test-cluster test-gpu strategies chaos fuzz lint recipes clean
 
@@ -18,7 +20,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python tools/demo.py --run-dir $(DEMO)
 
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder  # in the order of tests/conftest.py
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(LONG) tests
 
 test-cluster: $(VENV)/.installed
 	$(BIN)/python -m pytest -o addopts=-ra $(AGAIN) tests/cluster

@@ -21,13 +21,10 @@ if not ON_GPU:
     # For these processes and those they start: what is expected is a CPU's, whatever else the machine has.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 torch.set_num_threads(1)
-LONG = ("chaos", "parallel", "plan", "tools", "train", "tune")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Folders of long files come first, else one of those is last, alone; tests/gpu is told as left out where it is not
-    asked for or cannot run."""
-    items.sort(key=lambda item: item.path.parent.name not in LONG)
+    """tests/gpu runs where it is asked for and can run; elsewhere it is told as left out."""
     if not ON_GPU or not torch.cuda.is_available():
         reason = "needs a GPU: make test-gpu"
         for item in items:
