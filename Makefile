@@ -11,8 +11,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
-# First, else one of their files comes last, alone.
-LONG := tests/parallel tests/tune tests/train tests/plan tests/chaos tests/tools
 
 .PHONY: demo test test-cluster test-gpu strategies chaos fuzz lint recipes clean
 
@@ -20,7 +18,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python tools/demo.py --run-dir $(DEMO)
 
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(LONG) tests
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder  # else the longest file comes last, alone
 
 test-cluster: $(VENV)/.installed
 	$(BIN)/python -m pytest -o addopts=-ra $(AGAIN) tests/cluster
