@@ -38,6 +38,7 @@ DTYPES = {
 }
 _MAX_DIMENSIONS = 16
 _READ_AT_ONCE = 16
+_REMEDY = "copy it again, whole"
 _METADATA = "__metadata__"
 
 
@@ -60,7 +61,7 @@ class TensorFile:
     metadata: dict[str, str]
 
 
-def read_tensor_file(path: Path, remedy: str = "copy it again, whole") -> TensorFile:
+def read_tensor_file(path: Path, remedy: str = _REMEDY) -> TensorFile:
     """The header of ``path``.
 
     Raises:
@@ -78,7 +79,7 @@ def read_tensor_file(path: Path, remedy: str = "copy it again, whole") -> Tensor
         raise UserError(f"{path}: damaged ({fault}); {remedy}") from None
 
 
-def read_tensor_files(paths: Sequence[Path], remedy: str = "copy it again, whole") -> list[TensorFile]:
+def read_tensor_files(paths: Sequence[Path], remedy: str = _REMEDY) -> list[TensorFile]:
     """`read_tensor_file` of each: their first bytes are awaited together, which counts on a network's disk.
 
     Raises:
@@ -88,7 +89,7 @@ def read_tensor_files(paths: Sequence[Path], remedy: str = "copy it again, whole
         return list(pool.map(lambda path: read_tensor_file(path, remedy), paths))
 
 
-def map_tensors(file: TensorFile, remedy: str = "copy it again, whole") -> dict[str, Tensor]:
+def map_tensors(file: TensorFile, remedy: str = _REMEDY) -> dict[str, Tensor]:
     """The tensors of ``file`` by name, mapped: a page is read when it is first used, and never written back.
 
     (`safetensors` reads the first page of every tensor that it is asked for, and the system megabytes with each.)

@@ -22,7 +22,7 @@ from mmscale.data.plan import Plan
 from mmscale.data.segments import text_fields
 from mmscale.data.text_lengths import iterate_texts
 from mmscale.data.tokenizer import Tokenizer
-from mmscale.durable import make_folder, write_durably
+from mmscale.durable import write_durably
 from mmscale.errors import UserError
 from mmscale.parallel.ranks import Ranks
 from mmscale.train.classes import keep_classes, read_classes
@@ -127,12 +127,6 @@ def resolve_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
 
 def _first_rank(config: Config, resume_step: int) -> Plan:
     folder = Path(config.run.dir)
-    try:
-        make_folder(folder)
-    except OSError as error:
-        raise UserError(
-            f"run.dir={folder}: cannot be created ({error.strerror}); choose another folder"
-        ) from None
     prepare_data(config)
     path = folder / "tokenizer.json"
     run_tokenizer(config).save(path)
