@@ -5,13 +5,16 @@
 Two processes hold `base` with its AdamW moments as FSDP shards them (1.5 GB). In every round, in turn: *stall*, how
 long `CheckpointStore.save` keeps training waiting; *save*, from its call until the checkpoint exists, flushed and
 hashed; *copy*, every tensor copied in memory, into tensors that were used before; *dd*, each process's file written
-again by ``dd bs=16M conv=fsync``, both at once, from the page cache. Removing what was written
-is counted on neither side. A time is the slower process's. The first round is left out: in it every memory is new.
+again by ``dd bs=16M conv=fsync``, both at once, from the page cache. Removing what was written is counted on neither
+side. Without a rest, dd's page cache is memory that was free a moment ago, which on a virtual machine is faster than
+memory that its host has to find first; a run saves once in many minutes.
+A time is the slower process's. The first round is left out: in it every memory is new.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import statistics
 import subprocess
@@ -27,7 +30,7 @@ from bench_ranks import command_of_ranks
 _SIDES = ("stall", "save", "copy", "dd")
 
 
-def rank(folder: Path, rounds: int) -> None:
+def rank(folder: Path, rounds: int, rest: float) -> None:
     """One process: measures, and the first one prints a table."""
     from mmscale.checkpoint.run_state import Keep, RunState, stored_files
     from mmscale.checkpoint.store import CheckpointStore
@@ -65,7 +68,12 @@ def rank(folder: Path, rounds: int) -> None:
         saved = folder / "checkpoints" / f"step-{number:08d}"
         files = sorted(stored_files(saved))
         assert len(files) == ranks.world
-        command = ["dd", f"if={saved / files[ranks.rank]}", f"of={folder / f'dd-{ranks.rank}'}", "bs=16M"]
+        source = folder / f"source-{ranks.rank}"  # the same bytes in every round
+        if not source.exists():
+            shutil.copyfile(
+                saved / files[ranks.rank], source
+            )  # and so in the page cache, past which they were saved
+        command = ["dd", f"if={source}", f"of={folder / f'dd-{ranks.rank}'}", "bs=16M"]
         seconds["dd"] = timed(_run, [*command, "conv=fsync"])
         (folder / f"dd-{ranks.rank}").unlink()
         size = sum(fact["bytes"] for fact in stored_files(saved).values())
@@ -73,6 +81,8 @@ def rank(folder: Path, rounds: int) -> None:
         dist.all_reduce(slower, dist.ReduceOp.MAX)
         if ranks.is_first:
             shutil.rmtree(saved)
+        os.sync()  # or the next save pays for the removal
+        time.sleep(rest)
         return slower.tolist(), size
 
     with old_objects_aside():  # as training does
@@ -112,16 +122,20 @@ def main() -> None:
         "--folder", type=Path, required=True, help="scratch folder on the disk to be measured"
     )
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--rest", type=float, default=2.0, metavar="SECONDS", help="between two rounds; default: %(default)s"
+    )
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     work = arguments.folder / "bench-checkpoint"
     if arguments.rank:
-        rank(work, arguments.rounds)
+        rank(work, arguments.rounds, arguments.rest)
         return
     work.mkdir(parents=True)
     try:
         launch = command_of_ranks(__file__, 2)
         options = ["--rank", "--folder", str(arguments.folder), "--rounds", str(arguments.rounds)]
+        options += ["--rest", str(arguments.rest)]
         subprocess.run([*launch, *options], check=True)
     finally:
         shutil.rmtree(work)

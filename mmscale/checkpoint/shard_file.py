@@ -1,24 +1,22 @@
 """One rank's tensors written as a safetensors file, hashed on their way.
 
-Neither a second copy in memory nor a second pass over the file is needed: the hash is taken by a thread of its own from
-the same memory that the kernel copies from. The disk begins while the next bytes are hashed and copied.
+No second pass over the file is needed: each piece is hashed when it is given to the file. The disk works meanwhile.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from mmscale.checkpoint.direct_file import DirectFile
 from mmscale.checkpoint.tensor_file import DTYPES
 
-_PIECE = 8 << 20  # bytes that are hashed and written at once
+_PIECE = 1 << 20  # bytes that are hashed and then copied, while they are near the processor
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -27,23 +25,13 @@ def write_shard(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]
 
     Raises `OSError` if that fails.
     """
-    digest, size = hashlib.sha256(), 0
-    flushing: Future[None] | None = None
-    with ThreadPoolExecutor(2, "shard") as beside, open(path, "wb", buffering=0) as file:
-        hashing: Future[None] | None = None
+    digest = hashlib.sha256()
+    with DirectFile(path) as file:
         for piece in _pieces(tensors, metadata):
-            if hashing is not None:
-                hashing.result()
-            hashing = beside.submit(digest.update, piece)
-            _write_all(file.fileno(), piece)
-            size += len(piece)
-            if flushing is None or flushing.done():
-                flushing = beside.submit(os.fdatasync, file.fileno())
-        os.fsync(file.fileno())
-        for one in (hashing, flushing):
-            if one is not None:
-                one.result()
-    return {"bytes": size, "sha256": digest.hexdigest()}
+            digest.update(piece)
+            file.write(piece)
+        file.finish()
+    return {"bytes": file.size, "sha256": digest.hexdigest()}
 
 
 def _pieces(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterable[memoryview]:
@@ -65,9 +53,3 @@ def _pieces(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterable[me
             raw = flat.view(torch.uint8).numpy().data
             for start in range(0, len(raw), _PIECE):
                 yield raw[start : start + _PIECE]
-
-
-def _write_all(handle: int, piece: memoryview) -> None:
-    """A single write may take less than it was given."""
-    while piece:
-        piece = piece[os.write(handle, piece) :]

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,14 @@ from mmscale.checkpoint.run_state import (
     stored_files,
     superfluous,
 )  # fmt: skip
-from mmscale.checkpoint.save_writer import ShardWriter
+from mmscale.checkpoint.save_writer import KeptPlan, ShardWriter
 from mmscale.data.remote import RemoteFault
 from mmscale.durable import make_folder, move_into_place, remove_folder, write_durably
 from mmscale.errors import UserError
 
 # A large checkpoint takes its time through a network; a rank that hangs is noticed by training itself.
 _PATIENCE = timedelta(hours=12)
+_numbers = count()  # of this process's stores
 
 
 class CheckpointStore:
@@ -73,6 +75,7 @@ class CheckpointStore:
         self._pending: Future[None] | None = None
         self._uncopied: Path | None = None
         self._copy_of = HostCopy()
+        self._plan = f"plan {next(_numbers)}"
         self.failure = ""  # why the newest save failed and what to do, or nothing
 
     def save(self, tensors: dict[str, Tensor], state: RunState) -> None:
@@ -115,7 +118,7 @@ class CheckpointStore:
         if said[0]:
             raise OSError(said[0])
         writer = ShardWriter(hidden, partial(self._commit, hidden, final, state))
-        dcp.save(tensors, storage_writer=writer, process_group=self._group)
+        dcp.save(tensors, storage_writer=writer, planner=KeptPlan(self._plan), process_group=self._group)
         if self._remote is not None:
             self._copy(final)
 
