@@ -4,7 +4,7 @@
 # And for those who change what reads foreign bytes:
 #   make test-cluster   two machines on this one, and a real Slurm (root; apt-get install iproute2 slurm-wlm munge), about ten minutes
 #   make test-gpu    the same on one GPU: attention, curves of every strategy, the plan's memory, a whole run
-#   make strategies   every way of splitting the work gives the same numbers, about four minutes
+#   make strategies   every way of splitting the work gives the same numbers, about five minutes
 #   make chaos   a run that is killed a hundred times ends as the undisturbed one, about half an hour
 #   make fuzz   damaged shards, media, checkpoints, manifests, releases: 20,000 examples of each test, half an hour
 PYTHON ?= python3

@@ -196,17 +196,19 @@ class BatchBuilder:
         )
 
     def _padded_images(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """All pictures in one array, padded at the bottom and right, and their heights and widths, int64 [N, 2]."""
+        """All pictures in one array, padded at the bottom and right, and their heights and widths, int64 [N, 2].
+
+        In memory the colours of a pixel lie side by side, as decoders and image kernels have them.
+        """
         if not self._images:
             shape = (0, 3, self._media.image_height, self._media.image_width)
             return np.zeros(shape, np.uint8), np.zeros((0, 2), np.int64)
         sizes = np.array([image.shape[1:] for image in self._images], np.int64)
-        if (sizes == sizes[0]).all():
-            return np.stack(self._images), sizes
-        padded = np.zeros((len(sizes), 3, *sizes.max(axis=0)), np.uint8)
+        make = np.empty if (sizes == sizes[0]).all() else np.zeros
+        padded = make((len(sizes), *sizes.max(axis=0), 3), np.uint8)
         for one, image in zip(padded, self._images, strict=True):
-            one[:, : image.shape[1], : image.shape[2]] = image
-        return padded, sizes
+            one[: image.shape[1], : image.shape[2]] = image.transpose(1, 2, 0)
+        return padded.transpose(0, 3, 1, 2), sizes
 
     def _padded_clips(
         self,

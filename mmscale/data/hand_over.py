@@ -11,7 +11,8 @@ import dataclasses
 import os
 import weakref
 from dataclasses import dataclass
-from typing import Any
+from math import prod
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,20 +26,28 @@ _FREE, _LENT = 0, 1  # values of a block's first byte; the batch begins at the f
 Block = NDArray[np.uint8]
 
 _own: list[Tensor] = []  # blocks of this loader process; loaders are processes, not threads
-_received: dict[
-    str, dict[tuple[int, int], Block]
-] = {}  # by name of the loader, and (process, number of its block)
+# By name of the loader, and (process, number of its block).
+_received: dict[str, dict[tuple[int, int], Block]] = {}
+
+
+class _Place(NamedTuple):
+    """Where a tensor lies in the block."""
+
+    name: str
+    dtype: torch.dtype
+    shape: list[int]  # the widest steps in memory first
+    order: list[int]  # which dimension of that shape is the tensor's first, and so on
+    start: int  # byte
 
 
 @dataclass
 class HandedBatch:
     """All tensors of a batch, one behind the other in one block, and its plain fields."""
 
-    block: (
-        tuple[str, int, int] | None
-    )  # the loader's name, its process, the number; None: ``memory`` holds the batch
+    # The loader's name, its process, the number; None: ``memory`` holds the batch.
+    block: tuple[str, int, int] | None
     memory: Tensor | None  # uint8, the whole block where training does not know it yet
-    places: list[tuple[str, torch.dtype, torch.Size, int]]  # name, type, shape, first byte
+    places: list[_Place]
     facts: dict[str, Any]
 
     def pin_memory(self) -> HandedBatch:
@@ -51,7 +60,10 @@ def hand_over(batch: Batch, loader: str) -> HandedBatch:
     tensors = batch.tensors()
     places, size = [], 0
     for name, tensor in tensors.items():
-        places.append((name, tensor.dtype, tensor.shape, size))
+        strides = tensor.stride()
+        inner = sorted(range(tensor.ndim), key=lambda one: -strides[one])
+        shape, order = [tensor.shape[one] for one in inner], [inner.index(one) for one in range(tensor.ndim)]
+        places.append(_Place(name, tensor.dtype, shape, order, size))
         size += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
     number, known = _free_block(_ALIGNMENT + size)
     block = _own[number]
@@ -108,8 +120,8 @@ def _give_back(block: Block) -> None:
     block[0] = _FREE
 
 
-def _views(memory: Tensor, places: list[tuple[str, torch.dtype, torch.Size, int]]) -> dict[str, Tensor]:
+def _views(memory: Tensor, places: list[_Place]) -> dict[str, Tensor]:
     return {
-        name: memory[start : start + shape.numel() * dtype.itemsize].view(dtype).view(shape)
-        for name, dtype, shape, start in places
+        name: memory[start : start + prod(shape) * dtype.itemsize].view(dtype).view(shape).permute(order)
+        for name, dtype, shape, order, start in places
     }

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.ImageFile import ImageFile
-from torch.nn import functional
 
 from mmscale.config import MediaConfig
 from mmscale.data.jpeg_header import JpegHeader, read_jpeg_header
@@ -53,7 +52,8 @@ Crop = Callable[[int, int, float], Box]
 
 
 def decode_image(data: bytes, media: MediaConfig, crop: Crop | None = None) -> NDArray[np.uint8]:
-    """Decode ``data`` to upright RGB, uint8 [3, rows * image_patch, columns * image_patch].
+    """Decode ``data`` to upright RGB, uint8 [3, rows * image_patch, columns * image_patch]; in memory the colours of a
+    pixel lie side by side.
 
     ``rows, columns`` is ``media.image_grid`` of the whole upright picture, with ``crop`` too. The kept part is
     resized with an antialiased bilinear filter; a JPEG is decoded at a reduced scale where that leaves it no smaller
@@ -88,12 +88,12 @@ def decode_image(data: bytes, media: MediaConfig, crop: Crop | None = None) -> N
         pixels = _decode_part(data, media, header, picture, part, size)
     pixels = _resize(pixels, size)
     if exchange:
-        pixels = pixels.transpose(0, 2, 1)
+        pixels = pixels.transpose(1, 0, 2)
     if mirror_columns:
-        pixels = pixels[:, :, ::-1]
-    if mirror_rows:
         pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
+    if mirror_rows:
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels).transpose(2, 0, 1)
 
 
 def _decode_part(
@@ -157,11 +157,15 @@ def _decode_jpeg(data: bytes, header: JpegHeader, least: tuple[int, int]) -> NDA
 
 
 def _resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """[h, w, 3] → [3, *size]. PyTorch's kernel agrees with Pillow's to one level and takes a third of its time."""
-    channels_first = torch.from_numpy(pixels).permute(2, 0, 1)
-    if channels_first.shape[1:] == size:
-        return channels_first.contiguous().clone().numpy()  # never the decoder's own memory
-    return functional.interpolate(channels_first[None], size, mode="bilinear", antialias=True)[0].numpy()
+    """[h, w, 3] → [*size, 3]. PyTorch's kernel agrees with Pillow's to one level and takes a fifth of its time."""
+    if pixels.shape[:2] == size:
+        return pixels.copy()  # never the decoder's own memory
+    resized = torch.empty(1, *size, 3, dtype=torch.uint8)
+    # What `functional.interpolate` calls, but for the memory: it would take the colours apart, for half of the time.
+    torch.ops.aten._upsample_bilinear2d_aa.out(
+        torch.from_numpy(pixels).permute(2, 0, 1)[None], size, False, out=resized.permute(0, 3, 1, 2)
+    )
+    return resized[0].numpy()
 
 
 def _to_rgb(data: bytes, picture: ImageFile) -> Image.Image:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,7 +15,12 @@ import torch.distributed as dist
 from mmscale.config import ParallelConfig
 from mmscale.data.worker_pool import available_cores
 from mmscale.errors import UserError
+from mmscale.parallel.heap import keep_heap
 
+Result = TypeVar("Result")
+
+# Tokenising a large set for the first time takes hours.
+_PATIENCE = timedelta(days=7)
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -32,6 +39,9 @@ class Ranks:
     device: torch.device
     parts: int = 1
     data_group: dist.ProcessGroup | None = None  # one rank of each part; None: all ranks
+    patient: dist.ProcessGroup | None = (
+        None  # all ranks, for what may take longer than a collective; None: one rank
+    )
 
     @property
     def data_rank(self) -> int:
@@ -104,6 +114,7 @@ def join_ranks(config: ParallelConfig, store: dist.Store | None = None) -> Ranks
         backend = "cpu:gloo,cuda:nccl"
     else:
         device, backend = torch.device("cpu"), "gloo"
+        keep_heap()
     torch.set_num_threads(config.threads or max(1, available_cores() // local_world))
     timeout = timedelta(seconds=config.timeout_s)
     meeting = dist.PrefixStore("group", store or meet_ranks(config.timeout_s))
@@ -112,7 +123,28 @@ def join_ranks(config: ParallelConfig, store: dist.Store | None = None) -> Ranks
     for part in range(parts if parts > 1 else 0):  # every rank takes part in making every group
         made = dist.new_group(list(range(part, world, parts)))
         group = made if part == rank % parts else group
-    return Ranks(rank, world, local_rank, local_world, device, parts, group)
+    patient = dist.new_group(backend="gloo", timeout=_PATIENCE) if world > 1 else None
+    return Ranks(rank, world, local_rank, local_world, device, parts, group, patient)
+
+
+def on_first_rank(act: Callable[[], Result], ranks: Ranks) -> Result | None:
+    """What ``act`` returns on the first rank; None on the others, which wait for it. Called on every rank.
+
+    Raises `UserError` on the first rank if ``act`` does, and `SystemExit` on the others: telling it once is enough.
+    """
+    result, said = None, [""]
+    if ranks.is_first:
+        try:
+            result = act()
+        except UserError as error:
+            said = [str(error)]
+    if ranks.world > 1:
+        dist.broadcast_object_list(said, src=0, group=ranks.patient)
+    if said[0]:
+        if not ranks.is_first:
+            raise SystemExit(2)
+        raise UserError(said[0])
+    return result
 
 
 def leave_ranks() -> None:

@@ -6,10 +6,7 @@ The first rank makes them; the others wait and then read the same files.
 from __future__ import annotations
 
 import sys
-from datetime import timedelta
 from pathlib import Path
-
-import torch.distributed as dist
 
 from mmscale.checkpoint.begin import begin_tokenizer
 from mmscale.checkpoint.run_state import list_checkpoints, read_state
@@ -24,7 +21,7 @@ from mmscale.data.text_lengths import iterate_texts
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.durable import write_durably
 from mmscale.errors import UserError
-from mmscale.parallel.ranks import Ranks
+from mmscale.parallel.ranks import Ranks, on_first_rank
 from mmscale.train.classes import keep_classes, read_classes
 
 
@@ -33,21 +30,7 @@ def prepare(config: Config, ranks: Ranks, resume_step: int) -> tuple[Tokenizer, 
 
     ``resume_step``: steps that are done.
     """
-    plan: Plan | None = None
-    # Tokenising a large set for the first time takes longer than a collective may.
-    patient = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if ranks.world > 1 else None
-    failure: list[str | None] = [None]
-    if ranks.is_first:
-        try:
-            plan = _first_rank(config, resume_step)
-        except UserError as error:
-            failure[0] = str(error)
-    if ranks.world > 1:
-        dist.broadcast_object_list(failure, src=0, group=patient)
-    if failure[0]:
-        if not ranks.is_first:
-            raise SystemExit(2)  # the first rank tells the user; once is enough
-        raise UserError(failure[0])
+    plan = on_first_rank(lambda: _first_rank(config, resume_step), ranks)
     tokenizer = Tokenizer.load(Path(config.run.dir) / "tokenizer.json")
     resolve_vocabulary(config, tokenizer)
     config.model.classes = read_classes(Path(config.run.dir))

@@ -8,15 +8,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
-
-import torch.distributed as dist
 
 from mmscale.data.file_lock import try_lock_of_process
 from mmscale.durable import make_folder
 from mmscale.errors import UserError
-from mmscale.parallel.ranks import Ranks
+from mmscale.parallel.ranks import Ranks, on_first_rank
 
 # A file server keeps the locks of a machine that was lost until its lease ends: 90 s with NFS, about 100 with Lustre.
 _LEASE_S = 120.0
@@ -33,21 +30,8 @@ def hold_run(folder: Path, ranks: Ranks, patience_s: float = _LEASE_S) -> Iterat
     Raises:
         UserError: another run still holds it after ``patience_s`` seconds, or the folder cannot be made.
     """
-    handle, said = None, [""]
-    if ranks.is_first:
-        try:
-            handle = _take(folder, patience_s)
-        except UserError as error:
-            said = [str(error)]
+    handle = on_first_rank(lambda: _take(folder, patience_s), ranks)
     try:
-        if ranks.world > 1:
-            # Its own group, since waiting for the lock may take longer than a collective of the run.
-            group = dist.new_group(backend="gloo", timeout=timedelta(seconds=2 * patience_s + 60))
-            dist.broadcast_object_list(said, src=0, group=group)
-        if said[0]:
-            if not ranks.is_first:
-                raise SystemExit(2)  # the first rank tells the user; once is enough
-            raise UserError(said[0])
         yield
     finally:
         if handle is not None:
