@@ -12,6 +12,11 @@ from pathlib import Path
 
 
 def main() -> None:
+    from mmscale.data.fork_server import start_fork_server
+
+    folder, workers = Path(sys.argv[1]), int(sys.argv[2])
+    if workers:
+        start_fork_server()  # as `mmscale train` does
     began = time.perf_counter()
     import torch
 
@@ -23,7 +28,6 @@ def main() -> None:
     from mmscale.data.plan import Plan
     from mmscale.data.tokenizer import Tokenizer
 
-    folder, workers = Path(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
     config = config_of("pictures", folder)
     config.data.sequences = 1  # a step is one batch

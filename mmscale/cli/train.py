@@ -64,6 +64,7 @@ def start_ranks(count: int) -> None:
 
 def _train(arguments: argparse.Namespace) -> dict[str, Any] | None:
     from mmscale.config_file import describe_keys, load_config
+    from mmscale.data.fork_server import start_fork_server
 
     if arguments.keys:
         for name, default, text in describe_keys():
@@ -82,6 +83,8 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any] | None:
         from mmscale.on_ray.train import train_on_ray
 
         return _tell(train_on_ray(config, *_ray_workers(arguments.ray), look), arguments.json)
+    if config.data.workers:
+        start_fork_server()  # which imports torch while we do
     from mmscale.parallel.ranks import read_environment
     from mmscale.train.loop import train
 

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from itertools import count
-from multiprocessing import forkserver
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -90,19 +89,6 @@ def iterate_steps(
     finally:
         del batches  # ends the workers, and the thread that pins
         forget(name)
-
-
-def start_forkserver() -> None:
-    """Start the process that starts the workers, deaf to the signals by which a job is stopped: workers end with it."""
-    deaf = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    if threading.current_thread() is not threading.main_thread():
-        return  # handlers belong to the main thread
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in deaf}
-    try:
-        forkserver.ensure_running()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _prepare_worker(worker: int) -> None:

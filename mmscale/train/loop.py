@@ -19,7 +19,8 @@ from mmscale.checkpoint.store import CheckpointStore
 from mmscale.checkpoint.towers import load_towers
 from mmscale.config import Config
 from mmscale.data.assemble import Assembler
-from mmscale.data.loader import MicroBatches, iterate_steps, start_forkserver
+from mmscale.data.fork_server import start_fork_server
+from mmscale.data.loader import MicroBatches, iterate_steps
 from mmscale.data.plan import Plan, check_world
 from mmscale.errors import UserError
 from mmscale.optim.guard import StepGuard
@@ -70,7 +71,7 @@ def train(config: Config, until: int | None = None, look: Look | None = None) ->
     folder = Path(config.run.dir)
     arm_recorder(folder / "hang")
     if config.data.workers:
-        start_forkserver()
+        start_fork_server()
     meeting = meet_ranks(config.parallel.timeout_s)
     if look is not None:
         look(config, meeting)

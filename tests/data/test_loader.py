@@ -2,6 +2,8 @@
 
 import dataclasses
 import gc
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -41,6 +43,23 @@ def same(batch, expected):
     found = batch.tensors()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_the_fork_server_has_imported_what_loaders_need():
+    """And this process, which has not, goes on at once. A loader then starts without importing."""
+    program = """
+import sys, time
+from multiprocessing import forkserver
+from mmscale.data.fork_server import start_fork_server
+start_fork_server()
+assert "torch" not in sys.modules
+maps = f"/proc/{forkserver._forkserver._forkserver_pid}/maps"
+end = time.monotonic() + 60
+while "libtorch" not in open(maps).read():
+    assert time.monotonic() < end, "torch is not imported there"
+    time.sleep(0.05)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_blocks_are_filled_again_and_what_is_kept_stays(data):
