@@ -26,7 +26,8 @@ from mmscale.batch import Batch
 from mmscale.model.positions import Positions
 
 _DENSE_LENGTH = 1024  # of sequences, up to which a GPU that needs no gradients attends densely
-_PLAIN_LENGTH = 128  # of a group's segments, up to which attention is written out
+# Of a group's segments, up to which attention is written out; its probabilities are kept for the backward pass.
+_PLAIN_LENGTH = 512
 _GROUP_SLACK = 0.7  # a group's shortest segment is at least this share of its longest, or within 8 positions
 
 
@@ -190,14 +191,32 @@ class _Gather(torch.autograd.Function):
         return grad.masked_fill_(~inverse_real.view(-1, *[1] * (grad.dim() - 1)), 0), None, None, None
 
 
-def _plain_attention(q_GHPD: Tensor, k_GHPD: Tensor, v_GHPD: Tensor, mask_G1PP: Tensor | None) -> Tensor:
-    """Attention written out, in float32. For segments of a few positions the fused kernel takes ten times as long."""
+def _plain_attention(q_GPHD: Tensor, k_GPKD: Tensor, v_GPKD: Tensor, mask_G1PP: Tensor | None) -> Tensor:
+    """Attention written out: [G, P, H, D]. The fused kernel for CPUs takes twice as long, and more for few positions.
+
+    The heads that share keys are rows of one product. In bfloat16 the scores are rounded, which that kernel's are not;
+    a softmax counts in float32 whatever it is given.
+    """
+    segments, length, heads, width = q_GPHD.shape
+    kv_heads = k_GPKD.shape[2]
     if mask_G1PP is None:
-        length = q_GHPD.shape[2]
-        mask_G1PP = torch.ones(length, length, dtype=torch.bool, device=q_GHPD.device).tril()
-    q, k, v = q_GHPD.float() * q_GHPD.shape[-1] ** -0.5, k_GHPD.float(), v_GHPD.float()
-    scores = (q @ k.transpose(-1, -2)).masked_fill(~mask_G1PP, -torch.inf)
-    return (scores.softmax(-1) @ v).to(q_GHPD.dtype)
+        mask_G1PP = torch.ones(1, 1, length, length, dtype=torch.bool, device=q_GPHD.device).tril()
+    q = q_GPHD.reshape(segments, length, kv_heads, heads // kv_heads, width).permute(2, 0, 3, 1, 4)
+    k, v = (x.permute(2, 0, 1, 3).reshape(-1, length, width) for x in (k_GPKD * width**-0.5, v_GPKD))
+    scores = torch.bmm(q.reshape(kv_heads * segments, -1, width), k.transpose(1, 2))
+    scores = scores.view(kv_heads, segments, -1, length, length).masked_fill_(~mask_G1PP, -torch.inf)
+    out = torch.bmm(scores.softmax(-1).view(kv_heads * segments, -1, length), v)
+    out = out.view(kv_heads, segments, -1, length, width).permute(1, 3, 0, 2, 4)
+    return out.reshape(segments, length, heads, width)
+
+
+def _fused_attention(q_GPHD: Tensor, k_GPKD: Tensor, v_GPKD: Tensor, mask_G1PP: Tensor | None) -> Tensor:
+    """PyTorch's kernel: [G, P, H, D]."""
+    q, k, v = (x.transpose(1, 2) for x in (q_GPHD, k_GPKD, v_GPKD))
+    if q.shape[1] != k.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_G1PP, is_causal=mask_G1PP is None)
+    return out.transpose(1, 2)
 
 
 def _attend_grouped(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, plan: AttentionPlan) -> Tensor:
@@ -214,15 +233,11 @@ def _attend_grouped(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, plan: Attent
     outs, start = [], 0
     for group in plan.groups:
         count = group.size[0] * group.size[1]
-        part = slots[start : start + count].view(*group.size, heads + 2 * kv_heads, width).transpose(1, 2)
+        part = slots[start : start + count].view(*group.size, heads + 2 * kv_heads, width)
         start += count
-        q, k, v = part.split([heads, kv_heads, kv_heads], dim=1)
-        if kv_heads != heads:
-            k, v = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (k, v))
-        if group.size[1] <= _PLAIN_LENGTH:
-            out = _plain_attention(q, k, v, group.mask)
-        else:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask, is_causal=group.mask is None)
-        outs.append(out.transpose(1, 2).reshape(count, heads, width))
+        attention = _plain_attention if group.size[1] <= _PLAIN_LENGTH else _fused_attention
+        q, k, v = part.split([heads, kv_heads, kv_heads], dim=2)
+        out = attention(q, k, v, group.mask)
+        outs.append(out.reshape(count, heads, width))
     flat = _Gather.apply(torch.cat(outs), plan.flat_to_slot, plan.slot_to_flat, plan.slot_is_real)
     return flat.view(batch, length, heads, width)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packings import model_config, random_batch
 
-from mmscale.model.attention import attend, make_plan, visible
+from mmscale.model.attention import _fused_attention, _plain_attention, attend, make_plan, visible
 
 
 def naive(q, k, v, batch):
@@ -66,6 +66,27 @@ def test_flex_agrees_forward():
     with torch.no_grad():
         flex, dense = (attend(q, k, v, make_plan(batch, path)) for path in ("flex", "dense"))
     torch.testing.assert_close(flex * real, dense * real, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 7, 40, 600])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
+def test_the_two_ways_of_a_group_agree(length, masked, heads, kv_heads):
+    generator = torch.Generator().manual_seed(length)
+    mask = None
+    if masked:  # every query sees itself and some others
+        mask = torch.rand(3, 1, length, length, generator=generator) < 0.5
+        mask |= torch.eye(length, dtype=torch.bool)
+    shapes = [(3, length, count, 8) for count in (heads, kv_heads, kv_heads)]
+    for dtype, most in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        qkv = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+        outs = [way(*qkv, mask) for way in (_plain_attention, _fused_attention)]
+        gradients = [torch.autograd.grad(out.float().cos().sum(), qkv) for out in outs]
+        for one, other in zip(
+            *[(out, *gradient) for out, gradient in zip(outs, gradients, strict=True)], strict=True
+        ):
+            assert one.shape == other.shape and one.dtype == dtype
+            assert (one - other).norm() <= most * other.norm(), dtype
 
 
 def test_rule():
