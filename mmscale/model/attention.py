@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -191,23 +192,63 @@ class _Gather(torch.autograd.Function):
         return grad.masked_fill_(~inverse_real.view(-1, *[1] * (grad.dim() - 1)), 0), None, None, None
 
 
-def _plain_attention(q_GPHD: Tensor, k_GPKD: Tensor, v_GPKD: Tensor, mask_G1PP: Tensor | None) -> Tensor:
+class _PlainAttention(torch.autograd.Function):
     """Attention written out: [G, P, H, D]. The fused kernel for CPUs takes twice as long, and more for few positions.
 
     The heads that share keys are rows of one product. In bfloat16 the scores are rounded, which that kernel's are not;
-    a softmax counts in float32 whatever it is given.
+    a softmax counts in float32 whatever it is given. The backward pass is written out because a masked score's gradient
+    needs no mask: it is zero as its probability is.
     """
-    segments, length, heads, width = q_GPHD.shape
-    kv_heads = k_GPKD.shape[2]
+
+    @staticmethod
+    def forward(ctx: Any, q_GPHD: Tensor, k_GPKD: Tensor, v_GPKD: Tensor, bias_G1PP: Tensor) -> Tensor:
+        segments, length, heads, width = q_GPHD.shape
+        kv_heads = k_GPKD.shape[2]
+        q, k, v = (_by_shared_head(x, kv_heads) for x in (q_GPHD, k_GPKD * width**-0.5, v_GPKD))
+        scores = torch.bmm(q, k.transpose(1, 2)).view(kv_heads, segments, -1, length, length)
+        shares = scores.add_(bias_G1PP).softmax(-1).view(kv_heads * segments, -1, length)
+        ctx.save_for_backward(q, k, v, shares)
+        return _by_position(torch.bmm(shares, v), segments, heads)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, shares = ctx.saved_tensors
+        segments, _, heads, width = grads[0].shape
+        kv_heads = len(k) // segments
+        grad = _by_shared_head(grads[0], kv_heads)
+        v_grad = torch.bmm(shares.transpose(1, 2), grad)
+        grad = torch.bmm(grad, v.transpose(1, 2))
+        grad = torch.ops.aten._softmax_backward_data(grad, shares, -1, shares.dtype)
+        k_grad = torch.bmm(grad.transpose(1, 2), q) * width**-0.5
+        return (
+            _by_position(torch.bmm(grad, k), segments, heads),
+            _by_position(k_grad, segments, kv_heads),
+            _by_position(v_grad, segments, kv_heads),
+            None,
+        )
+
+
+def _by_shared_head(x_GPHD: Tensor, kv_heads: int) -> Tensor:
+    """[K G, H / K P, D]: what the same head of the keys answers, or is asked, is one matrix."""
+    segments, length, heads, width = x_GPHD.shape
+    x = x_GPHD.reshape(segments, length, kv_heads, heads // kv_heads, width).permute(2, 0, 3, 1, 4)
+    return x.reshape(kv_heads * segments, -1, width)
+
+
+def _by_position(x: Tensor, segments: int, heads: int) -> Tensor:
+    """Undoes `_by_shared_head`: [G, P, H, D]."""
+    kv_heads, width = len(x) // segments, x.shape[2]
+    x = x.view(kv_heads, segments, heads // kv_heads, -1, width).permute(1, 3, 0, 2, 4)
+    return x.reshape(segments, -1, heads, width)
+
+
+def _plain_attention(q_GPHD: Tensor, k_GPKD: Tensor, v_GPKD: Tensor, mask_G1PP: Tensor | None) -> Tensor:
+    """Attention written out: [G, P, H, D]."""
     if mask_G1PP is None:
+        length = q_GPHD.shape[1]
         mask_G1PP = torch.ones(1, 1, length, length, dtype=torch.bool, device=q_GPHD.device).tril()
-    q = q_GPHD.reshape(segments, length, kv_heads, heads // kv_heads, width).permute(2, 0, 3, 1, 4)
-    k, v = (x.permute(2, 0, 1, 3).reshape(-1, length, width) for x in (k_GPKD * width**-0.5, v_GPKD))
-    scores = torch.bmm(q.reshape(kv_heads * segments, -1, width), k.transpose(1, 2))
-    scores = scores.view(kv_heads, segments, -1, length, length).masked_fill_(~mask_G1PP, -torch.inf)
-    out = torch.bmm(scores.softmax(-1).view(kv_heads * segments, -1, length), v)
-    out = out.view(kv_heads, segments, -1, length, width).permute(1, 3, 0, 2, 4)
-    return out.reshape(segments, length, heads, width)
+    bias = q_GPHD.new_zeros(mask_G1PP.shape).masked_fill_(~mask_G1PP, -torch.inf)
+    return _PlainAttention.apply(q_GPHD, k_GPKD, v_GPKD, bias)
 
 
 def _fused_attention(q_GPHD: Tensor, k_GPKD: Tensor, v_GPKD: Tensor, mask_G1PP: Tensor | None) -> Tensor:
@@ -230,14 +271,14 @@ def _attend_grouped(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, plan: Attent
     ):  # only padding; every matrix still gets a gradient, of zero, for the ranks to agree on
         return torch.zeros_like(q_BLHD) + qkv[:0].sum()
     slots = _Gather.apply(qkv, plan.slot_to_flat, plan.flat_to_slot, plan.flat_is_real)
-    outs, start = [], 0
-    for group in plan.groups:
-        count = group.size[0] * group.size[1]
-        part = slots[start : start + count].view(*group.size, heads + 2 * kv_heads, width)
-        start += count
+    outs = []
+    for group, part in zip(
+        plan.groups, slots.split([prod(group.size) for group in plan.groups]), strict=True
+    ):
+        part = part.view(*group.size, heads + 2 * kv_heads, width)
         attention = _plain_attention if group.size[1] <= _PLAIN_LENGTH else _fused_attention
         q, k, v = part.split([heads, kv_heads, kv_heads], dim=2)
         out = attention(q, k, v, group.mask)
-        outs.append(out.reshape(count, heads, width))
+        outs.append(out.reshape(-1, heads, width))
     flat = _Gather.apply(torch.cat(outs), plan.flat_to_slot, plan.slot_to_flat, plan.slot_is_real)
     return flat.view(batch, length, heads, width)
