@@ -20,6 +20,8 @@ TEXT = 1
 IMAGE = 2
 AUDIO = 3
 
+_TRIM = 128  # positions
+
 
 @dataclass
 class Batch:
@@ -99,6 +101,26 @@ class Batch:
             name: value.to(device, non_blocking=True) for name, value in self.tensors().items()
         }
         return dataclasses.replace(self, **moved)
+
+    def trimmed(self) -> Batch:
+        """The same without positions at the end that no sequence uses, in steps of a 32nd of L, 128 or more.
+
+        In steps, because compiled code is for one length.
+        """
+        length = self.tokens_BL.shape[1]
+        unit = max(_TRIM, length // 32)
+        columns = torch.nonzero((self.kind_BL != PADDING).any(0))
+        used = int(columns[-1]) + 1 if len(columns) else 1
+        kept = -(-used // unit) * unit
+        if kept >= length:
+            return self
+        changed: dict[str, Any] = {}
+        for name, value in self.tensors().items():
+            if name.endswith(("_BL", "_BL3")):
+                changed[name] = value[:, :kept].contiguous()
+            elif "_at_" in name:
+                changed[name] = value // length * kept + value % length
+        return dataclasses.replace(self, **changed)
 
     def pin_memory(self) -> Batch:
         """Called by `torch.utils.data.DataLoader` when it pins memory."""

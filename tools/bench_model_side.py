@@ -31,7 +31,7 @@ from mmscale.data.plan import Plan
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.flops import Flops
 from mmscale.parallel.ranks import join_ranks
-from mmscale.parallel.strategy import build_strategy
+from mmscale.parallel.strategy import build_strategy, to_device
 
 ROOT = Path(__file__).resolve().parent.parent
 _BATCHES = 4
@@ -129,7 +129,7 @@ def main() -> None:
         before = matmul_rate(ranks.device, config.model.width, config.model.hidden)
         began = now(ranks.device)
         with profiler or nullcontext():
-            strategy.forward_backward(batch.to(ranks.device), last=True)
+            strategy.forward_backward(to_device(batch, config.parallel, ranks), last=True)
             strategy.update(number, 1e-3, lambda norm: go_on)
             seconds = now(ranks.device) - began
         after = matmul_rate(ranks.device, config.model.width, config.model.hidden)

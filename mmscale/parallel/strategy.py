@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmscale.batch import Batch
-from mmscale.config import ZERO_STAGES, Config
+from mmscale.config import ZERO_STAGES, Config, ParallelConfig
 from mmscale.config.parallel import check_parallel
 from mmscale.errors import UserError
 from mmscale.model.contrast import ContrastTerms
@@ -55,6 +55,16 @@ class Strategy(Protocol):
 
     def restore(self, load: Callable[[dict[str, Tensor]], None], updates: int) -> None:
         """Let ``load`` fill the state tensors, as they were after so many ``updates``."""
+
+
+def to_device(batch: Batch, config: ParallelConfig, ranks: Ranks) -> Batch:
+    """The batch where this rank computes; on CPUs, where padding costs what tokens cost, without that at its end.
+
+    A GPU's compiled code is for one length; so is the division of positions over ranks.
+    """
+    if ranks.device.type == "cpu" and config.context == 1:
+        batch = batch.trimmed()
+    return batch.to(ranks.device)
 
 
 def build_strategy(config: Config, ranks: Ranks) -> Strategy:

@@ -28,7 +28,7 @@ from mmscale.optim.schedule import learning_rate
 from mmscale.parallel.hang import arm_recorder, explain
 from mmscale.parallel.launcher import settle
 from mmscale.parallel.ranks import Ranks, join_ranks, leave_ranks, meet_ranks
-from mmscale.parallel.strategy import Strategy, build_strategy
+from mmscale.parallel.strategy import Strategy, build_strategy, to_device
 from mmscale.train.adversarial import Adversary
 from mmscale.train.contrast import contrast_terms
 from mmscale.train.garbage import old_objects_aside
@@ -127,7 +127,7 @@ def _train(config: Config, ranks: Ranks, until: int | None, began: float) -> Tra
             wait = time.perf_counter() - waiting
 
             losses = {name: torch.zeros((), device=ranks.device) for name in LOSSES}
-            batches = [adversary.harden(batch.to(ranks.device)) for batch in batches]
+            batches = [adversary.harden(to_device(batch, config.parallel, ranks)) for batch in batches]
             contrast = contrast_terms(
                 strategy, ranks, plan.step(step), batches, config.data.contrast_sequences
             )

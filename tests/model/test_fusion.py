@@ -1,5 +1,6 @@
 """The model as a whole: independence of neighbours, gradients, initial weights, dropout, losses."""
 
+import dataclasses
 import math
 
 import pytest
@@ -60,6 +61,38 @@ def test_every_parameter_gets_a_gradient_whatever_the_batch_holds(kinds, choices
         absent = {"i": ("audio",), "a": ("image",), "t": ("image", "audio")}[kinds]
         if any(kind in name for kind in absent):
             assert not parameter.grad.any(), f"{name} saw nothing and must get exactly zero"
+
+
+@pytest.mark.parametrize(("kinds", "changes"), [("tia", {}), ("tia", {"fusion": "rnn"}), ("t", {}), ("", {})])
+def test_padding_at_the_end_can_be_left_away(kinds, changes):
+    """The same losses and gradients, with dropout; every index is moved."""
+    whole = random_batch(5, sequences=3, length=160, kinds=kinds)
+    batch = dataclasses.replace(
+        whole,
+        **{
+            name: torch.nn.functional.pad(value, (0, 0) * (value.ndim - 2) + (0, 340))
+            for name, value in whole.tensors().items()
+            if name.endswith(("_BL", "_BL3"))
+        },
+        **{
+            name: value // 160 * 500 + value % 160
+            for name, value in whole.tensors().items()
+            if "_at_" in name
+        },
+    )
+    trimmed = batch.trimmed()
+    assert trimmed.tokens_BL.shape == (3, 256 if kinds else 128)
+    model = make_model(dropout=0.2, **changes).train()
+    found = []
+    for one in (batch, trimmed):
+        loss = torch.stack(list(model(one).values()))
+        model.zero_grad()
+        loss.sum().backward()
+        found.append((loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}))
+    (loss, gradients), (same_loss, same_gradients) = found
+    assert torch.allclose(loss, same_loss, rtol=1e-5, atol=1e-7)
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, same_gradients[name], rtol=1e-4, atol=1e-6), name
 
 
 def test_image_tokens_lie_where_the_kind_says():
