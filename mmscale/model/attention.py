@@ -44,6 +44,17 @@ class Group:
 
     size: tuple[int, int]  # (G, P)
     mask: Tensor | None  # bool [G, 1, P, P]; None: plain causal
+    _bias: Tensor | None = None
+
+    def bias(self, like: Tensor) -> Tensor:
+        """0 where a key is seen and minus infinity elsewhere, [G or 1, 1, P, P], in the type of ``like``; made once."""
+        if self._bias is None or self._bias.dtype != like.dtype:
+            length = self.size[1]
+            seen = self.mask
+            if seen is None:
+                seen = torch.ones(1, 1, length, length, dtype=torch.bool, device=like.device).tril()
+            self._bias = like.new_zeros(seen.shape).masked_fill_(~seen, -torch.inf)
+        return self._bias
 
 
 @dataclass
@@ -55,9 +66,9 @@ class AttentionPlan:
     block_mask: Any = None
     groups: list[Group] | None = None
     slot_to_flat: Tensor | None = None  # int64 [slots], flat position each slot of the groups reads
-    slot_is_real: Tensor | None = None  # bool [slots]
+    slot_padding: Tensor | None = None  # int64, slots of no position
     flat_to_slot: Tensor | None = None  # int64 [B * L], slot of each position (0 for padding)
-    flat_is_real: Tensor | None = None  # bool [B * L]
+    flat_padding: Tensor | None = None  # int64, flat positions of no slot
     time_major: Any = None  # `recurrent.TimeMajor`, for fusion without attention
 
 
@@ -132,7 +143,7 @@ def _group_segments(segment_BL: Tensor, span_BL: Tensor) -> AttentionPlan:
 
     flat_to_slot = np.zeros(batch * length, np.int64)
     flat_is_real = np.zeros(batch * length, bool)
-    groups, slots, slot_real = [], [], []
+    groups, slots, slot_padding = [], [], []
     first = filled = 0
     while first < len(starts):
         longest = int(sizes[first])
@@ -143,6 +154,7 @@ def _group_segments(segment_BL: Tensor, span_BL: Tensor) -> AttentionPlan:
         flat = starts[first:last, None] + np.where(inside, offset, 0)
         flat_to_slot[flat[inside]] = filled + np.nonzero(inside.reshape(-1))[0]
         flat_is_real[flat[inside]] = True
+        slot_padding.append(filled + np.flatnonzero(~inside))
         filled += flat.size
         group_span = np.where(inside, span[flat], 0)
         mask = None
@@ -161,7 +173,6 @@ def _group_segments(segment_BL: Tensor, span_BL: Tensor) -> AttentionPlan:
             )[:, None]
         groups.append(Group(flat.shape, mask))
         slots.append(flat.reshape(-1))
-        slot_real.append(inside.reshape(-1))
         first = last
 
     def tensor(parts: list[np.ndarray]) -> Tensor:
@@ -170,10 +181,10 @@ def _group_segments(segment_BL: Tensor, span_BL: Tensor) -> AttentionPlan:
     return AttentionPlan(
         "grouped",
         groups=groups,
-        slot_to_flat=tensor(slots).long(),
-        slot_is_real=tensor(slot_real).bool(),
+        slot_to_flat=tensor(slots),
+        slot_padding=tensor(slot_padding),
         flat_to_slot=torch.from_numpy(flat_to_slot).to(device),
-        flat_is_real=torch.from_numpy(flat_is_real).to(device),
+        flat_padding=torch.from_numpy(np.flatnonzero(~flat_is_real)).to(device),
     )
 
 
@@ -181,15 +192,15 @@ class _Gather(torch.autograd.Function):
     """Rows by index where the index is a partial permutation, so the gradient is a gather too, not a scatter-add."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, index: Tensor, inverse: Tensor, inverse_real: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse, inverse_real)
+    def forward(ctx: Any, rows: Tensor, index: Tensor, inverse: Tensor, unused: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse, unused)
         return rows.index_select(0, index)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        inverse, inverse_real = ctx.saved_tensors
+        inverse, unused = ctx.saved_tensors
         grad = grads[0].contiguous().index_select(0, inverse)
-        return grad.masked_fill_(~inverse_real.view(-1, *[1] * (grad.dim() - 1)), 0), None, None, None
+        return grad.index_fill_(0, unused, 0), None, None, None
 
 
 class _PlainAttention(torch.autograd.Function):
@@ -242,35 +253,31 @@ def _by_position(x: Tensor, segments: int, heads: int) -> Tensor:
     return x.reshape(segments, -1, heads, width)
 
 
-def _plain_attention(q_GPHD: Tensor, k_GPKD: Tensor, v_GPKD: Tensor, mask_G1PP: Tensor | None) -> Tensor:
+def _plain_attention(q_GPHD: Tensor, k_GPKD: Tensor, v_GPKD: Tensor, group: Group) -> Tensor:
     """Attention written out: [G, P, H, D]."""
-    if mask_G1PP is None:
-        length = q_GPHD.shape[1]
-        mask_G1PP = torch.ones(1, 1, length, length, dtype=torch.bool, device=q_GPHD.device).tril()
-    bias = q_GPHD.new_zeros(mask_G1PP.shape).masked_fill_(~mask_G1PP, -torch.inf)
-    return _PlainAttention.apply(q_GPHD, k_GPKD, v_GPKD, bias)
+    return _PlainAttention.apply(q_GPHD, k_GPKD, v_GPKD, group.bias(q_GPHD))
 
 
-def _fused_attention(q_GPHD: Tensor, k_GPKD: Tensor, v_GPKD: Tensor, mask_G1PP: Tensor | None) -> Tensor:
+def _fused_attention(q_GPHD: Tensor, k_GPKD: Tensor, v_GPKD: Tensor, group: Group) -> Tensor:
     """PyTorch's kernel: [G, P, H, D]."""
     q, k, v = (x.transpose(1, 2) for x in (q_GPHD, k_GPKD, v_GPKD))
     if q.shape[1] != k.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_G1PP, is_causal=mask_G1PP is None)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask, is_causal=group.mask is None)
     return out.transpose(1, 2)
 
 
 def _attend_grouped(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, plan: AttentionPlan) -> Tensor:
     batch, length, heads, width = q_BLHD.shape
     kv_heads = k_BLHD.shape[2]
-    assert plan.groups is not None and plan.flat_is_real is not None and plan.slot_is_real is not None
+    assert plan.groups is not None and plan.flat_padding is not None and plan.slot_padding is not None
     # One gather for queries, keys and values together.
     qkv = torch.cat([q_BLHD, k_BLHD, v_BLHD], dim=2).reshape(batch * length, heads + 2 * kv_heads, width)
     if (
         not plan.groups
     ):  # only padding; every matrix still gets a gradient, of zero, for the ranks to agree on
         return torch.zeros_like(q_BLHD) + qkv[:0].sum()
-    slots = _Gather.apply(qkv, plan.slot_to_flat, plan.flat_to_slot, plan.flat_is_real)
+    slots = _Gather.apply(qkv, plan.slot_to_flat, plan.flat_to_slot, plan.flat_padding)
     outs = []
     for group, part in zip(
         plan.groups, slots.split([prod(group.size) for group in plan.groups]), strict=True
@@ -278,7 +285,7 @@ def _attend_grouped(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, plan: Attent
         part = part.view(*group.size, heads + 2 * kv_heads, width)
         attention = _plain_attention if group.size[1] <= _PLAIN_LENGTH else _fused_attention
         q, k, v = part.split([heads, kv_heads, kv_heads], dim=2)
-        out = attention(q, k, v, group.mask)
+        out = attention(q, k, v, group)
         outs.append(out.reshape(-1, heads, width))
-    flat = _Gather.apply(torch.cat(outs), plan.flat_to_slot, plan.slot_to_flat, plan.slot_is_real)
+    flat = _Gather.apply(torch.cat(outs), plan.flat_to_slot, plan.slot_to_flat, plan.slot_padding)
     return flat.view(batch, length, heads, width)

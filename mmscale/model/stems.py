@@ -109,7 +109,7 @@ class ConvStem(AudioStem):
             frames_N = (frames_N + stride - 1) // stride
             # What lies past a clip's end stays zero, as the convolution's own padding would be.
             inside = torch.arange(x.shape[2], device=x.device) < frames_N[:, None]
-            x = x * inside[:, None, :, None].to(x.dtype)
+            x = x.mul_(inside[:, None, :, None].to(x.dtype))  # silu keeps its input, not its result
         return self.norm(self.project(x.transpose(1, 2).flatten(2)))
 
 
