@@ -7,8 +7,8 @@ long `CheckpointStore.save` keeps training waiting; *save*, from its call until 
 hashed; *copy*, every tensor copied in memory, into tensors that were used before; *dd*, each process's file written
 again by ``dd bs=16M conv=fsync``, both at once, from the page cache. Removing what was written is counted on neither
 side. Without a rest, dd's page cache is memory that was free a moment ago, which on a virtual machine is faster than
-memory that its host has to find first; a run saves once in many minutes.
-A time is the slower process's. The first round is left out: in it every memory is new.
+memory that its host has to find first; a run saves once in many minutes. A time is the slower process's. The first
+round is left out: in it every memory is new.
 """
 
 from __future__ import annotations
@@ -68,11 +68,10 @@ def rank(folder: Path, rounds: int, rest: float) -> None:
         saved = folder / "checkpoints" / f"step-{number:08d}"
         files = sorted(stored_files(saved))
         assert len(files) == ranks.world
-        source = folder / f"source-{ranks.rank}"  # the same bytes in every round
+        # The same bytes in every round, and in the page cache, past which they were saved.
+        source = folder / f"source-{ranks.rank}"
         if not source.exists():
-            shutil.copyfile(
-                saved / files[ranks.rank], source
-            )  # and so in the page cache, past which they were saved
+            shutil.copyfile(saved / files[ranks.rank], source)
         command = ["dd", f"if={source}", f"of={folder / f'dd-{ranks.rank}'}", "bs=16M"]
         seconds["dd"] = timed(_run, [*command, "conv=fsync"])
         (folder / f"dd-{ranks.rank}").unlink()

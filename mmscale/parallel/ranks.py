@@ -39,9 +39,8 @@ class Ranks:
     device: torch.device
     parts: int = 1
     data_group: dist.ProcessGroup | None = None  # one rank of each part; None: all ranks
-    patient: dist.ProcessGroup | None = (
-        None  # all ranks, for what may take longer than a collective; None: one rank
-    )
+    # All ranks, for what may take longer than a collective; None: one rank.
+    patient: dist.ProcessGroup | None = None
 
     @property
     def data_rank(self) -> int:
