@@ -10,6 +10,7 @@ import time
 import boto3
 import pytest
 import torch
+from botocore.exceptions import ClientError
 from checkpoints import weights
 from conftest import ROOT, run_module
 from killing import metrics
@@ -58,9 +59,16 @@ def objects(s3, bucket):
 
 
 def lose(s3, bucket):
-    for name in objects(s3, bucket):
-        s3.delete_object(Bucket=bucket, Key=name)
-    s3.delete_bucket(Bucket=bucket)
+    """Take the bucket away, whoever is writing into it meanwhile."""
+    while True:
+        for name in objects(s3, bucket):
+            s3.delete_object(Bucket=bucket, Key=name)
+        try:
+            s3.delete_bucket(Bucket=bucket)
+            return
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "BucketNotEmpty":
+                raise
 
 
 def save(store, step, loss=1.0):
