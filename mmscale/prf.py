@@ -11,6 +11,8 @@ Changing anything here changes every data order and every initial weight: raise 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +59,18 @@ def bits(key: int, counter: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def uniform(key: int, count: int, start: int = 0) -> NDArray[np.float64]:
     """``count`` numbers in [0, 1) with 53 random bits, for counters ``start … start+count-1``."""
     counter = np.arange(start, start + count, dtype=np.uint64)
-    return (bits(key, counter) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return _unit(bits(key, counter))
+
+
+def uniform_rows(keys: Sequence[int], count: int) -> NDArray[np.float64]:
+    """`uniform` of every key: float64 [len(keys), count], in the time of one."""
+    counter = np.arange(1, count + 1, dtype=np.uint64)
+    return _unit(_mix(_mix(counter * _GOLDEN) ^ np.array(keys, np.uint64)[:, None]))
+
+
+def _unit(raw: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Random bits as numbers in [0, 1)."""
+    return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def normal(key: int, count: int, start: int = 0) -> NDArray[np.float32]:
@@ -109,11 +122,20 @@ def _mix_into(x: NDArray[np.uint64], spare: NDArray[np.uint64]) -> None:
 
 
 class Draws:
-    """Successive draws under one key, for code that needs a handful of numbers in a fixed order."""
+    """Successive draws under one key, for code that needs a handful of numbers in a fixed order.
 
-    def __init__(self, key: int) -> None:
-        self._key = key
+    Args:
+        key: the key, or its parts (see `derive_key`), which are hashed at the first draw: most code that could draw
+            has nothing to draw for.
+    """
+
+    def __init__(self, key: int | tuple[int | str, ...]) -> None:
+        self._source = key
         self._next = 0
+
+    @cached_property
+    def _key(self) -> int:
+        return derive_key(*self._source) if isinstance(self._source, tuple) else self._source
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
         """One number in [low, high)."""

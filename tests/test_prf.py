@@ -19,6 +19,16 @@ def test_frozen_values():
     assert prf.VERSION == 1
 
 
+def test_a_row_of_numbers_is_what_its_key_gives_alone():
+    keys = [prf.derive_key("row", n) for n in range(5)]
+    assert prf.uniform_rows(keys, 7).tolist() == [prf.uniform(key, 7).tolist() for key in keys]
+
+
+def test_draws_hash_the_parts_of_their_key_when_they_are_asked():
+    parts, whole = prf.Draws((3, "a", 1)), prf.Draws(prf.derive_key(3, "a", 1))
+    assert [parts.uniform(), *parts.uniforms(3)] == [whole.uniform(), *whole.uniforms(3)]
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 1000, 65_537])
 def test_permutation_is_a_bijection(size):
     values = prf.Permutation(prf.derive_key("p", size), size)(np.arange(size))

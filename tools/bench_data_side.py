@@ -29,7 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mmscale import prf
 from mmscale.batch import Batch
 from mmscale.data.assemble import Assembler
-from mmscale.data.augment import draw_crop
+from mmscale.data.augment import CROP_DRAWS, draw_crop
 from mmscale.data.loader import MicroBatches, iterate_steps
 from mmscale.data.mel import LogMel
 from mmscale.data.plan import Plan
@@ -110,8 +110,8 @@ def webdataset_pictures(folder: Path) -> Callable[[int], Iterator[Amount]]:
 
     def read(sample: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         with Image.open(io.BytesIO(sample["jpg"])) as picture:
-            draws = prf.Draws(prf.derive_key(sample["__key__"]))
-            part = draw_crop(picture.height, picture.width, 1.0, augment, draws)
+            numbers = prf.uniform(prf.derive_key(sample["__key__"]), CROP_DRAWS).tolist()
+            part = draw_crop(picture.height, picture.width, 1.0, augment, numbers)
             box = (part.left, part.top, part.left + part.width, part.top + part.height)
             small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR, box)
         pixels = torch.from_numpy(np.array(small).transpose(2, 0, 1))

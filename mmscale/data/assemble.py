@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,14 @@ from mmscale import prf
 from mmscale.batch import Batch
 from mmscale.config import AugmentConfig, Config, TaskConfig, is_media
 from mmscale.data.audio import decode_audio
-from mmscale.data.augment import augment_image, augment_mel, augment_wave, draw_crop, drop_text
+from mmscale.data.augment import (
+    CROP_DRAWS,
+    augment_image,
+    augment_mel,
+    augment_wave,
+    draw_crop,
+    drop_text,
+)
 from mmscale.data.builder import BatchBuilder
 from mmscale.data.image import decode_image
 from mmscale.data.mel import LogMel
@@ -52,19 +61,15 @@ class Assembler:
             key = prf.derive_key(self.seed, "dropout", step.step, sequence.number)
             builder.open_sequence(key & 0x7FFFFFFF)
             planned = self._plan.sets[sequence.set_index]
-            keys.append([planned.corpus.key(sample) for sample in sequence.samples.tolist()])
-            applies = np.stack(planned.measure.applies(sequence.samples))
-            contents: list[_Content] = []
-            for column, sample in enumerate(sequence.samples.tolist()):
-                tasks = np.flatnonzero(applies[:, column]).tolist()
-                try:
-                    contents.append(_Content(self, planned, sequence.epoch, sample, tasks))
-                except SampleFault as fault:
-                    field, _, reason = str(fault).partition(": ")
-                    where = planned.corpus.where(sample, field)
-                    faults.append(
-                        {"set": planned.name, **where, "field": field, "reason": reason, "step": step.step}
-                    )
+            every = self._read(planned, sequence)
+            keys.append([content.key for content in every])
+            contents = []
+            for content in every:
+                if content.fault is None:
+                    contents.append(content)
+                else:
+                    where = planned.corpus.where(content.sample, content.fault["field"])
+                    faults.append({"set": planned.name, **where, **content.fault, "step": step.step})
             if planned.config.augment.mixup or planned.config.augment.cutmix:
                 _mix(contents, planned.config.augment)
             place = _Place(step, sequence, sequence.number // self._contrast_sequences)
@@ -77,6 +82,29 @@ class Assembler:
             faults=faults,
             samples=sum(len(sequence.samples) for sequence in sequences),
         )
+
+    def _read(self, planned: PlannedSet, sequence: PlannedSequence) -> list[_Content]:
+        """The samples of a sequence, decoded one field after the other.
+
+        A text between two pictures takes three times as long as one after another: a picture leaves nothing of what it
+        needs in the processor's cache.
+        """
+        applies = np.stack(planned.measure.applies(sequence.samples), axis=1).tolist()
+        contents = [
+            _Content(self, planned, sequence.epoch, sample, [n for n, one in enumerate(tasks) if one])
+            for sample, tasks in zip(sequence.samples.tolist(), applies, strict=True)
+        ]
+        for field in dict.fromkeys(name for task in planned.config.tasks for name in task.fields()):
+            having = [content for content in contents if field in content.fields]
+            crops: Iterable[list[float]] = repeat([])
+            if field.startswith("image") and planned.config.augment.image_crop:
+                drawn = [content.draw_key(field, "crop") for content in having]
+                crops = prf.uniform_rows([prf.derive_key(*key) for key in drawn], CROP_DRAWS).tolist()
+            for content, crop in zip(having, crops, strict=False):
+                content.read(field, crop)
+        for content in contents:
+            content.check()
+        return contents
 
     def _lay(self, builder: BatchBuilder, content: _Content, planned: PlannedSet, place: _Place) -> None:
         media, step = content.register(builder), place.step
@@ -166,9 +194,11 @@ class _Content:
     def __init__(
         self, assembler: Assembler, planned: PlannedSet, epoch: int, sample: int, tasks: list[int]
     ) -> None:
-        self._assembler, self._planned, self._epoch, self._sample = assembler, planned, epoch, sample
+        self._assembler, self._planned, self._epoch, self.sample = assembler, planned, epoch, sample
         self.tasks = tasks  # numbers of those the sample has the fields of
+        self.fields = {name for number in tasks for name in planned.config.tasks[number].fields()}
         self.key = planned.corpus.key(sample)
+        self.fault: dict[str, str] | None = None  # the first field that cannot be had, and the reason
         self.texts: dict[str, NDArray[np.int64]] = {}
         self.raw: dict[str, str] = {}
         self.inputs: dict[str, NDArray[np.int64]] = {}  # texts as the model sees them, tokens dropped
@@ -176,67 +206,70 @@ class _Content:
         self.other: _Content | None = None  # whose picture was mixed into this one's, of which
         self.share = 1.0  # is the part that remains
         self._mels: dict[str, NDArray[np.float32]] = {}
-        for field in dict.fromkeys(
-            name for number in tasks for name in planned.config.tasks[number].fields()
-        ):
-            try:
-                self._read(field)
-            except SampleFault as fault:
-                raise SampleFault(f"{field}: {str(fault).removeprefix(field + ': ')}") from None
-        for number in tasks:
-            self._check(planned.config.tasks[number])
 
     def class_of(self, task: TaskConfig) -> int:
         """Number of the sample's class among those of the task's head."""
         return self._assembler.classes[task.head_name()][self.raw[task.target]]
 
-    def draws(self, field: str, *more: str) -> prf.Draws:
-        """Draws of its own for every field, so that changing one field's augmentation leaves the others alone."""
-        seed = self._assembler.seed
-        return prf.Draws(
-            prf.derive_key(seed, "augment", self._planned.name, self._epoch, self._sample, field, *more)
-        )
+    def draw_key(self, field: str, *more: str) -> tuple[int | str, ...]:
+        """Parts of a key of its own for every field: changing one field's augmentation leaves the others alone."""
+        seed, name = self._assembler.seed, self._planned.name
+        return (seed, "augment", name, self._epoch, self.sample, field, *more)
+
+    def read(self, field: str, crop: list[float]) -> None:
+        """Read, decode and augment one field, unless the sample has a fault. ``crop``: draws for a picture's part."""
+        if self.fault is None:
+            try:
+                self._read(field, crop)
+            except SampleFault as fault:
+                self.fault = {"field": field, "reason": str(fault).removeprefix(field + ": ")}
+
+    def check(self) -> None:
+        """Find the faults that only the decoded sample tells, unless it has one."""
+        for number in self.tasks if self.fault is None else ():
+            task = self._planned.config.tasks[number]
+            try:
+                self._check(task)
+            except SampleFault as fault:
+                self.fault = {"field": task.target, "reason": str(fault)}
+                return
 
     def _check(self, task: TaskConfig) -> None:
-        """Raise `SampleFault` for what only the decoded sample tells."""
         if (
             task.objective == "classify"
             and self.raw[task.target] not in self._assembler.classes[task.head_name()]
         ):
-            raise SampleFault(f"{task.target}: its class is not among model.classes.{task.head_name()}")
+            raise SampleFault(f"its class is not among model.classes.{task.head_name()}")
         if task.objective == "ctc":
             ids = self.texts[task.target]
             # CTC puts a blank between equal neighbours.
             needed = len(ids) + int((ids[1:] == ids[:-1]).sum())
             clip = self._mels[task.input[0]]
             if self._assembler.media.tokens_of(len(clip)) < needed:
-                raise SampleFault(f"{task.target}: too long for its clip to be spelled by CTC")
+                raise SampleFault("too long for its clip to be spelled by CTC")
 
     def register(self, builder: BatchBuilder) -> dict[str, int]:
         """Hand the media to the builder; returns their numbers by field."""
         images = {field: builder.new_image(image) for field, image in self.images.items()}
         return images | {field: builder.new_clip(mel) for field, mel in self._mels.items()}
 
-    def _read(self, field: str) -> None:
+    def _read(self, field: str, crop: list[float]) -> None:
         corpus, augment = self._planned.corpus, self._planned.config.augment
         media, tokenizer = self._assembler.media, self._assembler.tokenizer
+        draws = prf.Draws(self.draw_key(field))
         if not is_media(field):
-            text = corpus.text(field, self._sample)
+            text = corpus.text(field, self.sample)
             if text is None:
                 raise SampleFault("the field is gone since the index was made")
             self.raw[field] = text
             self.texts[field] = np.array(tokenizer.encode(text), dtype=np.int64)
-            self.inputs[field] = drop_text(self.texts[field], augment, self.draws(field), MASK)
+            self.inputs[field] = drop_text(self.texts[field], augment, draws, MASK)
             return
-        data = corpus.read(field, self._sample)
+        data = corpus.read(field, self.sample)
         if field.startswith("image"):
-            crop = None
-            if augment.image_crop:
-                crop = partial(draw_crop, cfg=augment, draws=self.draws(field, "crop"))
-            image = decode_image(data, media, crop)
-            self.images[field] = augment_image(image, augment, self.draws(field))
+            image = decode_image(data, media, partial(draw_crop, cfg=augment, numbers=crop) if crop else None)
+            self.images[field] = augment_image(image, augment, draws)
         else:
-            draws = self.draws(field)
             wave = augment_wave(decode_audio(data, media), media, augment, draws)
             self._mels[field] = augment_mel(self._assembler.log_mel(wave), augment, draws)
 
@@ -245,7 +278,7 @@ def _mix(contents: list[_Content], augment: AugmentConfig) -> None:
     """Blend the pictures of samples that have exactly one."""
     single = [next(iter(one.images.values())) if len(one.images) == 1 else None for one in contents]
     kinds = [(*one.tasks, *one.images) for one in contents]
-    mixes = mix_pictures(single, kinds, [one.draws("mix") for one in contents], augment)
+    mixes = mix_pictures(single, kinds, [prf.Draws(one.draw_key("mix")) for one in contents], augment)
     for content, mix in zip(contents, mixes, strict=True):
         if mix is not None:
             content.images = dict.fromkeys(content.images, mix.picture)

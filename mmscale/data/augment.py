@@ -7,6 +7,7 @@ or off leaves the others as they were. With an all-zero `AugmentConfig` every fu
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import soxr
@@ -22,24 +23,30 @@ _SMALLEST_FACTOR = 0.1
 _LARGEST_TIME_MASK = 0.25
 # Random resized crop: the most a crop is stretched, and how often one is drawn until it fits.
 _MOST_STRETCH = 4 / 3
+_LOG_STRETCH = math.log(_MOST_STRETCH)
 _CROP_TRIES = 10
+CROP_DRAWS = 2 * _CROP_TRIES + 2
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
-def draw_crop(height: int, width: int, aspect: float, cfg: AugmentConfig, draws: Draws) -> Box:
+def draw_crop(height: int, width: int, aspect: float, cfg: AugmentConfig, numbers: Sequence[float]) -> Box:
     """The part of a picture of ``height`` x ``width`` pixels that is kept; all of it with ``image_crop`` 0.
 
     Its share of the area is uniform between ``image_crop`` and 1; its width / height is log-uniform between
     3/4 and 4/3 of ``aspect``, that of the result. If ten draws do not fit, the largest part from the centre
     within these ratios (Szegedy et al., "Going deeper with convolutions", 2015; torchvision's
     RandomResizedCrop, which has ``aspect`` 1).
+
+    Args:
+        numbers: `CROP_DRAWS` draws in [0, 1).
     """
     if not cfg.image_crop:
         return Box(0, 0, height, width)
-    numbers = draws.uniforms(2 * _CROP_TRIES + 2).tolist()  # all at once: most pictures take several tries
     for n in range(0, 2 * _CROP_TRIES, 2):
         area = height * width * (cfg.image_crop + (1.0 - cfg.image_crop) * numbers[n])
-        ratio = aspect * math.exp((2.0 * numbers[n + 1] - 1.0) * math.log(_MOST_STRETCH))
+        ratio = aspect * math.exp((2.0 * numbers[n + 1] - 1.0) * _LOG_STRETCH)
+        if area * ratio > (width + 1) ** 2 or area > ratio * (height + 1) ** 2:
+            continue  # what the next lines would find, without their square roots
         kept_height, kept_width = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
         if 0 < kept_height <= height and 0 < kept_width <= width:
             top = int(numbers[n + 2] * (height - kept_height + 1))

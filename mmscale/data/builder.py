@@ -69,8 +69,7 @@ class BatchBuilder:
     def add_text(self, ids: list[int] | NDArray[np.int64]) -> NDArray[np.int64]:
         """Add text tokens; returns their flat positions, int64 [n]."""
         count = len(ids)
-        clock = self._clock + np.arange(count)
-        at = self._take(count, TEXT, np.repeat(clock[:, None], 3, axis=1))
+        at = self._take(count, TEXT, self._clock + np.arange(count)[:, None])
         self._tokens.reshape(-1)[at] = ids
         self._clock += count
         return at
@@ -100,8 +99,7 @@ class BatchBuilder:
     def add_clip(self, number: int) -> NDArray[np.int64]:
         """Add the tokens of a registered clip; returns their flat positions, int64 [n]."""
         count = self.clip_tokens(number)
-        clock = self._clock + np.arange(count)
-        at = self._take(count, AUDIO, np.repeat(clock[:, None], 3, axis=1))
+        at = self._take(count, AUDIO, self._clock + np.arange(count)[:, None])
         self._clip_use.append((number, int(at[0])))
         self._clock += count
         return at
@@ -240,7 +238,7 @@ class BatchBuilder:
         return audio, frames, chunks, own
 
     def _take(self, count: int, kind: int, position: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Claim ``count`` positions of the open segment; returns them flat."""
+        """Claim ``count`` positions of the open segment, int64 [count, 3 or 1]; returns them flat."""
         assert count <= self.room, "the plan promised that this sample fits"
         here = slice(self._at, self._at + count)
         self._kind[self._row, here] = kind

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ class Corpus:
 
     def __init__(self, manifests: list[Manifest], cache: CacheConfig | None = None) -> None:
         self.manifests = manifests
-        self._ends = np.cumsum([len(manifest) for manifest in manifests])
+        self._ends = list(accumulate(len(manifest) for manifest in manifests))
         self._located: dict[tuple[int, str], Located | None] = {}
         self._store = ByteStore(cache or CacheConfig())
 
@@ -30,7 +32,7 @@ class Corpus:
         return cls(open_manifests(shards, cache or CacheConfig()), cache)
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._ends[-1]
 
     @property
     def digests(self) -> list[str]:
@@ -105,11 +107,11 @@ class Corpus:
         }
 
     def _find(self, sample: int) -> tuple[int, int]:
-        number = int(np.searchsorted(self._ends, sample, side="right"))
+        number = bisect_right(self._ends, sample)
         return number, sample - self._start(number)
 
     def _start(self, number: int) -> int:
-        return int(self._ends[number - 1]) if number else 0
+        return self._ends[number - 1] if number else 0
 
     def _locate(self, number: int, field: str) -> Located | None:
         """The field in one manifest; None where no sample of that folder has it."""

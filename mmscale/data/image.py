@@ -118,7 +118,7 @@ def _decode_part(
         least = min(half[0], 2 * least[0]), min(half[1], 2 * least[1])
     pixels = None
     if picture is None or picture.format == "JPEG":
-        pixels = _decode_jpeg(data, header, least)
+        pixels = _decode_jpeg(data, header, least, ordinary=picture is None)
     if pixels is None:
         pixels = np.array(_to_rgb(data, picture or open_picture(data, media)))
     # Where the part's edges lie at this scale, to the nearest pixel.
@@ -128,20 +128,24 @@ def _decode_part(
     return pixels[top:bottom, left:right]
 
 
-def _decode_jpeg(data: bytes, header: JpegHeader, least: tuple[int, int]) -> NDArray[np.uint8] | None:
+def _decode_jpeg(
+    data: bytes, header: JpegHeader, least: tuple[int, int], ordinary: bool
+) -> NDArray[np.uint8] | None:
     """RGB uint8 [h, w, 3] by libjpeg-turbo; None for what only Pillow converts or reads past stray bytes.
 
     The pixels lie in memory that the next call uses again. Any other complaint of libjpeg is a `SampleFault`: it would
     fill what it lacks with grey.
     """
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if (height, width) != (header.height, header.width):
-            raise SampleFault("JPEG with more than one size in its header")
-        if colours in ("CMYK", "YCCK"):
-            return None
-        if len(_scratch) < 3 * height * width:
-            _scratch.extend(bytes(3 * height * width - len(_scratch)))
+        if not ordinary:
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+            if (height, width) != (header.height, header.width):
+                raise SampleFault("JPEG with more than one size in its header")
+            if colours in ("CMYK", "YCCK"):
+                return None
+        most = 3 * header.height * header.width
+        if len(_scratch) < most:
+            _scratch.extend(bytes(most - len(_scratch)))
         return simplejpeg.decode_jpeg(
             data,
             "RGB",

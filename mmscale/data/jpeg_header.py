@@ -2,7 +2,7 @@
 
 Nearly all JPEGs are baseline, of one or three components, with at most one Exif block. Of those this module knows what
 decoding needs; everything else is left to Pillow's reader, which is fifty times as slow and knows all of it.
-Markers and Exif are those of ITU-T T.81 and of the Exif 2.3 standard.
+Markers and Exif are those of ITU-T T.81 and of the Exif 2.3 standard; XMP (ISO 16684-1) may name an orientation, too.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ _BASELINE = (0xC0, 0xC1)
 # Tables, restart interval, comments and application data; what else stands before the scan is not ordinary.
 _SKIPPED = frozenset({0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)})
 _EXIF = b"Exif\0\0"
+_XMP, _XMP_ORIENTATION = b"http://ns.adobe.com/xap/1.0/\0", b"tiff:Orientation"
 _ORIENTATION, _SHORT = 274, 3
 
 
@@ -47,12 +48,14 @@ def read_jpeg_header(data: bytes) -> JpegHeader | None:
                 int.from_bytes(data[body + 1 : body + 3], "big"),
                 int.from_bytes(data[body + 3 : body + 5], "big"),
             )
-        elif marker == _APP1:
-            # A second block, or one of XMP, may turn the picture too.
-            if orientation is not None or data[body : body + 6] != _EXIF:
+        elif marker == _APP1 and data.startswith(_EXIF, body):
+            if orientation is not None:  # the rest of a long block, or one more to choose from
                 return None
             orientation = _exif_orientation(data[body + 6 : at])
             if orientation is None:
+                return None
+        elif marker == _APP1 and data.startswith(_XMP, body):
+            if data.find(_XMP_ORIENTATION, body, at) >= 0:
                 return None
         elif marker not in _SKIPPED:
             return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -167,7 +168,7 @@ class Manifest:
 
     def shard_of(self, i: int) -> int:
         """Position of sample ``i``'s shard in ``shards``."""
-        return int(np.searchsorted(self._ends, i, side="right"))
+        return bisect_right(self._ends, i)
 
     def place(self, shard: int) -> ShardPlace:
         """Where shard ``shard``, a position in ``shards``, is."""

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from mmscale.config import AugmentConfig, MediaConfig
-from mmscale.data.augment import augment_image, augment_mel, augment_wave, draw_crop, drop_text
+from mmscale.data.augment import CROP_DRAWS, augment_image, augment_mel, augment_wave, draw_crop, drop_text
 from mmscale.data.image import Box
-from mmscale.prf import Draws, normal
+from mmscale.prf import Draws, normal, uniform_rows
 
 MEDIA = MediaConfig()
 OFF = AugmentConfig()
@@ -87,7 +87,9 @@ def crops(
     least: float, height: int = 480, width: int = 640, aspect: float = 1.0, count: int = 400
 ) -> list[Box]:
     cfg = AugmentConfig(image_crop=least)
-    return [draw_crop(height, width, aspect, cfg, Draws(key)) for key in range(count)]
+    return [
+        draw_crop(height, width, aspect, cfg, row) for row in uniform_rows(range(count), CROP_DRAWS).tolist()
+    ]
 
 
 def test_crop_off_keeps_everything():

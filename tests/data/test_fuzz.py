@@ -24,13 +24,13 @@ from tars import BLOCK, FORMATS, write_tar
 
 from mmscale.config import AugmentConfig, MediaConfig
 from mmscale.data.audio import decode_audio
-from mmscale.data.augment import draw_crop
+from mmscale.data.augment import CROP_DRAWS, draw_crop
 from mmscale.data.corpus import Corpus, json_text
 from mmscale.data.image import decode_image
 from mmscale.data.index import build_index, verify
 from mmscale.data.probe import kind_of, probe
 from mmscale.errors import SampleFault, UserError
-from mmscale.prf import Draws, normal
+from mmscale.prf import normal, uniform
 
 # Pillow warns of odd metadata that takes nothing from the picture.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -148,7 +148,9 @@ def check_picture(data: bytes) -> None:
         width, height = probe("image", data, MEDIA)
         assert 1 <= width * height <= MEDIA.max_image_pixels
         tokens = np.prod(MEDIA.image_grid(height, width))
-        crop = functools.partial(draw_crop, cfg=AugmentConfig(image_crop=0.2), draws=Draws(len(data)))
+        crop = functools.partial(
+            draw_crop, cfg=AugmentConfig(image_crop=0.2), numbers=uniform(len(data), CROP_DRAWS).tolist()
+        )
         for pixels in (decode_image(data, MEDIA), decode_image(data, MEDIA, crop)):
             assert pixels.dtype == np.uint8 and pixels.shape[0] == 3
             assert pixels[0].size == tokens * MEDIA.image_patch**2

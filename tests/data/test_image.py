@@ -14,6 +14,7 @@ from PIL import Image
 
 from mmscale.config import MediaConfig
 from mmscale.data.image import Box, decode_image
+from mmscale.data.jpeg_header import read_jpeg_header
 from mmscale.data.probe import probe
 from mmscale.errors import SampleFault
 from mmscale.prf import normal
@@ -126,6 +127,28 @@ def test_exif_orientation(orientation, kind):
     assert pixels.shape == (3, 32, 48) and pixels.transpose(1, 2, 0).flags.c_contiguous
     for found, expected in zip(corners(pixels), [RED, GREEN, BLUE, WHITE], strict=True):
         assert np.abs(np.array(found) - expected).max() < 12
+
+
+@pytest.mark.parametrize(
+    ("xmp", "exif", "expected"),
+    [
+        (b'<x tiff:Orientation="3"/>', None, 3),
+        (b"<tiff:Orientation>6</tiff:Orientation>", None, 6),
+        (b'<x tiff:Orientation="3"/>', 6, 6),  # Exif goes first
+        (b'<x xmp:Rating="5"/>', None, 1),
+        (b'<x xmp:Rating="5"/>', 6, 6),
+    ],
+)
+def test_xmp_may_turn_a_picture(xmp, exif, expected):
+    """A block of XMP without an orientation leaves a JPEG an ordinary one, which most with such a block are."""
+    upright = decode_image(turned(quarters(), 1, "JPEG", quality=95), MEDIA)
+    stored = quarters().transpose(UNDO[expected]) if expected in UNDO else quarters()
+    tags = Image.Exif()
+    if exif is not None:
+        tags[0x0112] = exif
+    data = encode(stored, "JPEG", quality=95, xmp=xmp, exif=tags)
+    assert (read_jpeg_header(data) is not None) == (b"Orientation" not in xmp)
+    assert np.abs(decode_image(data, MEDIA).astype(int) - upright).max() <= 12
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
