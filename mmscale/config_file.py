@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
 import re
 import types
@@ -253,6 +254,8 @@ def _build_object(cls: type, value: Any, where: str, source: str) -> Any:
 
 def _check_bounds(metadata: typing.Mapping[str, Any], value: Any, where: str, source: str) -> None:
     choices, low = metadata["choices"], metadata["low"]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{source}: {where}: {value} is no number to train with; give a finite one")
     if choices and value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
         raise UserError(f"{source}: {where}: {value!r} is not one of {listed}")

@@ -88,6 +88,32 @@ def jpeg_of_many_passes(count: int) -> bytes:
     return data[:-2] + data[last:-2] * count + data[-2:]
 
 
+def jpeg_of_many_scans(count: int) -> bytes:
+    """A baseline JPEG of 8,000 x 8,000 pixels in ``count`` scans of one component, all empty."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, "JPEG", subsampling=0)
+    data = buffer.getvalue()
+    frame = data.index(b"\xff\xc0")
+    size = struct.pack(">HH", 8_000, 8_000)
+    head = data[: frame + 5] + size + data[frame + 9 : data.index(b"\xff\xda")]
+    scans = [
+        b"\xff\xda\0\x08\1" + bytes([1 + n % 3, 0 if n % 3 == 0 else 0x11, 0, 63, 0]) for n in range(count)
+    ]
+    return head + b"".join(scans) + b"\xff\xd9"
+
+
+def largest_png(kind: str, side: int = 8_000) -> bytes:
+    """A black PNG of as many pixels as are read: grey_16, rgb, rgba or palette (of one bit, with transparency)."""
+    depth, colours, samples = {
+        "grey_16": (16, 0, 1), "rgb": (8, 2, 3), "rgba": (8, 6, 4), "palette": (1, 3, 1),
+    }[kind]  # fmt: skip
+    rows = zlib.compressobj(9)
+    row = bytes(side * samples * depth // 8 + 1)
+    body = b"".join(rows.compress(row) for _ in range(side)) + rows.flush()
+    palette = [(b"PLTE", bytes(6)), (b"tRNS", b"\0")] if kind == "palette" else []
+    return png(side, side, *palette, (b"IDAT", body), depth=depth, colours=colours)
+
+
 def id3(size: int, frames: bytes = b"") -> bytes:
     """An ID3v2 tag whose header claims ``size`` bytes."""
     return b"ID3\x04\0\0" + bytes(size >> shift & 0x7F for shift in (21, 14, 7, 0)) + frames

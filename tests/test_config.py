@@ -56,6 +56,8 @@ def test_a_dumped_config_reads_back_unchanged(tmp_path):
         (["train.precision=fp8"], r"train\.precision: 'fp8' is not one of 'fp32', 'bf16'"),
         (["train.steps=many"], r"train\.steps: expected int, got 'many'"),
         (["train.steps=0"], r"train\.steps: 0 is below the least value 1"),
+        (["data.sets.x={shards: a, weight: .inf}"], r"data\.sets\.x\.weight: inf is no number to train with"),
+        (["train.optimizer.lr=.nan"], r"train\.optimizer\.lr: nan is no number to train with"),
         (["train.steps"], r"'train\.steps': an override is written key=value"),
         (["model.kv_heads=3"], r"model\.kv_heads: 3 does not divide model\.heads=4"),
         (["media.image_width=65"], r"media\.image_width: 65 is not a multiple"),

@@ -71,7 +71,7 @@ class Assembler:
                     where = planned.corpus.where(content.sample, content.fault["field"])
                     faults.append({"set": planned.name, **where, **content.fault, "step": step.step})
             if planned.config.augment.mixup or planned.config.augment.cutmix:
-                _mix(contents, planned.config.augment)
+                _mix(every, planned.config.augment)
             place = _Place(step, sequence, sequence.number // self._contrast_sequences)
             for content in contents:
                 self._lay(builder, content, planned, place)
@@ -117,7 +117,7 @@ class Assembler:
             elif task.objective == "ctc":
                 builder.open_segment()
                 at = builder.add_clip(media[task.input[0]])
-                builder.add_transcript(at, content.texts[task.target], task.weight / step.transcripts)
+                builder.add_transcript(at, content.texts[task.target], task.weight / max(1, step.transcripts))
             else:
                 self._lay_class(builder, content, media, task, step)
 
@@ -216,6 +216,11 @@ class _Content:
         seed, name = self._assembler.seed, self._planned.name
         return (seed, "augment", name, self._epoch, self.sample, field, *more)
 
+    def kind(self) -> tuple[Any, ...]:
+        """Equal for samples that may be blended: tasks, and planned sizes of their pictures."""
+        pictures = [field for field in sorted(self.fields) if field.startswith("image")]
+        return *self.tasks, *((field, self._planned.measure.grid(field, self.sample)) for field in pictures)
+
     def read(self, field: str, crop: list[float]) -> None:
         """Read, decode and augment one field, unless the sample has a fault. ``crop``: draws for a picture's part."""
         if self.fault is None:
@@ -275,9 +280,15 @@ class _Content:
 
 
 def _mix(contents: list[_Content], augment: AugmentConfig) -> None:
-    """Blend the pictures of samples that have exactly one."""
-    single = [next(iter(one.images.values())) if len(one.images) == 1 else None for one in contents]
-    kinds = [(*one.tasks, *one.images) for one in contents]
+    """Blend the pictures of samples that have exactly one.
+
+    Those with a fault are drawn as partners too, for nothing: the partners of the others are to be the same without it.
+    """
+    single = [
+        next(iter(one.images.values())) if one.fault is None and len(one.images) == 1 else None
+        for one in contents
+    ]
+    kinds = [one.kind() for one in contents]
     mixes = mix_pictures(single, kinds, [prf.Draws(one.draw_key("mix")) for one in contents], augment)
     for content, mix in zip(contents, mixes, strict=True):
         if mix is not None:

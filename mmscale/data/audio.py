@@ -12,6 +12,7 @@ import soxr
 from numpy.typing import NDArray
 
 from mmscale.config import MediaConfig
+from mmscale.data.host_fault import check_host
 from mmscale.data.media_type import ending_of
 from mmscale.data.mpeg import layer3_samples
 from mmscale.errors import SampleFault
@@ -21,6 +22,7 @@ MIN_RATE = 1_000
 MAX_RATE = 384_000
 MAX_CHANNELS = 8
 
+_OGG = b"OggS"
 _ENDINGS = ("wav", "flac", "ogg", "opus", "mp3")
 # Samples of all channels that are decoded at a time.
 _BLOCK = 1 << 16
@@ -75,6 +77,8 @@ def open_sound(data: bytes, media: MediaConfig) -> Iterator[soundfile.SoundFile]
         # libsndfile would read a shorter clip.
         if size < _UNKNOWN_RIFF_SIZE and size - len(data) > _TOLERATED_GAP_BYTES:
             raise SampleFault(f"sound is cut short: {len(data)} of {size} bytes")
+    if data.startswith(_OGG) and not _ends_stream(data):
+        raise SampleFault("sound is cut short: an Ogg file without its last page")
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as sound:
             _check_header(sound, media)
@@ -88,9 +92,20 @@ def open_sound(data: bytes, media: MediaConfig) -> Iterator[soundfile.SoundFile]
         TypeError,
         MemoryError,
     ) as error:  # SoundFileError is a RuntimeError
+        check_host(error, "decoding a sound")
         # soundfile's own text starts with the address of the stream, which differs from run to run.
         reason = getattr(error, "error_string", None) or type(error).__name__
         raise SampleFault(f"broken sound: {reason}") from error
+
+
+def _ends_stream(data: bytes) -> bool:
+    """Whether the last page of an Ogg file ends a stream (RFC 3533, 6: bit 2 of the header type), and is whole."""
+    last = data.rfind(_OGG)
+    segments = data[last + 26 : last + 27]
+    if not segments or not data[last + 5] & 4:
+        return False
+    lengths = data[last + 27 : last + 27 + segments[0]]
+    return len(lengths) == segments[0] and last + 27 + segments[0] + sum(lengths) <= len(data)
 
 
 def fit_length(wave: NDArray[np.float32], samples: int) -> NDArray[np.float32]:

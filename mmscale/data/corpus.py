@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from itertools import accumulate
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmscale.config import CacheConfig
+from mmscale.data.json_document import json_text
 from mmscale.data.manifest import Located, Manifest, open_manifests
 from mmscale.data.store import ByteStore
 from mmscale.data.stored_index import FACTS
@@ -123,21 +123,3 @@ class Corpus:
     def __getstate__(self) -> dict[str, Any]:
         # Located again in the worker: pickling a memory-mapped column would copy it.
         return self.__dict__ | {"_located": {}}
-
-
-def json_text(document: str, path: str) -> str | None:
-    """The scalar at a dotted ``path`` as text, None if there is none. Raises `SampleFault` for bad JSON."""
-    try:
-        value = json.loads(document)
-    except (ValueError, RecursionError):
-        raise SampleFault("json: not valid JSON") from None
-    for part in path.split("."):
-        if isinstance(value, dict) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
-            value = value[int(part)]
-        else:
-            return None
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value) if isinstance(value, str | int | float) else None

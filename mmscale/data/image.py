@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,12 +10,12 @@ import numpy as np
 import simplejpeg
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from mmscale.config import MediaConfig
 from mmscale.data.jpeg_header import JpegHeader, read_jpeg_header
 from mmscale.data.picture_file import check_size, open_picture, orientation, picture_faults
+from mmscale.data.picture_pixels import rgb_pixels
 from mmscale.errors import SampleFault
 
 # How stored pixels become upright, by EXIF orientation: rows and columns exchanged first, then the columns
@@ -31,11 +32,29 @@ _TURNS = {
 }
 # libjpeg's scales between 1 and 1/2 take as long as the full decode and are worse.
 _LEAST_JPEG_REDUCTION = 2
-# Decoded pictures lie here until they are resized; memory that stays is in the processor's cache. One per process:
-# loaders are processes, not threads.
-_scratch = bytearray()
-# The one complaint of libjpeg that takes nothing from the picture: every reader skips bytes between segments.
-_HARMLESS = "extraneous bytes before marker"
+# Decoded pictures of up to so many bytes lie in memory that stays.
+_MOST_SCRATCH = 48 << 20
+# What takes nothing from the picture: bytes between segments, which every reader skips, and colours of a resolution
+# that libjpeg-turbo's short interface has no name for.
+_HARMLESS = ("extraneous bytes before marker", "determine subsampling level")
+
+
+class _Scratch(threading.local):
+    """Where a thread's decoded pictures lie until they are resized: memory that stays is in the processor's cache."""
+
+    def __init__(self) -> None:
+        self._memory = bytearray()
+
+    def of(self, size: int) -> bytearray | None:
+        """At least ``size`` bytes; None where that is more than should stay."""
+        if size > _MOST_SCRATCH:
+            return None
+        if len(self._memory) < size:
+            self._memory = bytearray(size)
+        return self._memory
+
+
+_scratch = _Scratch()
 
 
 class Box(NamedTuple):
@@ -110,7 +129,7 @@ def _decode_part(
     """
     whole_height, whole_width = header.height, header.width
     # What the whole picture must have so that the part is no smaller than the result; rounded up.
-    least = -(-size[0] * whole_height // part.height), -(-size[1] * whole_width // part.width)
+    least = needed = -(-size[0] * whole_height // part.height), -(-size[1] * whole_width // part.width)
     half = -(-whole_height // 2), -(-whole_width // 2)
     if half[0] >= least[0] and half[1] >= least[1]:
         # Halving is as good a filter as ours. Beyond that libjpeg all but averages squares, so the last factor of
@@ -120,7 +139,7 @@ def _decode_part(
     if picture is None or picture.format == "JPEG":
         pixels = _decode_jpeg(data, header, least, ordinary=picture is None)
     if pixels is None:
-        pixels = np.array(_to_rgb(data, picture or open_picture(data, media)))
+        pixels = rgb_pixels(data, picture or open_picture(data, media), needed)
     # Where the part's edges lie at this scale, to the nearest pixel.
     height, width = pixels.shape[:2]
     top, bottom = (round(edge * height / whole_height) for edge in (part.top, part.top + part.height))
@@ -131,10 +150,10 @@ def _decode_part(
 def _decode_jpeg(
     data: bytes, header: JpegHeader, least: tuple[int, int], ordinary: bool
 ) -> NDArray[np.uint8] | None:
-    """RGB uint8 [h, w, 3] by libjpeg-turbo; None for what only Pillow converts or reads past stray bytes.
+    """RGB uint8 [h, w, 3] by libjpeg-turbo; None for what only Pillow reads or converts.
 
-    The pixels lie in memory that the next call uses again. Any other complaint of libjpeg is a `SampleFault`: it would
-    fill what it lacks with grey.
+    The pixels lie in memory that the thread's next call uses again. Any other complaint of libjpeg is a `SampleFault`:
+    it would fill what it lacks with grey.
     """
     try:
         if not ordinary:
@@ -143,19 +162,16 @@ def _decode_jpeg(
                 raise SampleFault("JPEG with more than one size in its header")
             if colours in ("CMYK", "YCCK"):
                 return None
-        most = 3 * header.height * header.width
-        if len(_scratch) < most:
-            _scratch.extend(bytes(most - len(_scratch)))
         return simplejpeg.decode_jpeg(
             data,
             "RGB",
             min_height=least[0],
             min_width=least[1],
             min_factor=_LEAST_JPEG_REDUCTION,
-            buffer=_scratch,
+            buffer=_scratch.of(3 * header.height * header.width),
         )
     except ValueError as error:
-        if _HARMLESS in str(error):
+        if any(one in str(error) for one in _HARMLESS):
             return None
         raise
 
@@ -170,37 +186,3 @@ def _resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint
         torch.from_numpy(pixels).permute(2, 0, 1)[None], size, False, out=resized.permute(0, 3, 1, 2)
     )
     return resized[0].numpy()
-
-
-def _to_rgb(data: bytes, picture: ImageFile) -> Image.Image:
-    """Decode with Pillow, transparency on white."""
-    if picture.mode == "F" or (picture.mode == "I" and picture.format != "PNG"):
-        raise SampleFault("picture of floating-point or 32-bit values, which have no defined range")
-    if picture.mode.startswith("I"):
-        return _grey_of_16_bits(picture)
-    if not picture.has_transparency_data:
-        return picture.convert("RGB")
-    if picture.format == "PNG":
-        _scale_transparent_colour(data, picture)
-    blended = Image.new("RGB", picture.size, "white")
-    transparent = picture.convert("RGBA")
-    blended.paste(transparent, mask=transparent)
-    return blended
-
-
-def _grey_of_16_bits(picture: ImageFile) -> Image.Image:
-    values = np.asarray(picture).astype(np.uint32)
-    grey = ((values + 128) // 257).astype(np.uint8)  # v / 257, rounded; Pillow's own conversion clips at 255
-    transparent = picture.info.get("transparency")
-    if transparent is not None:
-        grey[values == transparent] = 255
-    return Image.fromarray(grey).convert("RGB")
-
-
-def _scale_transparent_colour(data: bytes, picture: ImageFile) -> None:
-    """Bring a PNG's one transparent colour from the file's bit depth to the 8 bits of the pixels."""
-    colour, depth = picture.info.get("transparency"), data[24]
-    if picture.mode == "L" and isinstance(colour, int) and depth in (2, 4):
-        picture.info["transparency"] = colour * (255 // (2**depth - 1))
-    elif picture.mode == "RGB" and isinstance(colour, tuple) and depth == 16:
-        picture.info["transparency"] = tuple(value >> 8 for value in colour)

@@ -1,7 +1,7 @@
 """The header of an ordinary JPEG, read in microseconds.
 
-Nearly all JPEGs are baseline, of one or three components, with at most one Exif block. Of those this module knows what
-decoding needs; everything else is left to Pillow's reader, which is fifty times as slow and knows all of it.
+Nearly all JPEGs are baseline, of one or three components in one scan, with at most one Exif block. Of those this module
+knows what decoding needs; everything else is left to Pillow's reader, which is fifty times as slow and knows all of it.
 Markers and Exif are those of ITU-T T.81 and of the Exif 2.3 standard; XMP (ISO 16684-1) may name an orientation, too.
 """
 
@@ -32,6 +32,7 @@ def read_jpeg_header(data: bytes) -> JpegHeader | None:
         return None
     at, end = 2, len(data)
     size: tuple[int, int] | None = None
+    components = 0
     orientation: int | None = None
     while at + 4 <= end and data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
@@ -40,10 +41,14 @@ def read_jpeg_header(data: bytes) -> JpegHeader | None:
         if length < 2 or at > end:
             return None
         if marker == _SOS:
-            return JpegHeader(*size, orientation or 1) if size is not None else None
+            # With all components in the first scan there is no other: libjpeg refuses one.
+            if size is None or data[body : body + 1] != bytes([components]):
+                return None
+            return JpegHeader(*size, orientation or 1)
         if marker in _BASELINE:
             if size is not None or length < 8 or data[body] != 8 or data[body + 5] not in (1, 3):
                 return None
+            components = data[body + 5]
             size = (
                 int.from_bytes(data[body + 1 : body + 3], "big"),
                 int.from_bytes(data[body + 3 : body + 5], "big"),

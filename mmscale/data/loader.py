@@ -7,6 +7,7 @@ starting at another k, and the number of workers changes nothing.
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmscale.batch import Batch
 from mmscale.data.assemble import Assembler
-from mmscale.data.hand_over import forget, hand_over, take_over
+from mmscale.data.hand_over import HandedBatch, forget, hand_over, take_over
 from mmscale.data.plan import Plan, check_world
 from mmscale.data.worker_pool import end_with_parent
 from mmscale.errors import UserError
@@ -48,19 +49,44 @@ class MicroBatches(Dataset[Batch]):
         return self._assembler.batch(self._plan.step(step), chosen)
 
 
+class _ForWorkers(Dataset[Batch | UserError]):
+    """Micro-batches as a worker process has them: what is wrong with the data is told in a batch's place.
+
+    They are made anew at a worker's first item, because opening the data may fail, too.
+    """
+
+    def __init__(self, data: MicroBatches) -> None:
+        self._data: MicroBatches | bytes = data
+
+    def __getitem__(self, index: int) -> Batch | UserError:
+        try:
+            if isinstance(self._data, bytes):
+                self._data = pickle.loads(self._data)
+            return self._data[index]  # type: ignore[return-value]
+        except UserError as error:
+            return error
+
+    def __getstate__(self) -> dict[str, bytes]:
+        return {"_data": pickle.dumps(self._data)}
+
+
+def _hand_over(item: Batch | UserError, loader: str) -> HandedBatch | UserError:
+    return item if isinstance(item, UserError) else hand_over(item, loader)
+
+
 def iterate_steps(
     data: MicroBatches, start: int, *, workers: int, prefetch: int, pin_memory: bool
 ) -> Iterator[list[Batch]]:
-    """The micro-batches of each step from ``start`` on. Raises `UserError` if a worker is killed."""
+    """The micro-batches of each step from ``start`` on. Raises `UserError` if a worker is killed, or what it raises."""
     name = f"loader {next(_numbers)}"
     loader = DataLoader(
-        data,
+        _ForWorkers(data) if workers else data,
         batch_size=None,
         sampler=range(start * data.per_step, len(data)),
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
         pin_memory=pin_memory,
-        collate_fn=partial(hand_over, loader=name) if workers else None,  # type: ignore[arg-type]
+        collate_fn=partial(_hand_over, loader=name) if workers else None,  # type: ignore[arg-type]
         worker_init_fn=_prepare_worker,
         multiprocessing_context="forkserver" if workers else None,
     )
@@ -81,6 +107,8 @@ def iterate_steps(
                     "a loader worker was killed, perhaps for want of memory; start again, with lower data.workers or "
                     "data.prefetch if it happens twice"
                 ) from None
+            if isinstance(batch, UserError):
+                raise batch
             micro.append(take_over(batch) if workers else batch)
             del batch
             if len(micro) == data.per_step:

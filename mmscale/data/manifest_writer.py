@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,10 +57,11 @@ class ManifestWriter:
         for row, (_, fields) in enumerate(samples):
             for field, facts in fields.items():
                 if field not in columns:
+                    self._check_fields(field, shard.name, columns)
                     columns[field] = np.zeros(len(samples), FACTS)
                 columns[field][row] = facts
         for field, values in columns.items():
-            self._column(field, shard.name).append(values, at=self._samples)
+            self._column(field).append(values, at=self._samples)
         self._shards.append(shard)
         self._samples += len(samples)
 
@@ -89,14 +90,17 @@ class ManifestWriter:
             column.close()
         self._problems.close()
 
-    def _column(self, field: str, shard: str) -> _Column:
+    def _check_fields(self, field: str, shard: str, columns: Iterable[str]) -> None:
+        """Refuse a new ``field`` beyond `MAX_FIELDS`: each takes memory for every sample of the shard."""
+        if len(self._columns.keys() | columns | {field}) > MAX_FIELDS:
+            raise UserError(
+                f"{shard}: field {field!r} is one of more than {MAX_FIELDS}; a key ends at the first dot "
+                f"of the file name, so write other dots in names as '_'"
+            )
+
+    def _column(self, field: str) -> _Column:
         assert FIELD_NAME.fullmatch(field), field
         if field not in self._columns:
-            if len(self._columns) == MAX_FIELDS:
-                raise UserError(
-                    f"{shard}: field {field!r} is one of more than {MAX_FIELDS}; a key ends at the first dot "
-                    f"of the file name, so write other dots in names as '_'"
-                )
             self._columns[field] = _Column(self._folder / f"field.{field}.npy", FACTS)
         return self._columns[field]
 

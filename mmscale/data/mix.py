@@ -34,23 +34,20 @@ def mix_pictures(
 ) -> list[Mix | None]:
     """What becomes of every sample's picture, uint8 [3, H, W]; None: it stays as it is.
 
-    A partner is another sample of the same kind (the same tasks) and size. With both mixup and CutMix on, each is
-    used for half of the samples.
+    A partner is drawn among the other samples of the same kind; if it has no picture, or one of another size, there is
+    no blending. With both mixup and CutMix on, each is used for half of the samples.
     """
     mixes: list[Mix | None] = []
     for number, (picture, kind, own) in enumerate(zip(pictures, kinds, draws, strict=True)):
-        partners = [
-            n
-            for n, other in enumerate(pictures)
-            if n != number and picture is not None and other is not None
-            and kinds[n] == kind and other.shape == picture.shape
-        ]  # fmt: skip
+        partners = [n for n, other in enumerate(kinds) if n != number and other == kind]
         if picture is None or not partners:
             mixes.append(None)
             continue
         partner = partners[own.integer(0, len(partners))]
         other = pictures[partner]
-        assert other is not None
+        if other is None or other.shape != picture.shape:
+            mixes.append(None)
+            continue
         if augment.cutmix and (not augment.mixup or own.uniform() < 0.5):
             blended, share = _paste(picture, other, _beta(augment.cutmix, own), own)
         else:

@@ -1,6 +1,7 @@
 """Which data set fills which sequence: a closed-form integer schedule over positions.
 
-Weights are rounded to shares of ``PERIOD`` positions. Inside a period the turns of each set are spread evenly;
+Weights are rounded to shares of ``PERIOD`` positions. Inside a period the turns of each set are spread evenly,
+and of turns that fall together the set whose name sorts first goes first, wherever the config has it;
 how many turns a set has had before any position is then a multiplication and a table look-up.
 """
 
@@ -12,13 +13,14 @@ from numpy.typing import NDArray
 from mmscale.errors import UserError
 
 PERIOD = 4096
+VERSION = 2  # raised with every change of which set has which turn
 
 
 class Mixture:
     """A schedule of data sets by constant weights.
 
     Args:
-        names: the sets, in the config's order.
+        names: the sets, in the order by which `turn` numbers them; it decides nothing.
         weights: non-negative, not all zero; a positive weight below 1/PERIOD of the sum is an error,
             because it would round to nothing.
     """
@@ -27,17 +29,18 @@ class Mixture:
         total = sum(weights)
         exact = np.array(weights, dtype=np.float64) / total * PERIOD
         shares = np.floor(exact).astype(np.int64)
-        # Largest remainders first; ties go to the earlier set, so the result does not depend on a sort's whim.
-        for turn in np.argsort(-(exact - shares), kind="stable")[: PERIOD - int(shares.sum())]:
-            shares[turn] += 1
+        by_name = np.array(sorted(range(len(names)), key=names.__getitem__))
+        # Largest remainders first.
+        falling = by_name[np.argsort(-(exact - shares)[by_name], kind="stable")]
+        shares[falling[: PERIOD - int(shares.sum())]] += 1
         for name, weight, share in zip(names, weights, shares, strict=True):
             if weight > 0 and share == 0:
                 raise UserError(
                     f"data.sets.{name}.weight: {weight:g} is below 1/{PERIOD} of the sum; raise it or set 0"
                 )
         self.shares: NDArray[np.int64] = shares
-        stamps = np.concatenate([(np.arange(share) + 0.5) / share for share in shares if share])
-        owners = np.concatenate([np.full(share, index) for index, share in enumerate(shares)])
+        stamps = np.concatenate([(np.arange(shares[one]) + 0.5) / max(1, shares[one]) for one in by_name])
+        owners = np.repeat(by_name, shares[by_name])
         self._table: NDArray[np.int64] = owners[np.argsort(stamps, kind="stable")]
         hot = self._table[:, None] == np.arange(len(names))
         self._before = np.concatenate([np.zeros((1, len(names)), np.int64), np.cumsum(hot, axis=0)])

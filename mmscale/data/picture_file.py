@@ -18,6 +18,7 @@ from PIL import (
 from PIL.ImageFile import ImageFile
 
 from mmscale.config import MediaConfig
+from mmscale.data.host_fault import check_host
 from mmscale.data.media_type import ending_of
 from mmscale.errors import SampleFault
 
@@ -35,7 +36,7 @@ _READERS: dict[str | None, Callable[[io.BytesIO], ImageFile]] = {
     "tif": TiffImagePlugin.TiffImageFile,
 }
 _ORIENTATION, _TILE_WIDTH, _TILE_LENGTH = 274, 322, 323
-# Each pass of a progressive JPEG goes over the whole picture, and takes a few bytes if it changes nothing.
+# Each scan of a JPEG of several goes over the whole picture, and takes a few bytes if it changes nothing.
 # Encoders write about ten.
 _MOST_PASSES = 100
 _START_OF_PASS = b"\xff\xda"
@@ -59,19 +60,20 @@ def open_picture(data: bytes, media: MediaConfig) -> ImageFile:
             tags = picture.tag_v2
             # A tile may be larger than the picture, and is decoded whole.
             check_size(int(tags.get(_TILE_WIDTH, 1)), int(tags.get(_TILE_LENGTH, 1)), media)
-        if "progressive" in picture.info and data.count(_START_OF_PASS) > _MOST_PASSES:
+        if ending == "jpg" and data.count(_START_OF_PASS) > _MOST_PASSES:
             raise SampleFault(f"JPEG with more than {_MOST_PASSES} passes over the picture")
     return picture
 
 
 @contextmanager
 def picture_faults() -> Iterator[None]:
-    """What a decoder raises within the block becomes a `SampleFault` of one line."""
+    """What a decoder raises within the block becomes a `SampleFault` of one line, or a `UserError` (`check_host`)."""
     try:
         yield
     except SampleFault:
         raise
     except Exception as error:  # Pillow's readers raise nearly every built-in type on broken input
+        check_host(error, "decoding a picture")
         # Without memory addresses, which would differ from run to run.
         text = " ".join(str(error).split()).partition(" object at 0x")[0]
         raise SampleFault(f"broken picture: {type(error).__name__}: {text[:120]}") from error

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mmscale import prf
 from mmscale.config import Config, SetConfig
+from mmscale.data import mixture
 from mmscale.data.corpus import Corpus
 from mmscale.data.deal import deal
 from mmscale.data.derived import DerivedFiles
@@ -119,6 +120,7 @@ class Plan:
         self._base_facts = {
             "prf": prf.VERSION,
             "counts": COUNT_VERSION,
+            "mixture": mixture.VERSION,
             "seed": config.seed,
             "tokenizer": tokenizer.digest,
             "media": asdict(config.media),

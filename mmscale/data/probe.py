@@ -5,11 +5,11 @@ Nothing is decoded; limits are checked here so that nothing over them is ever de
 
 from __future__ import annotations
 
-import json
 from typing import Literal
 
 from mmscale.config import MediaConfig
 from mmscale.data.audio import open_sound
+from mmscale.data.json_document import parse_json
 from mmscale.data.picture_file import open_picture
 from mmscale.errors import SampleFault
 
@@ -65,10 +65,5 @@ def _text(data: bytes, parse: bool) -> tuple[int, int]:
     except UnicodeDecodeError as error:
         raise SampleFault(f"not UTF-8 at byte {error.start}") from None
     if parse:
-        try:
-            json.loads(text)
-        except RecursionError:
-            raise SampleFault("JSON nested too deep") from None
-        except ValueError as error:
-            raise SampleFault(f"not valid JSON: {str(error)[:120]}") from None
+        parse_json(text)
     return len(text), 0

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mmscale.config import CacheConfig
 from mmscale.data.file_lock import is_at, locked, try_lock
+from mmscale.data.host_fault import check_host
 from mmscale.data.remote import CHUNK, RemoteFault, RemoteFile
 from mmscale.data.stored_index import Shard
 from mmscale.errors import UserError
@@ -63,6 +64,7 @@ class ShardCache:
             if handle is None:
                 handle = self._fetch(url, shard)
         except OSError as error:
+            check_host(error, f"the cache {self._folder}")
             reason = f"the cache {self._folder}: {error.strerror}"
         except RemoteFault as fault:
             reason = str(fault)
@@ -71,6 +73,11 @@ class ShardCache:
             return handle
         self._failed[shard.sha256] = reason, PATIENCE
         raise RemoteFault(reason)
+
+    def drop(self, shard: Shard, handle: int) -> None:
+        """Remove the copy that ``handle`` reads, unless another has taken its place."""
+        if is_at(self._copy(shard), handle):
+            self._copy(shard).unlink(missing_ok=True)
 
     def _copy(self, shard: Shard) -> Path:
         return self._folder / "shards" / shard.sha256[:2] / f"{shard.sha256}.tar"

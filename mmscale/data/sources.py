@@ -124,6 +124,12 @@ def _folder(source: Path, media: MediaConfig, out: Path) -> Iterator[Row]:
     base, skipped = source.resolve(), out.resolve()
     for directory, subfolders, names in os.walk(source, onerror=_raise):
         here = Path(directory)
+        for name in subfolders:
+            if not name.startswith(".") and (here / name).is_symlink():
+                raise UserError(
+                    f"{here / name}: a link to a folder, which is not followed; copy the folder there, or pack it "
+                    "by itself"
+                )
         subfolders[:] = sorted(
             name for name in subfolders if not name.startswith(".") and (here / name).resolve() != skipped
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmscale.config import CacheConfig
+from mmscale.data.host_fault import check_host
 from mmscale.data.manifest import ShardPlace
 from mmscale.data.remote import RemoteFault
 from mmscale.data.shard_cache import ShardCache, touch
@@ -27,6 +28,10 @@ class ShardFault(SampleFault):
     """
 
 
+class _OtherBytes(Exception):
+    """The bytes are not those of the index."""
+
+
 class ByteStore:
     """Positional reads with a few files kept open. Picklable: workers open their own files.
 
@@ -37,6 +42,7 @@ class ByteStore:
         self._config = cache
         self._cache = ShardCache(cache)
         self._files: OrderedDict[tuple[Path | str, str], _OpenFile] = OrderedDict()
+        self._dropped: set[tuple[Path | str, str]] = set()  # shards whose copies were found damaged
 
     def read(self, place: ShardPlace, offset: int, size: int, crc: int) -> bytes:
         """``size`` bytes at ``offset`` of a shard, whose CRC-32 must be ``crc``.
@@ -44,6 +50,17 @@ class ByteStore:
         Raises:
             ShardFault: the shard is gone, cannot be fetched, is too short, or holds other bytes.
         """
+        try:
+            return self._read(place, offset, size, crc)
+        except _OtherBytes as fault:
+            if not self._drop_copy(place):
+                raise ShardFault(str(fault)) from None
+        try:
+            return self._read(place, offset, size, crc)
+        except _OtherBytes as fault:
+            raise ShardFault(str(fault)) from None
+
+    def _read(self, place: ShardPlace, offset: int, size: int, crc: int) -> bytes:
         name = place.shard.name
         try:
             file = self._open(place)
@@ -53,12 +70,24 @@ class ByteStore:
         except RemoteFault as fault:
             raise ShardFault(f"shard {name} cannot be fetched ({fault})") from None
         except OSError as error:
+            check_host(error, f"shard {name}")
             raise ShardFault(f"shard {name} cannot be read ({error.strerror})") from None
         if len(data) != size:
             raise ShardFault(f"shard {name} ends before byte {offset + size}")
         if zlib.crc32(data) != crc:
-            raise ShardFault(f"shard {name} changed since it was indexed (CRC-32 differs)")
+            raise _OtherBytes(f"shard {name} changed since it was indexed (CRC-32 differs)")
         return data
+
+    def _drop_copy(self, place: ShardPlace) -> bool:
+        """Give up the local copy of a remote shard, whose disk may have lost a bit since it was checked; once."""
+        key = (place.base, place.shard.name)
+        if not isinstance(place.base, str) or key in self._dropped:
+            return False
+        self._dropped.add(key)
+        handle = self._files.pop(key).handle
+        self._cache.drop(place.shard, handle)
+        os.close(handle)
+        return True
 
     def close(self) -> None:
         """Close every file."""

@@ -68,6 +68,8 @@ class Metrics:
         if ranks.is_first:
             self._file = _reopen(folder / "metrics.jsonl", start)
             self._skips = _reopen(folder / "skipped.jsonl", start)
+            if self._quarantine.exists():
+                _reopen(self._quarantine, start).close()
             self._bar = tqdm(
                 total=config.train.steps, initial=start, unit="step", desc="train", dynamic_ncols=True,
                 disable=not config.run.progress, mininterval=0.5, file=sys.stderr,
@@ -84,14 +86,14 @@ class Metrics:
         """
         batches = batches if self._ranks.tells else []  # others read the same
         faults = [fault for batch in batches for fault in batch.faults]
-        if faults:
-            with open(self._quarantine, "a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(fault, ensure_ascii=False) + "\n" for fault in faults))
         samples = sum(batch.samples for batch in batches)
         counts = [len(faults), samples, wish == INTERRUPTED, wish == SAVED, *self._times.own(wait)]
         told = next(iter(losses.values()))
         sums = torch.cat([torch.stack([losses[name] for name in LOSSES]), told.new_tensor(counts)])
         dist.all_reduce(sums)
+        if faults:  # after the first rank has been here, which cut the file to the steps before this start
+            with open(self._quarantine, "a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(fault, ensure_ascii=False) + "\n" for fault in faults))
         return sums
 
     def record(
@@ -212,7 +214,7 @@ class Metrics:
 
 
 def _reopen(path: Path, start: int) -> Any:
-    """Open metrics.jsonl for appending, without the lines of steps that will be run again."""
+    """Open a file of lines with a step for appending, without those of steps that will be run again."""
     kept = []
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():

@@ -6,13 +6,15 @@ import json
 import numpy as np
 import pytest
 import soundfile
+import torch
 from PIL import Image
 
 from mmscale import prf
 from mmscale.batch import AUDIO, IMAGE, PADDING
-from mmscale.config import Config, MediaConfig, ModelConfig, SetConfig, TaskConfig
+from mmscale.config import AugmentConfig, Config, MediaConfig, ModelConfig, SetConfig, TaskConfig
 from mmscale.data.assemble import Assembler
 from mmscale.data.index import build_index
+from mmscale.data.manifest import Manifest
 from mmscale.data.plan import Plan
 from mmscale.data.shard_writer import ShardWriter
 from mmscale.data.tokenizer import Tokenizer
@@ -109,6 +111,67 @@ def test_the_grid_keeps_the_aspect_ratio_and_turns_with_the_picture():
     assert MEDIA.image_grid(10, 5000) == (1, 20)
     fixed = MediaConfig(image_height=32, image_width=64, image_patch=16)
     assert fixed.image_grid(7, 9) == (2, 4)
+
+
+def test_empty_transcripts_alone_in_a_step(tmp_path):
+    with ShardWriter(tmp_path) as writer:
+        for number in range(6):
+            writer.write(f"s{number}", {"wav": wav(2000), "txt": b""})
+    build_index(tmp_path, MEDIA, progress=False)
+    plan, assembler = make_plan(tmp_path, [TaskConfig(objective="ctc", input=["audio"], target="text")])
+    step = plan.step(0)
+    batch = assembler.batch(step, step.sequences)
+    assert not batch.faults and step.transcripts == 0
+    assert (
+        len(batch.ctc_length_C) and not batch.ctc_length_C.any() and torch.isfinite(batch.ctc_weight_C).all()
+    )
+
+
+def test_a_broken_sample_leaves_the_blends_of_the_others_alone(tmp_path):
+    with ShardWriter(tmp_path) as writer:
+        for number in range(20):
+            writer.write(f"s{number:02d}", {"png": png(20, 20, number), "cls": b"%d" % (number % 3)})
+    build_index(tmp_path, MEDIA, progress=False)
+    task = TaskConfig(objective="classify", input=["image"], target="cls")
+
+    def blends():
+        config = Config(media=MEDIA, model=ModelConfig(vocab_size=320, classes={"cls": ["0", "1", "2"]}))
+        config.data.sets = {
+            "s": SetConfig(shards=[str(tmp_path)], tasks=[task], augment=AugmentConfig(mixup=0.8))
+        }
+        config.data.seq_len, config.data.sequences = 200, 1
+        tokenizer = Tokenizer.train(["0 1 2"] * 3, 300)
+        plan = Plan(config, tokenizer)
+        step = plan.step(0)
+        batch = Assembler(config, plan, tokenizer).batch(step, step.sequences)
+        return (
+            batch.keys[0],
+            batch.faults,
+            list(zip(batch.class_T2.tolist(), batch.class_share_T.tolist(), batch.image_N3HW, strict=True)),
+        )
+
+    keys, faults, before = blends()
+    assert not faults and len(keys) > 4
+    broken = keys[1]
+    manifest = Manifest.open(tmp_path)
+    at = int(manifest.column("png")[[manifest.key(n) for n in range(20)].index(broken)]["offset"]) + 40
+    shard = tmp_path / manifest.shards[0]
+    raw = bytearray(shard.read_bytes())
+    raw[at] ^= 1
+    shard.write_bytes(raw)
+    same_keys, faults, after = blends()
+    assert same_keys == keys and [one["key"] for one in faults] == [broken]
+    whole = [one for key, one in zip(keys, before, strict=True) if key != broken]
+    own = [int(key[1:]) % 3 for key in keys if key != broken]
+    blended = 0
+    for (classes, share, picture), (classes_now, share_now, picture_now), alone in zip(
+        whole, after, own, strict=True
+    ):
+        if classes_now == [alone, alone] and share_now == 1.0:
+            continue  # its partner was the broken one, or has its class and was not
+        blended += 1
+        assert classes == classes_now and share == share_now and torch.equal(picture, picture_now)
+    assert blended
 
 
 def test_an_unknown_name_lists_the_fields_there_are(shards):

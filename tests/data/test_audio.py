@@ -187,6 +187,16 @@ def test_a_cut_wav_is_a_fault():
     assert len(decode_audio(whole[:-1], MEDIA)) == 8_000 - 1  # writers disagree about a byte of padding
 
 
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_a_cut_ogg_is_a_fault(subtype):
+    whole = encode(sine(440, 48_000, seconds=3.0), 48_000, "OGG", subtype)
+    assert len(decode_audio(whole, MEDIA)) == 48_000
+    pages = [at for at in range(len(whole)) if whole.startswith(b"OggS", at)]
+    for end in (*pages[2:], len(whole) * 9 // 10, len(whole) - 1):
+        with pytest.raises(SampleFault, match="an Ogg file without its last page"):
+            decode_audio(whole[:end], MEDIA)
+
+
 def test_other_formats_are_refused():
     for kind in ("AIFF", "AU", "CAF", "W64"):
         with pytest.raises(SampleFault, match="supported format"):

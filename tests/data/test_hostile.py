@@ -25,6 +25,7 @@ from tars import BLOCK, FORMATS, header, member, write_tar
 from mmscale.config import MediaConfig
 from mmscale.data.corpus import Corpus
 from mmscale.data.image import decode_image
+from mmscale.data.json_document import parse_json
 from mmscale.data.manifest import Manifest
 from mmscale.errors import SampleFault, UserError
 
@@ -283,6 +284,7 @@ def hostile_pictures() -> dict[str, bytes]:
         "profile.png": media.png(8, 8, (b"iCCP", b"k\0\0" + bomb)),
         "size.jpg": media.jpeg_size(65_500, 65_500),
         "passes.jpg": media.jpeg_of_many_passes(5_000),
+        "scans.jpg": media.jpeg_of_many_scans(6_000),
         "canvas.webp": media.webp_canvas(1 << 24, 1 << 8),
         "most.webp": media.webp_canvas(16_383, 16_383),
         "screen.gif": media.gif_screen(65_535, 65_535),
@@ -342,7 +344,7 @@ def test_hostile_members_leave_their_sample_out_by_name(tmp_path: Path) -> None:
     reasons = {one["key"]: one["reason"] for one in problems}
     assert "60000x60000 pixels is over media.max_image_pixels" in reasons["size-png"]
     assert "is over media.max_audio_s" in reasons["hours-flac"]
-    assert reasons["nested-json"] == reasons["objects-json"] == "JSON nested too deep"
+    assert reasons["nested-json"] == reasons["objects-json"] == ("JSON nested too deep; 256 levels are read")
 
 
 def test_decoding_what_passed_the_index_stays_within_the_limits() -> None:
@@ -355,5 +357,44 @@ def test_decoding_what_passed_the_index_stays_within_the_limits() -> None:
         except SampleFault:
             continue
         assert pixels.shape == (3, 16, 16) and np.unique(pixels).tolist() == [0]
-    with pytest.raises(SampleFault, match="passes"):
-        decode_image(media.jpeg_of_many_passes(200), limits)
+    for data in (media.jpeg_of_many_passes(200), media.jpeg_of_many_scans(200)):
+        with pytest.raises(SampleFault, match="passes"):
+            decode_image(data, limits)
+
+
+def test_the_largest_pictures_take_four_bytes_of_memory_a_pixel(tmp_path: Path) -> None:
+    kinds = ("grey_16", "rgb", "rgba", "palette")
+    for kind in kinds:
+        (tmp_path / f"{kind}.png").write_bytes(media.largest_png(kind))
+    program = f"""
+import resource
+from mmscale.config import MediaConfig
+from mmscale.data.image import decode_image
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for kind in {kinds}:
+    with open(kind + ".png", "rb") as file:
+        assert decode_image(file.read(), MediaConfig()).shape == (3, 64, 64)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) * 1024 < 64_000_000 * 4.5
+
+
+def test_thousands_of_fields_are_refused_before_they_take_memory(tmp_path: Path) -> None:
+    write_tar(tmp_path / "s.tar", {f"{number}.x{number}": b"" for number in range(5_000)})
+    status, message = index(tmp_path, tmp_path)
+    assert status == 2 and "field 'x256' is one of more than 256" in message
+
+
+def test_the_depth_of_json_does_not_depend_on_who_asks() -> None:
+    def deeper(frames: int, document: str) -> object:
+        return deeper(frames - 1, document) if frames else parse_json(document)
+
+    for frames in (0, 500):
+        deepest = "[" * 256 + '"[[[\\\\\\""' + "]" * 256
+        assert deeper(frames, deepest)
+        for document in (f"[{deepest}]", '{"a": ' * 257 + "1" + "}" * 257):
+            with pytest.raises(SampleFault, match="nested too deep"):
+                deeper(frames, document)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from hostile_media import jpeg_of_many_passes, jpeg_size, png, webp_canvas
 from PIL import Image
 
 from mmscale.config import MediaConfig
+from mmscale.data import image as image_module
+from mmscale.data import picture_pixels
 from mmscale.data.image import Box, decode_image
 from mmscale.data.jpeg_header import read_jpeg_header
 from mmscale.data.probe import probe
-from mmscale.errors import SampleFault
+from mmscale.errors import SampleFault, UserError
 from mmscale.prf import normal
 
 MEDIA = MediaConfig(image_height=32, image_width=48, image_patch=16)
@@ -226,6 +229,58 @@ def test_dynamic_resolution_gives_the_planned_grid(width, height, orientation, k
     assert rows * columns == planned[0] * planned[1] <= 40
     for crop in (None, lambda *_: Box(0, 0, 5, 5)):
         assert decode_image(data, media, crop).shape == (3, rows * 16, columns * 16)
+
+
+@pytest.mark.parametrize(
+    "factors", [(0x21, 0x11, 0x12), (0x31, 0x11, 0x11), (0x22, 0x12, 0x21), (0x24, 0x11, 0x11)]
+)
+def test_jpegs_with_colours_of_any_resolution(factors):
+    """The same as Pillow's, whatever a picture looks like whose header tells the wrong layout."""
+    raw = bytearray(encode(plain("RGB", (200, 30, 60)), "JPEG", subsampling=0))
+    frame = raw.index(b"\xff\xc0")
+    for component, factor in enumerate(factors):
+        raw[frame + 11 + 3 * component] = factor
+    data = bytes(raw)
+    full = Image.open(io.BytesIO(data)).convert("RGB").resize((48, 32), Image.Resampling.BILINEAR)
+    assert psnr(decode_image(data, MEDIA), np.asarray(full).transpose(2, 0, 1)) > 34
+
+
+def test_threads_do_not_share_the_memory_they_decode_into():
+    files = [encode(photograph(480, 640 + 16 * n), "JPEG") for n in range(4)]
+    expected = [decode_image(data, MEDIA).tobytes() for data in files] * 40
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda data: decode_image(data, MEDIA).tobytes(), files * 40)) == expected
+
+
+def test_want_of_memory_is_no_fault_of_the_picture(monkeypatch):
+    def refuse(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(image_module, "rgb_pixels", refuse)
+    with pytest.raises(
+        UserError, match=r"decoding a picture: this process has no memory left; lower data\.workers"
+    ):
+        decode_image(encode(quarters()), MEDIA)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "I;16", "1", "LA"])
+def test_strips_and_squares_of_a_large_picture(mode, monkeypatch):
+    """Strips change nothing; averages over squares change what the filter would have averaged anyway."""
+    grey = np.asarray(photograph(301, 413).convert("L"))
+    if mode == "I;16":
+        picture = Image.fromarray(grey.astype(np.uint16) * 257)
+    elif mode in ("RGBA", "LA"):
+        picture = Image.fromarray(grey)
+        picture.putalpha(Image.fromarray(grey[::-1].copy()))
+        picture = picture.convert(mode)
+    else:
+        picture = photograph(301, 413).convert(mode)
+    data = encode(picture)
+    whole = decode_image(data, MEDIA)
+    monkeypatch.setattr(picture_pixels, "_STRIP_PIXELS", 413 * 7)
+    assert np.array_equal(decode_image(data, MEDIA), whole)
+    monkeypatch.setattr(picture_pixels, "_LARGE_PIXELS", 1)
+    assert psnr(decode_image(data, MEDIA), whole) > 34
 
 
 def test_broken_exif_spoils_nothing():

@@ -15,6 +15,7 @@ from mmscale.data.assemble import Assembler
 from mmscale.data.loader import MicroBatches, iterate_steps
 from mmscale.data.plan import Plan
 from mmscale.data.tokenizer import Tokenizer
+from mmscale.errors import UserError
 
 STEPS = 12
 
@@ -60,6 +61,35 @@ while "libtorch" not in open(maps).read():
     time.sleep(0.05)
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+class _Broken(MicroBatches):
+    """What finds at item 3, or where it is opened, that the user has to do something."""
+
+    opens = True
+
+    def __getitem__(self, index):
+        if index == 3:
+            raise UserError("the shards were exchanged; restore them")
+        return super().__getitem__(index)
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        if not self.opens:
+            raise UserError("the index is gone; make it again")
+
+
+@pytest.mark.parametrize(
+    ("opens", "told", "before"), [(True, "the shards were", 3), (False, "the index is", 0)]
+)
+def test_what_the_user_has_to_do_comes_out_of_a_worker_as_it_is(data, opens, told, before):
+    broken = _Broken.__new__(_Broken)
+    broken.__dict__.update(data.__dict__, opens=opens, per_step=1)
+    seen = 0
+    with pytest.raises(UserError, match=rf"^{told}[^\n]*$"):
+        for _ in batches(broken, workers=1):
+            seen += 1
+    assert seen == before
 
 
 def test_blocks_are_filled_again_and_what_is_kept_stays(data):

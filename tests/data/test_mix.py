@@ -45,11 +45,26 @@ def test_shares_follow_the_beta_distribution():
     assert np.var(shares) == pytest.approx(1 / (4 * (2 * 0.5 + 1)), abs=0.01)
 
 
-def test_partners_are_alike_and_those_without_stay():
-    images = [*pictures(3), np.zeros((3, 8, 8), np.uint8), None]
-    mixes = mix(AugmentConfig(mixup=1.0), images, kinds=["a", "a", "b", "a", "a"])
-    assert [one is None for one in mixes] == [False, False, True, True, True]
-    assert mixes[0].partner == 1 and mixes[1].partner == 0
+def test_partners_are_of_one_kind_and_size():
+    images = [*pictures(4), np.zeros((3, 8, 8), np.uint8)]
+    for seed in range(20):
+        mixes = mix(AugmentConfig(mixup=1.0), images, kinds=["a", "a", "b", "a", "a"], seed=seed)
+        assert mixes[2] is None and mixes[4] is None, "no other of its kind; of another size than any"
+        assert {one.partner for one in mixes if one} <= {0, 1, 3}
+
+
+def test_a_picture_that_is_broken_leaves_the_others_as_they_were():
+    for seed in range(20):
+        whole, broken = (
+            mix(AugmentConfig(mixup=1.0, cutmix=1.0), images, seed=seed)
+            for images in (pictures(), [None if n == 2 else one for n, one in enumerate(pictures())])
+        )
+        assert broken[2] is None
+        for before, after in zip(whole, broken, strict=True):
+            if after is not None:
+                assert (before.partner, before.share) == (after.partner, after.share)
+                assert np.array_equal(before.picture, after.picture)
+        assert all(whole[n].partner == 2 for n, one in enumerate(broken) if one is None and n != 2)
 
 
 def test_the_key_decides():

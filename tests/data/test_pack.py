@@ -212,6 +212,10 @@ def test_folder_faults_name_the_file(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"2\.txt: lies outside"):
         quietly(folder, out)
     (folder / "cat" / "2.txt").unlink()
+    (folder / "linked").symlink_to(tmp_path)
+    with pytest.raises(UserError, match=r"/linked: a link to a folder, which is not followed; copy"):
+        quietly(folder, out)
+    (folder / "linked").unlink()
     with pytest.raises(UserError, match=r"bytes are over media\.max_file_bytes=9"):
         quietly(folder, out, media=MediaConfig(max_file_bytes=9))
     (folder / "cat" / "a.b.png").write_bytes(picture(1, 1))

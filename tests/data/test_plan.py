@@ -111,6 +111,18 @@ def test_later_weights_and_sets_leave_earlier_steps_and_their_fingerprint_alone(
     assert Plan(changed, tokenizer).fingerprint(7) != before.fingerprint(7)
 
 
+def test_the_order_of_sets_in_the_config_decides_nothing(sets, tokenizer):
+    for weights in ({"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 0.3, "b": 0.3, "c": 0.7}):
+        plans = []
+        for names in ("abc", "cab", "bca"):
+            config = make_config({name: sets[name] for name in names}, sequences=7)
+            for name in names:
+                config.data.sets[name].weight = weights[name]
+            plans.append(Plan(config, tokenizer))
+        first, *others = [(seen(plan, range(40)), plan.fingerprint(40)) for plan in plans]
+        assert all(other == first for other in others)
+
+
 def test_a_cap_on_every_set_ends_the_data_and_a_longer_run_is_refused(sets, tokenizer, tmp_path):
     config = make_config({"a": sets["a"]})
     config.data.sets["a"].max_epochs = 2

@@ -25,7 +25,7 @@ from mmscale.data.file_lock import locked
 from mmscale.data.manifest import ShardPlace
 from mmscale.data.remote import RemoteFault
 from mmscale.data.shard_cache import PATIENCE, ShardCache
-from mmscale.data.store import ByteStore
+from mmscale.data.store import ByteStore, ShardFault
 from mmscale.data.stored_index import Shard
 from mmscale.errors import SampleFault, UserError
 
@@ -137,6 +137,28 @@ def test_a_copy_that_was_cut_short_is_fetched_again(
     expected = read(ShardCache(settings), server, shard)
     os.truncate(tmp_path / "cache" / "shards" / shard.sha256[:2] / f"{shard.sha256}.tar", 1000)
     assert read(ShardCache(settings), server, shard) == expected
+    assert server.counts() == {"1.tar": 2}
+
+
+def test_a_copy_that_lost_a_bit_is_fetched_again_once(
+    tmp_path: Path, folder: Path, server: FaultyServer
+) -> None:
+    shard, settings = make_shard(folder, 1), config(tmp_path)
+    place, whole = ShardPlace(server.url, shard), (folder / "1.tar").read_bytes()
+    wanted = whole[100:200], zlib.crc32(whole[100:200])
+    store = ByteStore(settings)
+    assert store.read(place, 100, 100, wanted[1]) == wanted[0]
+    copy = tmp_path / "cache" / "shards" / shard.sha256[:2] / f"{shard.sha256}.tar"
+    with open(copy, "r+b") as file:
+        file.seek(150)
+        file.write(bytes([whole[150] ^ 1]))
+    for one in (store, ByteStore(settings)):
+        assert one.read(place, 100, 100, wanted[1]) == wanted[0]
+    assert copy.read_bytes() == whole and server.counts() == {"1.tar": 2}
+    # An index that asks for other bytes than the shard has is not answered by fetching for ever.
+    for _ in range(3):
+        with pytest.raises(ShardFault, match="changed since it was indexed"):
+            store.read(place, 100, 100, wanted[1] ^ 1)
     assert server.counts() == {"1.tar": 2}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import zlib
@@ -14,7 +15,7 @@ from mmscale.data import store as store_module
 from mmscale.data.manifest import ShardPlace
 from mmscale.data.store import ByteStore, ShardFault
 from mmscale.data.stored_index import Shard
-from mmscale.errors import SampleFault
+from mmscale.errors import SampleFault, UserError
 
 DATA = bytes(range(256)) * 8
 
@@ -61,6 +62,20 @@ def test_unreadable_shard_is_a_fault(store: ByteStore, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(SampleFault, match=r"s\.tar cannot be read \(Not a directory\)"):
         store.read(place(tmp_path / "file" / "s.tar"), 0, 1, 0)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_trouble_of_the_machine_is_no_fault_of_the_sample(
+    store: ByteStore, shard: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(
+        UserError, match=r"s\.tar: (too many open files; raise|this process has no memory left; lower)"
+    ):
+        store.read(place(shard), 0, 4, 0)
 
 
 def test_open_files_are_bounded_and_the_oldest_goes_first(

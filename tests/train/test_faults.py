@@ -13,6 +13,7 @@ from killing import metrics
 from PIL import Image
 
 from mmscale import prf
+from mmscale.checkpoint.run_state import list_checkpoints
 from mmscale.config import MediaConfig
 from mmscale.data.index import build_index
 from mmscale.data.manifest import Manifest
@@ -97,6 +98,15 @@ def test_damage_in_mid_run_is_masked_and_told_and_the_same_on_every_rank(config,
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert one["bad_samples"] == other["bad_samples"]
     assert metrics(together)[-1]["bad_samples"] == len(told)
+    # Steps that are run again are told once.
+    shutil.rmtree(list_checkpoints(alone / "checkpoints")[-1])
+    run_module(
+        ["killing", "train_without_a_look", str(config), f"run.dir={alone}", "train.steps=8"],
+        cwd=ROOT / "tests",
+    )
+    assert same == sorted(
+        json.dumps(json.loads(line)) for line in (alone / "quarantine.jsonl").read_text().splitlines()
+    )
 
 
 def test_too_much_damage_ends_the_run_on_every_rank_with_one_line(config, tmp_path):
