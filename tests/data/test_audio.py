@@ -148,11 +148,19 @@ def test_any_rate_and_channel_count(rate, channels, kind):
     assert amplitude == pytest.approx(0.05 * (channels + 1) / 2, rel=0.02)
 
 
-@pytest.mark.parametrize("rate", [8_000, 12_000, 16_000, 24_000, 48_000])
+@pytest.mark.parametrize(
+    ("subtype", "rate"),
+    [
+        *(("OPUS", rate) for rate in (8_000, 12_000, 16_000, 24_000, 48_000)),
+        *(("VORBIS", rate) for rate in (8_000, 11_025, 22_050, 44_100, 48_000)),
+        *(("MPEG_LAYER_III", rate) for rate in (8_000, 16_000, 22_050, 44_100, 48_000)),
+    ],
+)
 @pytest.mark.parametrize("channels", [1, 2])
-def test_opus_at_its_rates(rate, channels):
+def test_lossy_formats_at_their_rates(subtype, rate, channels):
+    kind = "MP3" if subtype == "MPEG_LAYER_III" else "OGG"
     wave = np.repeat(sine(300, rate, 1.0)[:, None], channels, axis=1)
-    frequency, amplitude = tone(decode_audio(encode(wave, rate, "OGG", "OPUS"), MEDIA), 16_000)
+    frequency, amplitude = tone(decode_audio(encode(wave, rate, kind, subtype), MEDIA), 16_000)
     assert frequency == pytest.approx(300, abs=2) and amplitude == pytest.approx(0.5, rel=0.1)
 
 

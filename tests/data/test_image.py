@@ -90,6 +90,24 @@ def test_palette_with_transparency():
     assert set(corners(clear)) == {WHITE}
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "GIF"])
+def test_transparency_shows_white_in_every_format_that_has_it(kind):
+    pixels = np.zeros((64, 96, 4), np.uint8)
+    pixels[:] = (255, 0, 0, 255)
+    pixels[:32, :48, 3] = 0
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    data = encode(Image.fromarray(pixels), kind, **options)
+    assert corners(decode_image(data, MEDIA)) == [WHITE, RED, RED, RED]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bits_become_8(kind):
+    grey = np.repeat(np.array([0, 128, 257 * 90, 65_535], np.uint16), 24)
+    data = encode(Image.fromarray(np.tile(grey, (64, 1))), kind)
+    found = decode_image(data, MEDIA)[0, 16, 5::12]
+    assert np.abs(found.astype(int) - [0, 0, 90, 255]).max() <= 1
+
+
 def test_cmyk_jpeg():
     pixels = decode_image(encode(plain("CMYK", (0, 255, 255, 0)), "JPEG"), MEDIA)
     assert pixels[0].min() > 200 and pixels[1:].max() < 60
