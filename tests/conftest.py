@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from servers import reserved_port
 
 # Threads that wait for each other sleep, which torch's OpenMP reads when it is loaded: tests run side by side, and
 # threads that spin beside a busy core take ten times as long.
@@ -39,6 +40,13 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent; set MMSCALE_DATA to the folder of published data sets")
     return folder
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """Where ranks may meet, given to nobody else meanwhile."""
+    with reserved_port() as number:
+        yield number
 
 
 def run_module(

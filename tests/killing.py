@@ -18,10 +18,16 @@ def metrics(folder: Path) -> list[dict]:
 
 
 def kill_when_reached(command: list[str], folder: Path, step: int, ranks: int) -> None:
-    """Start ``mmscale`` on some ranks and SIGKILL every process once metrics.jsonl tells of ``step``."""
+    """Start ``mmscale`` on some ranks and SIGKILL every process once metrics.jsonl tells of ``step``.
+
+    The ranks do not go far beyond it, however late the kill comes.
+    """
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    launch = [sys.executable, *torchrun, "-m", "mmscale"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    launch = [sys.executable, *torchrun, "-m", "killing", "train_and_wait"]
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WAIT_BEFORE": str(step + 2),
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+    }  # fmt: skip
     process = subprocess.Popen(
         [*launch, *command], cwd=ROOT, env=environment, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -58,6 +64,25 @@ def kill_tree(pid: int) -> None:
     for one in doomed:
         with contextlib.suppress(ProcessLookupError):
             os.kill(one, signal.SIGKILL)
+
+
+def train_and_wait() -> None:
+    """``mmscale …`` that stands still at step ``WAIT_BEFORE``, to be killed there."""
+    from mmscale.parallel.launcher_watch import end_with_launcher
+
+    end_with_launcher()
+    from mmscale.cli import main
+    from mmscale.train.metrics import Metrics
+
+    reduce, last = Metrics.reduce, int(os.environ["WAIT_BEFORE"])
+
+    def waiting(self, losses, batches, *more):
+        if batches[0].step >= last:
+            time.sleep(600)
+        return reduce(self, losses, batches, *more)
+
+    Metrics.reduce = waiting  # type: ignore[method-assign]
+    main(sys.argv[2:])
 
 
 def train_without_a_look() -> None:

@@ -17,7 +17,7 @@ from conftest import ROOT
 from mmscale import prf
 
 _PATIENCE_S = 120  # until a start is where it shall be killed, or has ended by itself
-_ORPHANS_S = 5  # until everything that belonged to a killed start is gone
+_ORPHANS_S = 30  # until everything that belonged to a killed start is gone
 _TARGETS = ("rank 0", "rank 1", "launcher", "loader worker")
 _MOMENTS = ("step", "step", "save", "save", "start")
 
@@ -100,7 +100,8 @@ class KilledRun:
                     time.sleep(0.005)  # early in a start it does not exist yet
                     victim = self._find(target, launcher.pid, number)
                 if victim is not None and launcher.poll() is None:
-                    os.kill(victim, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(victim, signal.SIGKILL)
                     self.told.append((moment, target))
                     launcher.wait(timeout=_PATIENCE_S)
                     return

@@ -183,20 +183,25 @@ def test_a_larger_source_is_shuffled_in_two_levels(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_row_group(tmp_path: Path) -> None:
-    """One row group of 160 MB, in a process that may not hold half of it beside what the imports take."""
+    """One row group of 320 MB, in a process that may not hold it beside what the imports take.
+
+    In pages of a few rows: a page is read whole, however large its writer made it.
+    """
     schema = pa.schema([("audio", pa.binary())])
     clip = sound(40_000, 8000)  # 160 kB
-    with pq.ParquetWriter(tmp_path / "t.parquet", schema, use_dictionary=False, compression="none") as writer:
-        writer.write_table(pa.table({"audio": [clip] * 1000}, schema), row_group_size=1000)
+    with pq.ParquetWriter(
+        tmp_path / "t.parquet", schema, use_dictionary=False, compression="none", write_batch_size=8
+    ) as writer:
+        writer.write_table(pa.table({"audio": [clip] * 2000}, schema), row_group_size=2000)
     script = (
-        "import resource, sys; from pathlib import Path; import pyarrow.parquet, pandas;"
+        "import sys; from pathlib import Path; import pyarrow.parquet, pandas;"
         "from mmscale.data.pack import pack;"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3;"
+        "peak = lambda: int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) / 1e3;"
         "before = peak(); pack(Path(sys.argv[1]), Path(sys.argv[2]), progress=False); print(peak() - before)"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "t.parquet"), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 80
+    assert float(done.stdout) < 200
 
 
 # -- what is refused -------------------------------------------------------------------------------------

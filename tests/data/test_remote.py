@@ -72,7 +72,7 @@ def test_goes_on_at_the_byte_reached(server: FaultyServer, fault: str) -> None:
 
 
 def test_silence_is_a_fault(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_SILENCE_S", 0.2)
+    monkeypatch.setattr(remote, "_SILENCE_S", 2.0)
     server.faults.append((".tar", "stall", 1000))
     assert fetch(server) == DATA
     assert server.requests[1:] == [("a b.tar", "bytes=1000-")]

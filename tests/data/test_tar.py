@@ -291,7 +291,10 @@ def test_what_is_no_file(tmp_path: Path) -> None:
             list(scan(tmp_path / name))
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=250, deadline=None, derandomize=True, database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
 @given(
     format=st.sampled_from(sorted(FORMATS)),
     flips=st.lists(st.tuples(st.integers(0, 6143), st.integers(0, 255)), max_size=6),

@@ -14,14 +14,11 @@ from mmscale.cli import main
 CONFIG = "configs/train/digits.yaml"
 
 
-def start_two(*module):
-    """Start ``python -m module…`` as two ranks, each alone on its machine."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+def start_two(port, *module):
+    """Start ``python -m module…`` as two ranks that meet at ``port``, each alone on its machine."""
     variables = {
         **os.environ, "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+        "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": f"{ROOT}:{ROOT}/tests:{ROOT}/tests/doctor",
     }  # fmt: skip
     return [
@@ -54,11 +51,11 @@ def test_without_a_launcher_and_without_a_config():
     assert "shared memory" in told and "all-reduce" not in told and "shards" not in told
 
 
-def test_the_sick_machine_is_named(small_run, tmp_path):
+def test_the_sick_machine_is_named(small_run, tmp_path, port):
     """Another torch, a clock of 100 s ahead, no room for the run, a shard that only one rank reaches."""
-    first, second = start_two("sick", "many", CONFIG, *small_run, f"run.dir={tmp_path}")
+    first, second = start_two(port, "sick", "many", CONFIG, *small_run, f"run.dir={tmp_path}")
     told, complaint = first.communicate(timeout=120)
-    second.communicate(timeout=30)
+    second.communicate(timeout=120)
     assert first.returncode == second.returncode == 0, complaint
     report = json.loads(told)
     checks = by_name(report)
@@ -75,8 +72,8 @@ def test_the_sick_machine_is_named(small_run, tmp_path):
     assert "all-reduce" not in checks, "nothing is measured on sick machines"
 
 
-def test_a_rank_that_hangs_is_named(small_run, tmp_path):
-    first, second = start_two("sick", "hangs", CONFIG, *small_run, f"run.dir={tmp_path}")
+def test_a_rank_that_hangs_is_named(small_run, tmp_path, port):
+    first, second = start_two(port, "sick", "hangs", CONFIG, *small_run, f"run.dir={tmp_path}")
     try:
         told, complaint = first.communicate(timeout=120)
     finally:
@@ -88,7 +85,7 @@ def test_a_rank_that_hangs_is_named(small_run, tmp_path):
     assert "rank 1 on sick hangs at: shards" in ranks["text"]
 
 
-def test_a_run_does_not_begin_on_a_sick_machine(small_run, tmp_path):
+def test_a_run_does_not_begin_on_a_sick_machine(small_run, tmp_path, port):
     small = [one for one in small_run if not one.startswith("data.sets.digits.shards")]
     command = [
         "mmscale",
@@ -98,7 +95,7 @@ def test_a_run_does_not_begin_on_a_sick_machine(small_run, tmp_path):
         "data.sets.digits.shards=/absent",
         f"run.dir={tmp_path}/run",
     ]
-    ranks = start_two(*command, "--preflight")
+    ranks = start_two(port, *command, "--preflight")
     complaints = [rank.communicate(timeout=120)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [2, 2], complaints
     assert "mmscale: error: preflight: shards:" in complaints[0] and "/absent" in complaints[0]

@@ -4,7 +4,6 @@ import base64
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -187,14 +186,11 @@ def test_accelerate_reads_its_configs(path):
     assert load_config_from_file(str(path)).distributed_type is not None
 
 
-def test_two_machines_on_one(tmp_path, small_run):
+def test_two_machines_on_one(tmp_path, small_run, port):
     """Two launchers with an agent each, as on two machines; they meet at the first one's address and train together."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     variables = KEPT | {
-        "NNODES": "2", "RANKS_PER_NODE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHON": sys.executable,
-        "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT),
+        "NNODES": "2", "RANKS_PER_NODE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT),
     }  # fmt: skip
     folder: Path = tmp_path / "run"
     command = [

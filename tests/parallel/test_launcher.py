@@ -126,15 +126,11 @@ LAUNCHERS = {
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
-def test_every_launcher_starts_the_same_training(name, tmp_path, small_run):
+def test_every_launcher_starts_the_same_training(name, tmp_path, small_run, port):
     import base64
-    import socket
 
     (tmp_path / "accelerate.yaml").write_text(ACCELERATE.format(kind="MULTI_GPU", cpu="false"))
     world = base64.urlsafe_b64encode(json.dumps({"localhost": [0, 1]}).encode()).decode()
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = free.getsockname()[1]
     before, after = LAUNCHERS[name]
     before = [
         word.format(accelerate=tmp_path / "accelerate.yaml", world=world).replace("port=0", f"port={port}")

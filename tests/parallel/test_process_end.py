@@ -11,6 +11,7 @@ from mmscale.parallel.process_end import end_after
 def main():
     import atexit, sys, threading, time, torch
     atexit.register(print, "handler")
+    print("buffered", end=" ")
     threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
 
     def work():  # lets go of the interpreter's lock and asks for it all the time, as Gloo's threads do once
@@ -20,7 +21,6 @@ def main():
 
     for _ in range(4):
         threading.Thread(target=work, daemon=True).start()
-    print("buffered", end=" ")
     {end}
 
 if __name__ == "__main__":

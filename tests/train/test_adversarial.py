@@ -63,5 +63,5 @@ def test_ranks_without_pictures_or_sound_take_part(tmp_path, small_run, small_di
         "parallel.strategy=fsdp",
         f"run.dir={tmp_path}/run",
     ]
-    run_module(command, ranks=2, timeout=120)
+    run_module(command, ranks=2)
     assert len(metrics(tmp_path / "run")) == 6

@@ -136,12 +136,12 @@ def test_a_second_start_in_the_folder_waits_and_goes_on_when_the_first_is_gone(t
 
 def test_a_rank_that_hangs_ends_the_run_with_rank_and_collective_named(tmp_path, small_run):
     folder = tmp_path / "run"
-    process = start(folder, small_run, "train.steps=2000", "parallel.timeout_s=4")
+    process = start(folder, small_run, "train.steps=2000", "parallel.timeout_s=12")
     wait_for_steps(folder, process, 3)
     hung = ranks_of(process)[1]
     os.kill(hung, signal.SIGSTOP)
     try:
-        line = next(line for line in process.stderr if "longer than parallel.timeout_s=4" in line)
+        line = next(line for line in process.stderr if "longer than parallel.timeout_s=12" in line)
     finally:
         os.kill(hung, signal.SIGCONT)
         process.communicate(timeout=60)

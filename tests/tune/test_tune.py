@@ -1,5 +1,6 @@
 """Searches on a real Ray: the same training as without it, whoever is killed on the way."""
 
+import contextlib
 import json
 import os
 import signal
@@ -47,8 +48,9 @@ def lines(folder: Path, event: str) -> list[dict]:
 
 def scores(folder: Path) -> dict:
     """By (trial, step), each once."""
-    found = {(row["number"], row["step"]): row["score"] for row in lines(folder, "score")}
-    assert len(found) == len(lines(folder, "score"))
+    rows = lines(folder, "score")
+    found = {(row["number"], row["step"]): row["score"] for row in rows}
+    assert len(found) == len(rows)
     return found
 
 
@@ -91,8 +93,10 @@ def test_a_killed_worker_changes_nothing(ray, calm, small_run, tmp_path):
         while not killed:
             time.sleep(0.05)
             if (tmp_path / "run" / "tune.jsonl").exists() and scores(tmp_path / "run"):
-                killed.extend(workers(os.getpid())[:1])
-                os.kill(killed[0], signal.SIGKILL)
+                for pid in workers(os.getpid())[:1]:
+                    with contextlib.suppress(ProcessLookupError):  # it has ended by itself: another time
+                        os.kill(pid, signal.SIGKILL)
+                        killed.append(pid)
 
     thread = threading.Thread(target=kill_one, daemon=True)
     thread.start()
@@ -115,9 +119,11 @@ def test_a_killed_driver_goes_on(ray, calm, small_run, tmp_path):
         [sys.executable, "-m", "mmscale", "tune", "configs/train/digits.yaml", *overrides], cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    while driver.poll() is None and not ((folder / "tune.jsonl").exists() and scores(folder)):
+    started: list[int] = []
+    while driver.poll() is None and not started:
         time.sleep(0.05)
-    started = workers(driver.pid)
+        if (folder / "tune.jsonl").exists() and scores(folder):
+            started = workers(driver.pid)
     driver.kill()
     driver.wait()
     assert started
