@@ -150,7 +150,7 @@ def _read(path: Path, depth: int) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8; save the file as UTF-8") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); name a .yaml file") from None
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -1,6 +1,7 @@
 """The command line as a user meets it: help that teaches, one line for bad input, nothing lost."""
 
 import json
+import os
 import shutil
 import tarfile
 
@@ -40,6 +41,29 @@ def in_root(monkeypatch):
 def test_train_names_the_key_or_file(capsys, in_root, small_run, tmp_path, overrides, expected):
     line = complaint(capsys, "train", CONFIG, *small_run, f"run.dir={tmp_path}", *overrides)
     assert expected in line
+
+
+def test_train_names_a_release_and_a_field_that_no_sample_has(capsys, in_root, small_run, tmp_path):
+    release = tmp_path / "release"
+    release.mkdir()
+    (release / "manifest.json").write_text("{}")
+    told = complaint(capsys, "train", CONFIG, *small_run, f"run.dir={release}")
+    assert f"run.dir={release}: is a release" in told and os.listdir(release) == ["manifest.json"]
+    tasks = "[{input: [image], target: json.digit}, {input: [image], target: json.digt}]"
+    told = complaint(
+        capsys, "train", CONFIG, *small_run, f"run.dir={tmp_path}/run", f"data.sets.digits.tasks={tasks}"
+    )
+    assert (
+        "data.sets.digits.tasks: no sample has json.digt; the first one's JSON has " in told
+        and "digit" in told
+    )
+
+
+def test_options_that_cannot_be_are_told_with_what_can(capsys, in_root, tmp_path):
+    assert "--ranks starts processes here, --ray on a cluster" in complaint(
+        capsys, "train", CONFIG, "--ray", "2", "--ranks", "2"
+    )
+    assert "cannot be read (Is a directory); name a .yaml file" in complaint(capsys, "train", str(tmp_path))
 
 
 def test_missing_config_and_missing_shard(capsys, in_root, small_run, small_digits, tmp_path):

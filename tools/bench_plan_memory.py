@@ -8,6 +8,7 @@ checkpointing in bf16. On CPUs, whatever the machine has: `make test-gpu` holds 
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -75,9 +76,16 @@ def main() -> None:
     if sys.argv[1:2] == ["rank"]:
         rank(*sys.argv[2:])
         return
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "sizes", nargs="*", default=["small", "base"], help="of configs/model (default: small base)"
+    )
+    sizes = parser.parse_args().sizes
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     print(f"{'':<32}{'predicted':>12}{'measured':>12}{'ratio':>8}{'FLOPs, ratio':>14}")
-    for size in sys.argv[1:] or ["small", "base"]:
+    for size in sizes:
         for way in WAYS:
             real = measured(size, way)
             plan = dry_run(config_of(size, way), 2, SEQUENCES, fused=False)

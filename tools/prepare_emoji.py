@@ -5,6 +5,9 @@ Samples: png as published (128x128 RGBA), txt the English name, json {"en", "zh"
 group (the emoji without its skin tone), one group in ten is test, so that no test picture is a training
 picture in another skin tone. A picture that is also in test, byte for byte under another name, is left out
 of train (1).
+
+Pictures: png/128 of https://github.com/googlefonts/noto-emoji, as png128/. Names: captions.csv, a table (file, emoji,
+en, zh, aliases_en by "|", group, skin_tone) made from emoji/unicode_codes of https://github.com/carpedm20/emoji.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Samples: wav as published (8 kHz), txt the digit's word, json {"digit", "speaker", "index"}. The split is the
 publisher's: recordings 0-4 of each digit and speaker are test (300), 5-49 train (2,700). Speakers are the
 same in both.
+
+Published at https://github.com/Jakobovski/free-spoken-digit-dataset.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Samples: txt the title, json {"label" (the class in Chinese), "class" (in English)}. dev.txt becomes train
 and test.txt test, 10,000 titles each. 8 titles stand in both files (in 9 lines of dev.txt): they are left
 out of train, so 9,991 remain. Lines that repeat within one file are kept.
+
+Published at https://github.com/649453932/Chinese-Text-Classification-Pytorch, THUCNews/data.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/../env.sh"
 begin "$@"
 shift "$SKIP"
-verb=$1
-shift
+verb=${1:-nothing}
+shift || true
 case $verb in
   train) set -- "$@" --ray "${RANKS:-$RANKS_PER_NODE}" "${PREFLIGHT[@]}" ;;
   tune) ;;

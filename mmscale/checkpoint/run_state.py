@@ -112,6 +112,10 @@ def _read(path: Path) -> tuple[RunState, Files]:
             if (path / name).stat().st_size != fact["bytes"]:
                 raise ValueError(f"{name} is not {fact['bytes']} bytes long")
     except (OSError, ValueError) as error:
+        if not (path / STATE).exists():
+            raise UserError(
+                f"{path}: no checkpoint ({STATE} is missing); a run's are in its folder checkpoints"
+            ) from None
         raise UserError(
             f"{path}: damaged checkpoint ({error}); remove the folder to resume from an older one"
         ) from None

@@ -11,6 +11,7 @@ every file with its size and SHA-256.
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import sys
 import warnings
@@ -106,8 +107,7 @@ class CheckpointStore:
         except OSError as error:  # of the folder; torch wraps what comes later
             self._tell_failure(f"cannot be written to ({error})")
         except (RuntimeError, ValueError, CheckpointException) as error:
-            reason = " ".join(str(error).split())[-200:]  # torch gives the traceback of every rank
-            self._tell_failure(f"could not be written (…{reason}; is the disk full?)")
+            self._tell_failure(f"could not be written ({_last_exception(str(error))}; is the disk full?)")
 
     def _write(self, tensors: dict[str, Tensor], state: RunState) -> None:
         """Called on every rank, beside training."""
@@ -282,6 +282,12 @@ def _step(path: Path) -> int:
 
 def _nothing() -> None:
     pass
+
+
+def _last_exception(text: str) -> str:
+    """What was raised last in ``text``, in which torch gives the traceback of every rank."""
+    told = re.findall(r"^\s*([\w.]*(?:Error|Exception|Fault)\b.*)$", text, re.MULTILINE)
+    return " ".join((told[-1] if told else text).split())[-200:]
 
 
 def _fault_of(act: Callable[[], None]) -> str:

@@ -34,7 +34,12 @@ def main(argv: list[str] | None = None) -> None:
     if all("=" in word and not word.startswith("-") for word in left) and hasattr(arguments, "overrides"):
         arguments.overrides += left
     elif left:
-        parser.error(f"unrecognized arguments: {' '.join(left)}")
+        keys = (
+            "; config keys are written key=value, such as train.steps=200"
+            if hasattr(arguments, "overrides")
+            else ""
+        )
+        parser.error(f"unrecognized arguments: {' '.join(left)}{keys}")
     run: Callable[[argparse.Namespace], Any] = arguments.run
     try:
         result = run(arguments)

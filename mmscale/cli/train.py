@@ -72,6 +72,8 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any] | None:
         return None
     if not arguments.config:
         raise UserError("no config; try: mmscale train configs/train/digits.yaml")
+    if arguments.ranks and arguments.ray:
+        raise UserError("--ranks starts processes here, --ray on a cluster; leave one of the two out")
     if arguments.ranks:
         start_ranks(arguments.ranks)
     config, look = load_config(arguments.config, arguments.overrides), None

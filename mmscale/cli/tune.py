@@ -54,8 +54,10 @@ def _tune(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _dry_run(config: Any, as_json: bool) -> dict[str, Any]:
+    from mmscale.tune.run import check_metric
     from mmscale.tune.space import Space, format_point
 
+    check_metric(config)
     space, tune = Space(config), config.tune
     first = space.grid() if tune.search == "grid" else [space.draw(config.seed, at) for at in range(5)]
     stops = tune.stops(config.train.steps)

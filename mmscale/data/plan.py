@@ -17,6 +17,7 @@ from mmscale.data.corpus import Corpus
 from mmscale.data.deal import deal
 from mmscale.data.derived import DerivedFiles
 from mmscale.data.history import DataHistory
+from mmscale.data.json_document import parse_json
 from mmscale.data.order import (
     COUNT_VERSION,
     GroupCounts,
@@ -27,13 +28,14 @@ from mmscale.data.order import (
 )
 from mmscale.data.schedule import Change, Schedule
 from mmscale.data.segments import TOTALS, SampleMeasure, text_fields
-from mmscale.data.text_lengths import token_counts
+from mmscale.data.text_lengths import ABSENT, token_counts
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.data.worker_pool import available_cores
-from mmscale.errors import UserError
+from mmscale.errors import SampleFault, UserError
 from mmscale.flops import Flops
 
 _CACHED_STEPS = 8
+_LOOK = 1 << 20  # samples at a time
 
 
 @dataclass
@@ -234,6 +236,9 @@ def _open_set(
     corpus = Corpus.open(set_config.shards, data.cache)
     derived = DerivedFiles([corpus.manifests[0].root / "index", data.cache.folder() / "derived"])
     counts = token_counts(corpus, text_fields(set_config.tasks), tokenizer, derived, progress)
+    for field, counted in counts.items():
+        if not _appears(counted.array):
+            raise UserError(f"data.sets.{name}.tasks: no sample has {field}{_instead(corpus, field)}")
     measure = SampleMeasure(set_config, corpus, counts, tokenizer, config.media, data.seq_len)
     blocks = data.group_blocks or _group_blocks(set_config, config, corpus, tokenizer, measure, derived)
     layout = Layout(len(corpus), data.block, blocks)
@@ -243,6 +248,20 @@ def _open_set(
         key=prf.derive_key(config.seed, "order", name),
     )  # fmt: skip
     return PlannedSet(name, set_config, corpus, measure, groups, order, first_task)
+
+
+def _appears(counts: NDArray[np.uint32]) -> bool:
+    """Whether any sample has the text; looks no further than the first."""
+    return any((counts[start : start + _LOOK] != ABSENT).any() for start in range(0, len(counts), _LOOK))
+
+
+def _instead(corpus: Corpus, field: str) -> str:
+    """What the first sample's JSON has, where ``field`` is a path in it."""
+    try:
+        found = parse_json(corpus.read(field, 0).decode()) if field.startswith("json.") else None
+    except (SampleFault, UnicodeDecodeError):
+        return ""
+    return f"; the first one's JSON has {', '.join(found)}"[:200] if isinstance(found, dict) else ""
 
 
 def _group_blocks(

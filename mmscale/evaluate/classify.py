@@ -19,6 +19,8 @@ def labels_of(samples: Samples) -> list[str]:
     targets = set(samples.targets())
     score = samples.score
     labels = score.labels or samples.predictor.config.model.classes.get(score.head) or sorted(targets)
+    if not targets:
+        raise UserError(f"eval.{samples.name}.target: no sample has {score.target}")
     if not targets & set(labels):
         raise UserError(
             f"eval.{samples.name}.labels: no sample's {score.target} is one of them; "

@@ -29,6 +29,7 @@ from mmscale.optim.optimizer import parameter_groups
 from mmscale.parallel.build import build_model
 from mmscale.parallel.deepspeed_config import deepspeed_settings
 from mmscale.parallel.ranks import Ranks
+from mmscale.parallel.stale_build import pass_stale_build
 from mmscale.parallel.zero_pieces import Pieces
 
 # DeepSpeed asks the environment for the rank on this machine; a process that was started by itself is told it here.
@@ -205,6 +206,8 @@ def _import_deepspeed(ranks: Ranks) -> Any:
         raise UserError(
             "parallel.strategy: zero1, zero2 and zero3 need DeepSpeed; pip install 'mmscale[deepspeed]'"
         ) from None
+    if ranks.device.type == "cpu":
+        pass_stale_build("deepspeed_shm_comm", tell=ranks.is_first)
     deepspeed.init_distributed()  # finds the process group we joined
     return deepspeed
 

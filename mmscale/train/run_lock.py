@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mmscale.checkpoint.manifest import NAME as RELEASE_MANIFEST
 from mmscale.data.file_lock import try_lock_of_process
 from mmscale.durable import make_folder
 from mmscale.errors import UserError
@@ -40,6 +41,10 @@ def hold_run(folder: Path, ranks: Ranks, patience_s: float = _LEASE_S) -> Iterat
 
 def _take(folder: Path, patience_s: float) -> int | None:
     """The locked file's handle; None: there are no locks here."""
+    if (folder / RELEASE_MANIFEST).exists():
+        raise UserError(
+            f"run.dir={folder}: is a release, which training in it would spoil; choose another folder"
+        )
     try:
         make_folder(folder)
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

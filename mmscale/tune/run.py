@@ -55,7 +55,7 @@ def tune(config: Config, resume: bool = False) -> TuneResult:
     from mmscale.tune.watch import best_trial
 
     space = Space(config)
-    _check_metric(config)
+    check_metric(config)
     larger_model = space.overrides(config.tune.transfer)
     folder = Path(config.run.dir).absolute()
     records = Records(folder, _job_facts(config, space), resume)
@@ -163,7 +163,8 @@ def _job_facts(config: Config, space: Space) -> dict[str, Any]:
     }
 
 
-def _check_metric(config: Config) -> None:
+def check_metric(config: Config) -> None:
+    """Raise `UserError` unless ``tune.metric`` is one that a trial will have."""
     metric = config.tune.metric
     if metric == "loss":
         return

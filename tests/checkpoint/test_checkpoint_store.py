@@ -78,6 +78,8 @@ def test_the_newest_whole_checkpoint_is_taken_and_the_others_are_told(tmp_path, 
         flip(tensors[1])
         with pytest.raises(UserError, match="none of its 6 checkpoints is whole"):
             store.newest()
+        with pytest.raises(UserError, match=r"no checkpoint \(state\.json is missing\); those of a run"):
+            read_state(tmp_path)
 
 
 def test_every_file_is_named_with_its_size_and_digest(tmp_path):
