@@ -114,7 +114,7 @@ def _read(path: Path) -> tuple[RunState, Files]:
     except (OSError, ValueError) as error:
         if not (path / STATE).exists():
             raise UserError(
-                f"{path}: no checkpoint ({STATE} is missing); a run's are in its folder checkpoints"
+                f"{path}: no checkpoint ({STATE} is missing); those of a run are in its folder checkpoints"
             ) from None
         raise UserError(
             f"{path}: damaged checkpoint ({error}); remove the folder to resume from an older one"
