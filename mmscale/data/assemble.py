@@ -28,7 +28,7 @@ from mmscale.data.mel import LogMel
 from mmscale.data.mix import mix_pictures
 from mmscale.data.plan import Plan, PlannedSequence, PlannedSet, PlannedStep
 from mmscale.data.tokenizer import ANSWER, EMBED, END, MASK, Tokenizer
-from mmscale.errors import SampleFault
+from mmscale.errors import SampleFault, UserError
 
 
 class Assembler:
@@ -228,6 +228,8 @@ class _Content:
                 self._read(field, crop)
             except SampleFault as fault:
                 self.fault = {"field": field, "reason": str(fault).removeprefix(field + ": ")}
+            except UserError as error:  # the machine's trouble, which may be this sample's doing
+                raise UserError(f"sample {self.key!r}: {field}: {error}") from None
 
     def check(self) -> None:
         """Find the faults that only the decoded sample tells, unless it has one."""

@@ -222,7 +222,11 @@ def _facts(reader: _HashingReader, member: Member, media: MediaConfig) -> Facts:
     if member.size > media.max_file_bytes:
         raise SampleFault(f"{member.size} bytes are over media.max_file_bytes={media.max_file_bytes}")
     data = reader.read(member.size)
-    return member.offset, member.size, zlib.crc32(data), *probe(kind, data, media)
+    try:
+        facts = probe(kind, data, media)
+    except UserError as error:  # the machine's trouble, which may be this member's doing
+        raise UserError(f"{member.name}: {error}") from None
+    return member.offset, member.size, zlib.crc32(data), *facts
 
 
 def _verify_shard(manifest: Manifest, shard: Shard, rows: range, bar: tqdm[Any]) -> list[str]:

@@ -12,6 +12,7 @@ from PIL import Image
 from mmscale import prf
 from mmscale.batch import AUDIO, IMAGE, PADDING
 from mmscale.config import AugmentConfig, Config, MediaConfig, ModelConfig, SetConfig, TaskConfig
+from mmscale.data import image
 from mmscale.data.assemble import Assembler
 from mmscale.data.index import build_index
 from mmscale.data.manifest import Manifest
@@ -125,6 +126,19 @@ def test_empty_transcripts_alone_in_a_step(tmp_path):
     assert (
         len(batch.ctc_length_C) and not batch.ctc_length_C.any() and torch.isfinite(batch.ctc_weight_C).all()
     )
+
+
+def test_trouble_of_the_machine_names_the_sample(shards, monkeypatch):
+    plan, assembler = make_plan(shards, [TaskConfig(input=["image.left"], target="text.en")])
+
+    def refuse(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(image, "rgb_pixels", refuse)
+    with pytest.raises(
+        UserError, match=r"^sample 'é\d\d': image\.left: decoding a picture: this process has no mem"
+    ):
+        assembler.batch(plan.step(0), plan.step(0).sequences)
 
 
 def test_a_broken_sample_leaves_the_blends_of_the_others_alone(tmp_path):
