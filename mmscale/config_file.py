@@ -225,13 +225,15 @@ def _build(hint: Any, value: Any, where: str, source: str) -> Any:
         return value
     assert not isinstance(hint, types.UnionType), "config keys have one type each"
     if hint is float and isinstance(value, str) and _FLOAT.fullmatch(value):
-        return float(value)  # YAML 1.1 reads 1e-3 as a string
+        value = float(value)  # YAML 1.1 reads 1e-3 as a string
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     if type(value) is not hint:
         raise UserError(f"{source}: {where}: expected {hint.__name__}, got {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{source}: {where}: {value} is no number to train with; give a finite one")
     return value
 
 
@@ -254,8 +256,6 @@ def _build_object(cls: type, value: Any, where: str, source: str) -> Any:
 
 def _check_bounds(metadata: typing.Mapping[str, Any], value: Any, where: str, source: str) -> None:
     choices, low = metadata["choices"], metadata["low"]
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{source}: {where}: {value} is no number to train with; give a finite one")
     if choices and value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
         raise UserError(f"{source}: {where}: {value!r} is not one of {listed}")

@@ -57,6 +57,8 @@ def test_a_dumped_config_reads_back_unchanged(tmp_path):
         (["train.steps=many"], r"train\.steps: expected int, got 'many'"),
         (["train.steps=0"], r"train\.steps: 0 is below the least value 1"),
         (["data.sets.x={shards: a, weight: .inf}"], r"data\.sets\.x\.weight: inf is no number to train with"),
+        (["data.schedule=[{step: 5, weights: {x: .inf}}]"], r"weights\.x: inf is no number to train with"),
+        (["train.optimizer.lr=1e999"], r"train\.optimizer\.lr: inf is no number to train with"),
         (["train.optimizer.lr=.nan"], r"train\.optimizer\.lr: nan is no number to train with"),
         (["train.steps"], r"'train\.steps': an override is written key=value"),
         (["model.kv_heads=3"], r"model\.kv_heads: 3 does not divide model\.heads=4"),
