@@ -36,11 +36,12 @@ class ShardWriter(HuggingFaceStorageWriter):
 
     Args:
         folder: where they go.
+        ranks: how many write.
         commit: called on the first rank with every rank's files when all of them lie on the disk.
     """
 
-    def __init__(self, folder: Path, commit: Callable[[Files], None]) -> None:
-        self._folder, self._commit = folder, commit
+    def __init__(self, folder: Path, ranks: int, commit: Callable[[Files], None]) -> None:
+        self._folder, self._ranks, self._commit = folder, ranks, commit
         self.written = ""  # name of this rank's file
         super().__init__(str(folder), save_distributed=True)
 
@@ -70,4 +71,8 @@ class ShardWriter(HuggingFaceStorageWriter):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Called on the first rank after every rank's `write_data` returned."""
+        if len(results) != self._ranks:
+            # On a rank that has left the process group meanwhile, because its training ended with an error, PyTorch
+            # takes what that rank has for the whole, and saves it alone.
+            raise RuntimeError(f"{len(results)} of {self._ranks} ranks wrote their share")
         self._commit(dict(result.storage_data for one in results for result in one))

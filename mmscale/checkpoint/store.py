@@ -72,6 +72,7 @@ class CheckpointStore:
         self._remote = RemoteCopy(copy_to) if copy_to else None
         # Saving runs beside training; its messages must not mix with the training's own collectives.
         self._group = dist.new_group(backend="gloo", timeout=_PATIENCE if copy_to else None)
+        self._ranks = dist.get_world_size()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
         self._uncopied: Path | None = None
@@ -117,7 +118,7 @@ class CheckpointStore:
         dist.broadcast_object_list(said, src=0, group=self._group)
         if said[0]:
             raise OSError(said[0])
-        writer = ShardWriter(hidden, partial(self._commit, hidden, final, state))
+        writer = ShardWriter(hidden, self._ranks, partial(self._commit, hidden, final, state))
         dcp.save(tensors, storage_writer=writer, planner=KeptPlan(self._plan), process_group=self._group)
         if self._remote is not None:
             self._copy(final)

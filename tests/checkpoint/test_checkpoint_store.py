@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT, run_module
 from small_run import one_rank
 
 from mmscale.checkpoint.run_state import Keep, RunState, list_checkpoints, read_state
@@ -80,6 +81,13 @@ def test_the_newest_whole_checkpoint_is_taken_and_the_others_are_told(tmp_path, 
             store.newest()
         with pytest.raises(UserError, match=r"no checkpoint \(state\.json is missing\); those of a run"):
             read_state(tmp_path)
+
+
+def test_what_one_rank_saves_after_it_has_left_the_others_is_no_checkpoint(tmp_path):
+    """One of two ranks ends with an error while a save begins: PyTorch would save what it has as the whole."""
+    done = run_module(["leaving_rank", str(tmp_path)], ranks=2, cwd=ROOT / "tests" / "checkpoint")
+    assert "1 of 2 ranks wrote their share" in done.stderr
+    assert steps(tmp_path) == [1]
 
 
 def test_every_file_is_named_with_its_size_and_digest(tmp_path):
