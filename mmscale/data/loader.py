@@ -60,9 +60,8 @@ class _ForWorkers(Dataset[Batch | UserError]):
 
     def __getitem__(self, index: int) -> Batch | UserError:
         try:
-            if isinstance(
-                self._data, bytes
-            ):  # pickled by the process that started this one, as it would have been
+            if isinstance(self._data, bytes):
+                # The pickle of the process that started this one, which would have sent it all the same.
                 self._data = pickle.loads(self._data)
             return self._data[index]  # type: ignore[return-value]
         except UserError as error:
