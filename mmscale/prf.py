@@ -52,8 +52,13 @@ def _bits_of_one(key: int, counter: int) -> int:
 
 def bits(key: int, counter: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """64 random bits for each counter value, as uint64 of the same shape."""
+    return _bits(np.uint64(key & _MASK), counter)
+
+
+def _bits(key: np.uint64 | NDArray[np.uint64], counter: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """`bits` of one key, or of an array of keys that is broadcast with ``counter``."""
     with np.errstate(over="ignore"):
-        return _mix(_mix((counter + np.uint64(1)) * _GOLDEN) ^ np.uint64(key & _MASK))
+        return _mix(_mix((counter + np.uint64(1)) * _GOLDEN) ^ key)
 
 
 def uniform(key: int, count: int, start: int = 0) -> NDArray[np.float64]:
@@ -64,8 +69,7 @@ def uniform(key: int, count: int, start: int = 0) -> NDArray[np.float64]:
 
 def uniform_rows(keys: Sequence[int], count: int) -> NDArray[np.float64]:
     """`uniform` of every key: float64 [len(keys), count], in the time of one."""
-    counter = np.arange(1, count + 1, dtype=np.uint64)
-    return _unit(_mix(_mix(counter * _GOLDEN) ^ np.array(keys, np.uint64)[:, None]))
+    return _unit(_bits(np.array(keys, np.uint64)[:, None], np.arange(count, dtype=np.uint64)))
 
 
 def _unit(raw: NDArray[np.uint64]) -> NDArray[np.float64]:

@@ -238,7 +238,7 @@ class BatchBuilder:
         return audio, frames, chunks, own
 
     def _take(self, count: int, kind: int, position: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Claim ``count`` positions of the open segment, int64 [count, 3 or 1]; returns them flat."""
+        """Claim ``count`` places of the open segment for ``position``, [count, 3 or 1]; returns them flat."""
         assert count <= self.room, "the plan promised that this sample fits"
         here = slice(self._at, self._at + count)
         self._kind[self._row, here] = kind

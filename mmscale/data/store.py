@@ -28,8 +28,8 @@ class ShardFault(SampleFault):
     """
 
 
-class _OtherBytes(Exception):
-    """The bytes are not those of the index."""
+class _OtherBytes(ShardFault):
+    """The bytes are there, and not those of the index."""
 
 
 class ByteStore:
@@ -50,15 +50,12 @@ class ByteStore:
         Raises:
             ShardFault: the shard is gone, cannot be fetched, is too short, or holds other bytes.
         """
-        try:
-            return self._read(place, offset, size, crc)
-        except _OtherBytes as fault:
-            if not self._drop_copy(place):
-                raise ShardFault(str(fault)) from None
-        try:
-            return self._read(place, offset, size, crc)
-        except _OtherBytes as fault:
-            raise ShardFault(str(fault)) from None
+        while True:
+            try:
+                return self._read(place, offset, size, crc)
+            except _OtherBytes:
+                if not self._drop_copy(place):  # which it does once a shard
+                    raise
 
     def _read(self, place: ShardPlace, offset: int, size: int, crc: int) -> bytes:
         name = place.shard.name
