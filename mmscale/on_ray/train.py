@@ -11,6 +11,7 @@ from mmscale.config import Config
 from mmscale.errors import UserError
 from mmscale.on_ray.connect import process_needs, ray_cluster, wait_for_room
 from mmscale.on_ray.workers import leave_rays_group, make_trainer, meet_anew
+from mmscale.parallel.launcher_watch import end_with_parent
 from mmscale.train.loop import Look, TrainResult, train
 
 
@@ -47,6 +48,7 @@ def train_on_ray(config: Config, fewest: int, most: int, look: Look | None = Non
 
 
 def _work(sent: dict[str, Any]) -> dict[str, Any]:
+    end_with_parent()
     leave_rays_group()
     os.chdir(sent["directory"])
     meet_anew()

@@ -1,12 +1,14 @@
 """A rank ends when its launcher does: a killed launcher must not leave ranks behind that write into the run's folder.
 
-torchrun, accelerate and deepspeed end their ranks when they are told to stop, not when they are killed. The kernel's
-parent-death signal is no help: it is sent when the *thread* ends that started the process.
+torchrun, accelerate and deepspeed end their ranks when they are told to stop, not when they are killed. Ray's workers
+look for its daemon now and then and end in good order, which on a busy machine has taken more than a minute. The
+kernel's parent-death signal is no help: it is sent when the *thread* ends that started the process.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 import threading
@@ -17,7 +19,14 @@ _LOST = 1
 
 def end_with_launcher() -> None:
     """Watch the parent process, if it is a launcher; called first thing, without imports that take time."""
-    if not any(name in os.environ for name in _LAUNCHED) or not hasattr(os, "pidfd_open"):
+    if any(name in os.environ for name in _LAUNCHED):
+        end_with_parent()
+
+
+@functools.cache  # Ray gives a worker one trial after the other
+def end_with_parent() -> None:
+    """End this process, without a word to anybody, when the process that started it ends. Does nothing but on Linux."""
+    if not hasattr(os, "pidfd_open"):
         return
     parent = os.getppid()
     try:

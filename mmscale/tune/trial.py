@@ -19,6 +19,7 @@ from typing import Any
 
 from mmscale.config import Config
 from mmscale.errors import UserError
+from mmscale.parallel.launcher_watch import end_with_parent
 from mmscale.tune.records import FILE, read_lines
 
 _SCORES = "stops.jsonl"
@@ -43,6 +44,7 @@ def run_trial(sampled: dict[str, Any], job: Job, config_of: Callable[[dict[str, 
     """The trainable of Ray Tune. ``sampled``: what the search suggested; ``config_of`` makes a config of its point."""
     from ray import tune
 
+    end_with_parent()  # a lost node's worker must not train beside the one that takes its place
     folder = Path(job.folder) / "trials" / tune.get_context().get_trial_name()
     try:
         if not (Path(job.folder) / FILE).is_file():
@@ -160,6 +162,7 @@ def _work(sent: dict[str, Any]) -> None:
 
     from mmscale.on_ray.workers import leave_rays_group, meet_anew
 
+    end_with_parent()
     leave_rays_group()
     os.chdir(sent["job"].directory)
     for facts in train_to_stops(sent["config"], sent["job"], meet_anew):

@@ -127,6 +127,7 @@ def test_a_killed_driver_goes_on(ray, calm, small_run, tmp_path):
     driver.kill()
     driver.wait()
     assert started
+    # At once (mmscale/parallel/launcher_watch.py); Ray's own way takes two seconds, at times more than a minute.
     deadline = time.monotonic() + 60
     while any(alive(pid) for pid in started):
         assert time.monotonic() < deadline, "workers outlive their driver"
