@@ -18,7 +18,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python tools/demo.py --run-dir $(DEMO)
 
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder  # else the longest file comes last, alone
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(AGAIN)  # else the longest file comes last, alone
 
 test-cluster: $(VENV)/.installed
 	$(BIN)/python -m pytest -o addopts=-ra $(AGAIN) tests/cluster
