@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 from mmscale.cli.verb import verb
+from mmscale.errors import UserError
+
+_DECODING = ("max_new_tokens", "beams", "temperature", "top_k", "top_p", "seed")
 
 PREDICT_EPILOG = """\
 The answer is the likeliest one, token by token, unless --beams or --temperature say otherwise.
@@ -47,20 +51,35 @@ def add(verbs: Any) -> None:
 
 def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
     from mmscale.checkpoint.pretrained import load_trained
+    from mmscale.predict.decoding import Decoding
+    from mmscale.predict.question import trained_prompts
 
+    decoding = {name: getattr(arguments, name) for name in _DECODING}
+    labels: list[str] = []
+    if arguments.labels is not None:
+        labels = [label.strip() for label in arguments.labels.split(",") if label.strip()]
+        if not labels:
+            raise UserError("--labels: names no answer; give some, such as --labels cat,dog")
+        for name, value in decoding.items():
+            if value != getattr(Decoding(), name):
+                raise UserError(
+                    f"--{name.replace('_', '-')}: changes nothing beside --labels, which are all scored; leave it out"
+                )
     model = load_trained(Path(arguments.target))
     asked = {name: getattr(arguments, name) for name in ("image", "audio", "text")}
-    if arguments.labels:
-        labels = [label.strip() for label in arguments.labels.split(",") if label.strip()]
+    trained = trained_prompts(model.config, [name for name, given in asked.items() if given is not None])
+    if arguments.prompt is not None and arguments.prompt not in trained:
+        known = f"was trained with {', '.join(map(repr, trained))}" if trained else "was never trained"
+        print(
+            f"mmscale: --prompt {arguments.prompt!r}: such input {known}; the answer is a guess",
+            file=sys.stderr,
+        )
+    if labels:
         found = model.classify(labels, **asked, prompt=arguments.prompt)
         if not arguments.json:
             for label, probability in found:
                 print(f"{probability:6.1%}  {label}")
         return {"answer": found[0][0], "probabilities": dict(found)}
-    decoding = {
-        name: getattr(arguments, name)
-        for name in ("max_new_tokens", "beams", "temperature", "top_k", "top_p", "seed")
-    }
     answer = model.answer(**asked, prompt=arguments.prompt, **decoding)
     if not arguments.json:
         print(answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from os import PathLike
 from typing import Any
 
@@ -40,16 +41,27 @@ def read_question(
         parts["text"] = reader.text(text.strip())
     if not parts:
         raise UserError("no input; give image, audio or text")
-    orders = [
-        (kinds, task.prompt)
+    orders = _orders(config, parts)
+    order = orders[0][0] if orders else list(parts)
+    return [parts[kind] for kind in order], trained_prompts(config, parts)
+
+
+def trained_prompts(config: Config, kinds: Iterable[str]) -> list[str]:
+    """Prompts of the tasks whose input is of these kinds, such as image and text, each once."""
+    return list(dict.fromkeys(prompt for _, prompt in _orders(config, kinds)))
+
+
+def _orders(config: Config, kinds: Iterable[str]) -> list[tuple[list[str], str]]:
+    """(kinds of input in the task's order, its prompt) of every task that answers to just these kinds."""
+    wanted = sorted(kinds)
+    return [
+        (order, task.prompt)
         for one in config.data.sets.values()
         for task in one.tasks
         if task.objective == "next_token"
-        for kinds in [[name.partition(".")[0] if is_media(name) else "text" for name in task.input]]
-        if sorted(kinds) == sorted(parts)
+        for order in [[name.partition(".")[0] if is_media(name) else "text" for name in task.input]]
+        if sorted(order) == wanted
     ]
-    order = orders[0][0] if orders else list(parts)
-    return [parts[kind] for kind in order], list(dict.fromkeys(prompt for _, prompt in orders))
 
 
 def choose_prompt(prompt: str | None, trained: list[str]) -> str:

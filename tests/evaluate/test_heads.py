@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 from packings import model_config
+from PIL import Image
 from small_run import WORDS, save_run, small_config, write_shards
 
 from mmscale.checkpoint.run_folder import load_run
@@ -110,7 +111,7 @@ def predict(*arguments):
 
 
 @pytest.mark.parametrize("run_dir", ["transformer"], indirect=True)
-def test_the_command_answers_and_explains(run_dir):
+def test_the_command_answers_and_explains(run_dir, tmp_path):
     asked = [str(run_dir), "--text", "picture of one", "--prompt", "which"]
     done = predict(*asked, "--labels", "one,two", "--json")
     assert done.returncode == 0, done.stderr
@@ -118,10 +119,20 @@ def test_the_command_answers_and_explains(run_dir):
     assert found["answer"] in ("one", "two") and sum(found["probabilities"].values()) == pytest.approx(1)
     for more in (["--beams", "2"], ["--temperature", "1", "--seed", "4"], []):
         done = predict(*asked, "--max-new-tokens", "4", *more)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0 and "such input was never trained; the answer is a guess" in done.stderr
+    Image.new("RGB", (16, 16)).save(tmp_path / "black.png")
+    picture = [str(run_dir), "--image", str(tmp_path / "black.png"), "--labels", "one,two", "--prompt"]
+    for prompt, told in (
+        ("which", ""),
+        ("whose", "mmscale: --prompt 'whose': such input was trained with 'which'"),
+    ):
+        done = predict(*picture, prompt)
+        assert done.returncode == 0 and done.stderr.startswith(told) and bool(done.stderr) == bool(told)
     for wrong, told in (
         ([str(run_dir)], "no input; give image, audio or text"),
         ([*asked, "--beams", "2", "--temperature", "1"], "beam search does not sample"),
+        ([*asked, "--labels", "one,two", "--beams", "2"], "--beams: changes nothing beside --labels"),
+        ([*asked, "--labels", " ,"], "--labels: names no answer"),
         ([str(run_dir), "--image", str(run_dir / "config.yaml"), "--prompt", "which"], "not a picture"),
         ([str(run_dir.parent / "nowhere"), "--text", "x"], "not a run directory"),
     ):
