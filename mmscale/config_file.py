@@ -18,10 +18,12 @@ from mmscale.config import Config, MediaConfig, ModelConfig
 from mmscale.config.media import check_media
 from mmscale.config.model import check_model
 from mmscale.errors import UserError
+from mmscale.strict_yaml import read_yaml
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 _FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _MAX_BASES = 16
+_LARGEST = (1 << 63) - 1
 
 
 def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
@@ -152,12 +154,9 @@ def _read(path: Path, depth: int) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name a .yaml file") from None
     try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        reason = " ".join(str(getattr(error, "problem", None) or error).split())[:200]
-        raise UserError(f"{path}{line}: not valid YAML ({reason}); correct the file") from None
+        tree = read_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{path}: not valid YAML ({error}); correct the file") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a config is a mapping of keys; this file holds a {type(tree).__name__}")
     return _resolve(tree, path, depth)
@@ -204,9 +203,9 @@ def parse_override(override: str) -> tuple[str, Any]:
     if not equals or not name:
         raise UserError(f"{override!r}: an override is written key=value, such as train.steps=200")
     try:
-        return name, yaml.safe_load(text) if text else ""
-    except yaml.YAMLError:
-        raise UserError(f"{name}: {text!r} is not a valid value") from None
+        return name, read_yaml(text) if text else ""
+    except ValueError as error:
+        raise UserError(f"{name}: {text[:100]!r} is not a valid value ({error})") from None
 
 
 def _build(hint: Any, value: Any, where: str, source: str) -> Any:
@@ -226,6 +225,10 @@ def _build(hint: Any, value: Any, where: str, source: str) -> Any:
     assert not isinstance(hint, types.UnionType), "config keys have one type each"
     if hint is float and isinstance(value, str) and _FLOAT.fullmatch(value):
         value = float(value)  # YAML 1.1 reads 1e-3 as a string
+    if isinstance(value, int) and not -_LARGEST <= value <= _LARGEST:
+        raise UserError(
+            f"{source}: {where}: {str(value)[:20]}… is out of range; numbers of 64 bits are taken"
+        )
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is str and isinstance(value, int | float) and not isinstance(value, bool):

@@ -5,8 +5,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mmscale.config_file import config_from_tree, describe_keys, dump_config, load_config, to_tree
+from mmscale.config_file import (
+    config_from_tree,
+    describe_keys,
+    dump_config,
+    load_config,
+    parse_override,
+    to_tree,
+)
 from mmscale.errors import UserError
+from mmscale.strict_yaml import read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 MINIMAL = {"data": {"sets": {"a": {"shards": "x", "tasks": [{"target": "text"}]}}}}
@@ -43,6 +51,16 @@ def test_base_is_overlaid_and_variables_are_replaced(tmp_path, monkeypatch):
     assert (config.train.steps, config.train.optimizer.lr, config.data.workers) == (7, 1e-3, 0)
 
 
+def test_a_date_is_a_name_and_a_merged_key_may_be_given_again(tmp_path):
+    text = (
+        "run: {dir: 2026-09-01}\nx-common: &common {steps: 5, log_every: 7}\ntrain: {<<: *common, steps: 6}\n"
+    )
+    found = read_yaml(text)
+    assert found["run"]["dir"] == "2026-09-01" and found["train"] == {"steps": 6, "log_every": 7}
+    assert read_yaml("a: &a {x: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: *b}\n")["b"] == {"x": 2}
+    assert parse_override("run.dir=2026-99-99") == ("run.dir", "2026-99-99")
+
+
 def test_a_dumped_config_reads_back_unchanged(tmp_path):
     config = load_config(ROOT / "configs" / "train" / "digits.yaml", ["seed=4"])
     again = load_config(write(tmp_path, dump_config(config)))
@@ -60,6 +78,21 @@ def test_a_dumped_config_reads_back_unchanged(tmp_path):
         (["data.schedule=[{step: 5, weights: {x: .inf}}]"], r"weights\.x: inf is no number to train with"),
         (["train.optimizer.lr=1e999"], r"train\.optimizer\.lr: inf is no number to train with"),
         (["train.optimizer.lr=.nan"], r"train\.optimizer\.lr: nan is no number to train with"),
+        (
+            [f"train.optimizer.lr={10**400}"],
+            r"train\.optimizer\.lr: 1000000.* is out of range; numbers of 64 bits",
+        ),
+        ([f"seed={1 << 63}"], r"seed: 92233.* is out of range"),
+        (["seed=" + "9" * 5000], r"seed: '999.*' is not a valid value \(Exceeds the limit"),
+        (["seed=" + "[" * 5000], r"seed: .* is not a valid value \(nested too deep\)"),
+        (
+            ["train={steps: 1, steps: 2}"],
+            r"train: .* is not a valid value \(line 1: the key 'steps' is there twice\)",
+        ),
+        (
+            ["run.dir=!!python/name:os.system"],
+            r"run\.dir: .* is not a valid value \(line 1: could not determine",
+        ),
         (["train.steps"], r"'train\.steps': an override is written key=value"),
         (["model.kv_heads=3"], r"model\.kv_heads: 3 does not divide model\.heads=4"),
         (["media.image_width=65"], r"media\.image_width: 65 is not a multiple"),
@@ -85,11 +118,15 @@ def test_bad_values_name_the_key_and_the_remedy(tmp_path, overrides, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a: [1", r"line \d+: not valid YAML"),
+        ("a: [1", r"not valid YAML \(line 1: expected"),
         ("- 1\n", "a config is a mapping"),
         ("base: run.yaml\n", "more than 16 levels of 'base'"),
         ("base: gone.yaml\n", r"gone\.yaml: no such config file"),
         ("1: 2\n", "key 1 is not a string"),
+        (
+            "train: {seed: 1}\nseed: 2\ntrain: {steps: 2}\n",
+            r"YAML \(line 3: the key 'train' is there twice\)",
+        ),
         ("x: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
     ],
 )
