@@ -7,7 +7,7 @@ Shape suffixes: B sequences, L positions, D model width, H heads, T positions of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +69,9 @@ class ModalRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_BLD: Tensor, modality_BL: Tensor) -> Tensor:
-        weights = torch.stack([self.get_parameter(f"{name}_norm.weight") for name in MODALITIES])
+        # Not `get_parameter`: `functional_call` puts plain tensors in their place.
+        norms = (self.get_submodule(f"{name}_norm") for name in MODALITIES)
+        weights = torch.stack([cast(Tensor, norm.weight) for norm in norms])
         normed = F.rms_norm(x_BLD.float(), x_BLD.shape[-1:], eps=self.eps).to(x_BLD.dtype)
         return normed * F.embedding(modality_BL, weights)
 

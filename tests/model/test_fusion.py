@@ -63,6 +63,18 @@ def test_every_parameter_gets_a_gradient_whatever_the_batch_holds(kinds, choices
             assert not parameter.grad.any(), f"{name} saw nothing and must get exactly zero"
 
 
+@pytest.mark.parametrize("choices", STEMS, ids=str)
+def test_every_choice_computes_on_bf16_copies_of_its_parameters(choices):
+    """As strategies without shards do: plain tensors stand in for the parameters."""
+    model, batch = make_model(**choices), random_batch(1)
+    copies = {name: parameter.bfloat16() for name, parameter in model.named_parameters()}
+    found = torch.stack(list(torch.func.functional_call(model, copies, (batch,)).values()))
+    expected = torch.stack(list(model(batch).values()))
+    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.01)
+    found.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 @pytest.mark.parametrize(("kinds", "changes"), [("tia", {}), ("tia", {"fusion": "rnn"}), ("t", {}), ("", {})])
 def test_padding_at_the_end_can_be_left_away(kinds, changes):
     """The same losses and gradients, with dropout; every index is moved."""
