@@ -16,6 +16,7 @@ _UNSPACED = re.compile(
     "([\u3005-\u3007\u3040-\u30ff\u3105-\u312f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\uff66-\uff9d\U0001b000-\U0001b16f\U00020000-\U000323af])"
 )
+_NEVER = np.iinfo(np.int64).max
 _CHUNK = 1024  # queries whose similarities exist at once
 
 
@@ -96,9 +97,9 @@ def recall_at(
             own = np.arange(first, first + len(similarity))
             similarity[np.arange(len(own)), own] = -np.inf
             hit[np.arange(len(own)), own] = False
-        best = np.where(hit, similarity, -np.inf).max(axis=1, initial=-np.inf)
-        misses = ~hit & (similarity >= best[:, None])
-        before[rows] = np.where(hit.any(axis=1), misses.sum(axis=1), len(candidate))
+        best = np.fmax.reduce(np.where(hit, similarity, np.nan), axis=1, initial=-np.inf)
+        misses = ~hit & ~(similarity < best[:, None])  # what is no number counts as the more similar
+        before[rows] = np.where(best > -np.inf, misses.sum(axis=1), _NEVER)
     return {f"recall@{k}": float((before < k).mean()) for k in RECALL_AT}
 
 

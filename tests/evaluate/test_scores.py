@@ -82,6 +82,21 @@ def test_a_collapsed_model_finds_nothing():
     assert set(recall_at(same, same, keys, keys).values()) == {0.0}
 
 
+def test_no_number_is_no_hit():
+    keys = [str(n) for n in range(20)]
+    good, nothing = unit(*range(0, 100, 5)), np.full((20, 2), np.nan, np.float32)
+    for query, candidate in ((nothing, nothing), (nothing, good), (good, nothing)):
+        assert set(recall_at(query, candidate, keys, keys).values()) == {0.0}
+    one = good.copy()
+    one[3] = np.nan  # in everybody's way, and not found itself
+    found = recall_at(good, one, keys, keys)
+    assert (found["recall@1"], found["recall@5"]) == (0.0, 0.95)
+
+
+def test_who_has_no_match_misses_among_few_candidates_too():
+    assert set(recall_at(unit(0, 9), unit(1, 2), ["a", "b"], ["c", "d"]).values()) == {0.0}
+
+
 def test_own_candidate_can_be_left_out():
     points = unit(0, 1, 50, 90)
     found = recall_at(points, points, list("aabc"), list("aabc"), leave_out_own=True)
