@@ -4,14 +4,19 @@ The update is scaled as in Moonlight (Liu et al., 2025), to the root mean square
 rate and weight decay hold. A sharded matrix is gathered whole, orthogonalised on every rank, and each rank keeps its
 own rows: the result does not depend on the number of ranks. That is done in the type the model computes in; the
 iteration was made for bfloat16. A GRU's three gates, which lie in one matrix, are orthogonalised together.
+
+A matrix whose gradient is exactly 0, because its modality is not in the step, is left alone, and so is its momentum:
+orthogonalised, what is left of an old momentum would move it at full speed for hundreds of steps.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -56,14 +61,23 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient."""
+        """Update every parameter that has a gradient which is not 0."""
         assert closure is None, "losses come from the training loop"
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
+        moving = [
+            (parameter, group)
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        if not moving:
+            return
+        keeps = _largest([parameter.grad for parameter, _ in moving]) == 0.0
+        if self.found_inf is not None:
+            keeps |= self.found_inf.bool()
+        for (parameter, group), keep in zip(moving, keeps, strict=True):
+            self._update(parameter, group, keep)
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: Tensor, group: dict[str, Any], keep: Tensor) -> None:
         assert parameter.dim() == 2 and parameter.grad is not None
         state = self.state[parameter]
         if "momentum_buffer" not in state:
@@ -77,11 +91,26 @@ class Muon(torch.optim.Optimizer):
         if isinstance(parameter, DTensor):
             step = distribute_tensor(step, parameter.device_mesh, parameter.placements, src_data_rank=None)
         changed = parameter * (1.0 - group["lr"] * group["weight_decay"]) - group["lr"] * step
-        if self.found_inf is not None:
-            keep = self.found_inf.bool()
-            moved, changed = _choose(keep, buffer, moved), _choose(keep, parameter, changed)
-        buffer.copy_(moved)
-        parameter.copy_(changed)
+        buffer.copy_(_choose(keep, buffer, moved))
+        parameter.copy_(_choose(keep, parameter, changed))
+
+
+def _largest(gradients: list[Tensor]) -> Tensor:
+    """The largest magnitude in each gradient, float32 [gradients]; of one that is sharded, over all its shards."""
+    shards = [one.to_local() if isinstance(one, DTensor) else one for one in gradients]
+    shards = [one if one.numel() else one.new_zeros(1) for one in shards]
+    largest = torch.stack(torch._foreach_norm(shards, ord=torch.inf)).float()
+    split_alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for number, one in enumerate(gradients):
+        if isinstance(one, DTensor):
+            axes = [axis for axis, placement in enumerate(one.placements) if placement.is_shard()]
+            split_alike[tuple(one.device_mesh.get_group(axis) for axis in axes)].append(number)
+    for groups, numbers in split_alike.items():
+        part = largest[numbers]
+        for ranks in groups:
+            dist.all_reduce(part, dist.ReduceOp.MAX, ranks)
+        largest[numbers] = part
+    return largest
 
 
 def _choose(keep: Tensor, old: Tensor, new: Tensor) -> Tensor:

@@ -49,6 +49,21 @@ def test_muon_by_hand():
     torch.testing.assert_close(weight.detach(), expected)
 
 
+def test_muon_leaves_alone_what_has_no_gradient():
+    """The matrices of a modality that is not in the data for a while."""
+    there, gone = torch.nn.Parameter(torch.ones(4, 6)), torch.nn.Parameter(torch.ones(4, 6))
+    muon = Muon([there, gone], lr=0.1, momentum=0.9, weight_decay=0.5)
+    for seed in range(5):
+        gradient = torch.randn(4, 6, generator=torch.Generator().manual_seed(seed))
+        there.grad, gone.grad = gradient, gradient * (seed in (0, 4))
+        before = gone.detach().clone(), there.detach().clone()
+        muon.step()
+        assert torch.equal(before[0], gone) == (seed in (1, 2, 3)) and not torch.equal(before[1], there)
+    # It goes on with the momentum it had.
+    first, last = (torch.randn(4, 6, generator=torch.Generator().manual_seed(seed)) for seed in (0, 4))
+    torch.testing.assert_close(muon.state[gone]["momentum_buffer"], 0.9 * (0.1 * first) + 0.1 * last)
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize(
     "choices", [{}, {"untied": ["norm", "feed_forward"], "audio_stem": "rnn"}, {"fusion": "rnn"}]
