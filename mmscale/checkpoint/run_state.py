@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -29,7 +30,7 @@ class RunState:
     bad: int = 0  # samples that could not be used
     skipped: int = 0  # steps that were not taken, because loss or gradient was not finite or spiked
     norm_mean: float = 0.0  # running mean of the gradient norm
-    loss: float = 0.0  # mean of the last steps
+    loss: float = 0.0  # mean of the last steps that were taken; infinite if none was
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,9 @@ def superfluous(states: Mapping[int, RunState | None], keep: Keep) -> list[int]:
     kept = set(found[-keep.last :]) | (states.keys() - whole.keys())
     if keep.every:
         kept |= {step for step in whole if step % keep.every == 0}
-    if keep.best and whole:
-        kept.add(min(whole, key=lambda step: (whole[step].loss, -step)))
+    best = {step: state.loss for step, state in whole.items() if math.isfinite(state.loss)}
+    if keep.best and best:
+        kept.add(min(best, key=lambda step: (best[step], -step)))
     return [step for step in found if step not in kept]
 
 

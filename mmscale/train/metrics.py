@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -119,7 +120,6 @@ class Metrics:
         losses, (bad, seen, interrupted, told) = sums[: len(LOSSES)], sums[len(LOSSES) : len(LOSSES) + 4]
         self.wish = INTERRUPTED if interrupted else SAVED if told else 0
         work, waits = self._times.tell(held.step, sums[len(LOSSES) + 4 :])
-        self._losses.append(sum(losses))
         self.bad, self.seen = self.bad + int(bad), self.seen + int(seen)
         row: dict[str, Any] = {
             "step": held.step,
@@ -140,6 +140,8 @@ class Metrics:
         }
         if bool(held.skip):
             self._tell_skipped(row)
+        else:
+            self._losses.append(sum(losses))
         self._write(row)
         self._check_bad_fraction()
 
@@ -152,8 +154,8 @@ class Metrics:
                 os.fsync(file.fileno())
 
     def mean_loss(self) -> float:
-        """Of the steps since this was last asked."""
-        mean = sum(self._losses) / max(1, len(self._losses))
+        """Of the steps that were taken since this was last asked; infinite if none was."""
+        mean = sum(self._losses) / len(self._losses) if self._losses else math.inf
         self._losses.clear()
         return mean
 
@@ -217,11 +219,11 @@ def _reopen(path: Path, start: int) -> Any:
     """Open a file of lines with a step for appending, without those of steps that will be run again."""
     kept = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").split("\n"):
             try:
                 row = json.loads(line)
             except ValueError:
-                continue  # a line cut short by a crash
+                continue  # the end, or a line cut short by a crash
             if row["step"] < start:
                 kept.append(line + "\n")
     write_durably(path, "".join(kept))

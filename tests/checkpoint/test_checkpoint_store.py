@@ -29,14 +29,14 @@ def steps(folder: Path) -> list[int]:
 @pytest.mark.parametrize(
     ("keep", "left"),
     [
-        (Keep(2), [8, 10]),
+        (Keep(2), [9, 10]),
         (Keep(1, every=4), [4, 8, 10]),
         (Keep(1, best=True), [6, 10]),
         (Keep(1, every=5, best=True), [6, 10]),
     ],
 )
 def test_which_checkpoints_stay(tmp_path, keep, left):
-    losses = {2: 3.0, 4: 2.0, 6: 0.5, 8: 0.7, 10: 0.9}
+    losses = {1: float("nan"), 2: 3.0, 4: 2.0, 6: 0.5, 8: 0.7, 9: float("inf"), 10: 0.9}
     with one_rank():
         store = CheckpointStore(tmp_path, keep)
         for step, loss in losses.items():
