@@ -103,7 +103,7 @@ def _largest(gradients: list[Tensor]) -> Tensor:
     split_alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for number, one in enumerate(gradients):
         if isinstance(one, DTensor):
-            axes = [axis for axis, placement in enumerate(one.placements) if placement.is_shard()]
+            axes = [axis for axis, placement in enumerate(one.placements) if not placement.is_replicate()]
             split_alike[tuple(one.device_mesh.get_group(axis) for axis in axes)].append(number)
     for groups, numbers in split_alike.items():
         part = largest[numbers]
