@@ -16,6 +16,10 @@ _REMEDIES = {
     "optimizer": "train.optimizer",
     "scheduler": "train.optimizer.schedule",
     "fp16": "train.precision (fp16 is not offered)",
+    "bf16": "train.precision",
+    "bfloat16": "train.precision",
+    "amp": "train.precision",
+    "torch_autocast": "train.precision",
     "gradient_clipping": "train.optimizer.clip_norm",
 }
 
@@ -80,7 +84,7 @@ def _merge(path: str, theirs: dict[str, Any], ours: dict[str, Any], where: str =
             continue
         if not where and name in _REMEDIES and name not in ours:
             enabled = value.get("enabled", True) if isinstance(value, dict) else bool(value)
-            if enabled:
+            if enabled and enabled != "auto":
                 raise UserError(
                     f"{path}: {full} is set in the run's config; remove it and set {_REMEDIES[name]}"
                 )
