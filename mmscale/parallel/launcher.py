@@ -71,20 +71,21 @@ def _take_deepspeed(config: Config, said: dict[str, str]) -> None:
     if f"zero{stage}" not in ZERO_STAGES:
         raise UserError(f"accelerate's zero_stage={stage} is not offered; use 1, 2 or 3")
     _settle(config, "strategy", f"zero{stage}", f"zero_stage: {stage}", default="auto")
-    devices = {
-        said.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE", "none") for what in ("OPTIMIZER", "PARAM")
-    } - {"none"}
-    if len(devices) > 1:
+    device = said.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none")
+    expected = device if stage == "3" else "none"
+    weights = said.get("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", expected)
+    if weights != expected:
         raise UserError(
-            "accelerate's offload_optimizer_device and offload_param_device differ; make them agree"
+            f"accelerate's offload_optimizer_device={device} and offload_param_device={weights}: stage 3 offloads both "
+            "to one place, 1 and 2 the optimizer alone; make them agree"
         )
-    if devices:
-        _settle(config, "offload", devices.pop(), "offload_optimizer_device", default="none")
+    if device != "none":
+        _settle(config, "offload", device, "offload_optimizer_device", default="none")
     clip = said.get("ACCELERATE_GRADIENT_CLIPPING", "1.0")
-    if clip not in ("none", "1.0") and float(clip) != config.train.optimizer.clip_norm:
+    norm = config.train.optimizer.clip_norm
+    if clip not in ("none", "auto", "1.0", f"{norm}", f"{norm:g}"):
         raise UserError(
-            f"accelerate's gradient_clipping={clip} contradicts train.optimizer.clip_norm="
-            f"{config.train.optimizer.clip_norm:g}; make them agree"
+            f"accelerate's gradient_clipping={clip} contradicts train.optimizer.clip_norm={norm:g}; make them agree"
         )
     steps = said.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     if steps not in ("1", "auto"):

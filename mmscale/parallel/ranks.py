@@ -176,4 +176,9 @@ def read_environment() -> tuple[int, int, int, int]:
         raise UserError(
             "RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE must be integers; start with torchrun"
         ) from None
+    if not (0 <= rank < world and local_rank >= 0 and local_world >= 1):
+        raise UserError(
+            f"RANK={rank} of WORLD_SIZE={world}, LOCAL_RANK={local_rank} of LOCAL_WORLD_SIZE={local_world}: ranks "
+            "count from 0 to one less than their number; start with torchrun"
+        )
     return rank, world, local_rank, local_world

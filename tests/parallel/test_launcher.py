@@ -37,6 +37,7 @@ def settled(said, **keys):
         (FSDP | {"FSDP_RESHARD_AFTER_FORWARD": "false"}, "reshard", False),
         (FSDP | {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "compile", True),
         (ZERO, "strategy", "zero3"),
+        (ZERO | {"ACCELERATE_GRADIENT_CLIPPING": "auto"}, "strategy", "zero3"),
         (ZERO | {"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, "offload", "cpu"),
         (
             SAID | {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_TP_SIZE": "2"},
@@ -71,6 +72,22 @@ def test_what_accelerate_says_is_taken(said, key, value):
             "checkpointing=full",
         ),
         (ZERO | {"ACCELERATE_GRADIENT_CLIPPING": "0.5"}, {}, r"gradient_clipping=0\.5 contradicts"),
+        (ZERO | {"ACCELERATE_GRADIENT_CLIPPING": "much"}, {}, r"gradient_clipping=much contradicts"),
+        (
+            ZERO
+            | {
+                "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu",
+                "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
+            },
+            {},
+            "offload_param_device=none: stage 3 offloads both",
+        ),
+        (
+            ZERO
+            | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "2", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"},
+            {},
+            "1 and 2 the optimizer alone",
+        ),
         (ZERO | {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "8"}, {}, "leave it out"),
         (ZERO | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": "absent.json"}, {}, r"absent\.json: no DeepSpeed JSON"),
         (SAID | {"ACCELERATE_USE_MEGATRON_LM": "true"}, {}, "use_megatron_lm is not offered"),

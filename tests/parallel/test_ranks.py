@@ -32,6 +32,11 @@ def test_launcher(environment):
     for name, value in zip(VARIABLES, ("3", "8", "1", "2", "host", "29500"), strict=True):
         environment.setenv(name, value)
     assert read_environment() == (3, 8, 1, 2)
+    for name, wrong in (("WORLD_SIZE", "0"), ("RANK", "8"), ("LOCAL_WORLD_SIZE", "0"), ("RANK", "-1")):
+        with environment.context() as changed:
+            changed.setenv(name, wrong)
+            with pytest.raises(UserError, match=f"{name}={wrong}"):
+                read_environment()
     environment.setenv("RANK", "three")
     with pytest.raises(UserError, match="must be integers"):
         read_environment()
