@@ -34,7 +34,7 @@ class OwnUpdate:
         self._optimizer.step(skip)
         self._optimizer.zero_grad()
         if self._ema is not None:
-            self._ema.update(step)
+            self._ema.update(step, skip)
         return norm, skip
 
     def state_tensors(self) -> dict[str, Tensor]:

@@ -110,7 +110,7 @@ class ZeroStrategy:
         else:
             norm, verdict = self._inner.verdict
         if self._config.train.ema:
-            self._pieces.average(self._config.train.ema, step)
+            self._pieces.average(self._config.train.ema, step, verdict)
         return norm, verdict
 
     def state_tensors(self) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from mmscale.optim.ema import decay_at
+from mmscale.optim.ema import take_in
 from mmscale.parallel.ranks import Ranks
 
 # Of stage 3, of stages 1 and 2, and of stage 1 in bf16.
@@ -60,12 +60,9 @@ class Pieces:
         if averages:
             self._averages = [flat.detach().clone() for flat in self._flats()]
 
-    @torch.no_grad()
-    def average(self, decay: float, step: int) -> None:
+    def average(self, decay: float, step: int, skip: Tensor) -> None:
         """Take the weights after ``step`` into their averages (see `mmscale.optim.ema`)."""
-        decay = decay_at(decay, step)
-        for average, flat in zip(self._averages, self._flats(), strict=True):
-            average.lerp_(flat.detach(), 1.0 - decay)
+        take_in(zip(self._averages, self._flats(), strict=True), decay, step, skip)
 
     @torch.no_grad()
     def read(self, kind: str, name: str, mesh: DeviceMesh) -> DTensor:

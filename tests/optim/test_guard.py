@@ -11,16 +11,17 @@ from packings import MEDIA, model_config, random_batch
 from mmscale.config import OptimizerConfig
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
+from mmscale.optim.ema import Ema
 from mmscale.optim.guard import StepGuard
 from mmscale.optim.optimizer import TrainOptimizer
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_a_skipped_step_changes_neither_weights_nor_moments(name):
+def test_a_skipped_step_changes_neither_weights_nor_moments_nor_averages(name):
     config = model_config()
     model = FusionTransformer(config, MEDIA)
     initialise(model, config, 0)
-    optimizer = TrainOptimizer(model, OptimizerConfig(name=name), config)
+    optimizer, ema = TrainOptimizer(model, OptimizerConfig(name=name), config), Ema(model, 0.9)
 
     def step(skip, poison):
         sum(model(random_batch(1)).values()).backward()
@@ -29,7 +30,8 @@ def test_a_skipped_step_changes_neither_weights_nor_moments(name):
             model.norm.weight.grad[0] = math.inf
         optimizer.step(torch.tensor(skip))
         optimizer.zero_grad()
-        tensors = dict(model.named_parameters()) | optimizer.state_tensors()
+        ema.update(5, torch.tensor(skip))
+        tensors = dict(model.named_parameters()) | optimizer.state_tensors() | ema.state_tensors()
         return {key: tensor.detach().clone() for key, tensor in tensors.items()}
 
     before = step(0.0, poison=False)
@@ -38,6 +40,7 @@ def test_a_skipped_step_changes_neither_weights_nor_moments(name):
     after = step(0.0, poison=False)
     assert all(tensor.isfinite().all() for tensor in after.values())
     assert not torch.equal(after["norm.weight"], before["norm.weight"])
+    assert not torch.equal(after["ema.norm.weight"], before["ema.norm.weight"])
 
 
 def test_the_guard_by_hand():
