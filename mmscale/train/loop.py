@@ -98,9 +98,12 @@ def _train(config: Config, ranks: Ranks, until: int | None, began: float) -> Tra
     """The run itself, among ranks that have joined; ``began``: when, by `time.perf_counter`."""
     folder = Path(config.run.dir)
     end = config.train.steps if until is None else min(until, config.train.steps)
+    profiled = profiled_steps(config.train.profile_steps, config.train.steps)
     keep = Keep(config.train.keep_last, config.train.keep_every, config.train.keep_best)
     store = CheckpointStore(folder / "checkpoints", keep, config.run.copy_to)
     newest = store.newest()
+    if config.model.attention == "flex" and ranks.device.type == "cpu":
+        raise UserError("model.attention=flex: has no backward pass on a CPU; use auto")
     tokenizer, plan = prepare(config, ranks, read_state(newest).step if newest else 0)
     strategy = build_strategy(config, ranks)
     state = _resume(config, plan, store, newest, strategy)
@@ -116,10 +119,10 @@ def _train(config: Config, ranks: Ranks, until: int | None, began: float) -> Tra
     )  # fmt: skip
     metrics = Metrics(config, ranks, plan, state)
     guard = StepGuard(config.train.max_grad_spike, state.norm_mean, state.step - state.skipped, ranks.device)
-    profiler = StepProfiler(profiled_steps(config.train.profile_steps), folder / "profile", ranks.rank)
+    profiler = StepProfiler(profiled, folder / "profile", ranks.rank)
     finished, tokens, last = state.step, 0, end - 1
     strategy.model.train()
-    with StopWish(config.train.grace_s) as stop, closing(metrics), old_objects_aside():
+    with StopWish(config.train.grace_s) as stop, closing(metrics), closing(profiler), old_objects_aside():
         for step in range(state.step, end):
             profiler.before(step)
             waiting = time.perf_counter()
@@ -141,7 +144,7 @@ def _train(config: Config, ranks: Ranks, until: int | None, began: float) -> Tra
 
             tokens += plan.step(step).tokens
             metrics.record(step, sums, grad_norm, skip, lr, wait)
-            profiler.after(step, last)
+            profiler.after(step)
             finished = step + 1
             if finished % config.train.checkpoint_every == 0 or step == last or metrics.wish:
                 metrics.settle()

@@ -62,7 +62,7 @@ def test_a_signal_saves_and_the_next_start_goes_on(number, code, tmp_path, small
     """One process, with loader workers; the signal goes to all of its processes, twice."""
     folder = tmp_path / "run"
     overrides = ["train.steps=2000", "data.workers=1", "train.checkpoint_every=2000"]
-    process = start(folder, small_run, *overrides, ranks=1)
+    process = start(folder, small_run, *overrides, "train.profile_steps=3-1999", ranks=1)
     wait_for_steps(folder, process, 5)
     os.killpg(process.pid, number)
     if number != signal.SIGINT:  # twice at the keyboard means at once
@@ -70,6 +70,7 @@ def test_a_signal_saves_and_the_next_start_goes_on(number, code, tmp_path, small
     _, told = process.communicate(timeout=60)
     assert process.returncode == code, told
     assert "stopped as told after step" in told
+    assert (folder / "profile" / "rank-0.json.gz").is_file(), "what was traced until then"
     done = len(metrics(folder))
     (saved,) = (folder / "checkpoints").glob("step-*")
     assert int(saved.name[5:]) == done < 2000
@@ -159,6 +160,8 @@ def test_steps_are_profiled(tmp_path, small_run):
         assert any("aten::mm" in event.get("name", "") for event in trace["traceEvents"])
     done = run_module([*arguments, "train.profile_steps=ten"], check=False)
     assert done.returncode == 2 and "train.profile_steps: ten: write A-B" in done.stderr
+    done = run_module([*arguments, "train.profile_steps=900-902"], check=False)
+    assert done.returncode == 2 and "train.profile_steps: 900-902: the run's last step is" in done.stderr
 
 
 def test_a_slow_rank_is_named(capfd):
