@@ -144,9 +144,16 @@ def _load(folder: Path, vision: bool) -> nn.Module:
     """The vision half, or the encoder, of the model in ``folder``, float32 on the CPU."""
     transformers = import_transformers()
     try:
-        model = transformers.AutoModel.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-        )
+        # What the folder lacks, such as a pooler that nothing reads, is drawn: alike on every rank and in every run.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = transformers.AutoModel.from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                dtype=torch.float32,
+            )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(

@@ -88,6 +88,21 @@ def test_a_vision_tower_gives_what_the_library_gives(kind, side, tmp_path):
     assert not any(parameter.requires_grad for parameter in stem.tower.parameters())
 
 
+def test_what_a_folder_lacks_is_the_same_in_every_process(tmp_path):
+    config = transformers.ViTConfig(**SIZES, intermediate_size=48)
+    transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
+    config = Config(model=model_config(image_stem="pretrained", image_tower=str(tmp_path)), media=MEDIA)
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(build(config).state_dict())
+        assert torch.rand(1) == torch.rand(1, generator=torch.Generator().manual_seed(seed)), (
+            "nobody's draws move"
+        )
+    assert any("pooler" in name for name in found[0])
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+
+
 def test_whispers_encoder_gives_what_the_library_gives_whatever_stands_beside_a_clip(tmp_path):
     theirs = save_whisper(tmp_path)
     config = Config(
