@@ -258,9 +258,11 @@ def _build_object(cls: type, value: Any, where: str, source: str) -> Any:
 
 
 def _check_bounds(metadata: typing.Mapping[str, Any], value: Any, where: str, source: str) -> None:
-    choices, low = metadata["choices"], metadata["low"]
+    choices, low, high = metadata["choices"], metadata["low"], metadata["high"]
     if choices and value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
         raise UserError(f"{source}: {where}: {value!r} is not one of {listed}")
     if low is not None and not value >= low:
         raise UserError(f"{source}: {where}: {value} is below the least value {low:g}")
+    if high is not None and not value <= high:
+        raise UserError(f"{source}: {where}: {value} is above the greatest value {high:g}")

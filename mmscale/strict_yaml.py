@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+_MAX_VALUES = 100_000
+
 
 class _Loader(yaml.SafeLoader):
     """`yaml.SafeLoader`, which lets a later key replace an earlier one in silence, and reads run.dir=2026-09-01 as a
@@ -37,13 +39,30 @@ def read_yaml(text: str) -> Any:
         ValueError: the text is no such document; the message tells where and why, on one line.
     """
     try:
-        return yaml.load(text, _Loader)
+        value = yaml.load(text, _Loader)
+        _check_size(value)
+        return value
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}: " if mark else ""
         reason = str(getattr(error, "problem", None) or error)
     except RecursionError:
         place, reason = "", "nested too deep"
-    except ValueError as error:  # a number of thousands of digits
+    except (
+        ValueError,
+        AttributeError,
+    ) as error:  # a number of thousands of digits, a tag on what it does not fit
         place, reason = "", str(error)
     raise ValueError(place + " ".join(reason.split())[:200])
+
+
+def _check_size(value: Any) -> None:
+    """Raise `ValueError` if aliases make much, or endlessly much, of little text."""
+    left, count = [value], 0
+    while left:
+        one = left.pop()
+        count += 1
+        if count > _MAX_VALUES:
+            raise ValueError(f"more than {_MAX_VALUES:,} values, aliases counted as often as they are used")
+        if isinstance(one, dict | list):
+            left.extend(one.values() if isinstance(one, dict) else one)

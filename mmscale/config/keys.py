@@ -28,9 +28,16 @@ def check_field(where: str, name: str) -> None:
     )
 
 
-def key(default: Any, doc: str, *, choices: tuple[str, ...] = (), low: float | None = None) -> Any:
-    """A documented config key. ``choices`` and ``low`` (inclusive) are checked when a file is read."""
-    metadata = {"doc": doc, "choices": choices, "low": low}
+def key(
+    default: Any,
+    doc: str,
+    *,
+    choices: tuple[str, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """A documented config key. ``choices``, ``low`` and ``high`` (inclusive) are checked when a file is read."""
+    metadata = {"doc": doc, "choices": choices, "low": low, "high": high}
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)
     if isinstance(default, type):

@@ -60,9 +60,9 @@ class ParallelConfig:
         choices=("", "tensorwise", "rowwise", "emulated"),
     )
     threads: int = key(
-        0, "CPU threads of each rank; 0: the cores divided by the ranks of this machine.", low=0
+        0, "CPU threads of each rank; 0: the cores divided by the ranks of this machine.", low=0, high=4096
     )
-    timeout_s: float = key(600.0, "A collective that waits longer ends the run; seconds.", low=1.0)
+    timeout_s: float = key(600.0, "A collective that waits longer ends the run; seconds.", low=1.0, high=1e7)
 
 
 def check_parallel(config: ParallelConfig) -> None:
