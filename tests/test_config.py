@@ -73,6 +73,14 @@ def test_a_dumped_config_reads_back_unchanged(tmp_path):
         (["train.stepps=5"], r"unknown key 'train\.stepps'; did you mean 'steps'"),
         (["train.precision=fp8"], r"train\.precision: 'fp8' is not one of 'fp32', 'bf16'"),
         (["train.steps=many"], r"train\.steps: expected int, got 'many'"),
+        (["train.grace_s=1e10"], r"train\.grace_s: 1\d+\.0 is above the greatest value 1e\+06"),
+        ([f"train.steps={9 * 10**18}"], r"train\.steps: 9\d+ is above the greatest value 1e\+12"),
+        (["parallel.timeout_s=1e300"], r"parallel\.timeout_s: 1e\+300 is above"),
+        (
+            ["parallel.threads=10000000000"],
+            r"parallel\.threads: 10000000000 is above the greatest value 4096",
+        ),
+        (["description=!!timestamp foo"], r"description: .* is not a valid value"),
         (["train.steps=0"], r"train\.steps: 0 is below the least value 1"),
         (["data.sets.x={shards: a, weight: .inf}"], r"data\.sets\.x\.weight: inf is no number to train with"),
         (["data.schedule=[{step: 5, weights: {x: .inf}}]"], r"weights\.x: inf is no number to train with"),
@@ -105,6 +113,12 @@ def test_a_dumped_config_reads_back_unchanged(tmp_path):
         (["data.sets.a.weight=0"], r"data\.sets: every weight is 0"),
         (["data.sets={}"], r"data\.sets: no data set"),
         (["train=5"], r"train: expected a group of keys, got 5"),
+        (
+            ["eval.x={task: transcribe, decoder: ctc, input: [image], target: text}"],
+            r"eval\.x\.input: ctc spells one clip",
+        ),
+        (["eval.x={decoder: ctc, input: [audio], target: text}"], r"eval\.x\.decoder: is for transcribe"),
+        (["train.optimizer.eps=0"], r"train\.optimizer\.eps: 0\.0 is below"),
         (["eval.x={task: retrieve, query: image}"], r"eval\.x\.candidates: missing"),
     ],
 )
@@ -121,6 +135,11 @@ def test_bad_values_name_the_key_and_the_remedy(tmp_path, overrides, message):
         ("a: [1", r"not valid YAML \(line 1: expected"),
         ("- 1\n", "a config is a mapping"),
         ("base: run.yaml\n", "more than 16 levels of 'base'"),
+        ("a: &a {b: *a}\n", r"not valid YAML \(more than 100,000 values"),
+        (
+            "a0: &a0 {x: 1}\n" + "".join(f"a{n + 1}: &a{n + 1} {{x: *a{n}, y: *a{n}}}\n" for n in range(25)),
+            r"not valid YAML \(more than 100,000 values",
+        ),
         ("base: gone.yaml\n", r"gone\.yaml: no such config file"),
         ("1: 2\n", "key 1 is not a string"),
         (

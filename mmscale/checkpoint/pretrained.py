@@ -19,7 +19,7 @@ from mmscale.errors import UserError
 from mmscale.predict.decoding import Decoding
 from mmscale.predict.predictor import Predictor
 from mmscale.predict.query import Part
-from mmscale.predict.question import choose_prompt, read_question
+from mmscale.predict.question import checked_text, choose_prompt, read_question
 from mmscale.predict.raw_input import AudioInput, ImageInput
 
 
@@ -52,7 +52,8 @@ class Pretrained:
 
         The probability is the likelihood of the label as the whole answer, normalised over ``labels``.
         """
-        if isinstance(labels, str) or not labels:
+        labels = [] if isinstance(labels, str) else [checked_text(label, "labels") for label in labels]
+        if not labels:
             raise UserError("labels: give a list of the answers to choose from")
         query, trained = self._query(image, audio, text)
         scores = self.predictor.label_scores([query], choose_prompt(prompt, trained), labels)[0]

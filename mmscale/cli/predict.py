@@ -68,10 +68,16 @@ def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
     model = load_trained(Path(arguments.target))
     asked = {name: getattr(arguments, name) for name in ("image", "audio", "text")}
     trained = trained_prompts(model.config, [name for name, given in asked.items() if given is not None])
-    if arguments.prompt is not None and arguments.prompt not in trained:
-        known = f"was trained with {', '.join(map(repr, trained))}" if trained else "was never trained"
+    if not trained:
         print(
-            f"mmscale: --prompt {arguments.prompt!r}: such input {known}; the answer is a guess",
+            "mmscale: no task taught the model to answer such input; the answer is a guess (what ctc, classify and "
+            "contrastive tasks taught, mmscale eval scores)",
+            file=sys.stderr,
+        )
+    elif arguments.prompt is not None and arguments.prompt not in trained:
+        known = ", ".join(map(repr, trained))
+        print(
+            f"mmscale: --prompt {arguments.prompt!r}: such input was trained with {known}; the answer is a guess",
             file=sys.stderr,
         )
     if labels:

@@ -57,6 +57,10 @@ def check_eval(where: str, score: EvalConfig) -> None:
         needed = {"query": score.query, "candidates": score.candidates}
     else:
         needed = {"input": score.input, "target": score.target}
+    if score.task != "transcribe" and score.decoder != "answer":
+        raise UserError(f"{where}.decoder: is for transcribe, not {score.task}; leave it out")
+    if score.decoder == "ctc" and not (len(score.input) == 1 and score.input[0].startswith("audio")):
+        raise UserError(f"{where}.input: ctc spells one clip; give one audio field, or decoder: answer")
     if score.head and score.labels:
         raise UserError(f"{where}.labels: a linear head has classes of its own; remove labels or head")
     for name, value in needed.items():

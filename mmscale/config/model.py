@@ -56,7 +56,7 @@ class ModelConfig:
     dropout: float = key(0.0, "Dropped share of each block's two outputs.", low=0.0)
     stochastic_depth: float = key(
         0.0,
-        "Share of the sequences for which the last block is left out; earlier blocks less, the first never.",
+        "Share of the sequences that leave out each branch of the last block; earlier blocks less, the first never.",
         low=0.0,
     )
     label_smoothing: float = key(

@@ -18,7 +18,7 @@ class OptimizerConfig:
     momentum: float = key(0.95, "Muon, share of the running sum of gradients that is kept.", low=0.0)
     beta1: float = key(0.9, "AdamW, first moment.", low=0.0)
     beta2: float = key(0.95, "AdamW, second moment.", low=0.0)
-    eps: float = key(1e-8, "AdamW, epsilon.", low=0.0)
+    eps: float = key(1e-8, "AdamW, epsilon.", low=1e-30)
     weight_decay: float = key(0.1, "Decoupled decay of matrices; vectors are not decayed.", low=0.0)
     warmup_steps: int = key(100, "Steps of linear warm-up.", low=0)
     schedule: str = key(
@@ -57,7 +57,7 @@ class AdversarialConfig:
 
 @dataclass
 class TrainConfig:
-    steps: int = key(1000, "Optimiser steps.", low=1)
+    steps: int = key(1000, "Optimiser steps.", low=1, high=1e12)
     micro_batch: int = key(1, "Sequences of one forward pass on one rank; the rest is accumulated.", low=1)
     precision: str = key(
         "bf16", "Compute type; weights and moments are fp32 in both.", choices=("fp32", "bf16")
@@ -76,6 +76,7 @@ class TrainConfig:
         120.0,
         "Seconds that a stop (SIGTERM, SIGUSR1, SIGINT) waits for its checkpoint; then the process ends anyway.",
         low=1.0,
+        high=1e6,
     )
     resume: str = key(
         "auto",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ class Decoding:
         temperature: above 0, sampling from the distribution sharpened (below 1) or flattened (above 1).
         top_k: sample among so many likeliest tokens; 0: all.
         top_p: sample among the likeliest tokens that together have this probability (Holtzman et al., 2020).
-        seed: of sampling; equal seeds give equal answers, whatever else is asked in the same call.
+        seed: of sampling; the same questions in the same order get the same answers, on whatever machine.
         labels: answers to choose from; None: any text.
     """
 
@@ -39,12 +40,14 @@ class Decoding:
             raise UserError(f"max_new_tokens={self.max_new_tokens}: an answer has at least one token")
         if self.beams < 1:
             raise UserError(f"beams={self.beams}: keep at least one")
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             raise UserError(
                 f"temperature={self.temperature:g}: use 0 for the likeliest answer, about 1 to sample"
             )
         if self.beams > 1 and self.temperature > 0:
             raise UserError("beams and temperature: beam search does not sample; set one of them")
+        if not 0 <= self.length_penalty < math.inf:
+            raise UserError(f"length_penalty={self.length_penalty:g}: use 0 to rank by probability, or above")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p:g}: a probability above 0, at most 1")
         if self.top_k < 0:

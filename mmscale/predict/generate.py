@@ -171,10 +171,9 @@ def sample(log_probs_RV: Tensor, draws: NDArray[np.float64], decoding: Decoding)
     The tokens stand in the order of their probabilities, so the result is one function of row and draw.
     """
     assert decoding.temperature > 0
-    ordered, tokens = (
-        (log_probs_RV / decoding.temperature).double().sort(dim=-1, descending=True, stable=True)
-    )
-    share = ordered.softmax(-1)
+    ordered, tokens = log_probs_RV.double().sort(dim=-1, descending=True, stable=True)
+    # The likeliest is 0 before the division, so that the smallest temperature leaves it.
+    share = ((ordered - ordered[:, :1]) / decoding.temperature).softmax(-1)
     if decoding.top_k:
         share[:, decoding.top_k :] = 0
     # The nucleus: every token that the likelier ones do not fill up yet, at least one.

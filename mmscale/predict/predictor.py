@@ -137,7 +137,8 @@ class Predictor:
         lengths = np.array([count_tokens(one, self.config.media) for one in clips], np.int64)
         self._check_lengths(lengths)
         texts = [""] * len(clips)
-        for rows in _rows_of_like_length(lengths, 0):
+        at_once = min(_FORWARD_TOKENS, _LOGIT_ELEMENTS // self.config.model.vocab_size)
+        for rows in _rows_of_like_length(lengths, 0, at_once):
             builder = BatchBuilder(len(rows), int(lengths[rows].max()), self.config.media)
             for row in rows.tolist():
                 builder.open_sequence()

@@ -38,7 +38,7 @@ def read_question(
                 f"{_name('audio', audio)}: {fault}; give a whole sound within the limits"
             ) from None
     if text is not None:
-        parts["text"] = reader.text(text.strip())
+        parts["text"] = reader.text(checked_text(text, "text").strip())
     if not parts:
         raise UserError("no input; give image, audio or text")
     orders = _orders(config, parts)
@@ -67,14 +67,25 @@ def _orders(config: Config, kinds: Iterable[str]) -> list[tuple[list[str], str]]
 def choose_prompt(prompt: str | None, trained: list[str]) -> str:
     """``prompt``, or else the one that was trained. Raises `UserError` if there are several."""
     if prompt is not None:
-        return prompt
-    if not trained or "" in trained:
+        return checked_text(prompt, "prompt")
+    if not trained:
         return ""
     if len(trained) > 1:
         raise UserError(
             f"prompt: several tasks were trained with such input; give one of {', '.join(map(repr, trained))}"
         )
     return trained[0]
+
+
+def checked_text(text: Any, where: str) -> str:
+    """``text``. Raises `UserError` if it is none, such as bytes of the command line that are not UTF-8."""
+    if not isinstance(text, str):
+        raise UserError(f"{where}: got a {type(text).__name__}; give a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: {text[:40]!r} is no Unicode text ({error.reason}); give UTF-8") from None
+    return text
 
 
 def _name(kind: str, value: Any) -> str:

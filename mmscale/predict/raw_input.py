@@ -29,7 +29,8 @@ def image_bytes(image: ImageInput, media: MediaConfig) -> bytes:
     """An encoded picture from a path, bytes, a PIL image, or uint8 [H, W], [H, W, 3 or 4] or [3, H, W].
 
     Raises:
-        UserError: a file that cannot be read or is over ``media.max_file_bytes``, or another kind of value.
+        UserError: a file that cannot be read or is over ``media.max_file_bytes``, a broken picture, or another kind of
+            value.
     """
     if isinstance(image, bytes):
         return image
@@ -41,11 +42,16 @@ def image_bytes(image: ImageInput, media: MediaConfig) -> bytes:
         raise UserError(
             f"image: got a {type(image).__name__}; give a path, bytes, a PIL image or a uint8 array"
         )
-    upright = ImageOps.exif_transpose(image)  # encoding again would lose the mark that says how to turn it
-    if upright.mode not in _PNG_MODES:
-        upright = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
     buffer = io.BytesIO()
-    upright.save(buffer, format="PNG", compress_level=0)
+    try:
+        upright = ImageOps.exif_transpose(
+            image
+        )  # encoding again would lose the mark that says how to turn it
+        if upright.mode not in _PNG_MODES:
+            upright = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
+        upright.save(buffer, format="PNG", compress_level=0)
+    except (OSError, SyntaxError, ValueError) as error:  # PIL reads a file's pixels only now
+        raise UserError(f"image: the picture cannot be read ({error}); give a whole one") from None
     return buffer.getvalue()
 
 
@@ -72,7 +78,7 @@ def audio_bytes(audio: AudioInput, media: MediaConfig) -> bytes:
     buffer = io.BytesIO()
     try:
         soundfile.write(buffer, wave.astype(np.float32), int(rate), format="WAV", subtype="FLOAT")
-    except (RuntimeError, ValueError, TypeError) as error:  # SoundFileError is a RuntimeError
+    except (RuntimeError, ValueError, TypeError, OverflowError) as error:  # SoundFileError is a RuntimeError
         raise UserError(
             f"audio: {wave.shape} samples at {rate} Hz cannot be used ({error}); check the pair"
         ) from None

@@ -22,7 +22,8 @@ def keep_classes(config: Config) -> None:
     """Write the classes of every head that a task names: the config's, the run's own, or all that the data hold.
 
     Raises:
-        UserError: a head without classes, with too many to be classes, or with others than the run began with.
+        UserError: a head that no task has, or one without classes, with too many to be classes, or with others than
+            the run began with.
     """
     path = Path(config.run.dir) / _NAME
     tasks = [
@@ -31,9 +32,15 @@ def keep_classes(config: Config) -> None:
         for task in one.tasks
         if task.objective == "classify"
     ]
+    heads = list(dict.fromkeys(task.head_name() for _, task in tasks))
+    for head in config.model.classes:
+        if head not in heads:
+            raise UserError(
+                f"model.classes.{head}: no classify task has this head; there are {', '.join(heads) or 'none'}"
+            )
     kept = read_classes(path.parent) if path.exists() else {}
     classes: dict[str, list[str]] = {}
-    for head in dict.fromkeys(task.head_name() for _, task in tasks):
+    for head in heads:
         given = config.model.classes.get(head)
         if given and kept.get(head, given) != given:
             raise UserError(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -306,6 +307,9 @@ def test_several_trained_prompts_must_be_told_apart(made):
 def test_input_that_cannot_be_used_is_one_line(made, tmp_path):
     model = mmscale.load(made[0])
     (tmp_path / "a.png").write_bytes(b"no picture")
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(buffer, "PNG")
+    (tmp_path / "half.png").write_bytes(buffer.getvalue()[:2000])
     cases = [
         (lambda: model.embed(image=tmp_path / "none.png"), r"none\.png: cannot be read"),
         (lambda: model.embed(image=tmp_path / "a.png"), r"a\.png: not a picture"),
@@ -318,6 +322,16 @@ def test_input_that_cannot_be_used_is_one_line(made, tmp_path):
         (lambda: model.embed(image=np.zeros((2, 2), np.uint8), text="a"), "one at a time"),
         (lambda: model.classify([], text="a"), "labels: give a list"),
         (lambda: model.classify("ab", text="a"), "labels: give a list"),
+        (lambda: model.classify(["a", 5], text="a"), "labels: got a int"),
+        (lambda: model.answer(text=5), "text: got a int"),
+        (lambda: model.answer(text="\ud800"), r"text: .* is no Unicode text"),
+        (lambda: model.answer(text="a", prompt="\ud800"), r"prompt: .* is no Unicode text"),
+        (lambda: model.answer(text="a", temperature=math.inf), "temperature=inf"),
+        (lambda: model.answer(text="a", temperature=math.nan), "temperature=nan"),
+        (lambda: model.answer(text="a", beams=2, length_penalty=math.nan), "length_penalty=nan"),
+        (lambda: model.embed(audio=(np.zeros(5), 2**31)), "audio: .* cannot be used"),
+        (lambda: model.embed(audio=(np.zeros(5), math.inf)), "audio: .* cannot be used"),
+        (lambda: model.embed(image=Image.open(tmp_path / "half.png")), "image: the picture cannot be read"),
     ]
     for ask, message in cases:
         with pytest.raises(UserError, match=message) as caught:

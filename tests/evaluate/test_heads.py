@@ -119,7 +119,7 @@ def test_the_command_answers_and_explains(run_dir, tmp_path):
     assert found["answer"] in ("one", "two") and sum(found["probabilities"].values()) == pytest.approx(1)
     for more in (["--beams", "2"], ["--temperature", "1", "--seed", "4"], []):
         done = predict(*asked, "--max-new-tokens", "4", *more)
-        assert done.returncode == 0 and "such input was never trained; the answer is a guess" in done.stderr
+        assert done.returncode == 0 and "no task taught the model to answer such input" in done.stderr
     Image.new("RGB", (16, 16)).save(tmp_path / "black.png")
     picture = [str(run_dir), "--image", str(tmp_path / "black.png"), "--labels", "one,two", "--prompt"]
     for prompt, told in (
@@ -133,6 +133,8 @@ def test_the_command_answers_and_explains(run_dir, tmp_path):
         ([*asked, "--beams", "2", "--temperature", "1"], "beam search does not sample"),
         ([*asked, "--labels", "one,two", "--beams", "2"], "--beams: changes nothing beside --labels"),
         ([*asked, "--labels", " ,"], "--labels: names no answer"),
+        ([*asked[:-1], "caf\udce9"], "prompt: 'caf\\udce9' is no Unicode text"),
+        ([*asked, "--labels", "one,caf\udce9"], "labels: 'caf\\udce9' is no Unicode text"),
         ([str(run_dir), "--image", str(run_dir / "config.yaml"), "--prompt", "which"], "not a picture"),
         ([str(run_dir.parent / "nowhere"), "--text", "x"], "not a run directory"),
     ):

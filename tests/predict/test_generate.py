@@ -196,6 +196,9 @@ def test_sampling_never_takes_a_barred_token_and_depends_on_seed_and_query_alone
     log_probs = torch.tensor([[-torch.inf, 0.0, -torch.inf]])
     draws = np.array([0.0, 1.0 - 2.0**-53])
     assert sample(log_probs.expand(2, -1), draws, Decoding(temperature=9.0)).tolist() == [1, 1]
+    log_probs = torch.tensor([[-torch.inf, -3.0, -0.1, -torch.inf, -9.0]])
+    cold = Decoding(temperature=1e-39)
+    assert sample(log_probs.expand(2, -1), draws, cold).tolist() == [2, 2], "below what float32 can divide by"
     model = make_model()
 
     def answers(kinds, numbers, seed):
