@@ -1,4 +1,4 @@
-"""One run at a time in a folder: a second start must not write, or clean up, among the first one's checkpoints."""
+"""One run or search at a time in a folder: a second start must not write, or clean up, among the first one's files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def hold_run(folder: Path, ranks: Ranks, patience_s: float = _LEASE_S) -> Iterat
     Raises:
         UserError: another run still holds it after ``patience_s`` seconds, or the folder cannot be made.
     """
-    handle = on_first_rank(lambda: _take(folder, patience_s), ranks)
+    handle = on_first_rank(lambda: _take(folder, patience_s, "run trains"), ranks)
     try:
         yield
     finally:
@@ -39,8 +39,19 @@ def hold_run(folder: Path, ranks: Ranks, patience_s: float = _LEASE_S) -> Iterat
             os.close(handle)
 
 
-def _take(folder: Path, patience_s: float) -> int | None:
-    """The locked file's handle; None: there are no locks here."""
+@contextmanager
+def hold_search(folder: Path, patience_s: float = _LEASE_S) -> Iterator[None]:
+    """`hold_run` for the driver of a search, which is one process."""
+    handle = _take(folder, patience_s, "search runs")
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _take(folder: Path, patience_s: float, doing: str) -> int | None:
+    """The locked file's handle; None: there are no locks here. ``doing``: what another holder does, for people."""
     if (folder / RELEASE_MANIFEST).exists():
         raise UserError(
             f"run.dir={folder}: is a release, which training in it would spoil; choose another folder"
@@ -68,12 +79,12 @@ def _take(folder: Path, patience_s: float) -> int | None:
         if time.monotonic() - began >= patience_s:
             os.close(handle)
             raise UserError(
-                f"run.dir={folder}: another run trains in it ({holder}); stop that one, or choose another folder"
+                f"run.dir={folder}: another {doing} in it ({holder}); stop that one, or choose another folder"
             )
         if not told:
             told = True
             print(
-                f"mmscale: {folder}: another run trains in it ({holder}); waiting {patience_s:.0f} s for it to end",
+                f"mmscale: {folder}: another {doing} in it ({holder}); waiting {patience_s:.0f} s for it to end",
                 file=sys.stderr,
             )
         time.sleep(_POLL_S)

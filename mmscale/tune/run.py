@@ -20,6 +20,7 @@ from mmscale.config import Config
 from mmscale.config_file import to_tree
 from mmscale.errors import UserError
 from mmscale.on_ray.connect import import_ray, process_needs, ray_cluster, wait_for_room
+from mmscale.train.run_lock import hold_search
 from mmscale.tune.records import Records, trial_name
 from mmscale.tune.space import Point, Space
 from mmscale.tune.transfer import Transfer, transfer_rates
@@ -58,23 +59,24 @@ def tune(config: Config, resume: bool = False) -> TuneResult:
     check_metric(config)
     larger_model = space.overrides(config.tune.transfer)
     folder = Path(config.run.dir).absolute()
-    records = Records(folder, _job_facts(config, space), resume)
-    _prepare_once(config, folder)
-    with ray_cluster(config.ray, trains=config.tune.workers > 1) as ray:
-        search = Search(config, space, records)
-        if search.most:
-            _run_trials(ray, config, space, records, search, folder)
-        trials = list(records.trials.values())
-        best = best_trial(trials, config.tune.better())
-        if best is None:
-            raise UserError(
-                f"{folder}: no trial gave a score; the first one's reason: "
-                f"{next((one.reason for one in trials if one.reason), 'unknown')}"
+    with hold_search(folder):
+        records = Records(folder, _job_facts(config, space), resume)
+        _prepare_once(config, folder)
+        with ray_cluster(config.ray, trains=config.tune.workers > 1) as ray:
+            search = Search(config, space, records)
+            if search.most:
+                _run_trials(ray, config, space, records, search, folder)
+            trials = list(records.trials.values())
+            best = best_trial(trials, config.tune.better())
+            if best is None:
+                raise UserError(
+                    f"{folder}: no trial gave a score; the first one's reason: "
+                    f"{next((one.reason for one in trials if one.reason), 'unknown')}"
+                )
+            larger = (
+                transfer_rates(ray, config, space, best, larger_model, folder) if larger_model else Transfer()
             )
-        larger = (
-            transfer_rates(ray, config, space, best, larger_model, folder) if larger_model else Transfer()
-        )
-    path = write_report(folder, config, space, trials, best, larger)
+        path = write_report(folder, config, space, trials, best, larger)
     count = {
         status: sum(one.status == status for one in trials) for status in ("finished", "stopped", "failed")
     }

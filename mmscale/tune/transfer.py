@@ -68,10 +68,12 @@ def transfer_rates(
 
 def _train_larger(config: Config, job: Any, name: str) -> float | None:
     """On a worker: one run of the larger model, and its score."""
-    from mmscale.tune.trial import train_to_stops, trial_config
+    from mmscale.tune.trial import claim_folder, train_to_stops, trial_config
 
     os.chdir(job.directory)
+    folder = Path(job.folder) / "transfer" / name
+    claim_folder(folder, config, job)
     score = None
-    for facts in train_to_stops(trial_config(config, Path(job.folder) / "transfer" / name, job), job):
+    for facts in train_to_stops(trial_config(config, folder, job), job):
         score = facts.get("score")
     return score

@@ -6,6 +6,7 @@ again, on whatever machine, goes on from its newest checkpoint.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from mmscale.config import Config
+from mmscale.config_file import to_tree
+from mmscale.durable import make_folder, write_durably
 from mmscale.errors import UserError
 from mmscale.parallel.launcher_watch import end_with_parent
 from mmscale.tune.records import FILE, read_lines
@@ -52,8 +55,10 @@ def run_trial(sampled: dict[str, Any], job: Job, config_of: Callable[[dict[str, 
                 f"{socket.gethostname()} does not see {job.folder}; put run.dir where all machines of the cluster "
                 "see it"
             )
-        config = trial_config(config_of(sampled["trial"]["point"]), folder, job)
+        config = config_of(sampled["trial"]["point"])
         exchange = _take_over(folder, tune.get_checkpoint())
+        claim_folder(folder, config, job, taken_over=exchange is not None)
+        config = trial_config(config, folder, job)
     except UserError as error:
         tune.report({"failed": str(error)})
         return
@@ -74,6 +79,26 @@ def run_trial(sampled: dict[str, Any], job: Job, config_of: Callable[[dict[str, 
             report(facts)
     else:
         _run_on_workers(config, job, folder)
+
+
+def claim_folder(folder: Path, config: Config, job: Job, taken_over: bool = False) -> None:
+    """Empty ``folder`` unless it is this very config's, scored by this metric: another's scores must not be believed.
+
+    The first line of its scores says whose they are. ``taken_over``: what lies there is to be gone on from.
+    """
+    tree = to_tree(config)
+    for name in ("run", "tune", "ray"):  # where, and how many: the run is the same
+        del tree[name]
+    text = json.dumps([tree, job.metric], sort_keys=True)
+    head = {"of": hashlib.sha256(text.encode()).hexdigest()}
+    rows = read_lines(folder / _SCORES)
+    if rows[:1] != [head]:
+        rows = [head]
+        if not taken_over:
+            shutil.rmtree(folder, ignore_errors=True)
+    make_folder(folder)
+    # Whole lines only: one cut short by a crash must not swallow the next one.
+    write_durably(folder / _SCORES, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def trial_config(config: Config, folder: Path, job: Job) -> Config:
@@ -97,14 +122,15 @@ def train_to_stops(
 ) -> Iterator[dict[str, Any]]:
     """Train, on every rank; after each stop give ``step``, ``score``, ``seconds`` and ``node``, or why it ``failed``.
 
-    The last score of an earlier start is given again: nobody may have heard it. ``meet`` is called before each run.
+    The folder is one that `claim_folder` has seen. The last score of an earlier start is given again: nobody may have
+    heard it. ``meet`` is called before each run.
     """
     from mmscale.train.loop import train
     from mmscale.train.prepare import finished_steps
 
     folder, first = Path(config.run.dir), os.environ.get("RANK", "0") == "0"
     done = finished_steps(folder)
-    told = [row for row in read_lines(folder / _SCORES) if row["step"] <= done]
+    told = [row for row in read_lines(folder / _SCORES)[1:] if row["step"] <= done]
     if told:
         yield told[-1]
     for stop in job.stops:

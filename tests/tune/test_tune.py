@@ -1,6 +1,7 @@
 """Searches on a real Ray: the same training as without it, whoever is killed on the way."""
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,9 +23,12 @@ from mmscale.config_file import load_config
 from mmscale.errors import UserError
 from mmscale.on_ray.connect import import_ray, ray_cluster
 from mmscale.train.loop import train
+from mmscale.train.run_lock import hold_search
 from mmscale.tune.records import Records, Trial
 from mmscale.tune.run import tune
 from mmscale.tune.space import Space
+from mmscale.tune.transfer import _train_larger
+from mmscale.tune.trial import Job
 
 RATE = "train.optimizer.lr"
 SPACE = f"tune.space={{{RATE}: {{range: [1.0e-4, 1.0e-1], scale: log}}, model.image_stem: {{choices: [patch, cnn]}}}}"
@@ -218,6 +223,46 @@ def test_the_rate_is_tried_on_a_larger_model(ray, small_run, tmp_path):
     losses = [row["loss"] for row in metrics(tmp_path / "transfer" / "rate-1")]
     assert result.transfer[1]["score"] == losses[-1] and len(losses) == 9
     assert "with layers=3, the rate" in (tmp_path / "tune.html").read_text()
+
+
+def test_a_folder_of_another_config_or_metric_is_not_believed(small_run, small_digits, tmp_path):
+    """Runs of the larger model have the same folders whatever the search found."""
+    job = Job(str(tmp_path), os.getcwd(), "loss", [2], 1, {"CPU": 1.0}, 0, False)
+    folder = tmp_path / "transfer" / "rate-1"
+
+    def score(rate, job=job):
+        config = search_config(tmp_path, small_run, f"{RATE}={rate}", "train.steps=2")
+        config.eval["spoken digits"].shards = [f"{small_digits}/test"]
+        return _train_larger(config, job, "rate-1")
+
+    first = score(1e-3)
+    made = (folder / "checkpoints" / "step-00000002").stat().st_mtime_ns
+    with (folder / "stops.jsonl").open("a") as file:
+        file.write('{"step": 2, "sc')  # as it is left by one that is killed while it writes
+    assert score(1e-3) == first
+    assert (folder / "checkpoints" / "step-00000002").stat().st_mtime_ns == made, "what is done stays"
+    assert score(1e-1) != first
+    assert score(1e-3) == first
+    assert 0 <= score(1e-3, replace(job, metric="spoken digits.accuracy")) <= 1 < first
+
+
+def test_a_second_driver_is_refused_until_the_first_is_gone(small_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("mmscale.tune.run.hold_search", functools.partial(hold_search, patience_s=0.1))
+    holds = (
+        "import pathlib, sys, time; from mmscale.train.run_lock import hold_search\n"
+        "with hold_search(pathlib.Path(sys.argv[1])): print(flush=True); time.sleep(600)"
+    )
+    first = subprocess.Popen([sys.executable, "-c", holds, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
+    try:
+        assert first.stdout is not None and first.stdout.readline()
+        with pytest.raises(UserError, match=rf"another search runs in it \(.* {first.pid}\); stop that one"):
+            tune(search_config(tmp_path, small_run))
+        assert not (tmp_path / "tune.jsonl").exists()
+    finally:
+        first.kill()
+        first.communicate()
+    with pytest.raises(UserError, match="holds no search yet"):  # it got as far as reading the records
+        tune(search_config(tmp_path, small_run), resume=True)
 
 
 def test_no_room_is_told(ray, small_run, tmp_path):
