@@ -71,8 +71,8 @@ class Records:
         resume: go on with the trials that are there.
 
     Raises:
-        UserError: there are trials and ``resume`` was not asked for, there are none and it was, or they belong to
-            another search.
+        UserError: there are trials and ``resume`` was not asked for, there is no search and it was, the trials belong
+            to another search, or a line is damaged.
     """
 
     def __init__(self, folder: Path, job: dict[str, Any], resume: bool) -> None:
@@ -85,7 +85,7 @@ class Records:
             raise UserError(
                 f"{folder}: holds the trials of a search; add --resume to go on with it, or choose another run.dir"
             )
-        if not lines and resume:
+        if resume and not self._path.exists():
             raise UserError(f"--resume: {folder} holds no search yet; leave it out")
         if lines and lines[0].get("job") != job:
             before = lines[0].get("job") or {}
@@ -94,14 +94,13 @@ class Records:
                 f"--resume: {self._path} was made with another {', '.join(changed)}; restore that, or choose another "
                 "run.dir"
             )
+        lines = lines or [{"job": job}]
         for line in lines[1:]:
             self._apply(line)
         make_folder(folder)
         # A line cut short by a crash must not swallow the next one.
         whole = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         write_durably(self._path, whole)
-        if not lines:
-            self._write({"job": job})
 
     def begin(self, number: int, point: Point) -> None:
         """A new trial."""
@@ -162,11 +161,20 @@ class Records:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines, up to one that a crash cut short; none if there is no file."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    """The objects of a file of JSON lines but a last one that a crash cut short; none if there is no file.
+
+    Raises:
+        UserError: a line is damaged, and others follow.
+    """
+    lines: list[dict[str, Any]] = []
+    # Not splitlines: a string may hold U+2028 or U+0085, which end a line elsewhere.
+    texts = path.read_bytes().split(b"\n") if path.exists() else []
+    for number, text in enumerate(texts, 1):
         try:
             lines.append(json.loads(text))
         except ValueError:
-            break  # nothing was written after it
+            if any(texts[number:]):
+                raise UserError(
+                    f"{path}: line {number} is damaged; restore the file, or choose another run.dir"
+                ) from None
     return lines

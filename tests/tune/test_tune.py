@@ -285,6 +285,32 @@ def remembered(tmp_path, count=9):
     return Records(tmp_path, {}, resume=True)
 
 
+def test_a_search_that_came_to_no_trial_is_gone_on_with(tmp_path):
+    """launch/ray/rayjob.yaml tries again with --resume where tune.jsonl is there."""
+    Records(tmp_path, {"metric": "loss"}, resume=False)
+    records = Records(tmp_path, {"metric": "a.accuracy"}, resume=True)
+    records.begin(0, {RATE: 0.1})
+    assert Records(tmp_path, {"metric": "a.accuracy"}, resume=True).trials == {0: Trial(0, {RATE: 0.1})}
+    (tmp_path / "tune.jsonl").write_text("")
+    assert not Records(tmp_path, {}, resume=True).trials
+
+
+def test_records_hold_any_text_and_a_damaged_line_is_told(tmp_path):
+    job, point = {"config": "a\u2028b\u0085c"}, {"data.tokenizer.file": "\u2029"}
+    Records(tmp_path, job, resume=False).begin(0, point)
+    path = tmp_path / "tune.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + '{"reason": "é'.encode()[:-1])  # a driver was killed within a character
+    assert Records(tmp_path, job, resume=True).trials == {0: Trial(0, point)}
+    assert path.read_bytes() == whole
+    with pytest.raises(UserError, match="holds the trials of a search"):
+        Records(tmp_path, job, resume=False)
+    path.write_bytes(whole.replace(b"{", b"[", 1))
+    for resume in (True, False):
+        with pytest.raises(UserError, match=r"tune\.jsonl: line 1 is damaged; restore"):
+            Records(tmp_path, job, resume=resume)
+
+
 @pytest.mark.parametrize("scheduler", ["asha", "hyperband"])
 def test_rungs_outlive_their_driver(small_run, tmp_path, scheduler):
     import_ray()
