@@ -48,7 +48,8 @@ def _tune(arguments: argparse.Namespace) -> dict[str, Any]:
         score = f"{config.tune.metric} {result.best_score:.4g}"
         print(f"best: {result.best_trial}, {score}: {format_point(result.best_point)}")
         for row in result.transfer:
-            print(f"larger model, rate {row['rate']:.3g}: {row['score']}")
+            score = "no score" if row["score"] is None else f"{row['score']:.4g}"
+            print(f"larger model, rate {row['rate']:.3g}: {score}")
         print(f"mmscale train {result.best_config}")
     return asdict(result)
 
@@ -56,9 +57,11 @@ def _tune(arguments: argparse.Namespace) -> dict[str, Any]:
 def _dry_run(config: Any, as_json: bool) -> dict[str, Any]:
     from mmscale.tune.run import check_metric
     from mmscale.tune.space import Space, format_point
+    from mmscale.tune.transfer import check_transfer
 
     check_metric(config)
     space, tune = Space(config), config.tune
+    check_transfer(config, space)
     first = space.grid() if tune.search == "grid" else [space.draw(config.seed, at) for at in range(5)]
     stops = tune.stops(config.train.steps)
     if not as_json:

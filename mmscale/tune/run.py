@@ -23,7 +23,7 @@ from mmscale.on_ray.connect import import_ray, process_needs, ray_cluster, wait_
 from mmscale.train.run_lock import hold_search
 from mmscale.tune.records import Records, trial_name
 from mmscale.tune.space import Point, Space
-from mmscale.tune.transfer import Transfer, transfer_rates
+from mmscale.tune.transfer import Transfer, check_transfer, transfer_rates
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class TuneResult:
     best_score: float
     best_point: Point
     best_config: str  # path of best.yaml
-    transfer: list[dict[str, float]]  # rate, score of the larger model
+    transfer: list[dict[str, float | None]]  # rate, score of the larger model; None: it could not be trained
 
 
 def tune(config: Config, resume: bool = False) -> TuneResult:
@@ -57,7 +57,7 @@ def tune(config: Config, resume: bool = False) -> TuneResult:
 
     space = Space(config)
     check_metric(config)
-    larger_model = space.overrides(config.tune.transfer)
+    larger_model = check_transfer(config, space)
     folder = Path(config.run.dir).absolute()
     with hold_search(folder):
         records = Records(folder, _job_facts(config, space), resume)
@@ -73,10 +73,11 @@ def tune(config: Config, resume: bool = False) -> TuneResult:
                     f"{folder}: no trial gave a score; the first one's reason: "
                     f"{next((one.reason for one in trials if one.reason), 'unknown')}"
                 )
-            larger = (
-                transfer_rates(ray, config, space, best, larger_model, folder) if larger_model else Transfer()
-            )
-        path = write_report(folder, config, space, trials, best, larger)
+            larger = Transfer()
+            path = write_report(folder, config, space, trials, best, larger)
+            if larger_model:  # now that nothing found can be lost
+                larger = transfer_rates(ray, config, space, best, larger_model, folder)
+                write_report(folder, config, space, trials, best, larger)
     count = {
         status: sum(one.status == status for one in trials) for status in ("finished", "stopped", "failed")
     }

@@ -124,8 +124,8 @@ class Space:
             self._try_value(name, value, "tune.transfer")
         return point
 
-    def config(self, point: Point) -> Config:
-        """The run's config at ``point``; it searches nothing itself.
+    def config(self, point: Point, where: str = "tune.space") -> Config:
+        """The run's config at ``point``, which messages call ``where``; it searches nothing itself.
 
         Raises:
             UserError: the values break a rule between keys.
@@ -134,7 +134,7 @@ class Space:
         tree["tune"] = to_tree(TuneConfig())
         for name, value in point.items():
             set_key(tree, name, copy.deepcopy(value))
-        return config_from_tree(tree, "tune.space")
+        return config_from_tree(tree, where)
 
     def _fill(self, value: Any) -> Point:
         """Ask ``value(name, parameter)`` for every key whose condition holds."""

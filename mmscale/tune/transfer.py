@@ -6,16 +6,19 @@ With muP (``model.base_width``; Yang et al., 2022) it should; without, the best 
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmscale.config import Config
+from mmscale.errors import UserError
 from mmscale.tune.records import Trial
 from mmscale.tune.space import Point, Space, format_point
 
 RATE = "train.optimizer.lr"
 FACTORS = (0.5, 1.0, 2.0)
+_TRIED = 50  # points of the space, before the larger model is given up
 
 
 @dataclass
@@ -40,16 +43,40 @@ class Transfer:
         return f"with {format_point(self.overrides)}, {verdict} ({listed})"
 
 
+def check_transfer(config: Config, space: Space) -> Point:
+    """``tune.transfer`` as a point. Raises `UserError` if no point of the space makes a larger model that can be."""
+    overrides = space.overrides(config.tune.transfer)
+    fault: UserError | None = None
+    for number in range(_TRIED if overrides else 0):
+        point = space.draw(config.seed, number)
+        try:
+            space.config(point)
+        except UserError:
+            continue  # passed over by the search too
+        try:
+            space.config({**point, **overrides}, "tune.transfer")
+            return overrides
+        except UserError as error:
+            fault = error
+    if fault is not None:
+        raise fault
+    return overrides
+
+
 def transfer_rates(
     ray: Any, config: Config, space: Space, best: Trial, overrides: Point, folder: Path
 ) -> Transfer:
-    """Train the larger model, which ``overrides`` make, at the three rates, on the cluster; what is done stays."""
-    from mmscale.on_ray.connect import process_needs
+    """Train the larger model, which ``overrides`` make, at the three rates, on the cluster; what is done stays.
+
+    Whatever fails has no score and is told in a line.
+    """
+    from mmscale.on_ray.connect import process_needs, wait_for_room
     from mmscale.tune.trial import Job
 
     tune = config.tune
-    found = best.point.get(RATE, config.train.optimizer.lr)
-    steps = config.train.steps
+    found = float(best.point.get(RATE, config.train.optimizer.lr))
+    larger = Transfer(overrides, dict.fromkeys((found * factor for factor in FACTORS), None))
+    steps = int(overrides.get("train.steps", config.train.steps))
     process = process_needs(ray, config.ray)
     process["CPU"] *= tune.workers  # in one process
     job = Job(
@@ -59,21 +86,36 @@ def transfer_rates(
         num_cpus=process["CPU"], num_gpus=process.get("GPU", 0), max_retries=job.max_failures
     )(_train_larger)
     waiting = []
-    for factor in FACTORS:
-        rate = found * factor
-        point = {**best.point, **overrides, RATE: rate}
-        waiting.append((rate, remote.remote(space.config(point), job, f"rate-{factor:g}")))
-    return Transfer(overrides, {rate: ray.get(one) for rate, one in waiting})
+    try:
+        wait_for_room(ray, [process], config.ray.wait_s, "the larger model")
+        for factor in FACTORS:
+            rate = found * factor
+            made = space.config({**best.point, **overrides, RATE: rate}, "tune.transfer")
+            waiting.append((rate, remote.remote(made, job, f"rate-{factor:g}")))
+    except UserError as error:
+        print(f"mmscale: no score of the larger model: {error}", file=sys.stderr)
+    for rate, one in waiting:
+        try:
+            larger.scores[rate] = ray.get(one)
+        except (
+            ray.exceptions.RayError
+        ) as error:  # raised there, out of memory, or a process or machine was lost
+            lines = str(getattr(error, "cause", None) or error).strip().splitlines()
+            print(
+                f"mmscale: no score of the larger model at rate {rate:.3g}: {lines[-1].strip()[:300]}",
+                file=sys.stderr,
+            )
+    return larger
 
 
-def _train_larger(config: Config, job: Any, name: str) -> float | None:
+def _train_larger(config: Config, job: Any, name: str) -> float:
     """On a worker: one run of the larger model, and its score."""
     from mmscale.tune.trial import claim_folder, train_to_stops, trial_config
 
     os.chdir(job.directory)
     folder = Path(job.folder) / "transfer" / name
     claim_folder(folder, config, job)
-    score = None
-    for facts in train_to_stops(trial_config(config, folder, job), job):
-        score = facts.get("score")
-    return score
+    *_, facts = train_to_stops(trial_config(config, folder, job), job)
+    if "failed" in facts:
+        raise UserError(facts["failed"])
+    return float(facts["score"])

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from mmscale.train.run_lock import hold_search
 from mmscale.tune.records import Records, Trial
 from mmscale.tune.run import tune
 from mmscale.tune.space import Space
-from mmscale.tune.transfer import _train_larger
+from mmscale.tune.transfer import _train_larger, check_transfer, transfer_rates
 from mmscale.tune.trial import Job
 
 RATE = "train.optimizer.lr"
@@ -215,6 +216,8 @@ def test_the_rate_is_tried_on_a_larger_model(ray, small_run, tmp_path):
     result = tune(config)
     with pytest.raises(UserError, match=r"tune\.transfer\.model\.layer: unknown key 'model\.layer'"):
         tune(search_config(tmp_path / "wrong", small_run, "tune.transfer=[model.layer=3]"))
+    with pytest.raises(UserError, match=r"tune\.transfer: model\.kv_heads: 2 does not divide model\.heads=3"):
+        tune(search_config(tmp_path / "wrong", small_run, "tune.transfer=[model.heads=3, model.kv_heads=2]"))
     assert not (tmp_path / "wrong").exists(), "told before anything began"
     rate = result.best_point[RATE]
     assert [row["rate"] for row in result.transfer] == [rate / 2, rate, 2 * rate]
@@ -223,6 +226,41 @@ def test_the_rate_is_tried_on_a_larger_model(ray, small_run, tmp_path):
     losses = [row["loss"] for row in metrics(tmp_path / "transfer" / "rate-1")]
     assert result.transfer[1]["score"] == losses[-1] and len(losses) == 9
     assert "with layers=3, the rate" in (tmp_path / "tune.html").read_text()
+
+
+def test_a_larger_model_that_cannot_be_trained_has_no_score(calm, small_run, tmp_path, monkeypatch, capfd):
+    shutil.copytree(calm[0], tmp_path / "run")
+
+    def go_on(larger):
+        overrides = ["tune.scheduler=none", f"tune.transfer=[{larger}]"]
+        return tune(search_config(tmp_path / "run", small_run, *overrides), resume=True)
+
+    result = go_on("model.hidden=100000000000000")  # raises in the worker
+    assert [row["score"] for row in result.transfer] == [None] * 3
+    assert capfd.readouterr().err.count("no score of the larger model at rate") == 3
+    assert "could not be trained at any of the rates" in (tmp_path / "run" / "tune.html").read_text()
+
+    def cut_off(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mmscale.tune.run.transfer_rates", cut_off)
+    for name in ("best.yaml", "trials.parquet", "tune.html"):
+        (tmp_path / "run" / name).unlink()
+    with pytest.raises(KeyboardInterrupt):
+        go_on("model.layers=3")
+    assert all((tmp_path / "run" / name).is_file() for name in ("best.yaml", "trials.parquet", "tune.html"))
+
+
+def test_a_larger_model_that_some_points_rule_out(ray, small_run, tmp_path, capfd):
+    """Not refused before the search; it has no score if the best point is one of them."""
+    config = search_config(
+        tmp_path, small_run, "tune.transfer=[model.kv_heads=2]", "tune.space={model.heads: {choices: [2, 3]}}"
+    )
+    space = Space(config)
+    larger = check_transfer(config, space)
+    found = transfer_rates(ray, config, space, Trial(0, {"model.heads": 3}), larger, tmp_path)
+    assert [row["score"] for row in found.rows()] == [None] * 3
+    assert "tune.transfer: model.kv_heads: 2 does not divide model.heads=3" in capfd.readouterr().err
 
 
 def test_a_folder_of_another_config_or_metric_is_not_believed(small_run, small_digits, tmp_path):
