@@ -107,3 +107,8 @@ def check_tune(tune: TuneConfig) -> None:
                 raise UserError(f"{where}.when: {other} must stand before {name} in tune.space")
     if tune.search == "grid" and tune.scheduler == "pbt":
         raise UserError("tune.search: a grid's values stay, pbt changes them; use random with pbt")
+    if tune.workers > 1 and tune.scheduler == "pbt":
+        raise UserError(
+            f"tune.workers={tune.workers}: pbt exchanges weights between trials of one process; use 1, or another "
+            "tune.scheduler"
+        )

@@ -69,6 +69,14 @@ def test_exploring_stays_inside_and_near():
     assert all((WIDTH in one) == (one[STEM] == "cnn") for one in found)
 
 
+def test_pbt_with_several_workers_is_refused():
+    """Their reports carry no checkpoint, so nobody would take over anything."""
+    with pytest.raises(
+        UserError, match=r"tune\.workers=2: pbt exchanges .*; use 1, or another tune\.scheduler"
+    ):
+        load_config("configs/tune/digits.yaml", ["tune.scheduler=pbt", "tune.workers=2"])
+
+
 @pytest.mark.parametrize(
     ("entry", "told"),
     [
