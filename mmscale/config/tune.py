@@ -101,6 +101,8 @@ def check_tune(tune: TuneConfig) -> None:
             if parameter.scale == "log" and parameter.range[0] <= 0:
                 raise UserError(f"{where}.range: a log scale has no {parameter.range[0]:g}; begin above 0")
         for other in parameter.when:
+            if other == name:
+                raise UserError(f"{where}.when: a key is no condition of its own; name another one")
             if other not in tune.space:
                 raise UserError(f"{where}.when: {other} is not searched; add it to tune.space or remove it")
             if list(tune.space).index(other) > list(tune.space).index(name):

@@ -43,7 +43,9 @@ class Space:
         self._whole = {name: self._is_whole(name, one) for name, one in self._parameters.items()}
         for name, one in self._parameters.items():
             for value in one.choices or one.range:
-                self._try_value(name, value)
+                self._try_value(name, int(value) if one.range and self._whole[name] else value)
+            for other, wanted in one.when.items():
+                self._check_condition(name, other, wanted)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parameters)
@@ -85,10 +87,7 @@ class Space:
         """Every combination, each once."""
         axes = []
         for name, one in self._parameters.items():
-            values = one.choices or [
-                self._at(name, one, at / max(1, one.points - 1)) for at in range(one.points)
-            ]
-            axes.append([(name, value) for value in values])
+            axes.append([(name, value) for value in self._grid_values(name, one)])
         points: list[Point] = []
         for combination in itertools.product(*axes):
             chosen = dict(combination)
@@ -160,12 +159,39 @@ class Space:
         found = min(max(found, one.range[0]), one.range[1])
         return round(found) if self._whole[name] else found
 
+    def _grid_values(self, name: str, one: ParameterConfig) -> list[Any]:
+        return one.choices or [self._at(name, one, at / max(1, one.points - 1)) for at in range(one.points)]
+
+    def _check_condition(self, name: str, other: str, wanted: Any) -> None:
+        """Every value that ``name`` waits for is one that ``other`` may take."""
+        one = self._parameters[other]
+        for value in wanted if isinstance(wanted, list) and wanted else [wanted]:
+            if one.range and self._whole[other]:
+                taken = (
+                    isinstance(value, int | float)
+                    and value % 1 == 0
+                    and one.range[0] <= value <= one.range[1]
+                )
+            elif one.range and self._config.tune.search != "grid":
+                taken = False  # hit by chance alone
+            else:
+                taken = value in self._grid_values(other, one) and wanted != []
+            if not taken:
+                raise UserError(
+                    f"tune.space.{name}.when: {other} is never {value!r}; name one of its values: "
+                    f"{self.describe()[other]}"
+                )
+
     def _is_whole(self, name: str, one: ParameterConfig) -> bool:
         kind = key_type(name)
         if kind is None:
             self._try_value(name, (one.choices or one.range)[0])  # tells which part is unknown
             raise UserError(f"tune.space.{name}: no such key; mmscale train --keys lists them")
-        if name.startswith(("tune", "run.")):
+        if name == "train.steps":
+            raise UserError(
+                f"tune.space.{name}: trials are compared after equally many; give it one value, outside the space"
+            )
+        if name.startswith(("tune", "run.", "ray.")):
             raise UserError(f"tune.space.{name}: says how and where to search; remove it from the space")
         if one.range and kind not in (int, float):
             raise UserError(f"tune.space.{name}: takes no range of numbers; give choices: [...]")
@@ -175,8 +201,6 @@ class Space:
 
     def _try_value(self, name: str, value: Any, where: str = "tune.space") -> None:
         """The key takes it, whatever the rules with other keys say."""
-        if key_type(name) is int and isinstance(value, float):
-            value = int(value)
         tree = to_tree(self._config)
         set_key(tree, name, copy.deepcopy(value))
         config_from_tree(tree, f"{where}.{name}", rules=False)

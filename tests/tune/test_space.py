@@ -58,6 +58,18 @@ def test_a_grid_has_every_combination_once():
     assert sorted({point[RATE] for point in points}) == pytest.approx([1e-4, 1e-3, 1e-2])
 
 
+def test_conditions_that_can_hold_are_taken():
+    for other, when, *how in (
+        ("model.layers: {range: [2, 4]}", "model.layers: [2, 4.0]"),
+        ("model.untied: {choices: [[], [norm]]}", "model.untied: [[]]"),
+        ("model.dropout: {range: [0.0, 0.2], points: 3}", "model.dropout: 0.1", "tune.search=grid"),
+    ):
+        text = f"tune.space={{{other}, model.stem_width: {{choices: [32], when: {{{when}}}}}}}"
+        space = Space(load_config("configs/train/digits.yaml", [text, *how]))
+        points = space.grid()
+        assert len({WIDTH in point for point in points}) == 2
+
+
 def test_exploring_stays_inside_and_near():
     space, point = space_of(), {RATE: 0.09, LAYERS: 4, STEM: "cnn", WIDTH: 64, "model.untied": []}
     found = [space.explore(point, 0, number) for number in range(100)]
@@ -90,6 +102,31 @@ def test_pbt_with_several_workers_is_refused():
         ("train.optimizer.lr: {range: [1.0, 2.0], choices: [1.0]}", "either"),
         ("train.optimizer.lr: {range: [1.0, 2.0], when: {model.layers: 3}}", "is not searched"),
         ("run.dir: {choices: [a, b]}", "remove it from the space"),
+        ("ray.cpus: {choices: [1, 2]}", "remove it from the space"),
+        (
+            "train.steps: {choices: [10, 20]}",
+            "trials are compared after equally many; give it one value",
+        ),
+        ("model.layers: {choices: [2.5, 3]}", "expected int, got 2.5"),
+        ("model.layers: {choices: [2, 3], when: {model.layers: 2}}", "a key is no condition of its own"),
+        (
+            "model.layers: {choices: [2], when: {model.hidden: 96}}, model.hidden: {choices: [96]}",
+            "model.hidden must stand before model.layers",
+        ),
+        *(
+            (
+                f"{other}, model.stem_width: {{choices: [32], when: {{{when}}}}}",
+                f"is never {told}; name one of",
+            )
+            for other, when, told in (
+                ("model.image_stem: {choices: [patch, cnn]}", "model.image_stem: cnnn", "'cnnn'"),
+                ("model.image_stem: {choices: [patch, cnn]}", "model.image_stem: [cnn, rnn]", "'rnn'"),
+                ("model.image_stem: {choices: [patch, cnn]}", "model.image_stem: []", "[]"),
+                ("model.untied: {choices: [[], [norm]]}", "model.untied: []", "[]"),
+                ("model.layers: {range: [2, 4]}", "model.layers: 5", "5"),
+                ("model.dropout: {range: [0.0, 0.2]}", "model.dropout: 0.1", "0.1"),
+            )
+        ),
     ],
 )
 def test_what_is_wrong_is_told_in_a_line(entry, told):
