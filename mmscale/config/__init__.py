@@ -4,7 +4,7 @@ Every key carries its own documentation, so ``mmscale train --keys`` can print i
 """
 
 from mmscale.config.data import CacheConfig, DataConfig, TokenizerConfig, WeightChange
-from mmscale.config.evaluation import EvalConfig, RobustnessConfig
+from mmscale.config.evaluation import SCORES, EvalConfig, RobustnessConfig
 from mmscale.config.keys import MEDIA_FIELDS, TEXT_FIELDS, check_field, is_media
 from mmscale.config.media import MediaConfig
 from mmscale.config.model import ModelConfig
@@ -17,6 +17,7 @@ from mmscale.config.tune import ParameterConfig, TuneConfig
 
 __all__ = [
     "MEDIA_FIELDS",
+    "SCORES",
     "TEXT_FIELDS",
     "ZERO_STAGES",
     "AdversarialConfig",

@@ -7,6 +7,13 @@ from dataclasses import dataclass
 from mmscale.config.keys import check_field, key
 from mmscale.errors import UserError
 
+# What each kind of score tells, as shares of 1 (mmscale/evaluate/run.py).
+SCORES = {
+    "classify": ("accuracy", "macro_f1"),
+    "transcribe": ("wer", "cer", "exact"),
+    "retrieve": ("recall@1", "recall@5", "recall@10"),
+}
+
 
 @dataclass
 class EvalConfig:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmscale.config import Config
+from mmscale.config import SCORES, Config
 from mmscale.config_file import to_tree
 from mmscale.errors import UserError
 from mmscale.on_ray.connect import import_ray, process_needs, ray_cluster, wait_for_room
@@ -175,8 +175,9 @@ def check_metric(config: Config) -> None:
     if not dot or name not in config.eval:
         known = ", ".join(f"{one}.…" for one in config.eval) or "none, since eval is empty"
         raise UserError(f"tune.metric: {metric}: neither loss nor <name>.<value> of eval; names: {known}")
-    if not value:
-        raise UserError(f"tune.metric: {metric}: say which value, such as {name}.accuracy")
+    values = SCORES[config.eval[name].task]
+    if value not in values:
+        raise UserError(f"tune.metric: {name} has no {value or 'value'}; it has {', '.join(values)}")
 
 
 def _prepare_once(config: Config, folder: Path) -> None:

@@ -163,11 +163,7 @@ def read_score(folder: Path, metric: str, step: int) -> float:
     from mmscale.evaluate.run import evaluate
 
     name, _, value = metric.rpartition(".")
-    found = evaluate(folder, tasks=[name], progress=False)[name]
-    if not isinstance(found.get(value), int | float):
-        values = ", ".join(one for one, it in found.items() if isinstance(it, float))
-        raise UserError(f"tune.metric: {name} has no {value}; it has {values}")
-    return float(found[value])
+    return float(evaluate(folder, tasks=[name], progress=False)[name][value])
 
 
 def _run_on_workers(config: Config, job: Job, folder: Path) -> None:

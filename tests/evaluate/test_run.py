@@ -9,6 +9,7 @@ from small_run import WORDS, save_run, small_config, write_shards
 
 from mmscale.checkpoint.release import export
 from mmscale.checkpoint.run_folder import load_run
+from mmscale.config import SCORES
 from mmscale.data.corpus import Corpus
 from mmscale.errors import UserError
 from mmscale.evaluate.run import evaluate, format_table
@@ -66,6 +67,12 @@ def test_retrieval_and_transcription(folder, scores):
     assert recall_at(*sides, match, match).items() <= scores["find"].items()
     assert set(scores["speech"]) >= {"wer", "cer", "exact", "samples", "skipped"}
     assert scores["speech"]["wer"] > 0.0
+
+
+def test_each_kind_has_the_values_that_tune_expects_of_it(scores):
+    assert {one["task"] for one in scores.values()} == set(SCORES)
+    for one in scores.values():
+        assert {name for name, value in one.items() if isinstance(value, float)} == set(SCORES[one["task"]])
 
 
 def test_a_run_keeps_its_scores_with_data_and_command(folder, scores):
