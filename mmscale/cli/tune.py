@@ -62,7 +62,7 @@ def _dry_run(config: Any, as_json: bool) -> dict[str, Any]:
     check_metric(config)
     space, tune = Space(config), config.tune
     check_transfer(config, space)
-    first = space.grid() if tune.search == "grid" else [space.draw(config.seed, at) for at in range(5)]
+    first = list(space.grid()) if tune.search == "grid" else [space.draw(config.seed, at) for at in range(5)]
     stops = tune.stops(config.train.steps)
     if not as_json:
         for name, values in space.describe().items():

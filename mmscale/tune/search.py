@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from typing import Any
@@ -81,7 +82,7 @@ class Search(Searcher):
         if kind == "random" or self._config.tune.scheduler == "pbt":  # a population has no time to learn from
             return _Random(self._space, self._config.seed)
         if kind == "grid":
-            return _Grid(self._space, self._fits, len(done))
+            return _Grid(self._space, self._fits, len(done), self._config.tune.trials)
         return _Tpe(self._space, self._config, [trial for trial in done if trial.status != "open"])
 
     def _next_fitting(self, number: int) -> Point | None:
@@ -128,10 +129,11 @@ class _Random:
 
 
 class _Grid(_Random):
-    """The combinations that fit, in order."""
+    """The combinations that fit, in order; those after the last of ``trials`` are not looked at."""
 
-    def __init__(self, space: Space, fault: Any, done: int) -> None:
-        self._left = [point for point in space.grid() if not fault(point)][done:]
+    def __init__(self, space: Space, fault: Any, done: int, trials: int) -> None:
+        fitting = (point for point in space.grid() if not fault(point))
+        self._left = list(itertools.islice(fitting, done, max(done, trials)))
 
     def left(self) -> int:
         return len(self._left)

@@ -83,18 +83,19 @@ class Space:
 
         return self._fill(value)
 
-    def grid(self) -> list[Point]:
+    def grid(self) -> Iterator[Point]:
         """Every combination, each once."""
         axes = []
         for name, one in self._parameters.items():
             axes.append([(name, value) for value in self._grid_values(name, one)])
-        points: list[Point] = []
+        given = set()
         for combination in itertools.product(*axes):
             chosen = dict(combination)
             point = self._fill(lambda name, one, chosen=chosen: chosen[name])  # type: ignore[misc]
-            if point not in points:
-                points.append(point)
-        return points
+            told = repr(point)
+            if told not in given:
+                given.add(told)
+                yield point
 
     def explore(self, point: Point, seed: int, number: int) -> Point:
         """Values near ``point``'s, for a trial that goes on from another's weights (population-based training).

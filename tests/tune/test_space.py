@@ -49,11 +49,12 @@ def test_a_point_becomes_a_config():
 
 
 def test_a_grid_has_every_combination_once():
-    points = space_of(
+    space = space_of(
         train__optimizer__lr="{range: [1.0e-4, 1.0e-2], scale: log, points: 3}",
         model__image_stem="{choices: [patch, cnn]}",
         model__stem_width="{choices: [32, 64], when: {model.image_stem: [cnn]}}",
-    ).grid()
+    )
+    points = list(space.grid())
     assert len(points) == 3 * (1 + 2)
     assert sorted({point[RATE] for point in points}) == pytest.approx([1e-4, 1e-3, 1e-2])
 
@@ -66,7 +67,7 @@ def test_conditions_that_can_hold_are_taken():
     ):
         text = f"tune.space={{{other}, model.stem_width: {{choices: [32], when: {{{when}}}}}}}"
         space = Space(load_config("configs/train/digits.yaml", [text, *how]))
-        points = space.grid()
+        points = list(space.grid())
         assert len({WIDTH in point for point in points}) == 2
 
 

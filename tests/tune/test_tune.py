@@ -387,6 +387,26 @@ def test_rungs_outlive_their_driver(small_run, tmp_path, scheduler):
     assert {"STOP", "CONTINUE"} == {one for one, _ in decisions.values()}
 
 
+def test_a_large_grid_is_looked_at_as_far_as_it_is_run(small_run, tmp_path, monkeypatch):
+    import_ray()
+    from mmscale.tune.search import Search
+
+    axes = ", ".join(f"train.optimizer.beta{n}: {{range: [0.1, 0.9], points: 1000}}" for n in (1, 2))
+    config = search_config(tmp_path, small_run, "tune.search=grid", f"tune.space={{{axes}}}")
+    space, looked_at = Space(config), []
+    monkeypatch.setattr(space, "config", looked_at.append)
+    records = Records(tmp_path, {}, resume=False)
+    search = Search(config, space, records)
+    assert search.most == 4 and len(looked_at) == 4
+    assert [search.suggest(str(number)) is None for number in range(5)] == [False] * 4 + [True]
+    for number in range(4):
+        records.end(number, "stopped")
+    points = [trial.point for trial in records.trials.values()]
+    config.tune.trials = 5  # as with --resume
+    more = Search(config, space, records).suggest("4")
+    assert more and more["trial"]["number"] == 4 and more["trial"]["point"] not in points
+
+
 def test_tpe_learns_from_earlier_drivers(small_run, tmp_path):
     import_ray()
     from mmscale.tune.search import Search
