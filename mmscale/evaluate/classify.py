@@ -29,8 +29,10 @@ def labels_of(samples: Samples) -> list[str]:
     return labels
 
 
-def longest_answer(predictor: Predictor, labels: Sequence[str]) -> int:
-    """Tokens of the longest label."""
+def longest_answer(predictor: Predictor, score: EvalConfig, labels: Sequence[str]) -> int:
+    """Tokens of the longest label; 0 for a linear head, which writes nothing."""
+    if score.head:
+        return 0
     return max(len(predictor.tokenizer.encode(label)) for label in labels)
 
 

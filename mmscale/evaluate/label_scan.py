@@ -145,7 +145,7 @@ class LabelScan:
         samples.used = samples.skipped = samples.oversize = 0  # it is read once for each checkpoint
         facts: list[tuple[str, int]] = []
         parts = []
-        for chunk in samples.chunks(longest_answer(self._predictor, labels)):
+        for chunk in samples.chunks(longest_answer(self._predictor, samples.score, labels)):
             usable = [one for one in chunk if one.answer in number]
             if not usable:
                 continue

@@ -40,7 +40,7 @@ def attacked(samples: Samples) -> dict[str, Any]:
     predictor, score = samples.predictor, samples.score
     config = predictor.config.robustness
     labels = labels_of(samples)
-    longest = longest_answer(predictor, labels)
+    longest = longest_answer(predictor, score, labels)
     budget = Budget(config.image, config.audio, config.steps)
     right: dict[str, list[bool]] = {}
 

@@ -143,7 +143,7 @@ def _classify(samples: Samples) -> dict[str, Any]:
     labels = labels_of(samples)
     truth: list[str] = []
     predicted: list[str] = []
-    for chunk in samples.chunks(longest_answer(predictor, labels)):
+    for chunk in samples.chunks(longest_answer(predictor, score, labels)):
         scores = label_scores(predictor, score, [one.queries[0] for one in chunk], labels)
         predicted += [labels[best] for best in scores.argmax(axis=1).tolist()]
         truth += [one.answer for one in chunk]

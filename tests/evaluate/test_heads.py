@@ -17,6 +17,7 @@ from mmscale.config import EvalConfig, TaskConfig
 from mmscale.data.assemble import Assembler
 from mmscale.data.plan import Plan
 from mmscale.errors import UserError
+from mmscale.evaluate.classify import longest_answer
 from mmscale.evaluate.run import evaluate
 from mmscale.evaluate.scores import accuracy, word_error_rate
 from mmscale.predict.ctc_decode import greedy_ctc
@@ -90,6 +91,7 @@ def test_scores_are_those_of_a_plain_loop(run_dir):
     images = [[predictor.reader.field(corpus, "image", n)] for n in whole]
     best = [WORDS[int(row.argmax())] for row in predictor.class_scores(images, "which", "word")]
     assert scores["head"]["accuracy"] == pytest.approx(accuracy(truth, best))
+    assert longest_answer(predictor, config.eval["head"], WORDS) == 0, "a head needs no room behind the query"
     everything = range(len(corpus))
     clips = [[predictor.reader.field(corpus, "audio", n)] for n in everything]
     spelled = [predictor.spell([clip], beams=3)[0] for clip in clips]
