@@ -32,6 +32,7 @@ class DryStep:
     memory: dict[str, int]  # at the peak, by kind, and their "total"
     flops: float  # of one micro-batch, forward and backward, what is computed again included
     sent: dict[str, int]  # given to collectives in the step's last micro-batch and the update
+    host: int = 0  # bytes of weights, gradients and moments that wait in the host's memory
 
 
 def dry_run(config: Config, world: int, sequences: int, *, passes: int = 1, fused: bool = True) -> DryStep:
@@ -62,23 +63,37 @@ def embeds_first(config: Config) -> bool:
     return config.data.contrast_sequences > 1 and any(task.objective == "contrastive" for task in tasks)
 
 
-def measure(strategy: Any, batch: Any, passes: int = 1, embed: bool = False) -> DryStep:
+def measure(
+    strategy: Any, batch: Any, passes: int = 1, embed: bool = False, offload: bool = False
+) -> DryStep:
     """Track a step of ``passes`` micro-batches like ``batch``, of real or fake tensors.
 
     At most two passes are run: those between the first and the last hold the same, gradients that wait for the last.
-    With ``embed``, the embedding pass of a micro-batch is counted too.
+    With ``embed``, the embedding pass of a micro-batch is counted too. With ``offload`` (of `FsdpStrategy`), sharded
+    weights, gradients and moments lie on the host, which updates them there: no memory of the device.
     """
     import torch
 
-    from mmscale.plan.tracker import Tracker
+    from mmscale.plan.tracker import HOST, Tracker
 
     held, tracker = strategy.state_tensors(), Tracker()
+    kinds = {kind: HOST if offload else kind for kind in ("weights", "optimiser", "gradients")}
     with tracker:
-        tracker.count("weights", [tensor for name, tensor in held.items() if name.startswith("model.")])
-        tracker.count("optimiser", [tensor for name, tensor in held.items() if not name.startswith("model.")])
+        weights = [tensor for name, tensor in held.items() if name.startswith("model.")]
+        tracker.count(kinds["weights"], weights)
+        moments = [tensor for name, tensor in held.items() if not name.startswith("model.")]
+        tracker.count(kinds["optimiser"], moments)
         tracker.count("batch", batch.tensors().values())
         # Those that a strategy never lets go.
-        tracker.count("gradients", [p.grad for p in strategy.model.parameters() if p.grad is not None])
+        tracker.count(kinds["gradients"], [p.grad for p in strategy.model.parameters() if p.grad is not None])
+        if offload:
+            # A unit's shard is copied to the device before it is gathered; here both are one.
+            copied = torch.empty(_largest_shard(strategy.model), dtype=torch.uint8)
+            tracker.count("buffers", [copied])
+            for parameter in strategy.model.parameters():
+                if parameter.requires_grad:
+                    # FSDP calls it once the sharded gradient has gone to the host.
+                    parameter.register_post_accumulate_grad_hook(lambda p: tracker.count(HOST, [p.grad]))
         if embed:
             strategy.embeddings(batch)
         if passes > 1:
@@ -88,10 +103,24 @@ def measure(strategy: Any, batch: Any, passes: int = 1, embed: bool = False) -> 
             tracker.rename("activations", "gradients")
             tracker.flops, tracker.sent = once
         strategy.forward_backward(batch, last=True)
-        tracker.count("gradients", [p.grad for p in strategy.model.parameters() if p.grad is not None])
+        tracker.count(kinds["gradients"], [p.grad for p in strategy.model.parameters() if p.grad is not None])
+        host = int(tracker.live[HOST])
+        if offload:
+            tracker.fresh = HOST
         strategy.update(0, 1e-4, lambda norm: torch.zeros((), device=norm.device))
-    memory = {kind: int(size) for kind, size in tracker.at_peak.items() if size}
-    return DryStep({**memory, "total": int(tracker.peak)}, float(tracker.flops), dict(tracker.sent))
+    memory = {kind: int(size) for kind, size in tracker.at_peak.items() if size and kind != HOST}
+    return DryStep({**memory, "total": int(tracker.peak)}, float(tracker.flops), dict(tracker.sent), host)
+
+
+def _largest_shard(model: Any) -> int:
+    """Bytes of this rank's share of the largest unit that FSDP gathers at once."""
+    from torch.distributed.fsdp import FSDPModule
+
+    units: list[Any] = [one for one in model.modules() if isinstance(one, FSDPModule)]
+    parts = [list(unit.parameters()) for unit in units if unit is not model]
+    inner = {id(parameter) for part in parts for parameter in part}
+    parts.append([parameter for parameter in model.parameters() if id(parameter) not in inner])
+    return max(sum(parameter.to_local().nbytes for parameter in part) for part in parts)
 
 
 def main() -> None:
@@ -134,7 +163,8 @@ def _fake_step(config: Config, world: int, sequences: int, passes: int, fused: b
     with _stand_ins(fake, batch, fused), fake:
         strategy = build_strategy(config, ranks)
         strategy.model.train()
-        return measure(strategy, _faked(fake, batch), passes, embeds_first(config))
+        offload = config.parallel.offload == "cpu"
+        return measure(strategy, _faked(fake, batch), passes, embeds_first(config), offload)
 
 
 def _faked(fake: Any, record: Any) -> Any:

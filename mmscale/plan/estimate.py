@@ -35,6 +35,7 @@ class Estimate:
     """Of one way to run; times in seconds a step, memory in bytes a rank."""
 
     memory: dict[str, int]
+    host: int  # what is offloaded
     needed: float
     fits: bool
     model_flops: float  # of a step, all ranks, nothing counted twice
@@ -100,8 +101,8 @@ def estimate(
     tokens = config.data.seq_len * config.data.sequences
     model = 3.0 * sum(forward.values()) * config.data.sequences / micro
     return Estimate(
-        dry.memory, needed, needed <= gpu.memory, model, computed, compute_s, exchange_s + within, exposed_s, update_s,
-        data_s, data_exposed_s, step_s, tokens / step_s, model / (step_s * world * gpu.bf16),
+        dry.memory, dry.host, needed, needed <= gpu.memory, model, computed, compute_s, exchange_s + within, exposed_s,
+        update_s, data_s, data_exposed_s, step_s, tokens / step_s, model / (step_s * world * gpu.bf16),
     )  # fmt: skip
 
 

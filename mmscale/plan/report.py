@@ -72,6 +72,11 @@ def describe(planner: Planner, facts: dict[str, Any]) -> str:
         f"  a loader worker decodes {assume['pictures']:,.0f} pictures or {assume['clips']:,.0f} clips a second; "
         f"{planner.config.data.workers} workers a rank",
     ]  # fmt: skip
+    if facts["host"]:
+        lines.append(
+            f"  {facts['host'] / 1e9:,.2f} GB a rank are offloaded to its host; sending them and updating them there "
+            "take time that is not counted"
+        )
     strategy = facts["settings"][0].partition("=")[2]
     if strategy in ZERO_STAGES:
         more = "" if strategy == "zero1" else ", and holds a bucket for gradients beside"

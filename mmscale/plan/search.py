@@ -89,7 +89,7 @@ class Planner:
         passes, planned = -(-per_rank // micro), config
         if way.strategy in ZERO_STAGES:
             # DeepSpeed divides the gradients of every pass; FSDP keeps them whole until the last.
-            passes, planned = 1, stand_in(config)
+            passes, planned = 1, stand_in(config, self.world)
         dry = dry_run(planned, self.world, micro, passes=passes)
         if way.strategy in ZERO_STAGES:
             parameters = count_parameters(config.model, config.media)["total"]

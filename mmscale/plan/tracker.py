@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+HOST = "host"  # the kind of what lies in the host's memory: no device's peak has it
 _SENT = ("c10d", "_c10d_functional", "fsdp")  # namespaces of what gathers, scatters and sums
 
 
@@ -23,12 +24,14 @@ class Tracker(TorchDispatchMode):
     Attributes:
         peak: bytes when most were alive.
         at_peak: the same by kind.
+        fresh: the kind of what an operator makes.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.live: Counter[str] = Counter()
         self.peak, self.at_peak = 0, Counter[str]()
+        self.fresh = "activations"
         self.sent: Counter[str] = Counter()  # bytes given to collectives, by operator
         self.flops = 0  # of products, convolutions and attention kernels
         self._known: dict[int, list[Any]] = {}  # storage → [kind, bytes]
@@ -89,7 +92,7 @@ class Tracker(TorchDispatchMode):
         known = self._known.get(key)
         if known is None:
             size = storage.nbytes()
-            known = self._known[key] = [kind or "activations", size]
+            known = self._known[key] = [kind or self.fresh, size]
             self.live[known[0]] += size
             weakref.finalize(storage, self._freed, key)
         elif kind is not None and known[0] != kind:
@@ -110,6 +113,6 @@ class Tracker(TorchDispatchMode):
         self.live[kind] -= size
 
     def _mark(self) -> None:
-        total = sum(self.live.values())
+        total = sum(self.live.values()) - self.live[HOST]
         if total > self.peak:
             self.peak, self.at_peak = total, self.live.copy()

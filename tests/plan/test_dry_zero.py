@@ -28,7 +28,7 @@ def test_memory_and_arithmetic_of_two_ranks(tmp_path):
     for name, (peak, flops) in real.items():
         config = small_config(strategy=name, deepspeed_config=str(path))
         parameters = count_parameters(config.model, config.media)["total"]
-        dry = with_buckets(dry_run(stand_in(config), 2, 2, fused=False), config, 2, parameters)
+        dry = with_buckets(dry_run(stand_in(config, 2), 2, 2, fused=False), config, 2, parameters)
         assert dry.memory["total"] == pytest.approx(peak, rel=0.05), name
         assert dry.flops == pytest.approx(flops, rel=0.01), name
 
