@@ -105,6 +105,6 @@ def _best(planner: Any, tokens: float, quiet: bool) -> dict[str, Any] | None:
             f"\nthe fastest way found: {told.step_s:.3f} s a step, {told.needed / 1e9:.1f} GB, "
             f"{facts['days']:,.1f} days; to paste:"
         )
-        for line in way.lines():
+        for line in way.lines(planner.config):
             print(f"  {line}")
     return facts

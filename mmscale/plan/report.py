@@ -20,7 +20,7 @@ def facts_of(planner: Planner, way: Way, told: Estimate, tokens: float) -> dict[
         "gpus": planner.world,
         "gpu": planner.gpu.name,
         "parameters": count_parameters(config.model, config.media),
-        "settings": way.lines(),
+        "settings": way.lines(config),
         **asdict(told),
         "tokens": tokens,
         "days": seconds / 86_400,

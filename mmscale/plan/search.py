@@ -6,9 +6,9 @@ import copy
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from mmscale.config import ZERO_STAGES, Config
+from mmscale.config import ZERO_STAGES, Config, ParallelConfig
 from mmscale.data.plan import check_world
 from mmscale.errors import UserError
 from mmscale.gpu import Gpu
@@ -20,6 +20,7 @@ from mmscale.plan.estimate import Assumptions, Estimate, estimate
 
 _WORTH = 0.99  # share of the best time so far that another round of tries must come below
 _AT_ONCE = 2  # dry runs; each takes a core
+_HOWS = ("none", "selective", "full")  # checkpointing
 
 
 @dataclass(frozen=True)
@@ -31,19 +32,24 @@ class Way:
     checkpointing: str
     replicas: int = 1
     tensor: int = 1
+    offload: str = "none"
+    deepspeed_config: str = ""
 
-    def lines(self) -> list[str]:
-        """As ``key=value`` overrides."""
+    def lines(self, config: Config) -> list[str]:
+        """As ``key=value`` overrides of ``config``, also where only that sets a key."""
         found = [
             f"parallel.strategy={self.strategy}",
             f"parallel.checkpointing={self.checkpointing}",
             f"train.micro_batch={self.micro_batch}",
         ]
-        if self.replicas > 1:
-            found.append(f"parallel.replicas={self.replicas}")
-        if self.tensor > 1:
-            found.append(f"parallel.tensor={self.tensor}")
+        for name in _OTHERS:
+            value = getattr(self, name)
+            if not value == getattr(_USUAL, name) == getattr(config.parallel, name):
+                found.append(f"parallel.{name}={value}")
         return found
+
+
+_OTHERS, _USUAL = ("replicas", "tensor", "offload", "deepspeed_config"), ParallelConfig()
 
 
 @dataclass(frozen=True)
@@ -63,9 +69,8 @@ class Planner:
         name = parallel.strategy
         if name == "auto":
             name = "fsdp" if self.world > 1 else "single"
-        return Way(
-            name, self.config.train.micro_batch, parallel.checkpointing, parallel.replicas, parallel.tensor
-        )
+        others = {key: getattr(parallel, key) for key in _OTHERS}
+        return Way(name, self.config.train.micro_batch, parallel.checkpointing, **others)
 
     def evaluate(self, way: Way) -> Estimate:
         """By a dry run, once a way. Raises `UserError` if the config cannot run this way."""
@@ -74,11 +79,9 @@ class Planner:
         config = copy.deepcopy(self.config)
         parallel = config.parallel
         parallel.strategy, parallel.checkpointing = way.strategy, way.checkpointing
-        parallel.replicas, parallel.tensor, config.train.micro_batch = (
-            way.replicas,
-            way.tensor,
-            way.micro_batch,
-        )
+        config.train.micro_batch = way.micro_batch
+        for key in _OTHERS:
+            setattr(parallel, key, getattr(way, key))
         if self.world % (way.replicas * way.tensor * parallel.context):
             raise UserError(f"parallel.replicas, tensor and context do not divide {self.world} GPUs")
         data_world = self.world // (way.tensor * parallel.context)
@@ -101,10 +104,16 @@ class Planner:
         return told
 
     def search(self, tell: Callable[[str], None]) -> list[tuple[Way, Estimate]]:
-        """Ways that fit, the fastest first: checkpointing, then replicas and larger micro-batches of the best."""
+        """Ways that fit, the fastest first: the config's own, checkpointing, then replicas and larger micro-batches of
+        the best.
+
+        Without offloading, whose time is not counted, if that fits; with it only where the config asks for it.
+        """
         found: dict[Way, Estimate] = {}
         name = "fsdp" if self.world > 1 else "single"
-        self._try([Way(name, 1, how) for how in ("none", "selective", "full")], found, tell)
+        self._try([self.own_way(), *(Way(name, 1, how) for how in _HOWS)], found, tell)
+        if self.config.parallel.offload == "cpu" and all(told.host for _, told in _fitting(found)):
+            self._try([Way("fsdp", 1, how, offload="cpu") for how in _HOWS], found, tell)
         if self.world > 1 and not _fitting(found):
             ways = [Way(name, 1, "full", 1, size) for size in (2, 4, 8) if size <= self.per_node]
             self._try(ways, found, tell)
@@ -122,31 +131,37 @@ class Planner:
             ways = []
             per_rank = self.config.data.sequences * way.tensor * self.config.parallel.context // self.world
             if room and 2 * way.micro_batch <= per_rank:
-                ways.append(Way(name, 2 * way.micro_batch, way.checkpointing, way.replicas, way.tensor))
+                ways.append(replace(way, micro_batch=2 * way.micro_batch))
             nodes = self.world // self.per_node
-            if way.replicas == 1 and way.tensor == 1 and nodes > 1 and self.world % self.per_node == 0:
-                ways.append(Way(name, way.micro_batch, way.checkpointing, nodes))
-            state = told.memory.get("weights", 0) + told.memory.get("optimiser", 0)
-            if self.world > 1 and way.tensor == 1 and state * self.world // way.replicas < self.gpu.memory:
+            alone = way.strategy == "fsdp" and way.tensor == 1
+            if alone and way.replicas == 1 and nodes > 1 and self.world % self.per_node == 0:
+                ways.append(replace(way, replicas=nodes))
+            state = told.memory.get("weights", 0) + told.memory.get("optimiser", 0) + told.host
+            whole = alone and self.world > 1 and self.config.parallel.context == 1
+            if whole and state * self.world // way.replicas < self.gpu.memory:
                 ways.append(Way("ddp", way.micro_batch, way.checkpointing))  # whole, but nothing to gather
-            self._try([one for one in ways if one not in found], found, tell)
+            self._try(ways, found, tell)
         return _fitting(found)
 
     def _try(self, ways: list[Way], found: dict[Way, Estimate], tell: Callable[[str], None]) -> None:
-        def attempt(way: Way) -> Estimate | None:
+        def attempt(way: Way) -> Estimate | UserError:
             try:
                 return self.evaluate(way)
-            except UserError:
-                return None  # a way that this config does not allow
+            except UserError as error:
+                return error  # a way that this config does not allow
 
+        ways = [one for one in dict.fromkeys(ways) if one not in found]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             for way, told in zip(ways, pool.map(attempt, ways), strict=True):
-                if told is not None:
-                    found[way] = told
-                    state = f"{told.step_s:.2f} s a step" if told.fits else "does not fit"
-                    tell(f"{' '.join(way.lines())}: {told.needed / 1e9:.1f} GB, {state}")
+                settings = " ".join(way.lines(self.config))
+                if isinstance(told, UserError):
+                    tell(f"{settings}: is refused: {told}")
+                    continue
+                found[way] = told
+                state = f"{told.step_s:.2f} s a step" if told.fits else "does not fit"
+                tell(f"{settings}: {told.needed / 1e9:.1f} GB, {state}")
 
 
 def _fitting(found: dict[Way, Estimate]) -> list[tuple[Way, Estimate]]:
     fitting = [(way, told) for way, told in found.items() if told.fits]
-    return sorted(fitting, key=lambda pair: pair[1].step_s)
+    return sorted(fitting, key=lambda pair: (pair[1].host > 0, pair[1].step_s))

@@ -237,7 +237,7 @@ def test_the_configs_plan_on_one_gpu_without_their_data(name):
 
 
 def test_ways_are_lines_to_paste():
-    assert Way("fsdp", 2, "full", 4).lines() == [
+    assert Way("fsdp", 2, "full", 4).lines(Config()) == [
         "parallel.strategy=fsdp", "parallel.checkpointing=full", "train.micro_batch=2", "parallel.replicas=4",
     ]  # fmt: skip
 
