@@ -18,6 +18,7 @@ class Gpu:
     memory_rate: float  # bytes/s of its own memory
     link: float  # bytes/s, one way, to the GPUs of its machine
     network: float  # bytes/s, one way, to those of other machines: its share of the machine's network
+    float8: bool = True  # has products of 8-bit floats: compute capability 8.9, Ada and Hopper, and later
 
 
 # NVIDIA's data sheets: A100 (2020), H100 (2022), H200 (2023), HGX B200 (2024), Ada Lovelace white paper (2022); the
@@ -27,8 +28,8 @@ class Gpu:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("a100-40gb", 40e9, 312e12, 1.555e12, 300e9, 25e9),
-        Gpu("a100-80gb", 80e9, 312e12, 2.039e12, 300e9, 25e9),
+        Gpu("a100-40gb", 40e9, 312e12, 1.555e12, 300e9, 25e9, float8=False),
+        Gpu("a100-80gb", 80e9, 312e12, 2.039e12, 300e9, 25e9, float8=False),
         Gpu("h100-80gb", 85.5e9, 989e12, 3.35e12, 450e9, 50e9),
         Gpu("h200-141gb", 150.7e9, 989e12, 4.8e12, 450e9, 50e9),
         Gpu("b200-180gb", 180e9, 2250e12, 7.7e12, 900e9, 50e9),

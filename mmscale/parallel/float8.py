@@ -35,10 +35,7 @@ def use_float8(model: FusionTransformer, recipe: str, device: torch.device) -> N
     emulated = recipe == "emulated"
     if not emulated and (device.type != "cuda" or torch.cuda.get_device_capability(device) < _CAPABILITY):
         found = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
-        raise UserError(
-            f"parallel.float8={recipe}: {found} has no 8-bit floating-point products, which come with compute "
-            "capability 8.9 (Ada, Hopper and later); leave it empty, or use emulated to see what it does to the curve"
-        )
+        raise no_products(recipe, found)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torchao").setLevel(logging.ERROR)  # of kernels that were built for other machines
@@ -52,6 +49,14 @@ def use_float8(model: FusionTransformer, recipe: str, device: torch.device) -> N
         convert_to_float8_training(
             model, config=replace(config, emulate=emulated), module_filter_fn=_is_multiplied
         )
+
+
+def no_products(recipe: str, found: str) -> UserError:
+    """What to say of a device that is too old."""
+    return UserError(
+        f"parallel.float8={recipe}: {found} has no 8-bit floating-point products, which come with compute "
+        "capability 8.9 (Ada, Hopper and later); leave it empty, or use emulated to see what it does to the curve"
+    )
 
 
 def _is_multiplied(module: nn.Module, name: str) -> bool:

@@ -72,6 +72,8 @@ def describe(planner: Planner, facts: dict[str, Any]) -> str:
         f"  a loader worker decodes {assume['pictures']:,.0f} pictures or {assume['clips']:,.0f} clips a second; "
         f"{planner.config.data.workers} workers a rank",
     ]  # fmt: skip
+    if planner.config.parallel.float8:
+        lines.append("  8-bit products take the time of bf16 ones")
     if facts["host"]:
         lines.append(
             f"  {facts['host'] / 1e9:,.2f} GB a rank are offloaded to its host; sending them and updating them there "

@@ -13,6 +13,7 @@ from mmscale.data.plan import check_world
 from mmscale.errors import UserError
 from mmscale.gpu import Gpu
 from mmscale.model.count import count_parameters
+from mmscale.parallel.float8 import no_products
 from mmscale.plan.dry_batch import dry_batch
 from mmscale.plan.dry_run import dry_run
 from mmscale.plan.dry_zero import stand_in, with_buckets
@@ -89,6 +90,10 @@ class Planner:
         per_rank = config.data.sequences // data_world
         micro = min(way.micro_batch, per_rank)
         config.check()
+        if parallel.float8 not in ("", "emulated"):
+            if not self.gpu.float8:
+                raise no_products(parallel.float8, self.gpu.name)
+            parallel.float8 = ""  # no CPU has them; operands that are kept are bf16 either way
         passes, planned = -(-per_rank // micro), config
         if way.strategy in ZERO_STAGES:
             # DeepSpeed divides the gradients of every pass; FSDP keeps them whole until the last.
