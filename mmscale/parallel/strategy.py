@@ -67,11 +67,28 @@ def to_device(batch: Batch, config: ParallelConfig, ranks: Ranks) -> Batch:
     return batch.to(ranks.device)
 
 
+def check_strategy(config: Config, name: str) -> None:
+    """Refuse what the run asks for and the strategy ``name`` does not do, before anything is built.
+
+    Raises `UserError` naming the key and the remedy.
+    """
+    parallel, adversarial = config.parallel, config.train.adversarial
+    check_parallel(replace(parallel, strategy=name))
+    if name in ZERO_STAGES:
+        from mmscale.parallel.zero import check_zero
+
+        check_zero(config, name)
+    if adversarial.on and name in ZERO_STAGES:  # whose engine does not give gradients of inputs
+        raise UserError(f"train.adversarial: not with parallel.strategy={name}; use one of single, ddp, fsdp")
+    if adversarial.on and parallel.context > 1:
+        raise UserError(f"train.adversarial: not with parallel.context={parallel.context}; use 1")
+
+
 def build_strategy(config: Config, ranks: Ranks) -> Strategy:
     """The strategy ``config.parallel.strategy`` names, with the model built and its weights drawn.
 
     Raises:
-        UserError: the strategy does not fit the number of ranks.
+        UserError: the strategy does not fit the number of ranks, or what the run asks for.
     """
     compute = COMPUTE_TYPES[config.train.precision]
     name = config.parallel.strategy
@@ -81,7 +98,7 @@ def build_strategy(config: Config, ranks: Ranks) -> Strategy:
         raise UserError(
             f"parallel.strategy=single, but the launcher started {ranks.world} ranks; use fsdp, or start one process"
         )
-    check_parallel(replace(config.parallel, strategy=name))
+    check_strategy(config, name)
     if name in ZERO_STAGES:
         from mmscale.parallel.zero import ZeroStrategy
 

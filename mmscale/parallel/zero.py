@@ -42,7 +42,6 @@ class ZeroStrategy:
     model: nn.Module
 
     def __init__(self, config: Config, ranks: Ranks, compute: torch.dtype) -> None:
-        _check(config)
         deepspeed = _import_deepspeed(ranks)
         self.name, self._config, self._ranks = config.parallel.strategy, config, ranks
         settings = deepspeed_settings(config, ranks, compute)
@@ -179,8 +178,9 @@ class _JudgedAdamW(torch.optim.AdamW):
         )
 
 
-def _check(config: Config) -> None:
-    name, model = config.parallel.strategy, config.model
+def check_zero(config: Config, name: str) -> None:
+    """Refuse what no stage does, ``name`` among them."""
+    model = config.model
     if config.train.optimizer.name != "adamw":
         raise UserError(
             f"train.optimizer.name={config.train.optimizer.name}: DeepSpeed's pieces are no matrices, so {name} needs "

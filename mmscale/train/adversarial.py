@@ -9,12 +9,9 @@ from torch.distributed.fsdp import FSDPModule
 from mmscale import prf
 from mmscale.batch import Batch
 from mmscale.config import Config
-from mmscale.errors import UserError
 from mmscale.model.attack import Budget, ItemKeys, attack, first_places
 from mmscale.parallel.single import run_in
 from mmscale.parallel.strategy import COMPUTE_TYPES, Strategy
-
-_STRATEGIES = ("single", "ddp", "fsdp")
 
 
 class Adversary:
@@ -23,9 +20,6 @@ class Adversary:
     Which items are changed, and their random starts, follow from (seed, step, sequence, place in it). The loss that is
     driven up is that of the micro-batch, so a step is the same on any number of ranks; the contrastive part is left out
     where its groups span several sequences, which no single micro-batch holds.
-
-    Raises:
-        UserError: the strategy does not give gradients of inputs.
     """
 
     def __init__(self, config: Config, strategy: Strategy) -> None:
@@ -35,12 +29,6 @@ class Adversary:
         self._seed, self._media = config.seed, config.media
         self._compute = COMPUTE_TYPES[config.train.precision]
         self._strategy, self._contrast = strategy, config.data.contrast_sequences == 1
-        if self._on and strategy.name not in _STRATEGIES:
-            raise UserError(
-                f"train.adversarial: not with parallel.strategy={strategy.name}; use one of {', '.join(_STRATEGIES)}"
-            )
-        if self._on and config.parallel.context > 1:
-            raise UserError(f"train.adversarial: not with parallel.context={config.parallel.context}; use 1")
 
     def harden(self, batch: Batch) -> Batch:
         """The batch to train on. Called on every rank of a step, for as many batches."""
