@@ -45,8 +45,10 @@ def add(verbs: Any) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
+    from mmscale.checkpoint.towers import resolve_towers
     from mmscale.config_file import load_config
     from mmscale.gpu import find_gpu
+    from mmscale.parallel.launcher import settle
     from mmscale.plan.estimate import Assumptions
     from mmscale.plan.report import describe, facts_of
     from mmscale.plan.search import Planner
@@ -60,7 +62,9 @@ def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
         raise UserError(f"--efficiency {arguments.efficiency:g}: a share, above 0 and at most 1")
     config = load_config(arguments.config, arguments.overrides)
     gpu = find_gpu(arguments.gpu)
+    settle(config, {})  # as training does first; no launcher has said anything yet
     config.model.vocab_size = expected_vocabulary(config)
+    resolve_towers(config)
     planner = Planner(config, arguments.gpus, arguments.gpus_per_node, gpu, Assumptions(arguments.efficiency))
     own = planner.own_way()
     try:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mmscale.checkpoint.towers import resolve_towers
 from mmscale.config import Config
 from mmscale.data.shard_list import expand
 from mmscale.data.url import is_url
@@ -48,9 +49,10 @@ def look(config: Config | None, ranks: int) -> list[dict[str, Any]]:
 
 def checkpoint_bytes(config: Config) -> float:
     """One checkpoint: weights and two moments in fp32, and the average of the weights where there is one."""
-    model = copy.deepcopy(config.model)
-    model.vocab_size = expected_vocabulary(config)
-    return count_parameters(model, config.media)["total"] * 4.0 * (4 if config.train.ema else 3)
+    config = copy.deepcopy(config)
+    config.model.vocab_size = expected_vocabulary(config)
+    resolve_towers(config)
+    return count_parameters(config.model, config.media)["total"] * 4.0 * (4 if config.train.ema else 3)
 
 
 def judge(found: Mapping[Place, list[dict[str, Any]]]) -> Check:

@@ -89,12 +89,13 @@ def padded_vocabulary(size: int) -> int:
 
 
 def expected_vocabulary(config: Config) -> int:
-    """``model.vocab_size`` before any text was read: of the tokenizer's file if it is there, else of the size that one
-    is trained to."""
+    """``model.vocab_size`` before any text was read: of the tokenizer's file or of what the run begins with if it is
+    there, else of the size that one is trained to."""
     if config.model.vocab_size:
         return config.model.vocab_size
-    path = config.data.tokenizer.file
-    size = len(Tokenizer.load(path)) if path and Path(path).exists() else config.data.tokenizer.vocab_size
+    path, size = config.data.tokenizer.file or config.model.init_from, config.data.tokenizer.vocab_size
+    if path and Path(path).exists():
+        size = len(prepare_tokenizer(config))
     return padded_vocabulary(size)
 
 
