@@ -56,7 +56,7 @@ def attack(batch: Batch, media: MediaConfig, budget: Budget, keys: ItemKeys, gra
     behind it may be collectives that every rank must take part in.
     """
     images, clips = len(batch.image_N3HW), len(batch.audio_NFM)
-    whole = _never_empty(batch, media)
+    whole = never_empty(batch, media)
     image, audio = whole.image_N3HW.float(), whole.audio_NFM
     image_room = _room(image, whole.image_size_N2, budget.image, keys.images_on)
     audio_room = _room(audio[:, None], _clip_sizes(whole), budget.audio, keys.clips_on)[:, 0]
@@ -103,7 +103,7 @@ def _firsts(owner_T: NDArray[np.int64], at_T: NDArray[np.int64], count: int) -> 
     return found
 
 
-def _never_empty(batch: Batch, media: MediaConfig) -> Batch:
+def never_empty(batch: Batch, media: MediaConfig) -> Batch:
     """One blank item, which nothing reads, where there is none; the model would put it there itself."""
     if not len(batch.image_N3HW):
         shape = batch.image_N3HW.shape[1:]

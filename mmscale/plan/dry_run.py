@@ -15,8 +15,10 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -64,13 +66,15 @@ def embeds_first(config: Config) -> bool:
 
 
 def measure(
-    strategy: Any, batch: Any, passes: int = 1, embed: bool = False, offload: bool = False
-) -> DryStep:
+    strategy: Any, batch: Any, passes: int = 1, embed: bool = False, offload: bool = False,
+    attacks: int = 0, attack: Callable[[], Any] | None = None,
+) -> DryStep:  # fmt: skip
     """Track a step of ``passes`` micro-batches like ``batch``, of real or fake tensors.
 
     At most two passes are run: those between the first and the last hold the same, gradients that wait for the last.
     With ``embed``, the embedding pass of a micro-batch is counted too. With ``offload`` (of `FsdpStrategy`), sharded
-    weights, gradients and moments lie on the host, which updates them there: no memory of the device.
+    weights, gradients and moments lie on the host, which updates them there: no memory of the device. ``attack`` is run
+    once, and counts ``attacks`` times a micro-batch.
     """
     import torch
 
@@ -94,6 +98,10 @@ def measure(
                 if parameter.requires_grad:
                     # FSDP calls it once the sharded gradient has gone to the host.
                     parameter.register_post_accumulate_grad_hook(lambda p: tracker.count(HOST, [p.grad]))
+        if attack is not None:
+            attack()
+            tracker.flops *= attacks
+            tracker.sent = Counter({name: size * attacks for name, size in tracker.sent.items()})
         if embed:
             strategy.embeddings(batch)
         if passes > 1:
@@ -164,7 +172,28 @@ def _fake_step(config: Config, world: int, sequences: int, passes: int, fused: b
         strategy = build_strategy(config, ranks)
         strategy.model.train()
         offload = config.parallel.offload == "cpu"
-        return measure(strategy, _faked(fake, batch), passes, embeds_first(config), offload)
+        batch, adversarial = _faked(fake, batch), config.train.adversarial
+        if not adversarial.on:
+            return measure(strategy, batch, passes, embeds_first(config), offload)
+        batch = dataclasses.replace(batch, image_N3HW=batch.image_N3HW.float())  # as an attack leaves them
+        attack = partial(_attack, config, strategy, batch)
+        return measure(strategy, batch, passes, embeds_first(config), offload, adversarial.steps, attack)
+
+
+def _attack(config: Config, strategy: Any, batch: Any) -> None:
+    """One step of the search for the worst batch nearby (`mmscale.train.adversarial`)."""
+    from mmscale.model.attack import never_empty
+    from mmscale.parallel.strategy import COMPUTE_TYPES
+    from mmscale.train.adversarial import input_gradients
+
+    whole = never_empty(batch, config.media)
+    changed = dataclasses.replace(
+        whole,
+        image_N3HW=whole.image_N3HW.clone().requires_grad_(),
+        audio_NFM=whole.audio_NFM.clone().requires_grad_(),
+    )
+    compute = COMPUTE_TYPES[config.train.precision]
+    input_gradients(strategy, changed, compute, config.data.contrast_sequences == 1)
 
 
 def _faked(fake: Any, record: Any) -> Any:

@@ -66,6 +66,8 @@ def estimate(
     shared = parallel.tensor * parallel.context
     # Forward, twice as much backward, and what is computed again.
     times = 3.0 + (parallel.checkpointing == "full") + embeds_first(config)
+    if config.train.adversarial.on:  # forward and backward for each of its steps
+        times += config.train.adversarial.steps * (3.0 + (parallel.checkpointing == "full"))
     attention = times * forward["attention"] / shared
     computed = passes * (dry.flops + attention)
     compute_s = computed / (gpu.bf16 * assume.efficiency)

@@ -53,15 +53,20 @@ class Adversary:
         return ItemKeys(keys[0], keys[1], on[0], on[1])
 
     def _gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        model = self._strategy.model
-        if isinstance(model, FSDPModule):  # no gradient of a weight is made, and none is sent
-            model.set_requires_gradient_sync(False)
-            model.set_is_last_backward(False)
-            losses = model(batch)
-        else:
-            losses = run_in(self._compute, model, batch)
-        total = torch.stack(
-            [loss for name, loss in losses.items() if self._contrast or name != "contrastive"]
-        ).sum()
-        image, audio = torch.autograd.grad(total, (batch.image_N3HW, batch.audio_NFM))
-        return image, audio
+        return input_gradients(self._strategy, batch, self._compute, self._contrast)
+
+
+def input_gradients(
+    strategy: Strategy, batch: Batch, compute: torch.dtype, contrast: bool
+) -> tuple[Tensor, Tensor]:
+    """Those of the batch's loss with regard to its pictures and clips; ``contrast``: the contrastive part counts."""
+    model = strategy.model
+    if isinstance(model, FSDPModule):  # no gradient of a weight is made, and none is sent
+        model.set_requires_gradient_sync(False)
+        model.set_is_last_backward(False)
+        losses = model(batch)
+    else:
+        losses = run_in(compute, model, batch)
+    total = torch.stack([loss for name, loss in losses.items() if contrast or name != "contrastive"]).sum()
+    image, audio = torch.autograd.grad(total, (batch.image_N3HW, batch.audio_NFM))
+    return image, audio
