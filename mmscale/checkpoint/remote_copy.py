@@ -74,8 +74,8 @@ class RemoteCopy:
         """What an earlier life of the run left of this checkpoint is none from now on. Raises `RemoteFault`."""
         self._remove([f"{self._place(checkpoint.name)}/{STATE}"])
 
-    def commit(self, checkpoint: Path, run_dir: Path, keep: Keep) -> None:
-        """When all of a checkpoint's files are there: make it exist, and remove what need not stay.
+    def commit(self, checkpoint: Path, run_dir: Path, keep: Keep, before: int) -> None:
+        """When all of a checkpoint's files are there: make it exist, and remove what need not stay (`superfluous`).
 
         Raises `RemoteFault`, or `OSError` if files of the run cannot be read.
         """
@@ -84,7 +84,9 @@ class RemoteCopy:
             if _BESIDE.fullmatch(name) and path.is_file():
                 self._put(path, f"{self.url}/{name}")
         self._put(checkpoint / STATE, f"{self._place(checkpoint.name)}/{STATE}")
-        self._prune(keep)
+        step = step_of(checkpoint.name)
+        assert step is not None
+        self._prune(keep, step, before)
 
     def fetch_beside(self, run_dir: Path) -> None:
         """Fetch what a run needs beside its checkpoints, where ``run_dir`` does not have it. Raises `RemoteFault`."""
@@ -125,7 +127,7 @@ class RemoteCopy:
         if digest.hexdigest() != fact["sha256"]:
             raise RemoteFault(f"{path.name} has another SHA-256 than when it was written")
 
-    def _prune(self, keep: Keep) -> None:
+    def _prune(self, keep: Keep, saved: int, before: int) -> None:
         """Remove checkpoints that need not stay, and files of those that never were complete."""
         found = _by_step(self._list())
         states: dict[int, RunState | None] = {}
@@ -135,7 +137,7 @@ class RemoteCopy:
                 states[step] = decode_state(raw.decode("utf-8", "replace"))[0]
             except ValueError:
                 states[step] = None
-        for step in [*superfluous(states, keep), *(found.keys() - states.keys())]:
+        for step in [*superfluous(states, keep, saved, before), *(found.keys() - states.keys())]:
             place = self._place(checkpoint_name(step))
             self._remove([f"{place}/{STATE}"])
             self._remove([f"{place}/{name}" for name in found[step] if name != STATE])

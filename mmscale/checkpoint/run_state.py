@@ -42,17 +42,25 @@ class Keep:
     best: bool = False
 
 
-def superfluous(states: Mapping[int, RunState | None], keep: Keep) -> list[int]:
-    """Steps of the checkpoints that need not stay. Damaged ones (None) are left for a person to look at."""
-    found = sorted(states)
+def superfluous(states: Mapping[int, RunState | None], keep: Keep, saved: int, before: int = 0) -> list[int]:
+    """Steps of the checkpoints that need not stay when the one of step ``saved`` is there, which always does.
+
+    ``before`` is the one that the run had or went on from until then (0: none; ``saved`` itself: nothing is new).
+    What else is later belongs to a line that was given up: the start passed over it, because it does not verify, which
+    is not seen here. So it takes no other's place, and goes with the first save of the new line. Damaged ones (None)
+    are left for a person to look at.
+    """
     whole = {step: state for step, state in states.items() if state is not None}
-    kept = set(found[-keep.last :]) | (states.keys() - whole.keys())
+    line = {step: state for step, state in whole.items() if step <= before or step == saved}
+    kept = set(sorted(line)[-keep.last :]) | (states.keys() - whole.keys())
+    if saved == before:
+        kept |= whole.keys() - line.keys()
     if keep.every:
-        kept |= {step for step in whole if step % keep.every == 0}
-    best = {step: state.loss for step, state in whole.items() if math.isfinite(state.loss)}
+        kept |= {step for step in line if step % keep.every == 0}
+    best = {step: state.loss for step, state in line.items() if math.isfinite(state.loss)}
     if keep.best and best:
         kept.add(min(best, key=lambda step: (best[step], -step)))
-    return [step for step in found if step not in kept]
+    return [step for step in sorted(states) if step not in kept]
 
 
 def checkpoint_name(step: int) -> str:

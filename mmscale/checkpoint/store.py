@@ -76,6 +76,9 @@ class CheckpointStore:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
         self._uncopied: Path | None = None
+        self._before = self._copied_before = (
+            0  # newest step of the run's line in the folder, and among the copies
+        )
         self._copy_of = HostCopy()
         self._plan = f"plan {next(_numbers)}"
         self.failure = ""  # why the newest save failed and what to do, or nothing
@@ -133,24 +136,27 @@ class CheckpointStore:
                 states[_step(path)] = read_state(path)
             except UserError:
                 states[_step(path)] = None
-        for step in superfluous(states, self._keep):
+        for step in superfluous(states, self._keep, state.step, self._before):
             with contextlib.suppress(OSError):
                 remove_folder(self._folder / checkpoint_name(step))
+        self._before = state.step
 
     def _copy(self, path: Path) -> None:
         """Copy a checkpoint, each rank a share of its files. Raises `RemoteFault` on every rank if one failed."""
         remote, rank, world = self._remote, dist.get_rank(), dist.get_world_size()
         assert remote is not None
+        kept = self._folder.parent, self._keep, self._copied_before
         steps: list[Callable[[], None]] = [
             (lambda: remote.begin(path)) if rank == 0 else _nothing,
             lambda: remote.put(path, sorted(stored_files(path))[rank::world]),
-            (lambda: remote.commit(path, self._folder.parent, self._keep)) if rank == 0 else _nothing,
+            (lambda: remote.commit(path, *kept)) if rank == 0 else _nothing,
         ]
         for act in steps:
             faults = [""] * world
             dist.all_gather_object(faults, _fault_of(act), group=self._group)
             if any(faults):
                 raise RemoteFault(next(fault for fault in faults if fault))
+        self._copied_before = _step(path)
 
     def newest(self) -> Path | None:
         """The newest checkpoint whose files are what its state says; called on every rank.
@@ -169,9 +175,11 @@ class CheckpointStore:
                 fault = next((fault for fault in faults if fault), None)
                 if fault is None:
                     self._uncopied = path if self._remote is not None and step not in copied else None
+                    self._before = self._copied_before = step
                     return path
                 self._tell(f"warning: passed over {path}: {fault}")
             if step in copied and self._fetched(step, path):
+                self._before = self._copied_before = step
                 return path
         if found or copied:
             raise UserError(

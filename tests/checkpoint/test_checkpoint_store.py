@@ -83,6 +83,36 @@ def test_the_newest_whole_checkpoint_is_taken_and_the_others_are_told(tmp_path, 
             read_state(tmp_path)
 
 
+@pytest.mark.parametrize(("last", "saves", "left"), [(1, [5], [5]), (2, [5], [4, 5]), (2, [7, 8], [7, 8])])
+def test_what_was_passed_over_takes_no_place_and_the_newest_stays(tmp_path, last, saves, left):
+    """The damaged ones have the right sizes, so only a start that hashes them knows."""
+    with one_rank():
+        store = CheckpointStore(tmp_path, Keep(9))
+        for step in (2, 4, 6, 9):
+            save(store, step)
+        for step in (6, 9):
+            flip(next((tmp_path / f"step-{step:08d}").glob("*.safetensors")))
+        store = CheckpointStore(tmp_path, Keep(last))
+        assert store.newest() == tmp_path / "step-00000004"
+        assert steps(tmp_path) == [2, 4, 6, 9], "a start alone removes nothing"
+        for step in saves:
+            save(store, step)
+        assert steps(tmp_path) == left
+        assert CheckpointStore(tmp_path, Keep(1)).newest() == tmp_path / f"step-{left[-1]:08d}"
+
+
+def test_one_whose_state_is_damaged_is_left_to_look_at(tmp_path):
+    with one_rank():
+        store = CheckpointStore(tmp_path, Keep(1, every=2))
+        for step in (4, 6):
+            save(store, step)
+        (tmp_path / "step-00000006" / "state.json").write_text("{")
+        store = CheckpointStore(tmp_path, Keep(1))
+        store.newest()
+        save(store, 5)
+        assert [path.name[-1] for path in list_checkpoints(tmp_path)] == ["5", "6"]
+
+
 def test_what_one_rank_saves_after_it_has_left_the_others_is_no_checkpoint(tmp_path):
     """One of two ranks ends with an error while a save begins: PyTorch would save what it has as the whole."""
     done = run_module(["leaving_rank", str(tmp_path)], ranks=2, cwd=ROOT / "tests" / "checkpoint")

@@ -144,6 +144,27 @@ def test_a_damaged_local_one_is_fetched_again_and_a_missing_copy_made(s3, bucket
         assert objects(s3, bucket) == copies
 
 
+def test_a_copy_that_was_passed_over_takes_no_place(s3, bucket, tmp_path):
+    folder, url = tmp_path / "run" / "checkpoints", f"s3://{bucket}/run"
+    with one_rank():
+        store = CheckpointStore(folder, Keep(9), url)
+        for step in (4, 6):
+            save(store, step)
+        shard = next((folder / "step-00000006").glob("*.safetensors"))
+        flipped = shard.read_bytes()[:-1] + b"?"
+        shard.write_bytes(flipped)
+        s3.put_object(Bucket=bucket, Key=f"run/checkpoints/step-00000006/{shard.name}", Body=flipped)
+        store = CheckpointStore(folder, Keep(1), url)
+        assert store.newest() == folder / "step-00000004"
+        store.restore(folder / "step-00000004", {name: tensor.clone() for name, tensor in TENSORS.items()})
+        store.wait()
+        assert steps(s3, bucket) == [4, 6], "a start alone removes nothing"
+        save(store, 5)
+        assert not store.failure and steps(s3, bucket) == [5]
+        shutil.rmtree(folder)
+        assert CheckpointStore(folder, Keep(1), url).newest() == folder / "step-00000005"
+
+
 def test_a_store_that_cannot_be_used_is_told_at_the_start(s3, tmp_path, capfd):
     with one_rank():
         with pytest.raises(
