@@ -130,18 +130,30 @@ def test_eval_and_export_explain(capsys, in_root, tmp_path):
     )
 
 
-def test_resume_refuses_what_does_not_fit(small_run, tmp_path):
+def test_resume_refuses_what_does_not_fit(small_run, small_digits, tmp_path):
+    """And leaves what run.dir says as it was: export and eval read it beside the old weights."""
+
+    def told() -> dict[str, bytes]:
+        found = [*tmp_path.glob("*.yaml"), *tmp_path.glob("*.json"), *tmp_path.glob("data/*")]
+        return {str(path.relative_to(tmp_path)): path.read_bytes() for path in found}
+
     command = ["mmscale", "train", CONFIG, *small_run, f"run.dir={tmp_path}", "train.steps=2"]
     run_module(command)
+    before = told()
+    assert before.keys() > {"config.yaml", "classes.json", "tokenizer.json", "data/history.json"}
+    others = [f"data.sets.digits.shards={small_digits}/test", "data.accept_changes=true"]
     for more, expected in (
         (["seed=5"], "was trained on other data or another order"),
         (["model.hidden=64"], "was model.* changed since it was saved?"),
+        ([*others, "model.hidden=64"], "was model.* changed since it was saved?"),
+        (["data.seq_len=128"], "its packing changed"),
         (["train.resume=never"], "choose another run.dir"),
         (["train.steps=1"], "is past train.steps=1"),
     ):
         done = run_module([*command, *more], check=False)
         assert done.returncode == 2 and expected in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
+        assert told() == before, more
 
 
 def test_a_checkpoint_that_cannot_be_written_is_one_line(small_run, tmp_path):

@@ -229,8 +229,11 @@ class CheckpointStore:
         return not said[0]
 
     def restore(self, path: Path, tensors: dict[str, Tensor]) -> None:
-        """Load ``path`` into ``tensors`` in place, whatever number of ranks saved it; then begin to copy it, if due."""
+        """Load ``path`` into ``tensors`` in place, whatever number of ranks saved it."""
         load_tensors(path, tensors, self._group)
+
+    def copy_found(self) -> None:
+        """Begin to copy what `newest` found, if the copies have it not; the run's files must be up to date."""
         if self._uncopied is not None:
             self._pending = self._thread.submit(self._copy, self._uncopied)
 

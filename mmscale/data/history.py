@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mmscale.data.corpus import Corpus
 from mmscale.data.manifest import Manifest
-from mmscale.durable import write_durably
+from mmscale.durable import make_folder, write_durably
 from mmscale.errors import UserError
 
 _NAMED = 3  # shards that a refusal names of each kind of change
@@ -74,7 +74,7 @@ class DataHistory:
     def save(self, corpora: dict[str, Corpus]) -> None:
         """Write the record and the lists of shards to the run's folder."""
         assert self._folder is not None, "a history without a run has nowhere to lie"
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         for corpus in corpora.values():
             for manifest in corpus.manifests:
                 path = self._shards_path(manifest.digest)

@@ -18,8 +18,8 @@ _NAME = "classes.json"
 _MOST = 65_536
 
 
-def keep_classes(config: Config) -> None:
-    """Write the classes of every head that a task names: the config's, the run's own, or all that the data hold.
+def find_classes(config: Config) -> dict[str, list[str]]:
+    """The classes of every head that a task names: the config's, the run's own, or all that the data hold.
 
     Raises:
         UserError: a head that no task has, or one without classes, with too many to be classes, or with others than
@@ -38,7 +38,7 @@ def keep_classes(config: Config) -> None:
             raise UserError(
                 f"model.classes.{head}: no classify task has this head; there are {', '.join(heads) or 'none'}"
             )
-    kept = read_classes(path.parent) if path.exists() else {}
+    kept = _read(path) if path.exists() else {}
     classes: dict[str, list[str]] = {}
     for head in heads:
         given = config.model.classes.get(head)
@@ -48,12 +48,15 @@ def keep_classes(config: Config) -> None:
                 "restore them, or choose another run.dir"
             )
         classes[head] = given or kept.get(head) or _in_data(config, head, tasks)
-    write_durably(path, json.dumps(classes, ensure_ascii=False, indent=1) + "\n")
+    return classes
 
 
-def read_classes(run_dir: Path) -> dict[str, list[str]]:
-    """Classes by head. Raises `UserError` if the file is damaged."""
-    path = run_dir / _NAME
+def write_classes(run_dir: Path, classes: dict[str, list[str]]) -> None:
+    """Keep them with the run."""
+    write_durably(run_dir / _NAME, json.dumps(classes, ensure_ascii=False, indent=1) + "\n")
+
+
+def _read(path: Path) -> dict[str, list[str]]:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
         return {str(head): [str(label) for label in labels] for head, labels in tree.items()}

@@ -33,7 +33,7 @@ from mmscale.train.adversarial import Adversary
 from mmscale.train.contrast import contrast_terms
 from mmscale.train.garbage import old_objects_aside
 from mmscale.train.metrics import LOSSES, Metrics
-from mmscale.train.prepare import prepare
+from mmscale.train.prepare import prepare, record
 from mmscale.train.profile import StepProfiler, profiled_steps
 from mmscale.train.run_lock import hold_run
 from mmscale.train.stop import StopWish
@@ -107,6 +107,8 @@ def _train(config: Config, ranks: Ranks, until: int | None, began: float) -> Tra
     tokenizer, plan = prepare(config, ranks, read_state(newest).step if newest else 0)
     strategy = build_strategy(config, ranks)
     state = _resume(config, plan, store, newest, strategy)
+    record(config, plan, ranks)
+    store.copy_found()
     adversary = Adversary(config, strategy)
 
     data = MicroBatches(

@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import torch.distributed as dist
+
 from mmscale.checkpoint.begin import begin_tokenizer
 from mmscale.checkpoint.run_state import list_checkpoints, read_state
 from mmscale.checkpoint.towers import resolve_towers
@@ -22,23 +24,41 @@ from mmscale.data.tokenizer import Tokenizer
 from mmscale.durable import write_durably
 from mmscale.errors import UserError
 from mmscale.parallel.ranks import Ranks, on_first_rank
-from mmscale.train.classes import keep_classes, read_classes
+from mmscale.train.classes import find_classes, write_classes
 
 
 def prepare(config: Config, ranks: Ranks, resume_step: int) -> tuple[Tokenizer, Plan]:
-    """Tokenizer and plan, equal on every rank; resolves ``config.model.vocab_size`` and writes run.dir.
+    """Tokenizer and plan, equal on every rank; resolves ``config.model``.
 
-    ``resume_step``: steps that are done.
+    ``resume_step``: steps that are done. Nothing that run.dir says of an earlier start is changed: `record` does that.
     """
     plan = on_first_rank(lambda: _first_rank(config, resume_step), ranks)
     tokenizer = Tokenizer.load(Path(config.run.dir) / "tokenizer.json")
     resolve_vocabulary(config, tokenizer)
-    config.model.classes = read_classes(Path(config.run.dir))
+    classes = [config.model.classes]
+    if ranks.world > 1:
+        dist.broadcast_object_list(classes, src=0, group=ranks.patient)
+    config.model.classes = classes[0]
     resolve_towers(config)
-    plan = plan or open_plan(config, tokenizer, resume_step)
-    if ranks.is_first:
-        write_durably(Path(config.run.dir) / "config.yaml", dump_config(config))
-    return tokenizer, plan
+    return tokenizer, plan or open_plan(config, tokenizer, resume_step)
+
+
+def record(config: Config, plan: Plan, ranks: Ranks) -> None:
+    """Write what this start is to run.dir, once nothing can refuse it any more: the weights that lie there belong to
+    what stood there before."""
+
+    def write() -> None:
+        folder = Path(config.run.dir)
+        try:
+            write_classes(folder, config.model.classes)
+            plan.history.save({one.name: one.corpus for one in plan.sets})
+            write_durably(folder / "config.yaml", dump_config(config))
+        except OSError as error:
+            raise UserError(
+                f"{folder}: cannot be written ({error.strerror}); free space or choose another run.dir"
+            ) from None
+
+    on_first_rank(write, ranks)
 
 
 def prepare_data(config: Config) -> None:
@@ -115,7 +135,7 @@ def _first_rank(config: Config, resume_step: int) -> Plan:
     path = folder / "tokenizer.json"
     run_tokenizer(config).save(path)
     resolve_towers(config)
-    keep_classes(config)
+    config.model.classes = find_classes(config)
     # Read back as the other ranks read it, so that all plan with the same tokenizer. What is measured now is
     # kept beside the index, and the others read it there.
     plan = open_plan(config, Tokenizer.load(path), resume_step, config.run.progress)
@@ -124,7 +144,6 @@ def _first_rank(config: Config, resume_step: int) -> Plan:
             f"train.steps={config.train.steps}: after {plan.steps} steps every set was repeated max_epochs times; "
             "lower train.steps, or raise max_epochs of a set"
         )
-    plan.history.save({one.name: one.corpus for one in plan.sets})
     _tell(plan, config)
     return plan
 

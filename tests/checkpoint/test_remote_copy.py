@@ -140,6 +140,7 @@ def test_a_damaged_local_one_is_fetched_again_and_a_missing_copy_made(s3, bucket
             s3.delete_object(Bucket=bucket, Key=name)
         assert store.newest() == shard.parent
         store.restore(shard.parent, {name: tensor.clone() for name, tensor in TENSORS.items()})
+        store.copy_found()
         store.wait()
         assert objects(s3, bucket) == copies
 
@@ -157,6 +158,7 @@ def test_a_copy_that_was_passed_over_takes_no_place(s3, bucket, tmp_path):
         store = CheckpointStore(folder, Keep(1), url)
         assert store.newest() == folder / "step-00000004"
         store.restore(folder / "step-00000004", {name: tensor.clone() for name, tensor in TENSORS.items()})
+        store.copy_found()
         store.wait()
         assert steps(s3, bucket) == [4, 6], "a start alone removes nothing"
         save(store, 5)
