@@ -1,5 +1,6 @@
 """What the checkpoints of a run hold, for tests."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -18,6 +19,16 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
             for name in file.keys():  # noqa: SIM118
                 parts.setdefault(name, []).append((offsets[name]["saved_offsets"], file.get_tensor(name)))
     return {name: _join(found) for name, found in parts.items()}
+
+
+def relist(checkpoint: Path) -> None:
+    """Make state.json agree with the files, as if they had been saved so."""
+    state = json.loads((checkpoint / "state.json").read_text())
+    files = {path.name: path.read_bytes() for path in checkpoint.glob("*.safetensors")}
+    state["files"] = {
+        name: {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()} for name, raw in files.items()
+    }
+    (checkpoint / "state.json").write_text(json.dumps(state))
 
 
 def _join(parts: list[tuple[list[int], torch.Tensor]]) -> torch.Tensor:

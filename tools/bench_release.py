@@ -11,6 +11,7 @@ and wall time. Files are dropped from the page cache before they are opened. Eve
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -112,12 +113,14 @@ def make_run(run: Path, model_file: str, ranks: int, dtype: torch.dtype) -> int:
             own[name] = (min(rows, shape[0] - first), *shape[1:])
             begins[name] = {"saved_offsets": [first, *([0] * (len(shape) - 1))]}
         path = folder / f"shard-{rank + 1:05d}-model-00001-of-00001.safetensors"
+        digest = hashlib.sha256()
         with open(path, "wb") as file:
-            write_header(file, own, dtype, DCP_SHARDING_INFO=json.dumps(begins))
+            digest.update(write_header(file, own, dtype, DCP_SHARDING_INFO=json.dumps(begins)))
             left = sum(math.prod(shape) for shape in own.values()) * dtype.itemsize
             while left:
+                digest.update(tile[:left])
                 left -= file.write(tile[:left])
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": "0" * 64}  # only a start reads it
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
     state = {**asdict(RunState(1, "0" * 64)), "files": files}
     (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
     return parameters

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmscale.checkpoint.open_release import is_release, load_release
-from mmscale.checkpoint.run_folder import load_run, open_run
+from mmscale.checkpoint.run_folder import load_checkpoint, open_run
 from mmscale.checkpoint.run_state import read_state
 from mmscale.checkpoint.weight_writer import WEIGHT_TYPES
 from mmscale.errors import UserError
@@ -145,11 +145,11 @@ def load(
 
 
 def load_trained(folder: Path) -> Pretrained:
-    """A release, or the newest checkpoint of a run. Raises `UserError` if the folder is neither, or is damaged."""
+    """A release, or a run's newest whole checkpoint. Raises `UserError` if the folder is neither, or is damaged."""
     if is_release(folder):
         return load(folder)
-    _, _, checkpoint = open_run(folder)
-    return Pretrained(load_run(folder, checkpoint)[0], read_state(checkpoint).step)
+    config, tokenizer, checkpoint = open_run(folder)
+    return Pretrained(load_checkpoint(config, tokenizer, checkpoint), read_state(checkpoint).step)
 
 
 def _decoding(keywords: dict[str, Any]) -> Decoding:

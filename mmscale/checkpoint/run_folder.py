@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-from mmscale.checkpoint.run_state import list_checkpoints, read_state
+from mmscale.checkpoint.run_state import checkpoint_fault, list_checkpoints
 from mmscale.checkpoint.stored_weights import StoredWeights, fill_from
 from mmscale.config import Config
 from mmscale.config_file import load_config
@@ -19,10 +21,12 @@ from mmscale.predict.predictor import Predictor
 
 
 def open_run(run_dir: Path, checkpoint: Path | None = None) -> tuple[Config, Tokenizer, Path]:
-    """(resolved config, tokenizer, the checkpoint given or else the newest complete one) of a run.
+    """(resolved config, tokenizer, the checkpoint given or else the newest whole one) of a run.
+
+    Every file of the checkpoint is hashed. What is passed over is told on stderr.
 
     Raises:
-        UserError: the folder is no run, or has no complete checkpoint.
+        UserError: the folder is no run, or has no whole checkpoint, or the one given is damaged.
     """
     if not (run_dir / "config.yaml").is_file():
         raise UserError(
@@ -34,14 +38,29 @@ def open_run(run_dir: Path, checkpoint: Path | None = None) -> tuple[Config, Tok
             raise UserError(
                 f"{run_dir}: has no complete checkpoint; train it with mmscale train {run_dir}/config.yaml"
             )
-        checkpoint = found[-1]
+        checkpoint = next(whole_checkpoints(reversed(found)), None)
+        if checkpoint is None:
+            raise UserError(
+                f"{run_dir}: none of its {len(found)} checkpoints is whole; restore one, or train it again"
+            )
     elif not checkpoint.is_dir():
         raise UserError(f"{checkpoint}: no such checkpoint; those there are lie in {run_dir / 'checkpoints'}")
-    read_state(checkpoint)  # complains now if files are cut short
+    elif fault := checkpoint_fault(checkpoint):
+        raise UserError(f"{checkpoint}: {fault}; restore it, or give another checkpoint")
     config = load_config(run_dir / "config.yaml")
     tokenizer = Tokenizer.load(run_dir / "tokenizer.json")
     check_vocabulary(config, tokenizer, run_dir / "config.yaml")
     return config, tokenizer, checkpoint
+
+
+def whole_checkpoints(paths: Iterable[Path]) -> Iterator[Path]:
+    """Those whose files are what their states say, hashed one after the other; tells on stderr what is passed over."""
+    for path in paths:
+        fault = checkpoint_fault(path)
+        if fault is None:
+            yield path
+        else:
+            print(f"mmscale: warning: passed over {path}: {fault}", file=sys.stderr)
 
 
 def load_run(run_dir: Path, checkpoint: Path | None = None, ema: bool = False) -> tuple[Predictor, Config]:
@@ -51,13 +70,18 @@ def load_run(run_dir: Path, checkpoint: Path | None = None, ema: bool = False) -
         UserError: the folder is no run, has no checkpoint, or the checkpoint does not fit the config.
     """
     config, tokenizer, checkpoint = open_run(run_dir, checkpoint)
+    return load_checkpoint(config, tokenizer, checkpoint, ema), config
+
+
+def load_checkpoint(config: Config, tokenizer: Tokenizer, checkpoint: Path, ema: bool = False) -> Predictor:
+    """`load_run` of what `open_run` has opened. Raises `UserError` if the checkpoint does not fit the config."""
     model = build_empty(config).to_empty(device="cpu")
     names = saved_names(model, config, ema)
     fill_from(
         StoredWeights(checkpoint),
         {names[name]: parameter.data for name, parameter in model.named_parameters()},
     )
-    return Predictor(model, tokenizer, config), config
+    return Predictor(model, tokenizer, config)
 
 
 def saved_names(model: FusionTransformer, config: Config, ema: bool) -> dict[str, str]:

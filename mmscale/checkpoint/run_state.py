@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mmscale.checkpoint.file_digest import file_fault
 from mmscale.errors import UserError
 
 STATE = "state.json"  # written last: with it a folder is a checkpoint
@@ -115,12 +116,23 @@ def stored_files(path: Path) -> Files:
     return _read(path)[1]
 
 
+def checkpoint_fault(path: Path, rank: int = 0, world: int = 1) -> str | None:
+    """What is wrong with a checkpoint, or None. Every file is hashed; of several ranks each reads its share."""
+    try:
+        return file_fault(path, stored_files(path), rank, world)
+    except UserError as error:
+        return str(error).removeprefix(f"{path}: ")
+
+
 def _read(path: Path) -> tuple[RunState, Files]:
     try:
         state, files = decode_state((path / STATE).read_text(encoding="utf-8"))
         for name, fact in files.items():
             if (path / name).stat().st_size != fact["bytes"]:
                 raise ValueError(f"{name} is not {fact['bytes']} bytes long")
+        unknown = sorted({file.name for file in path.glob("*.safetensors")} - files.keys())
+        if unknown:
+            raise ValueError(f"{unknown[0]} is not listed in {STATE}")
     except (OSError, ValueError) as error:
         if not (path / STATE).exists():
             raise UserError(

@@ -29,7 +29,6 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.api import CheckpointException
 
-from mmscale.checkpoint.file_digest import file_fault
 from mmscale.checkpoint.host_copy import HostCopy
 from mmscale.checkpoint.remote_copy import RemoteCopy
 from mmscale.checkpoint.run_state import (
@@ -37,6 +36,7 @@ from mmscale.checkpoint.run_state import (
     Files,
     Keep,
     RunState,
+    checkpoint_fault,
     checkpoint_name,
     encode_state,
     list_checkpoints,
@@ -238,11 +238,8 @@ class CheckpointStore:
             self._pending = self._thread.submit(self._copy, self._uncopied)
 
     def _fault(self, path: Path) -> str | None:
-        """What is wrong with a checkpoint, as far as this rank looked: each reads a share of the files."""
-        try:
-            return file_fault(path, stored_files(path), dist.get_rank(), dist.get_world_size())
-        except UserError as error:
-            return str(error).removeprefix(f"{path}: ")
+        """What is wrong with a checkpoint, as far as this rank looked."""
+        return checkpoint_fault(path, dist.get_rank(), dist.get_world_size())
 
     def _make_folder(self) -> None:
         make_folder(self._folder)

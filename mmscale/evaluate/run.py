@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from mmscale.checkpoint.open_release import is_release, load_release
-from mmscale.checkpoint.run_folder import load_run, open_run
+from mmscale.checkpoint.run_folder import load_checkpoint, open_run, whole_checkpoints
 from mmscale.checkpoint.run_state import list_checkpoints, read_state
 from mmscale.checkpoint.score_file import write_scores
 from mmscale.checkpoint.stored_weights import StoredWeights
@@ -50,7 +50,7 @@ def evaluate(
     than ``data.seq_len`` is left out and counted as ``oversize``; one that lacks a field is not counted.
 
     Args:
-        target: a run directory (its newest checkpoint) or a release folder.
+        target: a run directory (its newest whole checkpoint) or a release folder.
         data: shards that replace those of every score.
         tasks: names of scores, or kinds (classify, transcribe, retrieve); None: all of these. ``robustness`` attacks
             the classify scores instead and looks through the training labels.
@@ -75,8 +75,10 @@ def evaluate(
     if is_release(target):
         predictor, _ = load_release(target)
     elif (target / "config.yaml").is_file():
-        _, _, checkpoint = open_run(target)  # once: a run that goes on may write a newer one meanwhile
-        predictor, _ = load_run(target, checkpoint, ema)
+        config, tokenizer, checkpoint = open_run(
+            target
+        )  # once: a run that goes on may write a newer one meanwhile
+        predictor = load_checkpoint(config, tokenizer, checkpoint, ema)
     else:
         raise UserError(
             f"{target}: neither a run directory (config.yaml) nor a release (config.json of mmscale export)"
@@ -92,9 +94,7 @@ def evaluate(
             most = predictor.config.robustness.samples
             samples = _open_samples(name, score, data, predictor, progress, most)
             found[f"{name}, attacked"] = samples, attacked(samples), KIND
-        weights = (
-            [StoredWeights(path) for path in list_checkpoints(target / "checkpoints")] if checkpoint else []
-        )
+        weights = [StoredWeights(path) for path in _kept(checkpoint)] if checkpoint else []
         scan = LabelScan(predictor, weights, ema, target if checkpoint and not ema else None, progress)
         found |= {name: (samples, result, KIND) for name, (samples, result) in scan.run().items()}
     results: dict[str, dict[str, Any]] = {}
@@ -111,6 +111,12 @@ def evaluate(
     if checkpoint and not ema:  # the model card tells the scores of the weights that are exported by default
         write_scores(target, read_state(checkpoint).step, entries)
     return results
+
+
+def _kept(newest: Path) -> list[Path]:
+    """Whole checkpoints of a run up to the ``newest``, which was looked at, oldest first."""
+    older = [path for path in list_checkpoints(newest.parent) if path.name < newest.name]
+    return [*whole_checkpoints(older), newest]
 
 
 def _open_samples(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoints import relist
 from conftest import run_module
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -68,6 +69,7 @@ def test_values_beyond_float16_are_named(folder, tmp_path):
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     tensors["model.norm.weight"][3] = 70_000.0
     save_file(tensors, path, metadata=metadata)
+    relist(path.parent)
     with pytest.raises(UserError, match=r"model\.norm\.weight holds values beyond the range of float16"):
         export(run, tmp_path / "out", options=ExportOptions("float16"))
     export(run, tmp_path / "out", options=ExportOptions("bfloat16"))
