@@ -50,9 +50,10 @@ def model_card(config: Config, state: RunState, told: CardFacts) -> str:
         _use(told.name, config),
         _data(config),
         _training(config, state, told),
-        _scores(told.run_dir, state.step),
+        _scores(told, state.step),
         _sizes(config, told),
-        emissions_section(told.run_dir, state.step, config.run),
+        emissions_section(told.run_dir, state.step, config.run)
+        + ("Of the first of the merged runs alone.\n" if told.merged else ""),
         _integrity(told),
         _limits(config, state),
     ]
@@ -130,12 +131,24 @@ def _training(config: Config, state: RunState, told: CardFacts) -> str:
     )
 
 
-def _scores(run_dir: Path, step: int) -> str:
-    every = read_scores(run_dir, step)
+def _scores(told: CardFacts, step: int) -> str:
+    if told.averaged or told.merged:  # `mmscale eval` keeps the scores of a run's own weights alone
+        kind = "moving averages" if told.averaged else "weights"
+        what = f"the mean of several runs' {kind}" if told.merged else kind
+        other = (
+            f"Not evaluated: these are not the weights that `mmscale eval` scored, but {what}. "
+            f"`mmscale eval {told.name}` scores them.\n"
+        )
+        return f"## Scores\n\n{other}\n## Robustness\n\n{other}"
+    every = read_scores(told.run_dir, step)
     entries = {name: one for name, one in every.items() if one["scores"].get("task") != "robustness"}
-    return (
-        _plain_scores(entries) + "\n" + _robustness({n: one for n, one in every.items() if n not in entries})
-    )
+    attacked = {name: one for name, one in every.items() if name not in entries}
+    plain, robust = _plain_scores(entries), _robustness(attacked)
+    cast = f"\nMeasured with weights of float32, before they were rounded to {told.dtype}.\n"
+    if told.dtype != "float32":
+        plain += cast if entries else ""
+        robust += cast if attacked else ""
+    return f"{plain}\n{robust}"
 
 
 def _robustness(entries: dict[str, dict[str, Any]]) -> str:

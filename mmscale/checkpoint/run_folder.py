@@ -26,7 +26,7 @@ def open_run(run_dir: Path, checkpoint: Path | None = None) -> tuple[Config, Tok
     Every file of the checkpoint is hashed. What is passed over is told on stderr.
 
     Raises:
-        UserError: the folder is no run, or has no whole checkpoint, or the one given is damaged.
+        UserError: the folder is no run, or has no whole checkpoint, or the one given is damaged or another run's.
     """
     if not (run_dir / "config.yaml").is_file():
         raise UserError(
@@ -45,12 +45,20 @@ def open_run(run_dir: Path, checkpoint: Path | None = None) -> tuple[Config, Tok
             )
     elif not checkpoint.is_dir():
         raise UserError(f"{checkpoint}: no such checkpoint; those there are lie in {run_dir / 'checkpoints'}")
+    elif not _lies_in(checkpoint, run_dir / "checkpoints"):
+        raise UserError(
+            f"{checkpoint}: is not in {run_dir / 'checkpoints'}; give the run that it belongs to, with its config"
+        )
     elif fault := checkpoint_fault(checkpoint):
         raise UserError(f"{checkpoint}: {fault}; restore it, or give another checkpoint")
     config = load_config(run_dir / "config.yaml")
     tokenizer = Tokenizer.load(run_dir / "tokenizer.json")
     check_vocabulary(config, tokenizer, run_dir / "config.yaml")
     return config, tokenizer, checkpoint
+
+
+def _lies_in(checkpoint: Path, folder: Path) -> bool:
+    return folder.is_dir() and checkpoint.absolute().parent.samefile(folder)
 
 
 def whole_checkpoints(paths: Iterable[Path]) -> Iterator[Path]:

@@ -89,6 +89,9 @@ def test_a_given_checkpoint_is_exported(run_dir, tmp_path):
     assert facts["step"] == 5
     with pytest.raises(UserError, match="no such checkpoint"):
         export(run_dir, tmp_path / "other", run_dir / "checkpoints" / "step-00000006")
+    elsewhere = shutil.copytree(run_dir / "checkpoints" / "step-00000005", tmp_path / "step-00000009")
+    with pytest.raises(UserError, match=r"step-00000009: is not in .*run/checkpoints; give the run that it"):
+        export(run_dir, tmp_path / "other", elsewhere)
 
 
 def test_export_replaces_an_earlier_release_and_nothing_else(run_dir, tmp_path):
@@ -225,6 +228,17 @@ def test_the_card_tells_what_the_run_recorded(run_dir, tmp_path):
     export(shown, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "accuracy 0.7500" in card and "1 skipped" in card and "mmscale eval runs/tiny --task label" in card
+    assert "before they were rounded" not in card
+    for options, told in (
+        (ExportOptions("bfloat16"), "weights of float32, before they were rounded to bfloat16"),
+        (
+            ExportOptions(merge=[run_dir]),
+            "not the weights that `mmscale eval` scored, but the mean of several",
+        ),
+    ):
+        export(shown, tmp_path / "out", options=options)
+        card = (tmp_path / "out" / "README.md").read_text()
+        assert told in card and ("accuracy 0.7500" in card) == (not options.merge)
     write_scores(shown, 5, {"label": entry})
     export(shown, tmp_path / "out")
     assert "Not evaluated at this step" in (tmp_path / "out" / "README.md").read_text()
