@@ -42,6 +42,41 @@ def move_into_place(folder: Path, final: Path) -> None:
     sync_folder(final.parent)
 
 
+def replace_folder(folder: Path, final: Path) -> None:
+    """Flush a folder of plain files and put it in the place of ``final``, which stays whole until then.
+
+    It stays as ``.<name>.old`` while it is exchanged; should the process be killed in that moment, and ``final`` be
+    missing, `restore_folder` puts it back.
+    """
+    for path in folder.iterdir():
+        _sync(path)
+    sync_folder(folder)
+    restore_folder(final)
+    if not final.exists():
+        os.rename(folder, final)
+    else:
+        old = _old_name(final)
+        if old.exists():
+            remove_folder(old)
+        os.rename(final, old)
+        try:
+            os.rename(folder, final)
+        except OSError:
+            os.rename(old, final)
+            raise
+    sync_folder(folder.parent)
+    sync_folder(final.parent)
+    if _old_name(final).exists():
+        remove_folder(_old_name(final))
+
+
+def restore_folder(final: Path) -> None:
+    """Put back what a killed `replace_folder` took away, if ``final`` is missing."""
+    if not final.exists() and _old_name(final).exists():
+        os.rename(_old_name(final), final)
+        sync_folder(final.parent)
+
+
 def remove_folder(folder: Path) -> None:
     """Remove ``folder`` under another name, ``.<name>.gone``, so that it never stands there by half."""
     gone = folder.with_name(f".{folder.name}.gone")
@@ -53,7 +88,15 @@ def remove_folder(folder: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Flush the names in ``folder`` to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
+    _sync(folder)
+
+
+def _old_name(final: Path) -> Path:
+    return final.with_name(f".{final.name}.old")
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -37,6 +37,7 @@ from mmscale.checkpoint.weight_writer import INDEX, ONE_FILE, WEIGHT_TYPES, writ
 from mmscale.config import Config
 from mmscale.config_file import to_tree
 from mmscale.data.tokenizer import Tokenizer
+from mmscale.durable import make_folder, replace_folder, restore_folder
 from mmscale.errors import UserError
 
 __all__ = ["ExportOptions", "export", "is_release", "load_release"]
@@ -84,7 +85,7 @@ def export(
     """Write the run's newest complete checkpoint, or the given one, as a release.
 
     Memory does not grow with the model: weights are read, cast, written and hashed some rows at a time. The release
-    appears under ``out`` whole or not at all; an earlier release there is replaced.
+    appears under ``out`` flushed and whole or not at all; an earlier release there is replaced, and stays until then.
 
     Returns:
         ``out``, ``checkpoint``, ``step``, ``parameters``, ``bytes``, ``signed`` and the list ``files``.
@@ -99,6 +100,10 @@ def export(
         signature.check_private_key(options.private_key)
     config, tokenizer, checkpoint = open_run(run_dir, checkpoint)
     out = Path(os.path.abspath(out))
+    try:
+        restore_folder(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be put back ({error}); rename .{out.name}.old beside it") from None
     _check_replaceable(out)
     model = build_empty(config)
     names = saved_names(model, config, options.ema)
@@ -112,7 +117,7 @@ def export(
     partial = hidden / out.name
     try:
         shutil.rmtree(hidden, ignore_errors=True)
-        partial.mkdir(parents=True)
+        make_folder(partial)
         try:
             written = write_weights(
                 source, names, shapes, partial,
@@ -136,7 +141,7 @@ def export(
         if options.private_key is not None:
             signature.sign(partial, options.private_key)
         files = _sizes(partial)
-        _move_into_place(partial, out)
+        replace_folder(partial, out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error}); free space or choose another folder") from None
     finally:
@@ -192,14 +197,3 @@ def _check_replaceable(out: Path) -> None:
         raise UserError(
             f"{out}: is not empty and no earlier release alone (it holds {what}); choose another folder"
         )
-
-
-def _move_into_place(partial: Path, out: Path) -> None:
-    if not out.exists():
-        os.rename(partial, out)
-        return
-    old = out.parent / f".{out.name}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    os.rename(out, old)
-    os.rename(partial, out)
-    shutil.rmtree(old, ignore_errors=True)

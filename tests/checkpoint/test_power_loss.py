@@ -1,17 +1,21 @@
-"""The power fails while a run saves and removes checkpoints, at any moment: the next start finds a whole one."""
+"""The power fails while a run saves and removes checkpoints, at any moment: the next start finds a whole one. So it is
+with releases."""
 
+import json
 import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from power import MODES, after_power_failure, recording
-from small_run import one_rank
+from small_run import one_rank, save_run, small_config, write_shards
 
 from mmscale import prf
+from mmscale.checkpoint.release import export
 from mmscale.checkpoint.run_state import Keep, RunState, read_state
 from mmscale.checkpoint.store import CheckpointStore
-from mmscale.durable import write_durably
+from mmscale.checkpoint.verify_release import verify_release
+from mmscale.durable import restore_folder, write_durably
 from mmscale.errors import UserError
 
 SAVES = (2, 4, 6)
@@ -79,6 +83,28 @@ def test_a_save_that_forgot_to_flush_would_be_caught(saved, tmp_path, forgotten)
         for one in done.operations
     ]
     assert lost(done, ends, operations, tmp_path / "left")
+
+
+def test_a_release_is_the_old_one_or_the_new_one(tmp_path):
+    """At every moment; it may have to be put back first."""
+    write_shards(tmp_path / "shards", count=4)
+    run = save_run(small_config(tmp_path / "run", tmp_path / "shards"), steps=(1, 2))
+    folder, ends = tmp_path / "releases", []
+    folder.mkdir()
+    with recording(folder) as done:
+        for step in (1, 2):
+            export(run, folder / "out", run / "checkpoints" / f"step-{step:08d}")
+            ends.append(len(done.operations))
+    for count in range(ends[0], len(done.operations) + 1):
+        for number, mode in enumerate(MODES):
+            draws = prf.Draws(prf.derive_key("power", count, number))
+            shutil.rmtree(tmp_path / "left", ignore_errors=True)
+            after_power_failure(done.operations[:count], done.root, tmp_path / "left", mode, draws)
+            left = tmp_path / "left" / "out"
+            restore_folder(left)
+            verify_release(left)
+            step = json.loads((left / "config.json").read_text())["step"]
+            assert step == 2 if count >= ends[1] else step in (1, 2)
 
 
 def test_a_small_file_is_the_old_one_or_the_new_one(tmp_path):

@@ -4,6 +4,8 @@ import io
 import json
 import math
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import soundfile
 import torch
 from checkpoints import relist
+from conftest import ROOT
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_run import WORDS, save_run, small_config, write_shards
@@ -109,6 +112,34 @@ def test_export_replaces_an_earlier_release_and_nothing_else(run_dir, tmp_path):
     (tmp_path / "plain" / "config.json").write_text("{}")
     with pytest.raises(UserError, match="not empty"):
         export(run_dir, tmp_path / "plain")
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from mmscale.checkpoint.release import export
+rename = os.rename
+def rename_and_die(old, new):
+    rename(old, new)
+    if str(new).endswith(".old"):
+        os.kill(os.getpid(), 9)
+os.rename = rename_and_die
+export(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_an_export_killed_between_two_releases_leaves_the_old_one(run_dir, tmp_path):
+    out = tmp_path / "out"
+    export(run_dir, out, run_dir / "checkpoints" / "step-00000005")
+    done = subprocess.run([sys.executable, "-c", KILLED, run_dir, out], cwd=ROOT, check=False)
+    assert done.returncode == -9 and not out.exists()
+    with pytest.raises(UserError, match="not one of float32"):
+        export(run_dir, out, options=ExportOptions("int3"))
+    with pytest.raises(UserError, match="--ema: the run kept no"):
+        export(run_dir, out, options=ExportOptions(ema=True))
+    assert load_release(out)[1]["step"] == 5, "the next one puts it back, whatever comes of it"
+    export(run_dir, out)
+    assert load_release(out)[1]["step"] == 9 and [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_failed_export_leaves_nothing(run_dir, tmp_path):
