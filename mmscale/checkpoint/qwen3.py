@@ -10,21 +10,26 @@ the run's vocabulary and tokenizer.json.
 from __future__ import annotations
 
 import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from mmscale.checkpoint.json_file import read_object, write_object
 from mmscale.checkpoint.release_files import write_tokenizer_config
 from mmscale.checkpoint.run_folder import build_empty, open_run, saved_names
 from mmscale.checkpoint.run_state import read_state
-from mmscale.checkpoint.stored_weights import StoredWeights, fill_from
+from mmscale.checkpoint.stored_weights import StoredWeights, Weights
+from mmscale.checkpoint.weight_writer import WEIGHT_TYPES, write_weights
 from mmscale.config import ModelConfig
 from mmscale.data.tokenizer import END, SPECIAL_TOKENS, Tokenizer
+from mmscale.durable import make_folder, replace_folder
 from mmscale.errors import UserError
 from mmscale.model.initialise import fill
 
@@ -124,40 +129,67 @@ def load_qwen3(model: nn.Module, config: ModelConfig) -> None:
         fill(parameter, tensor)
 
 
-def export_qwen3(run_dir: Path, out: Path, ema: bool = False) -> dict[str, Any]:
-    """Write the text path of a run's newest checkpoint as a Qwen3 folder; returns ``out``, ``step``, ``parameters``.
+def export_qwen3(
+    run_dir: Path,
+    out: Path,
+    checkpoint: Path | None = None,
+    *,
+    ema: bool = False,
+    dtype: str = "float32",
+    max_shard_bytes: int = 5_000_000_000,
+) -> dict[str, Any]:
+    """Write the text path of a run's newest whole checkpoint, or the given one, as a Qwen3 folder.
 
-    Raises:
-        UserError: no run, no checkpoint, ``out`` is not empty, or what `write_qwen3` refuses.
+    As with a release, memory does not grow with the model, and the folder is there whole or not at all. Returns
+    ``out``, ``step``, ``parameters``. Raises:
+        UserError: no run, no checkpoint, ``out`` is not empty, weights are not finite, or what `check_form` refuses.
     """
-    config, tokenizer, checkpoint = open_run(run_dir)
+    config, tokenizer, checkpoint = open_run(run_dir, checkpoint)
+    check_form(config.model)
+    out = Path(os.path.abspath(out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is not an empty folder; choose another")
     model = build_empty(config)
     names = saved_names(model, config, ema)
-    weights = {name: torch.empty(p.shape) for name, p in model.named_parameters() if qwen3_name(name)}
-    fill_from(StoredWeights(checkpoint), {names[name]: tensor for name, tensor in weights.items()})
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if qwen3_name(name)}
+    hidden = out.parent / f".{out.name}.partial"
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_qwen3(config.model, weights, tokenizer, out)
+        shutil.rmtree(hidden, ignore_errors=True)
+        make_folder(hidden)
+        source = StoredWeights(checkpoint)
+        try:
+            write_qwen3(config.model, source, names, shapes, tokenizer, hidden, dtype, max_shard_bytes)
+        except UserError as error:
+            raise UserError(f"{checkpoint}: {error}") from None
+        replace_folder(hidden, out)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error}); free space or choose another folder") from None
-    parameters = sum(tensor.numel() for tensor in weights.values())
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+    parameters = sum(math.prod(shape) for shape in shapes.values())
     return {"out": str(out), "step": read_state(checkpoint).step, "parameters": parameters}
 
 
-def write_qwen3(config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer, folder: Path) -> None:
-    """Write the text path's ``weights``, by our names, as a folder that `transformers` opens.
-
-    Raises:
-        UserError: the model has what Qwen3 has not (recurrent fusion, untied weights, muP).
-    """
+def check_form(config: ModelConfig) -> None:
+    """Raise `UserError` if the model has what Qwen3 has not: recurrent fusion, untied weights, muP."""
     if config.fusion != "transformer" or config.untied or config.base_width:
         raise UserError(
             "--as qwen3: model.fusion=rnn, model.untied and model.base_width have no counterpart in Qwen3; "
             "export without --as"
         )
-    named = {theirs: tensor for name, tensor in weights.items() if (theirs := qwen3_name(name)) is not None}
+
+
+def write_qwen3(
+    config: ModelConfig,
+    source: Weights,
+    names: Mapping[str, str],
+    shapes: Mapping[str, tuple[int, ...]],
+    tokenizer: Tokenizer,
+    folder: Path,
+    dtype: str,
+    max_shard_bytes: int,
+) -> None:
+    """Write a folder that `transformers` opens; see `write_weights`. ``names`` and ``shapes`` go by our names."""
     tree: dict[str, Any] = {theirs: getattr(config, ours) for ours, theirs in _SIZES.items()}
     tree |= {
         "architectures": ["Qwen3ForCausalLM"],
@@ -170,13 +202,21 @@ def write_qwen3(config: ModelConfig, weights: dict[str, Tensor], tokenizer: Toke
         "tie_word_embeddings": True,
         "vocab_size": config.vocab_size,
         "eos_token_id": END,
-        "dtype": "float32",
+        "dtype": dtype,
     }
     write_object(folder / "config.json", tree)
     write_object(folder / "generation_config.json", {"eos_token_id": END, "pad_token_id": 0})
     tokenizer.save(folder / "tokenizer.json")
     write_tokenizer_config(folder)
-    save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
+    theirs = {str(qwen3_name(name)): name for name in shapes}
+    write_weights(
+        source,
+        {new: names[name] for new, name in theirs.items()},
+        {new: shapes[name] for new, name in theirs.items()},
+        folder,
+        dtype=WEIGHT_TYPES[dtype],
+        max_bytes=max_shard_bytes,
+    )
 
 
 def _files_by_name(folder: Path) -> dict[str, Path]:

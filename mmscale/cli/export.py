@@ -85,10 +85,17 @@ def _export(arguments: argparse.Namespace) -> dict[str, Any]:
 def _export_qwen3(arguments: argparse.Namespace) -> dict[str, Any]:
     from mmscale.checkpoint.qwen3 import export_qwen3
 
-    for name in ("checkpoint", "merge", "sign_key"):
+    for name in ("merge", "sign_key"):
         if getattr(arguments, name):
             raise UserError(f"--{name.replace('_', '-')}: not with --as qwen3; leave one of them out")
-    facts = export_qwen3(Path(arguments.target), Path(arguments.out), arguments.ema)
+    facts = export_qwen3(
+        Path(arguments.target),
+        Path(arguments.out),
+        Path(arguments.checkpoint) if arguments.checkpoint is not None else None,
+        ema=arguments.ema,
+        dtype=arguments.dtype,
+        max_shard_bytes=_bytes(arguments.shard_size),
+    )
     if not arguments.json:
         print(f"{arguments.out}: a Qwen3 model of {facts['parameters']:,} parameters, for transformers")
     return facts

@@ -16,6 +16,7 @@ from small_run import save_run, small_config, write_shards
 import mmscale
 from mmscale.checkpoint import weight_writer
 from mmscale.checkpoint.open_release import load_release
+from mmscale.checkpoint.qwen3 import export_qwen3
 from mmscale.checkpoint.release import ExportOptions, export
 from mmscale.checkpoint.run_folder import load_run
 from mmscale.checkpoint.stored_weights import StoredWeights
@@ -62,14 +63,19 @@ def test_weights_are_rounded_as_torch_rounds(folder, tmp_path, dtype):
     assert isinstance(stored.describe(picture, max_new_tokens=2), str)
 
 
+def spoil(path, name, value):
+    """Put one number into a checkpoint's tensor."""
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors[name][3] = value
+    save_file(tensors, path, metadata=metadata)
+    relist(path.parent)
+
+
 def test_values_beyond_float16_are_named(folder, tmp_path):
     run = save_run(small_config(tmp_path / "run", folder / "shards"))
     (path,) = run.glob("checkpoints/*/*.safetensors")
-    with safe_open(path, framework="pt") as file:
-        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    tensors["model.norm.weight"][3] = 70_000.0
-    save_file(tensors, path, metadata=metadata)
-    relist(path.parent)
+    spoil(path, "model.norm.weight", 70_000.0)
     with pytest.raises(UserError, match=r"model\.norm\.weight holds values beyond the range of float16"):
         export(run, tmp_path / "out", options=ExportOptions("float16"))
     export(run, tmp_path / "out", options=ExportOptions("bfloat16"))
@@ -116,6 +122,38 @@ def test_the_mean_of_runs(folder, tmp_path, capsys):
         torch.testing.assert_close(tensor, (one[name] + other[name]) / 2, rtol=1e-6, atol=1e-7)
         assert name.endswith("norm.weight") or tensor.dim() == 1 or not torch.equal(tensor, one[name])
     assert "mean of the weights of | run (step 9" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_qwen3_folder_is_of_the_type_and_sizes_asked_for(folder, tmp_path):
+    plain, _ = load_run(folder / "run")
+    sizes = ["--dtype", "bfloat16", "--shard-size", "20kB", "--as", "qwen3"]
+    main(["export", str(folder / "run"), "--out", str(tmp_path / "out"), *sizes])
+    found = tensors_of(tmp_path / "out")
+    assert found and {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+    wanted = plain.model.embedding.weight.to(torch.bfloat16)
+    assert torch.equal(found["model.embed_tokens.weight"], wanted)
+    assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 1
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+    older = folder / "run" / "checkpoints" / "step-00000005"
+    assert export_qwen3(folder / "run", tmp_path / "older", older)["step"] == 5
+
+
+def test_a_qwen3_folder_that_cannot_be_written_is_not_there(folder, tmp_path, monkeypatch):
+    run = save_run(small_config(tmp_path / "run", folder / "shards"))
+    (path,) = run.glob("checkpoints/*/*.safetensors")
+    spoil(path, "model.norm.weight", float("nan"))
+    with pytest.raises(
+        UserError, match=r"step-00000005: model\.norm\.weight holds values that are not finite"
+    ):
+        export_qwen3(run, tmp_path / "out")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weight_writer, "write_header", full)
+    with pytest.raises(UserError, match=r"out: cannot be written \(.*No space left"):
+        export_qwen3(folder / "run", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_runs_that_do_not_fit_are_not_merged(folder, tmp_path):
