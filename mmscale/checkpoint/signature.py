@@ -38,15 +38,20 @@ def make_keys(folder: Path) -> tuple[Path, Path]:
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     paths = folder / PRIVATE, folder / PUBLIC
+    for path in paths:
+        if os.path.lexists(path):
+            raise UserError(f"{path}: is there already; keep it, or choose another folder")
+    made: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, raw, mode in zip(paths, (private, public), (0o600, 0o644), strict=True):
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            made.append(path)
             with open(handle, "wb") as file:
                 file.write(raw)
-    except FileExistsError as error:
-        raise UserError(f"{error.filename}: is there already; keep it, or choose another folder") from None
     except OSError as error:
+        for path in made:  # one without the other is no pair
+            path.unlink(missing_ok=True)
         raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
     return paths
 

@@ -247,6 +247,22 @@ def test_keys_are_private_and_never_overwritten(capsys, tmp_path):
     made = json.loads(capsys.readouterr().out)
     assert oct(os.stat(made["private_key"]).st_mode & 0o777) == "0o600"
     assert "is there already" in complaint(capsys, "keygen", "--out", tmp_path / "keys")
+    os.unlink(made["private_key"])
+    assert "public.pem: is there already" in complaint(capsys, "keygen", "--out", tmp_path / "keys")
+    assert os.listdir(tmp_path / "keys") == ["public.pem"], "no private key beside another's public one"
+
+
+def test_a_public_key_that_cannot_be_written_leaves_no_private_one(capsys, tmp_path, monkeypatch):
+    opened = os.open
+
+    def full(path, *arguments, **settings):
+        if str(path).endswith("public.pem"):
+            raise OSError(28, "No space left on device")
+        return opened(path, *arguments, **settings)
+
+    monkeypatch.setattr(os, "open", full)
+    assert "cannot be written (No space" in complaint(capsys, "keygen", "--out", tmp_path / "keys")
+    assert os.listdir(tmp_path / "keys") == []
 
 
 def test_a_key_that_cannot_sign_is_told_before_anything_is_written(run_dir, keys, tmp_path):
