@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
@@ -47,13 +48,23 @@ def main(argv: list[str] | None = None) -> None:
             print(json.dumps(result, ensure_ascii=False))
     except UserError as error:
         rank = os.environ.get("RANK", "0")
-        print(f"mmscale: error: {'' if rank == '0' else f'rank {rank}: '}{error}", file=sys.stderr)
+        print(
+            f"mmscale: error: {'' if rank == '0' else f'rank {rank}: '}{_shown(str(error))}", file=sys.stderr
+        )
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("mmscale: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:
         raise SystemExit(0) from None  # the reader, such as head, has seen enough
+
+
+def _shown(text: str) -> str:
+    """``text`` in one line that hides nothing: names of files may hold what moves a terminal's cursor, or erases."""
+    hidden = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join(
+        one.encode("unicode_escape").decode() if unicodedata.category(one) in hidden else one for one in text
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -242,6 +242,14 @@ def test_the_manifest_is_what_sha256sum_says(signed):
         assert facts == {"size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
 
 
+def test_a_name_cannot_hide_the_error(signed, tmp_path, capsys):
+    release = shutil.copytree(signed, tmp_path / "release")
+    (release / "\x1b[2K\rrelease: 9 files, all as listed\n\u202e").write_text("")
+    told = complaint(capsys, "verify", release)
+    assert "\\x1b[2K\\rrelease: 9 files, all as listed\\n\\u202e: was added" in told
+    assert not any(sign in told.rstrip("\n") for sign in "\x1b\r\n\u202e")
+
+
 def test_keys_are_private_and_never_overwritten(capsys, tmp_path):
     main(["keygen", "--out", str(tmp_path / "keys"), "--json"])
     made = json.loads(capsys.readouterr().out)
