@@ -10,6 +10,8 @@ from mmscale.config import RunConfig
 
 _WATTS = {"cuda": 700.0, "cpu": 60.0}  # the rated power of an H100; a share of a server's processor
 
+_MOST = 1e12  # seconds or ranks
+
 
 def emissions_section(run_dir: Path, step: int, run: RunConfig) -> str:
     """Markdown; says so where the run did not record what is needed."""
@@ -40,15 +42,23 @@ def _rows(path: Path, step: int) -> list[dict[str, Any]]:
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
-            continue  # a line cut short by a crash
-        if (
-            isinstance(row, dict)
-            and {"step", "step_s", "ranks", "device"} <= row.keys()
-            and row["step"] < step
-        ):
+        except (ValueError, RecursionError):
+            continue  # a line cut short by a crash, or damaged
+        if isinstance(row, dict) and _plain(row) and row["step"] < step:
             rows.append(row)
     return rows
+
+
+def _plain(row: dict[str, Any]) -> bool:
+    """Whether the fields that are used are numbers that can be."""
+    return (
+        type(row.get("step")) is int
+        and type(row.get("step_s")) in (int, float)
+        and type(row.get("ranks")) is int
+        and 0 <= row["step_s"] < _MOST
+        and 0 < row["ranks"] < _MOST
+        and isinstance(row.get("device"), str)
+    )
 
 
 def _grams(grams: float) -> str:

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from mmscale.errors import UserError
 STATE = "state.json"  # written last: with it a folder is a checkpoint
 MAX_STATE_BYTES = 16 << 20  # a file takes 150 bytes
 _NAME = re.compile(r"step-(\d{8})")
+
+_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,)}
 
 # ``bytes`` and ``sha256`` of tensor files, by name.
 Files = dict[str, dict[str, Any]]
@@ -96,6 +98,11 @@ def decode_state(text: str) -> tuple[RunState, Files]:
             raise ValueError(f"{STATE} is no object")
         files = raw.pop("files", None)
         state = RunState(**raw)
+        for one in fields(RunState):
+            if type(getattr(state, one.name)) not in _TYPES[str(one.type)]:
+                raise ValueError(f"{one.name} is no {one.type}")
+        if not isinstance(files, dict) or not files:
+            raise ValueError("it lists no files")
         for name, fact in files.items():
             if "/" in name or name.startswith("."):
                 raise ValueError(f"{name[:60]!r} is no name of a tensor file")

@@ -28,11 +28,20 @@ def read_scores(run_dir: Path, step: int) -> dict[str, dict[str, Any]]:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error}); remove it and run mmscale eval again") from None
     entries = tree.get("entries") if isinstance(tree, dict) else None
     if not isinstance(entries, dict) or any(tree.get(name) != value for name, value in _FORMAT.items()):
         raise UserError(f"{path}: not a score file of this version; remove it and run mmscale eval again")
+    for name, one in entries.items():
+        if (
+            not isinstance(one, dict)
+            or not isinstance(one.get("scores"), dict)
+            or not isinstance(one.get("digests"), list)
+            or not all(isinstance(digest, str) for digest in one["digests"])
+            or not isinstance(one.get("command"), str)
+        ):
+            raise UserError(f"{path}: damaged (entry {name[:60]!r}); remove it and run mmscale eval again")
     return entries if tree.get("step") == step else {}
 
 

@@ -19,7 +19,7 @@ examples:
   mmscale export runs/mine --out release --sign-key keys/private.pem
   mmscale export runs/one --merge runs/two --merge runs/three --out mean-of-three
 """
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) *([kMG]?)B?")
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?) *([kMG]?)B?")
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 

@@ -113,6 +113,26 @@ def test_one_whose_state_is_damaged_is_left_to_look_at(tmp_path):
         assert [path.name[-1] for path in list_checkpoints(tmp_path)] == ["5", "6"]
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"step": "3"}, "step is no int"),
+        ({"seen": True}, "seen is no int"),
+        ({"loss": None}, "loss is no float"),
+        ({"fingerprint": 5}, "fingerprint is no str"),
+        ({"files": {}}, "it lists no files"),
+        ({"files": []}, "it lists no files"),
+    ],
+)
+def test_a_state_of_other_types_is_damaged(tmp_path, change, reason):
+    with one_rank():
+        save(CheckpointStore(tmp_path, Keep(1)), 3)
+    path = tmp_path / "step-00000003" / "state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match=rf"step-00000003: damaged checkpoint \({reason}"):
+        read_state(path.parent)
+
+
 def test_what_one_rank_saves_after_it_has_left_the_others_is_no_checkpoint(tmp_path):
     """One of two ranks ends with an error while a save begins: PyTorch would save what it has as the whole."""
     done = run_module(["leaving_rank", str(tmp_path)], ranks=2, cwd=ROOT / "tests" / "checkpoint")

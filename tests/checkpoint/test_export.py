@@ -206,6 +206,7 @@ def test_shard_sizes_and_types_that_are_none(folder, tmp_path, capsys):
     for more, message in (
         (["--shard-size", "many"], "--shard-size many: no size"),
         (["--shard-size", "0"], "--shard-size 0: no size"),
+        (["--shard-size", "9" * 400], "999: no size"),
         (["--as", "qwen3", "--merge", "x"], "--merge: not with --as qwen3"),
         (["--checkpoint", str(tmp_path / "none")], "no such checkpoint"),
         (["--sign-key", str(tmp_path / "none")], "cannot be read"),
@@ -225,7 +226,12 @@ def test_the_card_estimates_emissions_from_what_was_recorded(folder, tmp_path):
     assert "Not known: the run's metrics.jsonl" in (tmp_path / "out" / "README.md").read_text()
     rows = [{"step": step, "step_s": 1440.0, "ranks": 4, "device": "cuda"} for step in range(5)]
     text = "".join(json.dumps(row) + "\n" for row in [*rows, {**rows[0], "step": 5}])
-    (run / "metrics.jsonl").write_text(text + '{"step": ')  # cut by a crash
+    damaged = [
+        json.dumps({**rows[0], **one})
+        for one in ({"step_s": "a"}, {"step": None}, {"ranks": []}, {"device": 1}, {"step_s": 10**400})
+    ]
+    # The last line was cut by a crash.
+    (run / "metrics.jsonl").write_text("\n".join([*damaged, "[" * 100_000, text]) + '{"step": ')
     export(run, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     # 5 steps x 1440 s x 4 ranks = 8 rank-hours, x 500 W = 4 kWh, x 400 g = 1.6 kg.

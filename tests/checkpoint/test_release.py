@@ -276,14 +276,20 @@ def test_the_card_tells_what_the_run_recorded(run_dir, tmp_path):
 
 
 def test_scores_of_one_step_add_up(tmp_path):
-    write_scores(tmp_path, 3, {"a": {"scores": {}}})
-    write_scores(tmp_path, 3, {"b": {"scores": {}}})
+    entry = {"scores": {}, "digests": [], "command": ""}
+    write_scores(tmp_path, 3, {"a": entry})
+    write_scores(tmp_path, 3, {"b": entry})
     assert set(read_scores(tmp_path, 3)) == {"a", "b"} and read_scores(tmp_path, 4) == {}
-    write_scores(tmp_path, 4, {"c": {"scores": {}}})
+    write_scores(tmp_path, 4, {"c": entry})
     assert set(read_scores(tmp_path, 4)) == {"c"}
     (tmp_path / "scores.json").write_text("[]")
     with pytest.raises(UserError, match=r"scores\.json: not a score file"):
         read_scores(tmp_path, 4)
+    for wrong in ({}, {**entry, "scores": 1}, {**entry, "digests": [1]}, {**entry, "command": None}, []):
+        tree = {"format": "mmscale-scores", "version": 1, "step": 4, "entries": {"d": wrong}}
+        (tmp_path / "scores.json").write_text(json.dumps(tree))
+        with pytest.raises(UserError, match=r"scores\.json: damaged \(entry 'd'\); remove it"):
+            read_scores(tmp_path, 4)
 
 
 def test_pictures_are_read_alike_however_they_are_held(made, tmp_path):
