@@ -265,22 +265,31 @@ class CheckpointStore:
 def load_tensors(path: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup | None = None) -> None:
     """Fill ``tensors`` in place. Raises `UserError` if the checkpoint holds other names or shapes."""
     reader = HuggingFaceStorageReader(str(path))
+    key = "model.*"
     try:
         saved: dict[str, Any] = reader.read_metadata().state_dict_metadata
         for name, tensor in tensors.items():
+            key = _key_of(name)
             if name not in saved:
                 raise ValueError(f"{name} is missing")
             if tuple(saved[name].size) != tuple(tensor.shape):
                 raise ValueError(
                     f"{name} has shape {list(saved[name].size)}, the model needs {list(tensor.shape)}"
                 )
+        key = "model.*"
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as asked for
             dcp.load(tensors, storage_reader=reader, process_group=group, no_dist=group is None)
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         raise UserError(
-            f"{path}: does not fit this model ({error}); was model.* changed since it was saved?"
+            f"{path}: does not fit this model ({error}); was {key} changed since it was saved?"
         ) from None
+
+
+def _key_of(name: str) -> str:
+    """The config key that decides whether a checkpoint holds a tensor; weights come before what belongs to them."""
+    kind = name.partition(".")[0]
+    return {"model": "model.*", "ema": "train.ema"}.get(kind, "train.optimizer.name")
 
 
 def _step(path: Path) -> int:

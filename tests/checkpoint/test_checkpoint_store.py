@@ -133,6 +133,23 @@ def test_a_state_of_other_types_is_damaged(tmp_path, change, reason):
         read_state(path.parent)
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("model.c", r"model\.\*"),
+        ("ema.a", r"train\.ema"),
+        ("momentum_buffer.a", r"train\.optimizer\.name"),
+    ],
+)
+def test_what_was_changed_is_named(tmp_path, name, key):
+    with one_rank():
+        store = CheckpointStore(tmp_path, Keep(1))
+        save(store, 3)
+        wanted = {**{name: tensor.clone() for name, tensor in TENSORS.items()}, name: torch.ones(2)}
+        with pytest.raises(UserError, match=rf"\({name} is missing\); was {key} changed since"):
+            store.restore(tmp_path / "step-00000003", wanted)
+
+
 def test_what_one_rank_saves_after_it_has_left_the_others_is_no_checkpoint(tmp_path):
     """One of two ranks ends with an error while a save begins: PyTorch would save what it has as the whole."""
     done = run_module(["leaving_rank", str(tmp_path)], ranks=2, cwd=ROOT / "tests" / "checkpoint")
