@@ -6,6 +6,7 @@ write under another name, flush the file, rename, flush the folder.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -67,7 +68,8 @@ def replace_folder(folder: Path, final: Path) -> None:
     sync_folder(folder.parent)
     sync_folder(final.parent)
     if _old_name(final).exists():
-        remove_folder(_old_name(final))
+        with contextlib.suppress(OSError):  # the next time, then
+            remove_folder(_old_name(final))
 
 
 def restore_folder(final: Path) -> None:
