@@ -47,13 +47,16 @@ if ((RANKS_PER_NODE < 1)); then RANKS_PER_NODE=1; fi
 # Gathered weights are large and few: blocks of memory that grow lose less than blocks of fixed sizes.
 : "${PYTORCH_CUDA_ALLOC_CONF:=expandable_segments:True}"
 : "${OMP_NUM_THREADS:=1}"
+# How long torchrun waits after it passed on a stop signal before it kills: longer than train.grace_s, less than what Slurm
+# and Kubernetes give. Its own default is 30 s; PyTorch 2.11 knows no other.
+: "${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:=170}"
 if [[ -n ${NETWORK_INTERFACE:-} ]]; then
   : "${NCCL_SOCKET_IFNAME:=$NETWORK_INTERFACE}" "${GLOO_SOCKET_IFNAME:=$NETWORK_INTERFACE}"
   export NCCL_SOCKET_IFNAME GLOO_SOCKET_IFNAME
 fi
 : "${PYTHON:=python}"
 export NNODES NODE_RANK RANKS_PER_NODE MASTER_ADDR MASTER_PORT JOB_ID PYTHON
-export TORCH_NCCL_ASYNC_ERROR_HANDLING PYTORCH_CUDA_ALLOC_CONF OMP_NUM_THREADS
+export TORCH_NCCL_ASYNC_ERROR_HANDLING PYTORCH_CUDA_ALLOC_CONF OMP_NUM_THREADS TORCH_ELASTIC_SHUTDOWN_TIMEOUT
 
 # begin "$@": print the script's opening comment and leave if asked for help or for nothing; else set DRY_RUN, and SKIP to
 # the number of arguments that were taken.

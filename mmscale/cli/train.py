@@ -14,6 +14,9 @@ from mmscale.errors import UserError
 if TYPE_CHECKING:
     from mmscale.train.loop import TrainResult
 
+# torchrun kills its ranks so many seconds after a stop signal: longer than train.grace_s, as in launch/env.sh.
+_SHUTDOWN_S = 170
+
 EPILOG = """\
 Under a launcher every process runs this same command; on one machine --ranks starts them. How the work is split is
 parallel.strategy, or what accelerate's own config says where that is auto.
@@ -59,6 +62,7 @@ def start_ranks(count: int) -> None:
     at = next(number for number, word in enumerate(command) if word.startswith("--ranks"))
     del command[at : at + (1 if "=" in command[at] else 2)]
     launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "mmscale"]
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SHUTDOWN_S))
     os.execv(sys.executable, [sys.executable, "-m", *launch, *command])
 
 

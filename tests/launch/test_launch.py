@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import ROOT
+from torch.distributed.launcher.api import LaunchConfig
 
 LAUNCH = ROOT / "launch"
 SCRIPTS = [*sorted(LAUNCH.glob("*.sh")), LAUNCH / "slurm.sbatch"]
@@ -34,9 +36,11 @@ def dry(script, *arguments, **variables):
     return done.stdout.replace("\\,", ",")
 
 
-def values(**variables):
+NAMES = ("NNODES", "NODE_RANK", "RANKS_PER_NODE", "MASTER_ADDR", "MASTER_PORT", "JOB_ID")
+
+
+def values(names=NAMES, **variables):
     """What env.sh works out."""
-    names = ("NNODES", "NODE_RANK", "RANKS_PER_NODE", "MASTER_ADDR", "MASTER_PORT", "JOB_ID")
     told = " ".join(f"${name}" for name in names)
     done = subprocess.run(
         ["bash", "-euc", f"source {LAUNCH}/env.sh; echo {told}"], env=KEPT | variables, capture_output=True, text=True,
@@ -70,6 +74,30 @@ def test_help_and_the_same_training(script):
 def test_a_single_machine():
     assert values()["MASTER_ADDR"] == "127.0.0.1"
     assert values(RANKS_PER_NODE="auto")["RANKS_PER_NODE"].isdigit()
+
+
+def test_ranks_get_the_time_to_save(monkeypatch):
+    """torchrun kills its ranks 30 s after a stop signal unless told otherwise (PyTorch 2.11 always does)."""
+    from mmscale.cli.train import start_ranks
+    from mmscale.config import TrainConfig
+
+    name = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+    by_scripts = values((name,))[name]
+    assert TrainConfig().grace_s < int(by_scripts) < 180
+    assert values((name,), **{name: "600"})[name] == "600"
+
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(sys, "argv", ["mmscale", "train", "my.yaml", "--ranks", "2"])
+    monkeypatch.setattr(os, "execv", lambda *unused: None)
+    monkeypatch.setenv(name, "600")
+    start_ranks(2)
+    assert os.environ[name] == "600"
+    monkeypatch.delenv(name)
+    start_ranks(2)
+    assert os.environ[name] == by_scripts
+    options = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=1)
+    if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12):
+        assert options.shutdown_timeout == int(by_scripts), "torchrun reads another variable"
 
 
 def test_slurm(tmp_path):
