@@ -6,7 +6,8 @@
 # First host of a Slurm node list, as an address its nodes reach.
 _slurm_first() {
   local first
-  first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  command -v scontrol >/dev/null || { echo "${0##*/}: no scontrol here (in a container?); set MASTER_ADDR to the first node's address" >&2; exit 2; }
+  first=$(scontrol show hostnames "$1" | head -n 1)
   scontrol show node "$first" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p'
 }
 
@@ -19,9 +20,12 @@ _cards() {
 }
 
 if [[ -n ${SLURM_JOB_ID:-} ]]; then
-  : "${NNODES:=${SLURM_JOB_NUM_NODES:-1}}"
+  # A step may take fewer nodes than its job has, and numbers them itself.
+  : "${NNODES:=${SLURM_STEP_NUM_NODES:-${SLURM_JOB_NUM_NODES:-1}}}"
   : "${NODE_RANK:=${SLURM_NODEID:-0}}"
-  if [[ -z ${MASTER_ADDR:-} ]]; then MASTER_ADDR=$(_slurm_first); fi
+  if [[ -z ${MASTER_ADDR:-} && $NNODES != 1 ]]; then
+    MASTER_ADDR=$(_slurm_first "${SLURM_STEP_NODELIST:-$SLURM_JOB_NODELIST}") || exit
+  fi
   # A requeued job must not meet what is left of itself; two jobs of one host must not share a port.
   : "${JOB_ID:=slurm-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}}"
   : "${MASTER_PORT:=$((20000 + SLURM_JOB_ID % 20000))}"

@@ -100,21 +100,59 @@ def test_ranks_get_the_time_to_save(monkeypatch):
         assert options.shutdown_timeout == int(by_scripts), "torchrun reads another variable"
 
 
-def test_slurm(tmp_path):
-    tool = tmp_path / "scontrol"
-    tool.write_text(
-        '#!/bin/sh\ncase "$*" in\n"show hostnames n[3-4]") printf "n3\\nn4\\n";;\n'
-        '"show node n3") echo "  NodeAddr=10.1.0.3 NodeHostName=n3";;\nesac\n'
+def put(folder, name, text):
+    """A tool of that name in a folder that is to stand first in PATH."""
+    (folder / name).write_text(f"#!/bin/bash\n{text}")
+    (folder / name).chmod(0o755)
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """Variables of the second of two nodes, with a scontrol; what it is asked but nodes goes into ``asked``."""
+    put(
+        tmp_path,
+        "scontrol",
+        'case "$*" in\n"show hostnames n[3-4]") printf "n3\nn4\n";;\n"show hostnames n4") echo n4;;\n'
+        '"show node n"?) echo "  NodeAddr=10.1.0.${3#n} NodeHostName=$3";;\n'
+        f'*) echo "$*" >>{tmp_path}/asked;;\nesac\n',
     )
-    tool.chmod(0o755)
-    found = values(
-        PATH=f"{tmp_path}:{KEPT['PATH']}", SLURM_JOB_ID="77", SLURM_JOB_NUM_NODES="2", SLURM_NODEID="1",
-        SLURM_JOB_NODELIST="n[3-4]", SLURM_GPUS_ON_NODE="8", SLURM_RESTART_COUNT="2",
-    )  # fmt: skip
-    assert found == {
+    return {
+        "PATH": f"{tmp_path}:{KEPT['PATH']}", "SLURM_JOB_ID": "77", "SLURM_JOB_NUM_NODES": "2", "SLURM_NODEID": "1",
+        "SLURM_JOB_NODELIST": "n[3-4]", "SLURM_GPUS_ON_NODE": "8", "SLURM_RESTART_COUNT": "2",
+    }  # fmt: skip
+
+
+def test_slurm(slurm):
+    assert values(**slurm) == {
         "NNODES": "2", "NODE_RANK": "1", "RANKS_PER_NODE": "8", "MASTER_ADDR": "10.1.0.3", "MASTER_PORT": "20077",
         "JOB_ID": "slurm-77-2",
     }  # fmt: skip
+
+
+def test_a_slurm_step_smaller_than_its_job(slurm):
+    step = slurm | {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "n4", "SLURM_JOB_NUM_NODES": "3"}
+    found = values(**step)
+    assert (found["NNODES"], found["MASTER_ADDR"]) == ("2", "10.1.0.4")
+    alone = values(**step | {"SLURM_STEP_NUM_NODES": "1", "SLURM_NODEID": "0"})
+    assert (alone["NNODES"], alone["MASTER_ADDR"]) == ("1", "127.0.0.1")
+
+
+def test_slurm_in_a_container(slurm, tmp_path):
+    """No scontrol there: the batch script has looked the address up, and where nobody has, one line says so."""
+    (tmp_path / "empty").mkdir()
+    inside = slurm | {"PATH": str(tmp_path / "empty")}
+    source = [shutil.which("bash"), "-euc", f"source {LAUNCH}/env.sh; echo $MASTER_ADDR"]
+    told = subprocess.run(source, env=inside, capture_output=True, text=True, check=False)
+    assert told.returncode == 2 and told.stderr.count("\n") == 1 and "set MASTER_ADDR" in told.stderr
+    for more in ({"MASTER_ADDR": "10.1.0.3"}, {"SLURM_JOB_NUM_NODES": "1"}):
+        subprocess.run(source, env=inside | more, check=True)
+
+    put(tmp_path, "srun", f'echo "$MASTER_ADDR" "$@" >{tmp_path}/step')
+    left = {"SLURM_STEP_NODELIST": "n4", "SLURM_STEP_NUM_NODES": "1"}  # of the step that sbatch was called in
+    done = run("slurm.sbatch", "my.yaml", MMSCALE_LAUNCH=str(LAUNCH), CONTAINER="i.sqsh", **slurm, **left)
+    assert done.returncode == 0, done.stderr
+    step = (tmp_path / "step").read_text()
+    assert step.startswith("10.1.0.3 --ntasks-per-node=1 --ntasks=2 ") and "--container-image i.sqsh" in step
 
 
 def test_kubernetes():
@@ -169,9 +207,9 @@ def test_a_range_of_machines_is_for_torchrun(arguments):
 
 def test_sbatch():
     line = run("slurm.sbatch", "my.yaml", "seed=1", DRY_RUN="1", MMSCALE_LAUNCH=str(LAUNCH)).stdout
-    assert line.startswith("srun --kill-on-bad-exit=1 bash") and line.rstrip().endswith(
-        "torchrun.sh my.yaml seed=1"
-    )
+    assert line.startswith(
+        "srun --ntasks-per-node=1 --ntasks=1 --kill-on-bad-exit=1 bash"
+    ) and line.rstrip().endswith("torchrun.sh my.yaml seed=1")
     inside = run(
         "slurm.sbatch", "my.yaml", DRY_RUN="1", MMSCALE_LAUNCH=str(LAUNCH), CONTAINER="i.sqsh", MOUNTS="/d:/d"
     )
