@@ -155,6 +155,43 @@ def test_slurm_in_a_container(slurm, tmp_path):
     assert step.startswith("10.1.0.3 --ntasks-per-node=1 --ntasks=2 ") and "--container-image i.sqsh" in step
 
 
+@pytest.mark.parametrize(
+    ("signal", "status", "preempted", "restarts", "requeued"),
+    [
+        ("USR1", 143, False, 2, True),
+        ("USR1", 0, False, 2, False),  # the run is complete
+        ("USR1", 2, False, 2, False),  # it never began
+        ("USR1", 143, False, 100, False),  # enough
+        ("TERM", 143, False, 2, False),  # scancel
+        ("TERM", 143, True, 2, True),
+        ("", 143, True, 2, True),  # the ranks alone were told
+        ("", 1, False, 2, False),  # a failure
+    ],
+)
+def test_what_is_requeued(slurm, tmp_path, signal, status, preempted, restarts, requeued):
+    """The step sends the batch script the signal, waits until it comes back, and ends as ``status`` says."""
+    wait = (
+        f'trap "touch {tmp_path}/passed; exit {status}" {signal}\nkill -{signal} $PPID\n'
+        "for ((i = 0; i < 400; i++)); do sleep 0.05; done\n"
+    )
+    put(tmp_path, "srun", wait if signal else f"exit {status}\n")
+    with (tmp_path / "scontrol").open("a") as tool:
+        tool.write(
+            f'[[ $* != "show job 77" ]] || echo "  PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime='
+            f'{"2026-01-02T00:00:00" if preempted else "None"}"\n'
+        )
+    done = run(
+        "slurm.sbatch",
+        "my.yaml",
+        MMSCALE_LAUNCH=str(LAUNCH),
+        **slurm | {"SLURM_RESTART_COUNT": str(restarts)},
+    )
+    asked = (tmp_path / "asked").read_text() if (tmp_path / "asked").exists() else ""
+    assert ("requeue 77" in asked) == requeued, done.stdout + done.stderr
+    assert done.returncode == (0 if requeued else status)
+    assert (tmp_path / "passed").exists() == bool(signal)
+
+
 def test_kubernetes():
     jobset = values(
         JOBSET_NAME="job",
