@@ -5,6 +5,7 @@
 # Without HOSTFILE: this machine; or, without ssh, one of NNODES, as in launch/torchrun.sh. The strategy is the config's; zero2
 # if it says auto.
 set -euo pipefail
+given=${MASTER_ADDR:-} # without one, DeepSpeed asks the first host of HOSTFILE for its address
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/env.sh"
 begin "$@"
@@ -15,7 +16,8 @@ strategy=()
 where=(runner --num_gpus "$RANKS_PER_NODE")
 if [[ -n ${HOSTFILE:-} ]]; then
   [[ -f $HOSTFILE ]] || { echo "deepspeed.sh: HOSTFILE=$HOSTFILE does not exist" >&2; exit 2; }
-  where=(runner --hostfile "$HOSTFILE" --master_addr "$MASTER_ADDR")
+  where=(runner --hostfile "$HOSTFILE")
+  if [[ $given ]]; then where+=(--master_addr "$given"); fi
 elif ((NNODES > 1)); then
   # What the launcher starts on each machine by ssh; the names of the machines say nothing but how many there are.
   machines=$(for ((node = 0; node < NNODES; node++)); do echo "\"$node\": [$(seq -s , 0 $((RANKS_PER_NODE - 1)))]"; done)

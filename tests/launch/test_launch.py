@@ -228,7 +228,11 @@ def test_deepspeed(tmp_path):
     assert "parallel.strategy=zero2" in dry("deepspeed.sh", "my.yaml")
     assert "zero2" not in dry("deepspeed.sh", "my.yaml", "parallel.strategy=zero3")
     (tmp_path / "hosts").write_text("a slots=8\n")
-    assert f"--hostfile {tmp_path}/hosts" in dry("deepspeed.sh", "my.yaml", HOSTFILE=str(tmp_path / "hosts"))
+    hosts = {"HOSTFILE": str(tmp_path / "hosts")}
+    line = dry("deepspeed.sh", "my.yaml", **hosts)
+    # DeepSpeed asks the first host for its address; 127.0.0.1 would be every machine's own.
+    assert f"--hostfile {tmp_path}/hosts" in line and "--master_addr" not in line
+    assert "--master_addr 10.0.0.1" in dry("deepspeed.sh", "my.yaml", **hosts, MASTER_ADDR="10.0.0.1")
     assert run("deepspeed.sh", "my.yaml", HOSTFILE="none").returncode == 2
     over = dry("deepspeed.sh", "my.yaml", NNODES="2", NODE_RANK="1", MASTER_ADDR="a", RANKS_PER_NODE="3")
     assert "--node_rank=1 --master_addr=a" in over
