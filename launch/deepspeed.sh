@@ -11,8 +11,6 @@ source "$here/env.sh"
 begin "$@"
 shift "$SKIP"
 fixed_machines "DeepSpeed's launcher"
-strategy=()
-[[ " $* " == *" parallel.strategy="* ]] || strategy=(parallel.strategy=zero2)
 where=(runner --num_gpus "$RANKS_PER_NODE")
 if [[ -n ${HOSTFILE:-} ]]; then
   [[ -f $HOSTFILE ]] || { echo "deepspeed.sh: HOSTFILE=$HOSTFILE does not exist" >&2; exit 2; }
@@ -25,4 +23,4 @@ elif ((NNODES > 1)); then
   where=(launch "--world_info=$world" "--node_rank=$NODE_RANK" "--master_addr=$MASTER_ADDR")
 fi
 start "$PYTHON" -m "deepspeed.launcher.${where[0]}" "${where[@]:1}" --master_port "$MASTER_PORT" \
-  --module mmscale train "$@" "${strategy[@]}" "${PREFLIGHT[@]}"
+  --module mmscale train "$@" "${PREFLIGHT[@]}"

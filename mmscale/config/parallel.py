@@ -15,7 +15,8 @@ class ParallelConfig:
     strategy: str = key(
         "auto",
         "single: one process; ddp: whole weights on every rank; fsdp: FSDP2, sharded weights; zero1, zero2, zero3: "
-        "DeepSpeed; auto: what accelerate's launcher says, else fsdp when there are several ranks.",
+        "DeepSpeed; auto: what accelerate's launcher says, zero2 under DeepSpeed's, else fsdp when there are several "
+        "ranks.",
         choices=("auto", "single", "ddp", "fsdp", *ZERO_STAGES),
     )
     replicas: int = key(

@@ -2,7 +2,8 @@
 
 `accelerate launch --config_file F` puts its file's settings into ``ACCELERATE_*``, ``FSDP_*`` and
 ``PARALLELISM_CONFIG_*``. A setting at accelerate's own default says nothing, because accelerate writes those too.
-torchrun and deepspeed say nothing about the strategy.
+DeepSpeed's launcher says ZeRO-2 by having started us: by pdsh no variables of ours reach the other machines.
+torchrun says nothing about the strategy.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path
 from mmscale.config import ZERO_STAGES, Config
 from mmscale.config.parallel import check_parallel
 from mmscale.errors import UserError
+
+_BY_DEEPSPEED = ("LOCAL_SIZE", "CROSS_SIZE")  # what its launcher alone sets
 
 
 def settle(config: Config, environment: Mapping[str, str] | None = None) -> None:
@@ -29,6 +32,8 @@ def settle(config: Config, environment: Mapping[str, str] | None = None) -> None
         _take_accelerate(config, said)
     if parallel.strategy == "auto" and parallel.deepspeed_config:
         parallel.strategy = _stage_of(parallel.deepspeed_config)
+    if parallel.strategy == "auto" and all(name in said for name in _BY_DEEPSPEED):
+        parallel.strategy = "zero2"
     check_parallel(parallel)
 
 

@@ -50,6 +50,17 @@ def test_what_accelerate_says_is_taken(said, key, value):
     assert getattr(settled(said), key) == value
 
 
+def test_deepspeed_means_zero2_only_where_the_config_is_open():
+    """What its launcher sets (deepspeed/launcher/launch.py)."""
+    said = {"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "CROSS_RANK": "0", "CROSS_SIZE": "1"}
+    assert settled(said).strategy == "zero2"
+    for strategy in ("zero1", "zero3", "fsdp"):
+        assert settled(said, strategy=strategy).strategy == strategy
+    assert settled(said | ZERO).strategy == "zero3", "accelerate used DeepSpeed's launcher"
+    with pytest.raises(UserError, match=r"parallel\.tensor"):
+        settled(said, tensor=2)
+
+
 @pytest.mark.parametrize(
     ("said", "keys", "message"),
     [
@@ -137,7 +148,7 @@ LAUNCHERS = {
             "mmscale",
             "train",
         ],
-        ["parallel.strategy=zero2"],
+        [],
     ),
 }
 
