@@ -36,10 +36,20 @@ elif [[ -n ${JOB_COMPLETION_INDEX:-} && -n ${JOBSET_NAME:-} ]]; then
   : "${JOB_ID:=$JOBSET_NAME-${JOBSET_RESTART_ATTEMPT:-0}}"
 elif [[ -n ${PET_NNODES:-} || -n ${PET_NODE_RANK:-} ]]; then # Kubeflow
   : "${NNODES:=${PET_NNODES:-1}}"
+  if [[ -n ${PET_RDZV_ENDPOINT:-} ]]; then # elastic: no rank is told, but pods are called JOB-worker-0, -1, …; the first is the endpoint
+    : "${PET_MASTER_ADDR:=${PET_RDZV_ENDPOINT%:*}}" "${PET_MASTER_PORT:=${PET_RDZV_ENDPOINT##*:}}"
+    _pod=${POD_NAME:-$HOSTNAME}
+    if [[ -z ${NODE_RANK:-}${PET_NODE_RANK:-} ]]; then
+      [[ ${_pod%-*} == "${PET_MASTER_ADDR%-0}" ]] || { echo "${0##*/}: which of the pods is $_pod? PET_RDZV_ENDPOINT is $PET_RDZV_ENDPOINT; set POD_NAME to its metadata.name" >&2; exit 2; }
+      NODE_RANK=${_pod##*-}
+    fi
+  fi
   : "${NODE_RANK:=${PET_NODE_RANK:-0}}"
-  : "${MASTER_ADDR:=${PET_MASTER_ADDR:-127.0.0.1}}"
+  : "${MASTER_ADDR:=${PET_MASTER_ADDR:-}}"
   : "${MASTER_PORT:=${PET_MASTER_PORT:-29500}}"
+  : "${JOB_ID:=${PET_RDZV_ID:-mmscale}}"
   : "${RANKS_PER_NODE:=${PET_NPROC_PER_NODE:-}}"
+  : "${MAX_RESTARTS:=${PET_MAX_RESTARTS:-3}}"
 fi
 
 : "${NNODES:=1}" "${NODE_RANK:=0}" "${MASTER_ADDR:=127.0.0.1}" "${MASTER_PORT:=29500}" "${JOB_ID:=mmscale}"

@@ -209,6 +209,26 @@ def test_kubernetes():
     assert (kubeflow["NNODES"], kubeflow["MASTER_ADDR"], kubeflow["RANKS_PER_NODE"]) == ("2", "a", "8")
 
 
+def test_an_elastic_pytorchjob():
+    """The operator gives such pods an endpoint, but neither an address nor a rank."""
+    path = LAUNCH / "kubernetes" / "pytorchjob.yaml"
+    spec = yaml.safe_load(path.read_text())["spec"]
+    (container,) = spec["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
+    assert container["command"][:2] == ["bash", "launch/torchrun.sh"] and spec["runPolicy"]["backoffLimit"]
+    said = {
+        "PET_NNODES": "1:2", "PET_RDZV_BACKEND": "c10d", "PET_RDZV_ENDPOINT": "job-worker-0:23456",
+        "PET_NPROC_PER_NODE": "8", "PET_MAX_RESTARTS": "20",
+    }  # fmt: skip
+    for number, is_host in ((0, 1), (1, 0)):
+        pod = f"job-worker-{number}"
+        line = dry("torchrun.sh", "my.yaml", **said, HOSTNAME=pod)
+        assert line == dry("torchrun.sh", "my.yaml", **said, HOSTNAME="gpu-7", POD_NAME=pod)
+        assert "--nnodes 1:2 --nproc-per-node 8 --max-restarts 20" in line
+        assert "--rdzv-endpoint job-worker-0:23456" in line and f"is_host={is_host}," in line
+    unknown = run("torchrun.sh", "my.yaml", **said, HOSTNAME="gpu-7")
+    assert unknown.returncode == 2 and "set POD_NAME" in unknown.stderr and unknown.stderr.count("\n") == 1
+
+
 def test_torchrun_over_machines():
     first = dry("torchrun.sh", "my.yaml", NNODES="1:2", NODE_RANK="0", MASTER_ADDR="10.0.0.1")
     assert "--nnodes 1:2" in first and "--rdzv-endpoint 10.0.0.1:29500" in first and "is_host=1," in first
