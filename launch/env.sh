@@ -11,9 +11,18 @@ _slurm_first() {
   scontrol show node "$first" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p'
 }
 
+# GPUs that a process sees. CUDA takes CUDA_VISIBLE_DEVICES up to the first entry that is none (-1), and one slice (MIG) at most.
 _cards() {
-  if command -v nvidia-smi >/dev/null 2>&1; then
-    nvidia-smi --list-gpus 2>/dev/null | grep -c . || true
+  local one count=0
+  if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
+    for one in ${CUDA_VISIBLE_DEVICES//,/ }; do
+      [[ $one =~ ^([0-9]|GPU-|MIG-) ]] || break
+      count=$((count + 1))
+      if [[ $one == MIG-* ]]; then count=1 && break; fi
+    done
+    echo "$count"
+  elif command -v nvidia-smi >/dev/null 2>&1; then
+    nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ' || true
   else
     echo 0
   fi

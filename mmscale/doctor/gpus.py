@@ -15,7 +15,7 @@ import torch
 from mmscale.doctor.check import FAILED, OK, WARNING, Check, Place, complain, usual
 
 _PATIENCE_S = 30  # of a driver that hangs
-_FACTS = ("name", "memory.total", "memory.free", "driver_version")
+_FACTS = ("name", "memory.total", "memory.free", "driver_version", "index", "uuid")
 _HEALTH = (
     "ecc.errors.uncorrected.volatile.total",
     "clocks_throttle_reasons.hw_thermal_slowdown",
@@ -33,12 +33,16 @@ class Gpu:
     driver: str
     ecc_errors: int  # uncorrected, since the driver was loaded; 0 where the device does not count
     slowed: str  # by heat, by the power supply, or empty
+    number: str  # the machine's own, whatever CUDA_VISIBLE_DEVICES makes of it
 
 
 def look() -> dict[str, Any]:
-    """``gpus``: the machine's, or none without nvidia-smi; ``fault``: why they cannot be asked; ``usable``: how many
-    PyTorch sees, None if that was restricted on purpose."""
-    usable = None if os.environ.get("CUDA_VISIBLE_DEVICES") is not None else torch.cuda.device_count()
+    """``gpus``: the machine's, of them those that CUDA_VISIBLE_DEVICES names; none without nvidia-smi. ``fault``: why
+    they cannot be asked. ``usable``: how many PyTorch sees, None if slices (MIG) are named, which are not listed."""
+    variable = os.environ.get("CUDA_VISIBLE_DEVICES")
+    wanted = None if variable is None else [name.strip() for name in variable.split(",") if name.strip()]
+    in_slices = any(name.startswith("MIG-") for name in wanted or ())
+    usable = None if in_slices else torch.cuda.device_count()
     if shutil.which("nvidia-smi") is None:
         return {"gpus": [], "fault": None, "usable": usable}
     try:
@@ -51,16 +55,26 @@ def look() -> dict[str, Any]:
         health = _ask(_HEALTH)
     except (OSError, subprocess.SubprocessError):
         health = []  # another generation of drivers calls it otherwise
-    gpus = []
+    gpus, fault = [], None
+    absent = [name for name in wanted or () if name != "-1" and not any(_is(name, row) for row in facts)]
+    if absent and not in_slices:
+        fault = f"CUDA_VISIBLE_DEVICES names {absent[0]}, which nvidia-smi does not list"
     for number, row in enumerate(facts):
+        if wanted is not None and not in_slices and not any(_is(name, row) for name in wanted):
+            continue
         errors, hot, braked = health[number] if number < len(health) else ("", "", "")
         slowed = " and ".join(
             word for word, state in (("heat", hot), ("its power supply", braked)) if state == "Active"
         )
         sizes = [float(size) * 2**20 if size.replace(".", "").isdecimal() else 0.0 for size in row[1:3]]
         counted = int(errors) if errors.isdecimal() else 0
-        gpus.append(Gpu(row[0], sizes[0], sizes[1], row[3], counted, slowed))
-    return {"gpus": [asdict(gpu) for gpu in gpus], "fault": None, "usable": usable}
+        gpus.append(Gpu(row[0], sizes[0], sizes[1], row[3], counted, slowed, row[4]))
+    return {"gpus": [asdict(gpu) for gpu in gpus], "fault": fault, "usable": usable}
+
+
+def _is(name: str, row: list[str]) -> bool:
+    """Whether CUDA_VISIBLE_DEVICES means this GPU by ``name``: its number, or the beginning of its UUID."""
+    return name == row[4] or (name.startswith("GPU-") and row[5].startswith(name))
 
 
 def driver_of(found: Mapping[str, Any]) -> str:
@@ -82,9 +96,11 @@ def judge(found: Mapping[Place, Mapping[str, Any]]) -> Check:
             failures.append(machine["fault"])
         elif kinds[place] != norm:
             failures.append(f"{kinds[place]}, the others {norm}")
-        if gpus[place] and machine["usable"] == 0:
-            failures.append("PyTorch sees none of its GPUs")
-        for number, gpu in enumerate(gpus[place]):
+        usable = machine["usable"]
+        if usable is not None and usable < len(gpus[place]):
+            failures.append(f"PyTorch sees {usable or 'none'} of its {len(gpus[place])} GPUs")
+        for gpu in gpus[place]:
+            number = gpu.number
             if gpu.name != gpus[place][0].name:
                 failures.append(f"GPU {number} is a {gpu.name}")
             if gpu.ecc_errors:

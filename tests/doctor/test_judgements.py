@@ -4,6 +4,7 @@ import os
 import subprocess
 
 import pytest
+import torch
 from packings import model_config
 
 from mmscale.config import Config, DataConfig, RunConfig
@@ -18,9 +19,13 @@ PLACES = [Place(0, "a"), Place(8, "b"), Place(16, "c")]
 def smi(tmp_path, monkeypatch):
     """Puts an nvidia-smi of two GPUs first in PATH; returns a function that sets what it answers."""
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
 
     def answer(facts, health, status=0):
+        """``facts``: a line a GPU, without its number and UUID."""
+        lines = facts.removesuffix("\\n").split("\\n")
+        facts = "\\n".join(f"{line}, {number}, GPU-{number}abc" for number, line in enumerate(lines)) + "\\n"
         tool = tmp_path / "nvidia-smi"
         tool.write_text(
             f'#!/bin/sh\ncase "$1" in *memory.total*) printf "{facts}";; *) printf "{health}";; esac\nexit {status}\n'
@@ -54,6 +59,32 @@ def test_gpus(smi):
     assert taken.verdict == FAILED and "GPU 1: 64.5 of 86 GB are taken" in taken.text
     dead = judged("Unable to determine the device handle", "", status=15)
     assert dead.verdict == FAILED and "b: nvidia-smi fails: Unable to determine" in dead.text
+
+
+def test_only_visible_gpus_are_judged(smi, monkeypatch):
+    """The second is somebody else's: full, and broken."""
+    facts, health = H100 + H100.replace("81000", "0") + H100, SOUND + "3, Not Active, Not Active\\n" + SOUND
+
+    def judged(visible, seen):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+        return gpus.judge({PLACES[0]: smi(facts, health)})
+
+    for visible in ("0,2", "GPU-2,GPU-0abc"):
+        check = judged(visible, 2)
+        assert check.verdict == OK and "2 x NVIDIA" in check.text, check.text
+    for visible in ("1", "0,GPU-1abc"):
+        check = judged(visible, len(visible.split(",")))
+        assert check.verdict == FAILED and "GPU 1: 3 uncorrected" in check.text
+    assert judged("", 0).verdict == OK and "CPUs" in judged("", 0).text
+    assert "CUDA_VISIBLE_DEVICES names 9," in judged("0,9", 1).text
+    few = judged("0,2", 1)
+    assert few.verdict == FAILED and "PyTorch sees 1 of its 2 GPUs" in few.text
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert "PyTorch sees 1 of its 2 GPUs" in gpus.judge({PLACES[0]: smi(H100 * 2, SOUND * 2)}).text
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert "PyTorch sees none of its 2 GPUs" in gpus.judge({PLACES[0]: smi(H100 * 2, SOUND * 2)}).text
 
 
 def test_machines_are_told_apart_by_more_than_their_names():

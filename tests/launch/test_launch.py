@@ -76,6 +76,23 @@ def test_a_single_machine():
     assert values(RANKS_PER_NODE="auto")["RANKS_PER_NODE"].isdigit()
 
 
+def test_gpus_are_counted_as_cuda_does(tmp_path):
+    """Those of CUDA_VISIBLE_DEVICES if it is set; slices and what nvidia-smi has to complain of are no GPUs."""
+    put(
+        tmp_path,
+        "nvidia-smi",
+        'printf "GPU 0: A (UUID: GPU-1)\n  MIG 1g.10gb Device 0: (UUID: MIG-2)\nUnable to ask one\nGPU 1: A\n"\n',
+    )
+    tool = {"PATH": f"{tmp_path}:{KEPT['PATH']}"}
+    assert values(**tool)["RANKS_PER_NODE"] == "2"
+    for visible, count in {
+        "": 1, "3": 1, "0,2,5": 3, "GPU-1,GPU-2": 2, "MIG-2,MIG-3": 1, "-1": 1, "1,2,-1,3": 2,
+    }.items():  # fmt: skip
+        assert values(**tool, CUDA_VISIBLE_DEVICES=visible)["RANKS_PER_NODE"] == str(count), visible
+    put(tmp_path, "nvidia-smi", 'echo "NVIDIA-SMI has failed"\nexit 9\n')
+    assert values(**tool)["RANKS_PER_NODE"] == "1"
+
+
 def test_ranks_get_the_time_to_save(monkeypatch):
     """torchrun kills its ranks 30 s after a stop signal unless told otherwise (PyTorch 2.11 always does)."""
     from mmscale.cli.train import start_ranks
