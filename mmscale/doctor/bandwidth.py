@@ -43,8 +43,9 @@ def measure_pairs(machines: list[list[int]], device: torch.device) -> float:
     Called on every rank when all together are slow; the rounds do not overlap.
     """
     count, rates = len(machines), [0.0]
-    for shift in (0, 1):
-        pairs = [[(at + shift) % count, (at + 1 + shift) % count] for at in range(0, count - 1, 2)]
+    # Pairs of neighbours in a ring. Where the number is odd, the last with the first is a round of its own.
+    ring = [(at, (at + 1) % count) for at in range(count)]
+    for pairs in (ring[0 : count - 1 : 2], ring[1:count:2], ring[-1:] if count % 2 else []):
         rates.append(_in_groups([machines[a] + machines[b] for a, b in pairs], device))
     return max(rates)
 

@@ -171,6 +171,27 @@ def test_rates_against_data_sheets():
     assert bandwidth.judge({"a": {"all": 1e9, "inside": 1e9}}, "", 2).verdict == OK
 
 
+@pytest.mark.parametrize("count", [3, 4, 5, 6, 7])
+def test_a_slow_machine_among_any_number_is_named(count, monkeypatch):
+    """A pair is as fast as its slower machine; ranks of two on each."""
+    machines, name = [[2 * at, 2 * at + 1] for at in range(count)], "NVIDIA H100 80GB HBM3"
+
+    def measured(at, slow):
+        def rate(groups, device):
+            ranks = [rank for group in groups for rank in group]
+            assert len(ranks) == len(set(ranks)), "the pairs of a round do not overlap"
+            mine = next((group for group in groups if 2 * at in group), None)
+            return 0.0 if mine is None else 1e9 if 2 * slow in mine else 90e9
+
+        monkeypatch.setattr(bandwidth, "_in_groups", rate)
+        pairs = bandwidth.measure_pairs(machines, torch.device("cpu"))
+        return {"all": 1e9, "inside": 400e9, "pairs": pairs}
+
+    for slow in range(count):
+        rates = {str(at): measured(at, slow) for at in range(count)}
+        assert bandwidth.judge(rates, name, 2).machines == (str(slow),)
+
+
 def test_a_full_disk(tmp_path):
     """A file system of 64 KiB, too small for one checkpoint."""
     if os.geteuid() != 0:
