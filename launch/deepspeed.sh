@@ -6,7 +6,7 @@
 # if it says auto.
 set -euo pipefail
 given=${MASTER_ADDR:-} # without one, DeepSpeed asks the first host of HOSTFILE for its address
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+here=$(CDPATH= cd -- "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/env.sh"
 begin "$@"
 shift "$SKIP"
@@ -17,6 +17,7 @@ if [[ -n ${HOSTFILE:-} ]]; then
   where=(runner --hostfile "$HOSTFILE")
   if [[ $given ]]; then where+=(--master_addr "$given"); fi
 elif ((NNODES > 1)); then
+  known_address
   # What the launcher starts on each machine by ssh; the names of the machines say nothing but how many there are.
   machines=$(for ((node = 0; node < NNODES; node++)); do echo "\"$node\": [$(seq -s , 0 $((RANKS_PER_NODE - 1)))]"; done)
   world=$(base64 -w 0 <<<"{${machines//$'\n'/, }}" | tr '+/' '-_')

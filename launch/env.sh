@@ -35,9 +35,10 @@ if [[ -n ${SLURM_JOB_ID:-} ]]; then
   if [[ -z ${MASTER_ADDR:-} && $NNODES != 1 ]]; then
     MASTER_ADDR=$(_slurm_first "${SLURM_STEP_NODELIST:-$SLURM_JOB_NODELIST}") || exit
   fi
-  # A requeued job must not meet what is left of itself; two jobs of one host must not share a port.
+  # A requeued job must not meet what is left of itself; two jobs of one host must not share a port,
+  # nor take one from 32768 on, which Linux gives to anybody.
   : "${JOB_ID:=slurm-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}}"
-  : "${MASTER_PORT:=$((20000 + SLURM_JOB_ID % 20000))}"
+  : "${MASTER_PORT:=$((20000 + SLURM_JOB_ID % 10000))}"
   : "${RANKS_PER_NODE:=${SLURM_GPUS_ON_NODE:-}}"
 elif [[ -n ${JOB_COMPLETION_INDEX:-} && -n ${JOBSET_NAME:-} ]]; then
   : "${NODE_RANK:=$JOB_COMPLETION_INDEX}"
@@ -61,8 +62,13 @@ elif [[ -n ${PET_NNODES:-} || -n ${PET_NODE_RANK:-} ]]; then # Kubeflow
   : "${MAX_RESTARTS:=${PET_MAX_RESTARTS:-3}}"
 fi
 
-: "${NNODES:=1}" "${NODE_RANK:=0}" "${MASTER_ADDR:=127.0.0.1}" "${MASTER_PORT:=29500}" "${JOB_ID:=mmscale}"
-if [[ -z ${RANKS_PER_NODE:-} || $RANKS_PER_NODE == auto ]]; then RANKS_PER_NODE=$(_cards); fi
+: "${NNODES:=1}" "${NODE_RANK:=0}" "${MASTER_ADDR:=}" "${MASTER_PORT:=29500}" "${JOB_ID:=mmscale}"
+if [[ $NNODES == 1 ]]; then : "${MASTER_ADDR:=127.0.0.1}"; fi
+case ${RANKS_PER_NODE:-} in # the words are torchrun's
+  "" | auto | gpu) RANKS_PER_NODE=$(_cards) ;;
+  cpu) RANKS_PER_NODE=$(nproc) ;;
+esac
+[[ $RANKS_PER_NODE =~ ^[0-9]+$ ]] || { echo "${0##*/}: RANKS_PER_NODE=$RANKS_PER_NODE: is no number; leave it out for one process a GPU" >&2; exit 2; }
 if ((RANKS_PER_NODE < 1)); then RANKS_PER_NODE=1; fi
 
 # A collective that fails ends its process, so that the launcher can start the job again.
@@ -100,6 +106,11 @@ begin() {
 # fixed_machines LAUNCHER: leave if NNODES is a range, which only torchrun takes.
 fixed_machines() {
   [[ $NNODES =~ ^[0-9]+$ ]] || { echo "${0##*/}: NNODES=$NNODES: $1 takes one number; use launch/torchrun.sh" >&2; exit 2; }
+}
+
+# known_address: leave if several machines would have to meet and nobody said where.
+known_address() {
+  [[ $MASTER_ADDR ]] || { echo "${0##*/}: NNODES=$NNODES needs MASTER_ADDR, the address of the first machine" >&2; exit 2; }
 }
 
 # What `mmscale train` is given so that it looks at all machines first; DOCTOR=0 leaves it out.

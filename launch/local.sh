@@ -3,7 +3,7 @@
 #
 # RANKS_PER_NODE=4 launch/local.sh my.yaml    takes four processes.
 set -euo pipefail
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+here=$(CDPATH= cd -- "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/env.sh"
 begin "$@"
 shift "$SKIP"

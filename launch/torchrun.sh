@@ -8,10 +8,11 @@
 # because a batch does not depend on who reads it. The first machine keeps the rendezvous; if it is lost the job ends, and the
 # next start goes on from the last checkpoint. MAX_RESTARTS (3), RANKS_PER_NODE (the GPUs), NETWORK_INTERFACE (such as eth0).
 set -euo pipefail
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+here=$(CDPATH= cd -- "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/env.sh"
 begin "$@"
 shift "$SKIP"
+known_address
 # Without is_host neither side hosts the store where host names do not tell who the first is. The short time-outs find a
 # machine that is gone in seconds rather than in most of a minute.
 is_host=$((NODE_RANK == 0))

@@ -8,7 +8,7 @@
 # under the same paths. MMSCALE_DIR (this folder): where the command runs. NO_WAIT=1 does not follow the log. PYTHON: the
 # interpreter there. A search that was cut off goes on with --resume behind the config.
 set -euo pipefail
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+here=$(CDPATH= cd -- "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/../env.sh"
 begin "$@"
 shift "$SKIP"

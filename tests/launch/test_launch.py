@@ -76,6 +76,37 @@ def test_a_single_machine():
     assert values(RANKS_PER_NODE="auto")["RANKS_PER_NODE"].isdigit()
 
 
+@pytest.mark.parametrize("arguments", [("torchrun.sh",), ("accelerate.sh", "ddp"), ("deepspeed.sh",)])
+def test_several_machines_are_told_where_to_meet(arguments, tmp_path):
+    refused = run(*arguments, "my.yaml", NNODES="2", NODE_RANK="1")
+    assert refused.returncode == 2 and "needs MASTER_ADDR" in refused.stderr
+    assert refused.stderr.count("\n") == 1 and "launch/" in run(arguments[0], "--help", NNODES="2").stdout
+    (tmp_path / "hosts").write_text("a slots=8\n")
+    dry("deepspeed.sh", "my.yaml", NNODES="2", HOSTFILE=str(tmp_path / "hosts"))
+    dry("local.sh", "my.yaml", NNODES="2")
+
+
+def test_ranks_in_torchruns_words(tmp_path):
+    put(tmp_path, "nvidia-smi", 'echo "GPU 0: A"; echo "GPU 1: A"\n')
+    kubeflow = {"PATH": f"{tmp_path}:{KEPT['PATH']}", "PET_NNODES": "1"}
+    for word in ("gpu", "auto"):
+        assert values(**kubeflow, PET_NPROC_PER_NODE=word)["RANKS_PER_NODE"] == "2"
+    assert int(values(**kubeflow, PET_NPROC_PER_NODE="cpu")["RANKS_PER_NODE"]) >= 1
+    refused = run("local.sh", "my.yaml", RANKS_PER_NODE="xpu")
+    assert (
+        refused.returncode == 2 and "RANKS_PER_NODE=xpu" in refused.stderr and refused.stderr.count("\n") == 1
+    )
+
+
+@pytest.mark.parametrize("script", [*STARTERS, "ray/submit.sh"])
+def test_an_exported_cdpath_leads_nowhere_else(script):
+    said = subprocess.run(
+        ["bash", f"launch/{script}", "--help"], cwd=ROOT, env=KEPT | {"CDPATH": str(ROOT)}, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert said.returncode == 0, said.stderr
+
+
 def test_gpus_are_counted_as_cuda_does(tmp_path):
     """Those of CUDA_VISIBLE_DEVICES if it is set; slices and what nvidia-smi has to complain of are no GPUs."""
     put(
@@ -144,6 +175,11 @@ def test_slurm(slurm):
         "NNODES": "2", "NODE_RANK": "1", "RANKS_PER_NODE": "8", "MASTER_ADDR": "10.1.0.3", "MASTER_PORT": "20077",
         "JOB_ID": "slurm-77-2",
     }  # fmt: skip
+
+
+def test_slurm_ports_are_not_what_linux_gives_to_anybody(slurm):
+    for job in ("9999", "12768", "19999", "123456"):
+        assert 20000 <= int(values(**slurm | {"SLURM_JOB_ID": job})["MASTER_PORT"]) < 30000
 
 
 def test_a_slurm_step_smaller_than_its_job(slurm):
