@@ -11,15 +11,19 @@ source "$here/env.sh"
 begin "$@"
 shift "$SKIP"
 fixed_machines "DeepSpeed's launcher"
-where=(runner --num_gpus "$RANKS_PER_NODE")
 if [[ -n ${HOSTFILE:-} ]]; then
   [[ -f $HOSTFILE ]] || { echo "deepspeed.sh: HOSTFILE=$HOSTFILE does not exist" >&2; exit 2; }
   where=(runner --hostfile "$HOSTFILE")
   if [[ $given ]]; then where+=(--master_addr "$given"); fi
-elif ((NNODES > 1)); then
+else
   known_address
-  # What the launcher starts on each machine by ssh; the names of the machines say nothing but how many there are.
-  machines=$(for ((node = 0; node < NNODES; node++)); do echo "\"$node\": [$(seq -s , 0 $((RANKS_PER_NODE - 1)))]"; done)
+  # What the runner starts on each machine, by ssh; its own start on a single one does not pass on a signal. The names of the
+  # machines say nothing but how many there are; the launcher makes CUDA_VISIBLE_DEVICES of the GPUs.
+  gpus=$(seq -s , 0 $((RANKS_PER_NODE - 1)))
+  if [[ -n ${CUDA_VISIBLE_DEVICES:-} ]] && (($(_cards) >= RANKS_PER_NODE)); then
+    gpus=$(cut -d , -f "1-$RANKS_PER_NODE" <<<"$CUDA_VISIBLE_DEVICES" | sed 's/[^,]*/"&"/g')
+  fi
+  machines=$(for ((node = 0; node < NNODES; node++)); do echo "\"$node\": [$gpus]"; done)
   world=$(base64 -w 0 <<<"{${machines//$'\n'/, }}" | tr '+/' '-_')
   where=(launch "--world_info=$world" "--node_rank=$NODE_RANK" "--master_addr=$MASTER_ADDR")
 fi
