@@ -4,6 +4,7 @@
 # RANKS_PER_NODE=4 launch/local.sh my.yaml    takes four processes.
 set -euo pipefail
 here=$(CDPATH= cd -- "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+NNODES=1 # whatever job it stands in
 source "$here/env.sh"
 begin "$@"
 shift "$SKIP"

@@ -199,6 +199,9 @@ def test_slurm_in_a_container(slurm, tmp_path):
     assert told.returncode == 2 and told.stderr.count("\n") == 1 and "set MASTER_ADDR" in told.stderr
     for more in ({"MASTER_ADDR": "10.1.0.3"}, {"SLURM_JOB_NUM_NODES": "1"}):
         subprocess.run(source, env=inside | more, check=True)
+    (tmp_path / "empty" / "dirname").symlink_to(shutil.which("dirname"))
+    local = [source[0], str(LAUNCH / "local.sh"), "--dry-run", "my.yaml"]
+    subprocess.run(local, env=inside, check=True)  # this machine alone needs no address
 
     put(tmp_path, "srun", f'echo "$MASTER_ADDR" "$@" >{tmp_path}/step')
     left = {"SLURM_STEP_NODELIST": "n4", "SLURM_STEP_NUM_NODES": "1"}  # of the step that sbatch was called in
