@@ -84,6 +84,16 @@ def check_strategy(config: Config, name: str) -> None:
         raise UserError(f"train.adversarial: not with parallel.context={parallel.context}; use 1")
 
 
+def check_beginning(config: Config, name: str) -> None:
+    """Refuse to begin a run with others' weights where the strategy ``name`` cannot; it can go on with such a run."""
+    for key in ("image_tower", "audio_tower", "init_from"):
+        if name in ZERO_STAGES and getattr(config.model, key):
+            raise UserError(
+                f"model.{key}: {name} cannot begin with others' weights; begin with parallel.strategy=fsdp, and go on "
+                "with any strategy from its first checkpoint"
+            )
+
+
 def build_strategy(config: Config, ranks: Ranks) -> Strategy:
     """The strategy ``config.parallel.strategy`` names, with the model built and its weights drawn.
 

@@ -180,18 +180,11 @@ class _JudgedAdamW(torch.optim.AdamW):
 
 def check_zero(config: Config, name: str) -> None:
     """Refuse what no stage does, ``name`` among them."""
-    model = config.model
     if config.train.optimizer.name != "adamw":
         raise UserError(
             f"train.optimizer.name={config.train.optimizer.name}: DeepSpeed's pieces are no matrices, so {name} needs "
             "adamw; or use parallel.strategy=fsdp"
         )
-    for key in ("image_tower", "audio_tower", "init_from"):
-        if getattr(model, key):
-            raise UserError(
-                f"model.{key}: {name} cannot begin with others' weights; begin with parallel.strategy=fsdp, and go on "
-                "with any strategy from its first checkpoint"
-            )
 
 
 def _import_deepspeed(ranks: Ranks) -> Any:

@@ -14,7 +14,7 @@ from mmscale.errors import UserError
 from mmscale.gpu import Gpu
 from mmscale.model.count import count_parameters
 from mmscale.parallel.float8 import no_products
-from mmscale.parallel.strategy import check_strategy
+from mmscale.parallel.strategy import check_beginning, check_strategy
 from mmscale.plan.dry_batch import dry_batch
 from mmscale.plan.dry_run import dry_run
 from mmscale.plan.dry_zero import stand_in, with_buckets
@@ -92,6 +92,7 @@ class Planner:
         micro = min(way.micro_batch, per_rank)
         config.check()
         check_strategy(config, way.strategy)
+        check_beginning(config, way.strategy)
         if parallel.float8 not in ("", "emulated"):
             if not self.gpu.float8:
                 raise no_products(parallel.float8, self.gpu.name)

@@ -28,7 +28,7 @@ from mmscale.optim.schedule import learning_rate
 from mmscale.parallel.hang import arm_recorder, explain
 from mmscale.parallel.launcher import settle
 from mmscale.parallel.ranks import Ranks, join_ranks, leave_ranks, meet_ranks
-from mmscale.parallel.strategy import Strategy, build_strategy, to_device
+from mmscale.parallel.strategy import Strategy, build_strategy, check_beginning, to_device
 from mmscale.train.adversarial import Adversary
 from mmscale.train.contrast import contrast_terms
 from mmscale.train.garbage import old_objects_aside
@@ -104,6 +104,8 @@ def _train(config: Config, ranks: Ranks, until: int | None, began: float) -> Tra
     newest = store.newest()
     if config.model.attention == "flex" and ranks.device.type == "cpu":
         raise UserError("model.attention=flex: has no backward pass on a CPU; use auto")
+    if newest is None:
+        check_beginning(config, config.parallel.strategy)
     tokenizer, plan = prepare(config, ranks, read_state(newest).step if newest else 0)
     strategy = build_strategy(config, ranks)
     state = _resume(config, plan, store, newest, strategy)

@@ -9,7 +9,7 @@ from test_dry_plan import small_config
 from mmscale.errors import UserError
 from mmscale.gpu import find_gpu
 from mmscale.parallel.ranks import Ranks
-from mmscale.parallel.strategy import build_strategy
+from mmscale.parallel.strategy import build_strategy, check_beginning
 from mmscale.plan.estimate import Assumptions
 from mmscale.plan.report import describe, facts_of
 from mmscale.plan.search import Planner
@@ -44,4 +44,5 @@ def test_training_and_plans_refuse_alike(strategy, changes, told):
         planned.evaluate(planned.own_way())
     ranks = Ranks(0, 2, 0, 1, torch.device("cpu"), config.parallel.context)
     with pytest.raises(UserError, match=told):
+        check_beginning(config, strategy)  # as a run does that has no checkpoint
         build_strategy(config, ranks)
