@@ -12,6 +12,10 @@ from mmscale.checkpoint.qwen3 import load_qwen3, qwen3_tokenizer
 from mmscale.checkpoint.release_files import TOKENIZER
 from mmscale.config import ModelConfig
 from mmscale.data.tokenizer import Tokenizer
+from mmscale.errors import UserError
+
+# Numbers of a model that no tensor's shape tells: with others the same weights are another function.
+_SHAPELESS = ("rope_theta", "norm_eps", "base_width")
 
 
 def begin_from(model: nn.Module, config: ModelConfig) -> None:
@@ -26,7 +30,15 @@ def begin_from(model: nn.Module, config: ModelConfig) -> None:
         load_qwen3(model, config)
         return
     first = not dist.is_initialized() or dist.get_rank() == 0
-    fill_from_release(model, read_release(folder, verify=first), new="class_heads.")
+    release = read_release(folder, verify=first)
+    for name in _SHAPELESS:
+        ours, theirs = getattr(config, name), getattr(release.config.model, name)
+        if ours != theirs:
+            raise UserError(
+                f"model.{name}={ours:g}: {folder} was trained with {theirs:g}, and with another its weights are "
+                f"another function; set model.{name}={theirs:g}"
+            )
+    fill_from_release(model, release, new="class_heads.")
 
 
 def begin_tokenizer(folder: Path) -> Tokenizer:

@@ -73,10 +73,17 @@ def prepare_data(config: Config) -> None:
 
 def prepare_tokenizer(config: Config) -> Tokenizer:
     """The configured tokenizer, or one trained on every text the tasks read."""
-    if config.data.tokenizer.file:
-        return Tokenizer.load(config.data.tokenizer.file)
+    given = Tokenizer.load(config.data.tokenizer.file) if config.data.tokenizer.file else None
     if config.model.init_from:
-        return begin_tokenizer(Path(config.model.init_from))
+        theirs = begin_tokenizer(Path(config.model.init_from))
+        if given is not None and given.digest != theirs.digest:
+            raise UserError(
+                f"data.tokenizer.file={config.data.tokenizer.file}: is not the tokenizer of model.init_from, whose "
+                "embeddings mean its own tokens; leave it empty"
+            )
+        return theirs
+    if given is not None:
+        return given
     texts: list[str] = []
     for one in config.data.sets.values():
         corpus = Corpus.open(one.shards, config.data.cache)

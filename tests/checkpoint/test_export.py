@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from checkpoints import relist
 from conftest import run_module
+from killing import metrics
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_run import save_run, small_config, write_shards
@@ -272,6 +274,20 @@ def test_a_run_begins_with_a_release(folder, tmp_path, small_run):
         [*config, head, *begun, "run.dir=" + str(tmp_path / "third"), "model.hidden=64"], check=False
     )
     assert done.returncode == 2 and "set model.* as its" in done.stderr
+    Tokenizer.train(["one two three"], 300).save(tmp_path / "other.json")
+    for number, (wrong, told) in enumerate(
+        (
+            ("model.rope_theta=500", "model.rope_theta=500: .* was trained with 10000"),
+            (f"data.tokenizer.file={tmp_path}/other.json", "is not the tokenizer of model.init_from"),
+            ("parallel.strategy=zero2", "go on with any strategy from its first checkpoint"),
+        )
+    ):
+        done = run_module(
+            [*config, head, *begun, f"run.dir={tmp_path}/wrong{number}", "train.steps=1", wrong], check=False
+        )
+        assert done.returncode == 2 and re.search(told, done.stderr), done.stderr
+    run_module([*config, head, *begun, "train.steps=2", "parallel.strategy=zero2"])  # as the line told
+    assert len(metrics(tmp_path / "second")) == 2
 
 
 def test_a_config_that_changed_is_told(folder, tmp_path):
