@@ -49,7 +49,10 @@ SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
 NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[17001-17002] CPUs=2 RealMemory=4000
-PartitionName=all Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=all Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
+PartitionName=first Nodes=n[1-2] MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
 
 
@@ -182,6 +185,20 @@ def test_told_before_the_limit_saves_and_requeues_itself(slurm, small_run, tmp_p
     assert list((tmp_path / "run" / "checkpoints").glob("step-*")), "saved when it was told"
     wait(slurm, tmp_path, job, lambda: state(slurm, job)[0] == "COMPLETED")
     assert "Restarts=1" in state(slurm, job)[1]
+    same(tmp_path, reference)
+
+
+def test_a_preemption_by_sigterm_saves_and_requeues(slurm, small_run, tmp_path, reference):
+    """Without preempt_send_user_signal the ranks alone are told."""
+    job = submit(slurm, tmp_path, small_run, *OVERRIDES)
+    wait(slurm, tmp_path, job, lambda: steps(tmp_path) >= 5)
+    other = ["sbatch", "--partition=first", "--nodes=2", "--exclusive", f"--output={tmp_path}/other.log"]
+    subprocess.run([*other, "--wrap=true"], env=slurm, check=True, cwd=tmp_path, capture_output=True)
+    log = tmp_path / "job.log"
+    wait(slurm, tmp_path, job, lambda: "slurm.sbatch: told to stop" in log.read_text())
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*")), "saved when it was told"
+    wait(slurm, tmp_path, job, lambda: state(slurm, job)[0] in ("COMPLETED", "FAILED"))
+    assert state(slurm, job)[0] == "COMPLETED" and "Restarts=1" in state(slurm, job)[1]
     same(tmp_path, reference)
 
 
