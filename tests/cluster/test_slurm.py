@@ -202,6 +202,15 @@ def test_a_preemption_by_sigterm_saves_and_requeues(slurm, small_run, tmp_path, 
     same(tmp_path, reference)
 
 
+def test_a_cancelled_job_stays_cancelled(slurm, small_run, tmp_path):
+    job = submit(slurm, tmp_path, small_run, "train.steps=1000")
+    wait(slurm, tmp_path, job, lambda: steps(tmp_path) >= 5)
+    subprocess.run(["scancel", job], env=slurm, check=True)
+    wait(slurm, tmp_path, job, lambda: not _told(slurm, "squeue", "--noheader"))
+    assert state(slurm, job)[0] == "CANCELLED" and "Restarts=0" in state(slurm, job)[1]
+    assert "requeued" not in (tmp_path / "job.log").read_text()
+
+
 def test_a_killed_rank_is_started_again(slurm, small_run, tmp_path, reference):
     """SIGKILL of a rank: torchrun starts both again, from the last checkpoint."""
     job = submit(slurm, tmp_path, small_run, *OVERRIDES)
