@@ -16,7 +16,7 @@ from mmscale.checkpoint.json_file import read_object
 from mmscale.config import Config
 from mmscale.errors import UserError
 from mmscale.model.initialise import fill
-from mmscale.model.towers import WHISPER_FRAMES_A_POSITION, import_transformers
+from mmscale.model.towers import WHISPER_FRAMES_A_POSITION, import_transformers, read_architecture
 
 _AGAIN = "download the model again"
 # CLIP's statistics, where a folder does not tell its own.
@@ -75,14 +75,10 @@ def _folder(key: str, value: str) -> Path:
 
 
 def _image_facts(config: Config, folder: Path) -> dict[str, Any]:
-    transformers, tree, media = (
-        import_transformers(),
-        read_object(folder / "config.json", _AGAIN, _AGAIN),
-        config.media,
-    )
+    tree, media = read_object(folder / "config.json", _AGAIN, _AGAIN), config.media
     tree = tree.get("vision_config", tree) | {"model_type": _vision_type(tree)}
     try:
-        architecture = transformers.AutoConfig.for_model(**tree)
+        architecture = read_architecture(tree)
         patch, size = int(architecture.patch_size), int(architecture.image_size)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"{folder}: not a vision transformer that transformers knows ({error})") from None
@@ -110,16 +106,12 @@ def _vision_type(tree: dict[str, Any]) -> str:
 
 
 def _audio_facts(config: Config, folder: Path) -> dict[str, Any]:
-    transformers, tree, media = (
-        import_transformers(),
-        read_object(folder / "config.json", _AGAIN, _AGAIN),
-        config.media,
-    )
+    tree, media = read_object(folder / "config.json", _AGAIN, _AGAIN), config.media
     if tree.get("model_type") != "whisper":
         raise UserError(
             f"{folder}: its model_type is {tree.get('model_type')!r}; the audio tower is Whisper's encoder"
         )
-    architecture = transformers.AutoConfig.for_model(**tree)
+    architecture = read_architecture(tree)
     seconds = (
         WHISPER_FRAMES_A_POSITION * architecture.max_source_positions * media.mel_hop / media.sample_rate
     )
@@ -149,12 +141,13 @@ def _load(folder: Path, vision: bool) -> nn.Module:
             torch.manual_seed(0)
             model = transformers.AutoModel.from_pretrained(
                 folder,
+                config=read_architecture(read_object(folder / "config.json", _AGAIN, _AGAIN)),
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
                 dtype=torch.float32,
             )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{folder}: its weights cannot be read ({reason}); download the model again"

@@ -10,15 +10,19 @@ from mmscale.config import Config
 from mmscale.config_file import config_from_tree
 from mmscale.errors import UserError
 from mmscale.hub.autoload import settle
+from mmscale.model.foreign_config import drop_fetches
 
 
 class MmscaleConfig(PreTrainedConfig):
-    """Every key of config.json is an attribute; ``config`` is the run's resolved config as plain dictionaries."""
+    """Every key of config.json is an attribute; ``config`` is the run's resolved config as plain dictionaries.
+
+    Keys that would have `transformers` fetch code are left out.
+    """
 
     model_type = "mmscale"
 
     def __post_init__(self, **keywords: Any) -> None:
-        super().__post_init__(**keywords)
+        super().__post_init__(**drop_fetches(keywords))
         settle()
 
     def run_config(self) -> Config:

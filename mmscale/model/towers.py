@@ -17,6 +17,7 @@ from mmscale.config import MediaConfig, ModelConfig
 from mmscale.errors import UserError
 from mmscale.model.audio_stem import AudioStem
 from mmscale.model.blocks import RMSNorm
+from mmscale.model.foreign_config import drop_all_fetches
 
 WHISPER_FRAMES_A_POSITION = 2  # its second convolution has stride 2
 _MEL_RANGE = 2.0  # log-mel values lie within 2 of a clip's largest: what silence is padded with
@@ -32,6 +33,11 @@ def import_transformers() -> Any:
             "pip install 'mmscale[pretrained]'"
         ) from None
     return transformers
+
+
+def read_architecture(tree: dict[str, Any]) -> Any:
+    """A config of the library from that of a tower, which may come from anyone."""
+    return import_transformers().AutoConfig.for_model(**drop_all_fetches(tree))
 
 
 class _Tower(nn.Module):
@@ -74,9 +80,10 @@ class PretrainedImageStem(_Tower):
 
     def __init__(self, config: ModelConfig, media: MediaConfig) -> None:
         facts = json.loads(config.image_tower_config)
-        transformers = import_transformers()
-        architecture = transformers.AutoConfig.for_model(**facts["config"])
-        super().__init__(transformers.AutoModel.from_config(architecture), config.image_tower_trained)
+        architecture = read_architecture(facts["config"])
+        super().__init__(
+            import_transformers().AutoModel.from_config(architecture), config.image_tower_trained
+        )
         self._mean, self._std = facts["mean"], facts["std"]
         self._own_size = architecture.image_size == media.image_height == media.image_width
         self._tokens = (media.image_height // media.image_patch) * (media.image_width // media.image_patch)
@@ -103,10 +110,9 @@ class PretrainedAudioStem(_Tower, AudioStem):
     """
 
     def __init__(self, config: ModelConfig, media: MediaConfig) -> None:
-        transformers = import_transformers()
+        architecture = read_architecture(json.loads(config.audio_tower_config)["config"])
         from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-        architecture = transformers.AutoConfig.for_model(**json.loads(config.audio_tower_config)["config"])
         super().__init__(WhisperEncoder(architecture), config.audio_tower_trained)
         self._frames = WHISPER_FRAMES_A_POSITION * architecture.max_source_positions
         self._pooled = media.frames_per_token // WHISPER_FRAMES_A_POSITION

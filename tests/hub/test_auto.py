@@ -1,5 +1,6 @@
 """`transformers` opens releases: without trust_remote_code, with the same numbers, mmscale merely installed."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,7 +16,9 @@ from conftest import ROOT
 from small_run import save_run, small_config, write_shards
 
 import mmscale
+from mmscale.checkpoint.manifest import write_manifest
 from mmscale.checkpoint.release import ExportOptions, export
+from mmscale.checkpoint.verify_release import verify_release
 from mmscale.errors import UserError
 
 transformers = pytest.importorskip("transformers")
@@ -110,6 +113,63 @@ def test_a_changed_release_is_refused_and_nothing_in_it_is_run(release, tmp_path
     path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(UserError, match="was changed"):
         transformers.AutoModel.from_pretrained(copy)
+
+
+FETCHED = {
+    "attn_implementation": "evil/kernel",
+    "_attn_implementation": "evil/kernel@main",
+    "experts_implementation": "evil/kernel",
+    "auto_map": {"AutoModel": "evil/code--x.Y", "AutoConfig": "evil/code--x.Y"},
+    "quantization_config": {"quant_method": "gptq"},
+}
+SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize("key", FETCHED)
+@pytest.mark.parametrize("place", ["top", "image", "audio"])
+def test_a_config_cannot_have_code_fetched(release, tmp_path, monkeypatch, place, key):
+    """By `mmscale.load`, by `mmscale verify` or by AutoModel, wherever the key stands."""
+    from transformers.integrations import hub_kernels
+
+    asked = []
+
+    def fetch(*arguments, **keywords):
+        asked.append(arguments)
+        raise ValueError("fetched")
+
+    monkeypatch.setattr(hub_kernels, "is_kernels_available", lambda: True)
+    monkeypatch.setattr(hub_kernels, "get_kernel", fetch)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    copy = shutil.copytree(release, tmp_path / "copy")
+    tree = json.loads((copy / "config.json").read_text())
+    model, media = tree["config"]["model"], tree["config"]["media"]
+    if place == "top":
+        tree[key] = FETCHED[key]
+    elif place == "image":
+        media |= {"image_height": 16, "image_width": 16, "image_patch": 8}
+        tower = SIZES | {
+            "model_type": "siglip_vision_model",
+            "image_size": 16,
+            "patch_size": 8,
+            key: FETCHED[key],
+        }
+        facts = {"config": tower, "mean": [0.5] * 3, "std": [0.5] * 3}
+        model |= {"image_stem": "pretrained", "image_tower": "x", "image_tower_config": json.dumps(facts)}
+    else:
+        tower = {"d_model": 16, "encoder_layers": 1, "encoder_ffn_dim": 16, "encoder_attention_heads": 2}
+        tower |= {"model_type": "whisper", "num_mel_bins": 80, key: FETCHED[key]}
+        facts = {"config": tower}
+        model |= {"audio_stem": "pretrained", "audio_tower": "x", "audio_tower_config": json.dumps(facts)}
+    (copy / "config.json").write_text(json.dumps(tree))
+    (copy / "manifest.json").unlink()
+    write_manifest(copy)
+    for opened in (mmscale.load, verify_release, transformers.AutoModel.from_pretrained):
+        if place == "top":
+            opened(copy)
+        else:  # the tower was built; the release holds none
+            with pytest.raises(UserError, match="is missing; copy the release"):
+                opened(copy)
+    assert not asked
 
 
 def test_mistakes_are_named(release, pair):

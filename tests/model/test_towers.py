@@ -145,6 +145,19 @@ def test_folders_that_do_not_fit_are_told_in_one_line(tmp_path):
         resolve(**tower)
 
 
+def test_a_folder_cannot_have_a_kernel_fetched(tmp_path, monkeypatch):
+    from transformers.integrations import hub_kernels
+
+    asked = []
+    monkeypatch.setattr(hub_kernels, "is_kernels_available", lambda: True)
+    monkeypatch.setattr(hub_kernels, "get_kernel", lambda *name, **_: asked.append(name))
+    save_vision("siglip", tmp_path)
+    tree = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(tree | {"attn_implementation": "evil/kernel"}))
+    build(Config(model=model_config(image_stem="pretrained", image_tower=str(tmp_path)), media=MEDIA))
+    assert not asked
+
+
 @pytest.mark.parametrize("trained", [False, True])
 def test_training_release_and_two_ranks(trained, tmp_path, small_run):
     """Frozen weights stay, trained ones move; two ranks have the losses of one; no folder is needed later."""
