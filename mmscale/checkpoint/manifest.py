@@ -68,12 +68,7 @@ def read_manifest(folder: Path) -> dict[str, FileFacts] | None:
 
 def check_names(folder: Path, files: Mapping[str, FileFacts], besides: Collection[str] = ()) -> None:
     """Raise `UserError` if a listed file is missing, or one is there that is neither listed nor in ``besides``."""
-    try:
-        present = {entry.name for entry in os.scandir(folder)}
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be read ({error.strerror}); name the folder of a release"
-        ) from None
+    present = _names(folder)
     missing = sorted(files.keys() - present)
     if missing:
         raise UserError(f"{folder / missing[0]}: missing; {_AGAIN}")
@@ -81,6 +76,19 @@ def check_names(folder: Path, files: Mapping[str, FileFacts], besides: Collectio
     if added:
         raise UserError(
             f"{folder / added[0]}: was added, it is not in {NAME}; remove it, or name it with --ignore"
+        )
+
+
+def check_covered(folder: Path, files: Mapping[str, FileFacts]) -> None:
+    """Raise `UserError` for a file that opening a release could read, by its ending, and that is not listed.
+
+    Others, such as those a download adds, are never read.
+    """
+    read = {name for name in _names(folder) if name.endswith((".json", ".safetensors"))}
+    added = sorted(read - files.keys() - {NAME})
+    if added:
+        raise UserError(
+            f"{folder / added[0]}: is not in {NAME}; remove it, or copy the release again into an empty folder"
         )
 
 
@@ -109,6 +117,15 @@ def check_contents(
         for name, digest in zip(names, pool.map(lambda name: _digest(folder / name), names), strict=True):
             if digest != files[name].sha256:
                 raise UserError(f"{folder / name}: was changed, its SHA-256 is {digest[:16]}…; {_AGAIN}")
+
+
+def _names(folder: Path) -> set[str]:
+    try:
+        return {entry.name for entry in os.scandir(folder)}
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be read ({error.strerror}); name the folder of a release"
+        ) from None
 
 
 def _digest(path: Path) -> str:

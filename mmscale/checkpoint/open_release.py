@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from mmscale.checkpoint.json_file import read_object
-from mmscale.checkpoint.manifest import check_contents, read_manifest
+from mmscale.checkpoint.manifest import check_contents, check_covered, read_manifest
 from mmscale.checkpoint.release_files import CONFIG, FORMAT, TOKENIZER, VERSION
 from mmscale.checkpoint.run_folder import build_empty, check_vocabulary
 from mmscale.checkpoint.tensor_file import StoredTensor, TensorFile, map_tensors, read_tensor_files
@@ -47,8 +47,8 @@ class Release:
 def read_release(folder: Path, verify: bool = True) -> Release:
     """Everything about a release but its weights.
 
-    With ``verify``, every file that its manifest lists is hashed first, if it has one; without, only the small ones
-    are, and of the others the sizes are compared.
+    If it has a manifest, everything that is read must be in it, and with ``verify`` every file it lists is hashed
+    first; without, only the small ones are, and of the others the sizes are compared.
 
     Raises:
         UserError: the folder is no release; a file is missing, damaged or changed; a tensor is missing, unknown, of
@@ -147,6 +147,7 @@ def _check_files(folder: Path, verify: bool) -> None:
         raise UserError(f"{folder / CONFIG}: not an mmscale release; {_NO_RELEASE}")
     listed = read_manifest(folder)
     if listed is not None:
+        check_covered(folder, listed)
         small = [name for name in listed if not name.endswith(".safetensors")]
         check_contents(folder, listed, None if verify else small)
 
@@ -191,6 +192,11 @@ def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
         members = files.setdefault(folder / file, set())
         assert members is not None
         members.add(name)
+    if (folder / ONE_FILE).exists():
+        raise UserError(
+            f"{folder / ONE_FILE}: stands beside {INDEX}, the weights of two releases; "
+            "copy the one you want into an empty folder"
+        )
     return files
 
 
