@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.abc
 import importlib.machinery
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
@@ -45,6 +46,8 @@ _WATCHED: dict[str, Callable[[ModuleType], None]] = {
 }
 _pending: set[str] = set()  # watched modules that were half imported when the watch began
 
+_warned = False
+
 
 class _Watcher(importlib.abc.MetaPathFinder):
     """Finds a watched module as the other finders do, and tells it of our classes once it has run."""
@@ -72,7 +75,7 @@ class _Loader(importlib.abc.Loader):
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self._inner  # nobody need know that it was watched
         self._inner.exec_module(module)
-        self._tell(module)
+        _attempt(self._tell, module)
 
 
 def install() -> None:
@@ -94,4 +97,19 @@ def settle() -> None:
         module = sys.modules.get(name)
         if module is not None and not getattr(module.__spec__, "_initializing", False):
             _pending.discard(name)
-            _WATCHED[name](module)
+            _attempt(_WATCHED[name], module)
+
+
+def _attempt(tell: Callable[[ModuleType], None], module: ModuleType) -> None:
+    """An import by a program that may not even know of mmscale must not fail because of us."""
+    global _warned
+    try:
+        tell(module)
+    except Exception as error:  # a version of transformers that is not ours may lack anything
+        if not _warned:
+            _warned = True
+            warnings.warn(
+                f"mmscale: this version of transformers cannot open its releases ({error}); "
+                "pip install 'mmscale[pretrained]'",
+                stacklevel=2,
+            )

@@ -21,9 +21,11 @@ class MmscaleConfig(PreTrainedConfig):
 
     model_type = "mmscale"
 
-    def __post_init__(self, **keywords: Any) -> None:
-        super().__post_init__(**drop_fetches(keywords))
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **keywords: Any) -> Any:
+        """Also what every ``from_pretrained`` ends in."""
         settle()
+        return super().from_dict(drop_fetches(config_dict), **drop_fetches(keywords))
 
     def run_config(self) -> Config:
         """The run's config, checked. Raises `UserError` if it cannot be used."""

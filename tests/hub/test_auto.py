@@ -258,3 +258,27 @@ def test_installing_mmscale_is_enough(release, tmp_path, code):
 def test_importing_mmscale_imports_neither_torch_nor_transformers(release):
     code = "import sys, mmscale; print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     assert run_python(code, release).strip() == "[]"
+
+
+@pytest.mark.parametrize("order", ["import mmscale, {0}", "import {0}"])
+def test_another_version_of_transformers_is_imported_as_if_we_were_not_there(release, tmp_path, order):
+    """One that lacks what our classes need: a program that only wants that version gets one warning."""
+    auto = tmp_path / "transformers" / "models" / "auto"
+    auto.mkdir(parents=True)
+    for folder in (auto, auto.parent, auto.parent.parent):
+        (folder / "__init__.py").touch()
+    (tmp_path / "transformers" / "configuration_utils.py").write_text("class PretrainedConfig: pass")
+    for name in ("configuration", "modeling", "processing"):
+        (auto / f"{name}_auto.py").write_text("import mmscale\nwhole = 1")  # as torch does, which they import
+    code = f"""
+import warnings
+warnings.simplefilter("always")
+with warnings.catch_warnings(record=True) as told:
+    {order.format("transformers.models.auto.modeling_auto")}
+    import transformers.models.auto.configuration_auto, transformers.models.auto.processing_auto, json
+    assert transformers.models.auto.modeling_auto.whole
+    import mmscale.errors
+print(*[one.message for one in told if "mmscale" in str(one.message)], sep="\\n")
+"""
+    (line,) = run_python(code, release, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}").splitlines()
+    assert "cannot open its releases" in line and "PreTrainedConfig" in line
