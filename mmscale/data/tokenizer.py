@@ -9,16 +9,28 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from mmscale.checkpoint.json_file import MAX_BYTES
+from mmscale.checkpoint.plain_file import read_plain
 from mmscale.durable import write_durably
 from mmscale.errors import UserError
 
 # Order is the id: never reorder, only append.
 SPECIAL_TOKENS = ("<|pad|>", "<|end|>", "<|answer|>", "<|embed|>", "<|mask|>")
 PAD, END, ANSWER, EMBED, MASK = range(len(SPECIAL_TOKENS))
+# What a tokenizer.json may ask for: a stranger's may hang, exhaust the memory or end the process when it is used.
+_AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
+_NORMALIZERS = {"NFC", "NFD", "NFKC", "NFKD"}
+# Qwen2's to Qwen3's pattern, and Llama 3's; a stranger's might take for ever on some text.
+_QWEN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+_PATTERNS = (_QWEN, _QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|"))
 
 
 class Tokenizer:
@@ -31,7 +43,7 @@ class Tokenizer:
                     f"{source}: special token {token} must have id {number}; train one with this project"
                 )
         inner.encode_special_tokens = True
-        self._inner = inner
+        self._inner, self._size = inner, max(inner.get_vocab().values()) + 1
         self.digest = hashlib.sha256(inner.to_str().encode()).hexdigest()
 
     @classmethod
@@ -52,15 +64,7 @@ class Tokenizer:
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
         """Read ``tokenizer.json``. Raises `UserError` naming the file if it is missing or no tokenizer."""
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-            inner = tokenizers.Tokenizer.from_str(text)
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such tokenizer file") from None
-        except Exception as error:  # the library raises bare Exception for malformed files
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{path}: not a tokenizer.json ({reason}); copy it again, or train one") from None
-        return cls(inner, str(path))
+        return cls(_build(_read(path), path), str(path))
 
     @classmethod
     def from_foreign(cls, path: str | Path) -> Tokenizer:
@@ -69,24 +73,16 @@ class Tokenizer:
         The project's special tokens come first; the id of every other token grows by their number. What the foreign
         tokenizer adds around a text is left out. Raises `UserError` if it is missing or of another kind.
         """
+        tree = _read(path)
         try:
-            tree = json.loads(Path(path).read_text(encoding="utf-8"))
             model = tree["model"]
-            if model.get("type") != "BPE" or (tree.get("decoder") or {}).get("type") != "ByteLevel":
-                raise UserError(
-                    f"{path}: not a byte-level BPE tokenizer; train one, or use one such as Qwen3's"
-                )
             shift = len(SPECIAL_TOKENS)
             added = [one | {"id": one["id"] + shift} for one in tree.get("added_tokens", [])]
             clash = {*SPECIAL_TOKENS} & {*model["vocab"], *(one["content"] for one in added)}
             model["vocab"] = dict(zip(SPECIAL_TOKENS, range(shift), strict=True)) | {
                 token: number + shift for token, number in model["vocab"].items()
             }
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such tokenizer file") from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            if isinstance(error, UserError):
-                raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: not a tokenizer.json ({error!r})") from None
         if clash:
             raise UserError(
@@ -94,15 +90,16 @@ class Tokenizer:
             )
         plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
         own = [{"id": number, "content": token} | plain for number, token in enumerate(SPECIAL_TOKENS)]
-        tree |= {"model": model, "added_tokens": own + added, "post_processor": None}
-        return cls(tokenizers.Tokenizer.from_str(json.dumps(tree)), str(path))
+        tree |= {"model": model, "added_tokens": own + added}
+        return cls(_build(tree, path), str(path))
 
     def save(self, path: str | Path) -> None:
         """Write ``tokenizer.json``."""
         write_durably(Path(path), self._inner.to_str())
 
     def __len__(self) -> int:
-        return int(self._inner.get_vocab_size())
+        """The largest id and one: how many rows of an embedding can be asked for."""
+        return self._size
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``, without special tokens."""
@@ -121,3 +118,62 @@ class Tokenizer:
 
     def __setstate__(self, state: str) -> None:
         self.__init__(tokenizers.Tokenizer.from_str(state), "tokenizer")  # type: ignore[misc]
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(read_plain(Path(path), MAX_BYTES).decode("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such tokenizer file") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a tokenizer.json ({error}); copy it again, or train one") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: not a tokenizer.json (no JSON object); copy it again, or train one")
+    return tree
+
+
+def _build(tree: dict[str, Any], path: str | Path) -> tokenizers.Tokenizer:
+    """The library's tokenizer, from parts that cannot do harm; what it does around a text is left out.
+
+    Raises:
+        UserError: it has other parts, or the library cannot build it.
+    """
+    model = tree.get("model")
+    if not isinstance(model, dict) or model.get("type") != "BPE" or _kind(tree.get("decoder")) != "ByteLevel":
+        raise UserError(f"{path}: not a byte-level BPE tokenizer; train one, or use one such as Qwen3's")
+    parts = {key: model.get(key) for key in ("dropout", "unk_token", *_AFFIXES) if model.get(key)}
+    if tree.get("normalizer") is not None and _kind(tree["normalizer"]) not in _NORMALIZERS:
+        parts["normalizer"] = tree["normalizer"]
+    if not _splits_plainly(tree.get("pre_tokenizer")):
+        parts["pre_tokenizer"] = tree.get("pre_tokenizer")
+    if parts:
+        name, part = next(iter(parts.items()))
+        raise UserError(
+            f"{path}: its {name} is {str(part)[:60]!r}, which is not used here; train one, or use one such as Qwen3's"
+        )
+    plain = tree | {"truncation": None, "padding": None, "post_processor": None}
+    try:
+        return tokenizers.Tokenizer.from_str(json.dumps(plain))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises bare Exception for malformed files, or panics
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not a tokenizer.json ({reason}); copy it again, or train one") from None
+
+
+def _kind(part: Any) -> Any:
+    kind = part.get("type") if isinstance(part, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
+def _splits_plainly(part: Any) -> bool:
+    """ByteLevel, perhaps behind a split by a known pattern."""
+    steps = part.get("pretokenizers") if _kind(part) == "Sequence" else [part]
+    if not isinstance(steps, list) or not steps or _kind(steps[-1]) != "ByteLevel":
+        return False
+    return all(
+        _kind(step) == "Split"
+        and step.get("behavior") == "Isolated"
+        and step.get("pattern") in [{"Regex": pattern} for pattern in _PATTERNS]
+        for step in steps[:-1]
+    )
