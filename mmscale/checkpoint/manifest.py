@@ -23,6 +23,7 @@ from mmscale.errors import UserError
 NAME = "manifest.json"
 _FORMAT = {"format": "mmscale-manifest", "version": 1}
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_NO_NAME = re.compile(r"[/\\\0\ud800-\udfff]")  # halves of characters cannot be encoded
 _THREADS = 4  # hashing lets go of Python's lock
 _AGAIN = "copy the release again, whole"
 
@@ -58,7 +59,7 @@ def read_manifest(folder: Path) -> dict[str, FileFacts] | None:
     files: dict[str, FileFacts] = {}
     for name, facts in listed.items():
         size, digest = (facts.get("size"), facts.get("sha256")) if isinstance(facts, dict) else (None, None)
-        if not name or name in (".", "..", NAME) or set(name) & set("/\\\0"):
+        if not name or name in (".", "..", NAME) or _NO_NAME.search(name):
             raise UserError(f"{path}: {name[:60]!r} is no name of a file beside it; {_AGAIN}")
         if type(size) is not int or not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
             raise UserError(f"{path}: {name[:60]!r} has no size and SHA-256; {_AGAIN}")

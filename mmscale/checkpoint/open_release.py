@@ -70,7 +70,15 @@ def read_release(folder: Path, verify: bool = True) -> Release:
         raise UserError(
             f"{folder / CONFIG}: model.layers={config.model.layers}, but there are {len(tensors)} tensors"
         )
-    model = build_empty(config)
+    if len(config.model.classes) > len(tensors):
+        raise UserError(
+            f"{folder / CONFIG}: model.classes has {len(config.model.classes)} heads, "
+            f"but there are {len(tensors)} tensors"
+        )
+    try:
+        model = build_empty(config)
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG}: {error}") from None
     dtype = _compare(folder, model, tensors)
     return Release(folder, facts, config, tokenizer, files, dtype, model)
 

@@ -115,6 +115,8 @@ def build_empty(config: Config) -> FusionTransformer:
     try:
         with torch.device("meta"), _WithoutDraws():
             model = FusionTransformer(config.model, config.media)
+    except UserError:
+        raise
     except (RuntimeError, TypeError, OverflowError, ValueError) as error:
         reason = str(error).split("\n")[0][:200]
         raise UserError(f"model: cannot be built ({reason}); correct the sizes in model and media") from None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import field
 from typing import Any
 
 from mmscale.errors import UserError
 
+_HEAD = re.compile(r"[A-Za-z0-9_-]+")
 TEXT_FIELDS = ("text", "cls")
 
 
@@ -26,6 +28,12 @@ def check_field(where: str, name: str) -> None:
     raise UserError(
         f"{where}: unknown field {name!r}; use image, audio, text, cls, json.<path>, or image.<name> for <name>.png"
     )
+
+
+def check_head(where: str, name: str) -> None:
+    """A linear head's name is part of its parameters' names."""
+    if not _HEAD.fullmatch(name):
+        raise UserError(f"{where}: {name[:60]!r} is no name of a head; use letters a to z, digits, _ and -")
 
 
 def key(

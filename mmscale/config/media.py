@@ -72,7 +72,13 @@ class MediaConfig:
 
 
 # What is allocated when a model is opened, before anything is read, follows from these; a release may come from anyone.
-_MOST = {"mel_window": 1 << 14, "mel_bins": 512, "image_height": 1 << 14, "image_width": 1 << 14}
+_MOST = {
+    "sample_rate": 384_000,
+    "mel_window": 1 << 14,
+    "mel_bins": 512,
+    "image_height": 1 << 14,
+    "image_width": 1 << 14,
+}
 
 
 def check_media(media: MediaConfig) -> None:

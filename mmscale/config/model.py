@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mmscale.config.keys import key
+from mmscale.config.keys import check_head, key
 from mmscale.errors import UserError
 
 
@@ -85,5 +85,6 @@ def check_model(model: ModelConfig) -> None:
     if not model.label_smoothing < 1.0:
         raise UserError(f"model.label_smoothing: {model.label_smoothing:g} leaves no target; use 0.1")
     for name, classes in model.classes.items():
+        check_head("model.classes", name)
         if len(set(classes)) != len(classes) or not classes:
             raise UserError(f"model.classes.{name}: name every class once, and at least one")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mmscale.config.keys import check_field, is_media, key
+from mmscale.config.keys import check_field, check_head, is_media, key
 from mmscale.errors import UserError
 
 
@@ -111,6 +111,8 @@ def check_set(where: str, data_set: SetConfig) -> None:
             raise UserError(f"{place}.input: a ctc task reads one clip; use [audio]")
         if task.objective == "classify" and not task.input:
             raise UserError(f"{place}.input: empty; name the fields that are classified, such as [image]")
+        if task.objective == "classify":
+            check_head(f"{place}.head", task.head_name())
     _check_mixing(where, data_set)
 
 

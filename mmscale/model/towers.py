@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from mmscale.config import MediaConfig, ModelConfig
 from mmscale.errors import UserError
@@ -20,6 +22,7 @@ from mmscale.model.blocks import RMSNorm
 from mmscale.model.foreign_config import drop_all_fetches
 
 WHISPER_FRAMES_A_POSITION = 2  # its second convolution has stride 2
+_MOST, _MOST_WEIGHTS = 1 << 20, 10_000  # far above any tower's, and soon reached
 _MEL_RANGE = 2.0  # log-mel values lie within 2 of a clip's largest: what silence is padded with
 
 
@@ -36,8 +39,87 @@ def import_transformers() -> Any:
 
 
 def read_architecture(tree: dict[str, Any]) -> Any:
-    """A config of the library from that of a tower, which may come from anyone."""
-    return import_transformers().AutoConfig.for_model(**drop_all_fetches(tree))
+    """A config of the library from that of a tower, which may come from anyone.
+
+    Raises `ValueError`, or whatever the library raises, if it is none.
+    """
+    if "timm" in str(tree.get("model_type")):
+        raise ValueError("models of timm are looked up by a name, which may be one of the Hub's")
+    tree = drop_all_fetches(tree)
+    _check_numbers(tree)
+    return import_transformers().AutoConfig.for_model(**tree)
+
+
+def _check_numbers(value: Any) -> None:
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            _check_numbers(inner)
+    elif isinstance(value, int) and abs(value) > _MOST:
+        raise ValueError(f"a number above {_MOST:,}")
+
+
+@contextlib.contextmanager
+def _few_weights() -> Iterator[None]:
+    """A number of layers has as many names as there are models, so weights are counted as they are made."""
+    made = 0
+
+    def count(*ignored: Any) -> None:
+        nonlocal made
+        made += 1
+        if made > _MOST_WEIGHTS:
+            raise ValueError(f"more than {_MOST_WEIGHTS:,} weights")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _read_facts(text: str, key: str) -> dict[str, Any]:
+    try:
+        facts = json.loads(text)
+    except (ValueError, RecursionError):
+        facts = None
+    if not isinstance(facts, dict) or not isinstance(facts.get("config"), dict):
+        raise UserError(
+            f"model.{key}: is no tower's architecture; leave it empty and name the tower's folder"
+        )
+    return facts
+
+
+def _build(
+    tree: dict[str, Any], key: str, make: Callable[[Any], nn.Module], sizes: Sequence[str]
+) -> tuple[Any, nn.Module]:
+    """(architecture, tower without its weights). Raises `UserError` if the library cannot, or ``sizes`` are none."""
+    try:
+        with _few_weights():
+            architecture = read_architecture(tree)
+            tower = make(architecture)
+    except UserError:
+        raise
+    except Exception as error:  # of any kind: the library checks little of what a config says
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(
+            f"model.{key}: transformers cannot build this tower ({reason}); name the folder of another"
+        ) from None
+    for name in sizes:
+        if type(getattr(architecture, name, None)) is not int or getattr(architecture, name) < 1:
+            raise UserError(f"model.{key}: its {name} is no size; name the folder of another tower")
+    return architecture, tower
+
+
+def _read_channels(facts: dict[str, Any], name: str, key: str) -> list[float]:
+    found = facts.get(name)
+    if not (
+        isinstance(found, list)
+        and len(found) in (1, 3)
+        and all(type(one) in (int, float) and abs(one) < _MOST for one in found)
+    ):
+        raise UserError(
+            f"model.{key}: its {name} is not a number for each channel; name the folder of another tower"
+        )
+    return found
 
 
 class _Tower(nn.Module):
@@ -51,7 +133,11 @@ class _Tower(nn.Module):
             for name in list(module._buffers):
                 buffer = module._buffers.pop(name)
                 # The one kind of buffer these towers have; a model without buffers can be built without memory.
-                assert name == "position_ids" and buffer is not None, f"unknown buffer {name}"
+                if name != "position_ids" or buffer is None:
+                    raise UserError(
+                        f"model: its tower keeps {name} beside its weights, which is not supported; "
+                        "use one such as SigLIP, CLIP or DINOv2"
+                    )
                 self._numbered.append((module, buffer.shape[-1]))
         if not trained:
             tower.requires_grad_(False)
@@ -79,12 +165,12 @@ class PretrainedImageStem(_Tower):
     """
 
     def __init__(self, config: ModelConfig, media: MediaConfig) -> None:
-        facts = json.loads(config.image_tower_config)
-        architecture = read_architecture(facts["config"])
-        super().__init__(
-            import_transformers().AutoModel.from_config(architecture), config.image_tower_trained
-        )
-        self._mean, self._std = facts["mean"], facts["std"]
+        key = "image_tower_config"
+        facts = _read_facts(config.image_tower_config, key)
+        make = import_transformers().AutoModel.from_config
+        architecture, tower = _build(facts["config"], key, make, ("hidden_size", "image_size", "patch_size"))
+        super().__init__(tower, config.image_tower_trained)
+        self._mean, self._std = (_read_channels(facts, name, key) for name in ("mean", "std"))
         self._own_size = architecture.image_size == media.image_height == media.image_width
         self._tokens = (media.image_height // media.image_patch) * (media.image_width // media.image_patch)
         self.tower_norm = RMSNorm(architecture.hidden_size, config.norm_eps)
@@ -110,10 +196,13 @@ class PretrainedAudioStem(_Tower, AudioStem):
     """
 
     def __init__(self, config: ModelConfig, media: MediaConfig) -> None:
-        architecture = read_architecture(json.loads(config.audio_tower_config)["config"])
+        key = "audio_tower_config"
+        tree = _read_facts(config.audio_tower_config, key)["config"]
+        import_transformers()
         from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-        super().__init__(WhisperEncoder(architecture), config.audio_tower_trained)
+        architecture, tower = _build(tree, key, WhisperEncoder, ("d_model", "max_source_positions"))
+        super().__init__(tower, config.audio_tower_trained)
         self._frames = WHISPER_FRAMES_A_POSITION * architecture.max_source_positions
         self._pooled = media.frames_per_token // WHISPER_FRAMES_A_POSITION
         self.tower_norm = RMSNorm(architecture.d_model, config.norm_eps)
