@@ -16,7 +16,7 @@ from mmscale.model.foreign_config import drop_fetches
 class MmscaleConfig(PreTrainedConfig):
     """Every key of config.json is an attribute; ``config`` is the run's resolved config as plain dictionaries.
 
-    Keys that would have `transformers` fetch code are left out.
+    Keys that would have `transformers` fetch code, or replace a method, are left out.
     """
 
     model_type = "mmscale"
@@ -25,7 +25,8 @@ class MmscaleConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **keywords: Any) -> Any:
         """Also what every ``from_pretrained`` ends in."""
         settle()
-        return super().from_dict(drop_fetches(config_dict), **drop_fetches(keywords))
+        told = {name: value for name, value in config_dict.items() if not callable(getattr(cls, name, None))}
+        return super().from_dict(drop_fetches(told), **drop_fetches(keywords))
 
     def run_config(self) -> Config:
         """The run's config, checked. Raises `UserError` if it cannot be used."""

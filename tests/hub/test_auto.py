@@ -172,6 +172,15 @@ def test_a_config_cannot_have_code_fetched(release, tmp_path, monkeypatch, place
     assert not asked
 
 
+def test_a_key_of_a_config_replaces_no_method(release, tmp_path):
+    copy = shutil.copytree(release, tmp_path / "copy")
+    tree = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(tree | {"run_config": 5, "to_dict": 5}))
+    (copy / "manifest.json").unlink()
+    write_manifest(copy)
+    assert transformers.AutoModel.from_pretrained(copy).config.run_config().seed == 0
+
+
 def test_mistakes_are_named(release, pair):
     model, processor = pair
     for ask, message in (
