@@ -8,7 +8,7 @@ from typing import Any
 
 from mmscale.errors import UserError
 
-_HEAD = re.compile(r"[A-Za-z0-9_-]+")
+_HEAD = re.compile(r"[\w -]+")  # letters of any script
 TEXT_FIELDS = ("text", "cls")
 
 
@@ -33,7 +33,7 @@ def check_field(where: str, name: str) -> None:
 def check_head(where: str, name: str) -> None:
     """A linear head's name is part of its parameters' names."""
     if not _HEAD.fullmatch(name):
-        raise UserError(f"{where}: {name[:60]!r} is no name of a head; use letters a to z, digits, _ and -")
+        raise UserError(f"{where}: {name[:60]!r} is no name of a head; use letters, digits, _ and -")
 
 
 def key(

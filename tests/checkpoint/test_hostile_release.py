@@ -113,9 +113,9 @@ def test_a_name_that_cannot_be_encoded_is_no_file(made, tmp_path):
 
 
 def test_a_head_of_ones_own_is_named_before_anything_is_read():
-    task = {"objective": "classify", "input": ["image"], "target": "json.kind of animal"}
+    task = {"objective": "classify", "input": ["image"], "target": "json.kind/animal"}
     tree = {"data": {"sets": {"a": {"shards": ["x"], "tasks": [task]}}}}
-    with pytest.raises(UserError, match=r"tasks\[0\]\.head: 'json_kind of animal' is no name of a head"):
+    with pytest.raises(UserError, match=r"tasks\[0\]\.head: 'json.kind/animal' is no name of a head"):
         config_from_tree(tree, "mine.yaml")
-    task["head"] = "animal"
+    task["head"] = "动物 kind"
     config_from_tree(tree, "mine.yaml")
