@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -20,14 +18,15 @@ from mmscale.batch import Batch
 from mmscale.checkpoint.run_state import RunState
 from mmscale.config import Config
 from mmscale.data.plan import Plan
-from mmscale.durable import write_durably
 from mmscale.errors import UserError
 from mmscale.gpu import known_gpu
 from mmscale.parallel.ranks import Ranks
+from mmscale.train.step_lines import StepLines, cut_lines
 from mmscale.train.stop import INTERRUPTED, SAVED
 from mmscale.train.watch import RankTimes
 
 LOSSES = ("next_token", "contrastive", "ctc", "classify")
+_SHOWN = ("loss", "lr", "grad_norm", "tokens_per_s", "step_s", "data_wait_s")  # by TensorBoard
 
 
 @dataclass
@@ -65,12 +64,14 @@ class Metrics:
         self.seen, self.bad, self.skipped = state.seen, state.bad, state.skipped
         folder = Path(config.run.dir)
         self._quarantine = folder / "quarantine.jsonl"
+        self._faults: StepLines | None = None  # of this rank
         self._file = self._bar = self._board = self._skips = None
         if ranks.is_first:
-            self._file = _reopen(folder / "metrics.jsonl", start)
-            self._skips = _reopen(folder / "skipped.jsonl", start)
+            for name in ("metrics.jsonl", "skipped.jsonl"):
+                cut_lines(folder / name, start)
+            self._file, self._skips = StepLines(folder / "metrics.jsonl"), StepLines(folder / "skipped.jsonl")
             if self._quarantine.exists():
-                _reopen(self._quarantine, start).close()
+                cut_lines(self._quarantine, start)
             self._bar = tqdm(
                 total=config.train.steps, initial=start, unit="step", desc="train", dynamic_ncols=True,
                 disable=not config.run.progress, mininterval=0.5, file=sys.stderr,
@@ -93,8 +94,8 @@ class Metrics:
         sums = torch.cat([torch.stack([losses[name] for name in LOSSES]), told.new_tensor(counts)])
         dist.all_reduce(sums)
         if faults:  # after the first rank has been here, which cut the file to the steps before this start
-            with open(self._quarantine, "a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(fault, ensure_ascii=False) + "\n" for fault in faults))
+            self._faults = self._faults or StepLines(self._quarantine)
+            self._faults.add(*faults)
         return sums
 
     def record(
@@ -150,8 +151,7 @@ class Metrics:
         self.flush()
         for file in (self._file, self._skips):
             if file is not None:
-                file.flush()
-                os.fsync(file.fileno())
+                file.flush(durably=True)
 
     def mean_loss(self) -> float:
         """Of the steps that were taken since this was last asked; infinite if none was."""
@@ -161,25 +161,35 @@ class Metrics:
 
     def close(self) -> None:
         """Close the files."""
-        for part in (self._file, self._bar, self._board, self._skips):
+        for part in (self._file, self._bar, self._skips, self._faults):
             if part is not None:
                 part.close()
+        self._to_board("close")
 
     def _write(self, row: dict[str, Any]) -> None:
         if self._file is None or self._bar is None:
             return
         if row["step"] % self._config.train.log_every == 0:
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
-            if self._board is not None:
-                for name in ("loss", "lr", "grad_norm", "tokens_per_s", "step_s", "data_wait_s"):
-                    self._board.add_scalar(name, row[name], row["step"])
-                for name, value in row["losses"].items():
-                    self._board.add_scalar(f"losses/{name}", value, row["step"])
+            self._file.add(row)
+            shown = {name: row[name] for name in _SHOWN} | {
+                f"losses/{name}": value for name, value in row["losses"].items()
+            }
+            for name, value in shown.items():
+                self._to_board("add_scalar", name, value, row["step"])
         self._bar.set_postfix_str(
             f"loss {row['loss']:.4f}, {row['tokens_per_s']:,.0f} tokens/s", refresh=False
         )
         self._bar.update(1)
+
+    def _to_board(self, act: str, *arguments: Any) -> None:
+        """TensorBoard is a copy of metrics.jsonl: without it, such as on a full disk, the run goes on."""
+        if self._board is None:
+            return
+        try:
+            getattr(self._board, act)(*arguments)
+        except OSError as error:
+            self._board = None
+            print(f"mmscale: warning: no more is written for TensorBoard ({error.strerror})", file=sys.stderr)
 
     def _tell_skipped(self, row: dict[str, Any]) -> None:
         """Note the step and its samples. Raises `UserError` above ``train.max_skipped``."""
@@ -196,8 +206,7 @@ class Metrics:
                 for one in self._plan.sets
             }
             facts = {name: row[name] for name in ("step", "losses", "grad_norm")} | {"keys": keys}
-            self._skips.write(json.dumps(facts, ensure_ascii=False) + "\n")
-            self._skips.flush()
+            self._skips.add(facts)
         if self.skipped > self._config.train.max_skipped:
             raise UserError(
                 f"step {step}: loss or gradient is not finite or spikes, for the {self.skipped}. time; more than "
@@ -213,18 +222,3 @@ class Metrics:
                 f"{self.bad} of {self.seen} samples could not be used, more than data.max_bad_fraction={limit:g}; "
                 f"the reasons are in {self._quarantine}"
             )
-
-
-def _reopen(path: Path, start: int) -> Any:
-    """Open a file of lines with a step for appending, without those of steps that will be run again."""
-    kept = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").split("\n"):
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue  # the end, or a line cut short by a crash
-            if row["step"] < start:
-                kept.append(line + "\n")
-    write_durably(path, "".join(kept))
-    return open(path, "a", encoding="utf-8")
