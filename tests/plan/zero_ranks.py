@@ -32,7 +32,8 @@ def main() -> None:
         config = small_config(strategy=name, threads=1, deepspeed_config=sys.argv[1])
         ranks = ranks or join_ranks(config.parallel)
         gc.collect()
-        before = {id(tensor.untyped_storage()) for tensor in alive()}
+        # Held until the end: a storage that is freed meanwhile would leave its identity to one that is to be counted.
+        before = {id(storage): storage for storage in (tensor.untyped_storage() for tensor in alive())}
         strategy = build_strategy(config, ranks)
         strategy.model.train()
         batch = dry_batch(config, 2)
