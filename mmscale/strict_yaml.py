@@ -39,7 +39,7 @@ def read_yaml(text: str) -> Any:
         ValueError: the text is no such document; the message tells where and why, on one line.
     """
     try:
-        value = yaml.load(text, _Loader)
+        value = yaml.load(text, _Loader)  # a SafeLoader: it makes no objects of classes
         _check_size(value)
         return value
     except yaml.YAMLError as error:
