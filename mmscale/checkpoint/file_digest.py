@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from mmscale.checkpoint.plain_file import open_plain
+from mmscale.plain_file import open_plain
 
 
 def file_digest(path: Path) -> str:

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmscale.checkpoint.file_digest import file_digest
-from mmscale.checkpoint.json_file import read_object, write_object
 from mmscale.errors import UserError
+from mmscale.json_file import read_object, write_object
 
 NAME = "manifest.json"
 _FORMAT = {"format": "mmscale-manifest", "version": 1}

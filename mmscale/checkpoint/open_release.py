@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmscale.checkpoint.json_file import read_object
 from mmscale.checkpoint.manifest import check_contents, check_covered, read_manifest
 from mmscale.checkpoint.release_files import CONFIG, FORMAT, TOKENIZER, VERSION
 from mmscale.checkpoint.run_folder import build_empty, check_vocabulary
@@ -23,6 +22,7 @@ from mmscale.config import Config
 from mmscale.config_file import config_from_tree
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.errors import UserError
+from mmscale.json_file import read_object
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import fill_rows
 from mmscale.predict.predictor import Predictor

@@ -21,7 +21,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from mmscale.checkpoint.json_file import read_object, write_object
 from mmscale.checkpoint.release_files import write_tokenizer_config
 from mmscale.checkpoint.run_folder import build_empty, open_run, saved_names
 from mmscale.checkpoint.run_state import read_state
@@ -31,6 +30,7 @@ from mmscale.config import ModelConfig
 from mmscale.data.tokenizer import END, SPECIAL_TOKENS, Tokenizer
 from mmscale.durable import make_folder, replace_folder
 from mmscale.errors import UserError
+from mmscale.json_file import read_object, write_object
 from mmscale.model.initialise import fill
 
 SHIFT = len(SPECIAL_TOKENS)

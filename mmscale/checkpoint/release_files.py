@@ -12,10 +12,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mmscale.checkpoint.json_file import write_object
 from mmscale.config import Config
 from mmscale.config_file import to_tree
 from mmscale.data.tokenizer import END, PAD, SPECIAL_TOKENS, Tokenizer
+from mmscale.json_file import write_object
 
 FORMAT, VERSION = "mmscale-release", 1
 MODEL_TYPE, MODEL_CLASS, PROCESSOR_CLASS = "mmscale", "MmscaleModel", "MmscaleProcessor"

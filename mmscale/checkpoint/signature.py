@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmscale.checkpoint.plain_file import read_plain
 from mmscale.errors import UserError
+from mmscale.plain_file import read_plain
 
 NAME = "model.sig"
 PRIVATE, PUBLIC = "private.pem", "public.pem"

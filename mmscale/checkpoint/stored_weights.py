@@ -17,9 +17,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mmscale.checkpoint.plain_file import open_plain
 from mmscale.checkpoint.tensor_file import StoredTensor, read_tensor_files
 from mmscale.errors import UserError
+from mmscale.plain_file import open_plain
 
 _SHARDING = "DCP_SHARDING_INFO"
 _REMEDY = "remove the checkpoint and use an older one"

@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from mmscale.checkpoint.plain_file import open_plain
 from mmscale.errors import UserError
+from mmscale.plain_file import open_plain
 
 MAX_HEADER_BYTES = (
     16 << 20

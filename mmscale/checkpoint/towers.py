@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmscale.checkpoint.json_file import read_object
 from mmscale.config import Config
 from mmscale.errors import UserError
+from mmscale.json_file import read_object
 from mmscale.model.initialise import fill
 from mmscale.model.towers import WHISPER_FRAMES_A_POSITION, import_transformers, read_architecture
 

@@ -19,10 +19,10 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from mmscale.checkpoint.json_file import write_object
 from mmscale.checkpoint.stored_weights import Weights
 from mmscale.checkpoint.tensor_file import DTYPES
 from mmscale.errors import UserError
+from mmscale.json_file import write_object
 
 WEIGHT_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,9 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from mmscale.checkpoint.json_file import MAX_BYTES
-from mmscale.checkpoint.plain_file import read_plain
 from mmscale.durable import write_durably
 from mmscale.errors import UserError
+from mmscale.json_file import read_object
 
 # Order is the id: never reorder, only append.
 SPECIAL_TOKENS = ("<|pad|>", "<|end|>", "<|answer|>", "<|embed|>", "<|mask|>")
@@ -121,15 +121,10 @@ class Tokenizer:
 
 
 def _read(path: str | Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(read_plain(Path(path), MAX_BYTES).decode("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such tokenizer file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a tokenizer.json ({error}); copy it again, or train one") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: not a tokenizer.json (no JSON object); copy it again, or train one")
-    return tree
+    if not os.path.exists(path):
+        raise UserError(f"{path}: no such tokenizer file")
+    again = "it is not a tokenizer.json: copy it again, or train one"
+    return read_object(Path(path), again, again)
 
 
 def _build(tree: dict[str, Any], path: str | Path) -> tokenizers.Tokenizer:

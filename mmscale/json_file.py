@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mmscale.checkpoint.plain_file import read_plain
 from mmscale.errors import UserError
+from mmscale.plain_file import read_plain
 
 MAX_BYTES = 64 << 20  # a large tokenizer has 20
 
