@@ -99,18 +99,20 @@ def _largest(gradients: list[Tensor]) -> Tensor:
     """The largest magnitude in each gradient, float32 [gradients]; of one that is sharded, over all its shards."""
     shards = [one.to_local() if isinstance(one, DTensor) else one for one in gradients]
     shards = [one if one.numel() else one.new_zeros(1) for one in shards]
-    largest = torch.stack(torch._foreach_norm(shards, ord=torch.inf)).float()
+    largest = list(torch._foreach_norm(shards, ord=torch.inf))
     split_alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for number, one in enumerate(gradients):
         if isinstance(one, DTensor):
             axes = [axis for axis, placement in enumerate(one.placements) if not placement.is_replicate()]
             split_alike[tuple(one.device_mesh.get_group(axis) for axis in axes)].append(number)
     for groups, numbers in split_alike.items():
-        part = largest[numbers]
+        # Stacked, not indexed by numbers, which the host would have to send to the device.
+        part = torch.stack([largest[number] for number in numbers])
         for ranks in groups:
             dist.all_reduce(part, dist.ReduceOp.MAX, ranks)
-        largest[numbers] = part
-    return largest
+        for number, found in zip(numbers, part.unbind(), strict=True):
+            largest[number] = found
+    return torch.stack(largest).float()
 
 
 def _choose(keep: Tensor, old: Tensor, new: Tensor) -> Tensor:
