@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mmscale.hub.autoload import install as _watch_for_transformers
 
 if TYPE_CHECKING:
-    from mmscale.checkpoint.pretrained import Pretrained
+    from mmscale.release.trained_model import Pretrained
 
 __version__ = "0.1.0"
 
@@ -18,10 +18,10 @@ _watch_for_transformers()
 def load(
     folder: str | PathLike[str], device: str = "cpu", *, dtype: str = "auto", verify: bool = True
 ) -> Pretrained:
-    """Open a release made by ``mmscale export``; see `mmscale.checkpoint.pretrained.load`.
+    """Open a release made by ``mmscale export``; see `mmscale.release.trained_model.load`.
 
     Raises `UserError` if the folder is none, or is damaged or changed.
     """
-    from mmscale.checkpoint.pretrained import load as load_release  # torch is slow to import
+    from mmscale.release.trained_model import load as load_release  # torch is slow to import
 
     return load_release(folder, device, dtype=dtype, verify=verify)

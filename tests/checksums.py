@@ -11,9 +11,9 @@ import torch
 
 from mmscale.batch import Batch
 from mmscale.config_file import load_config
-from mmscale.data.assemble import Assembler
-from mmscale.data.loader import MicroBatches, iterate_steps
-from mmscale.data.plan import Plan
+from mmscale.data.loading.assembler import Assembler
+from mmscale.data.loading.loader import MicroBatches, iterate_steps
+from mmscale.data.planning.step_plan import Plan
 from mmscale.train.prepare import prepare_data, run_tokenizer
 
 

@@ -75,7 +75,7 @@ def run_module(
 @pytest.fixture(scope="session")
 def small_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small build of the embedded data set: 120 training and 24 test samples."""
-    from mmscale.data.digits import build_digits
+    from mmscale.demo.digits import build_digits
 
     folder = tmp_path_factory.mktemp("digits") / "digits"
     build_digits(folder, progress=False, samples=120)

@@ -12,8 +12,8 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from mmscale.data.manifest import Manifest
-from mmscale.data.pack import ShardWriter
+from mmscale.data.index.manifest import Manifest
+from mmscale.data.ingest.pack import ShardWriter
 
 
 def picture(width: int, height: int, format: str = "PNG") -> bytes:

@@ -88,7 +88,7 @@ def train_and_wait() -> None:
 def train_without_a_look() -> None:
     """``mmscale train`` whose start does not compare the shards' sizes: as if they broke just after it."""
     from mmscale.cli import main
-    from mmscale.data.manifest import Manifest
+    from mmscale.data.index.manifest import Manifest
 
     Manifest.check_shards = lambda self, added=False: None  # type: ignore[method-assign]
     main(["train", *sys.argv[2:]])

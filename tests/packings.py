@@ -5,7 +5,7 @@ import numpy as np
 from mmscale import prf
 from mmscale.batch import Batch
 from mmscale.config import MediaConfig, ModelConfig
-from mmscale.data.builder import BatchBuilder
+from mmscale.data.loading.batch_builder import BatchBuilder
 from mmscale.data.tokenizer import EMBED
 
 MEDIA = MediaConfig(image_height=16, image_width=24, image_patch=8, mel_bins=20)

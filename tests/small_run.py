@@ -15,8 +15,8 @@ from mmscale.checkpoint.run_state import Keep, RunState
 from mmscale.checkpoint.store import CheckpointStore
 from mmscale.config import Config, DataConfig, EvalConfig, ParallelConfig, SetConfig, TaskConfig
 from mmscale.config_file import dump_config
-from mmscale.data.index import build_index
-from mmscale.data.pack import ShardWriter
+from mmscale.data.index.build_index import build_index
+from mmscale.data.ingest.pack import ShardWriter
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.model.initialise import initialise
 from mmscale.parallel.ranks import join_ranks, leave_ranks

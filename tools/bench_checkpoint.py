@@ -36,7 +36,7 @@ def rank(folder: Path, rounds: int, rest: float) -> None:
     from mmscale.checkpoint.store import CheckpointStore
     from mmscale.parallel.ranks import join_ranks, leave_ranks
     from mmscale.parallel.strategy import build_strategy
-    from mmscale.train.garbage import old_objects_aside
+    from mmscale.train.gc_freeze import old_objects_aside
 
     config = config_of("base", "bf16, full checkpointing")
     config.parallel.threads = 1

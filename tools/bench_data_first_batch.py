@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    from mmscale.data.fork_server import start_fork_server
+    from mmscale.data.loading.fork_server import start_fork_server
 
     folder, workers = Path(sys.argv[1]), int(sys.argv[2])
     if workers:
@@ -23,9 +23,9 @@ def main() -> None:
     torch_s = time.perf_counter() - began
     from bench_data_shards import config_of
 
-    from mmscale.data.assemble import Assembler
-    from mmscale.data.loader import MicroBatches, iterate_steps
-    from mmscale.data.plan import Plan
+    from mmscale.data.loading.assembler import Assembler
+    from mmscale.data.loading.loader import MicroBatches, iterate_steps
+    from mmscale.data.planning.step_plan import Plan
     from mmscale.data.tokenizer import Tokenizer
 
     torch.set_num_threads(1)

@@ -9,8 +9,8 @@ from pathlib import Path
 import prepare_fsdd
 
 from mmscale.config import AugmentConfig, Config, MediaConfig, SetConfig, TaskConfig
-from mmscale.data.index import build_index
-from mmscale.data.shard_writer import ShardWriter
+from mmscale.data.index.build_index import build_index
+from mmscale.data.ingest.shard_writer import ShardWriter
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.errors import UserError
 

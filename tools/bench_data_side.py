@@ -28,11 +28,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mmscale import prf
 from mmscale.batch import Batch
-from mmscale.data.assemble import Assembler
-from mmscale.data.augment import CROP_DRAWS, draw_crop
-from mmscale.data.loader import MicroBatches, iterate_steps
-from mmscale.data.mel import LogMel
-from mmscale.data.plan import Plan
+from mmscale.data.loading.assembler import Assembler
+from mmscale.data.loading.loader import MicroBatches, iterate_steps
+from mmscale.data.media.augment import CROP_DRAWS, draw_crop
+from mmscale.data.media.log_mel import LogMel
+from mmscale.data.planning.step_plan import Plan
 from mmscale.data.tokenizer import Tokenizer
 
 BATCH = 32
@@ -154,7 +154,7 @@ def _webdataset(
 
 
 def _samples(shards: Path) -> int:
-    from mmscale.data.manifest import Manifest
+    from mmscale.data.index.manifest import Manifest
 
     return len(Manifest.open(shards))
 

@@ -30,8 +30,8 @@ from typing import Any
 from bench_data_shards import write_pictures
 
 from mmscale.config import MediaConfig
-from mmscale.data.index import build_index
-from mmscale.data.shard_writer import ShardWriter
+from mmscale.data.index.build_index import build_index
+from mmscale.data.ingest.shard_writer import ShardWriter
 from mmscale.gpu import known_gpu
 
 HERE = Path(__file__).resolve().parent

@@ -26,8 +26,8 @@ from torch.profiler import profile
 from mmscale.batch import Batch
 from mmscale.config import Config, MediaConfig, ModelConfig, SetConfig, TaskConfig
 from mmscale.config_file import config_from_tree, parse_override, set_key, to_tree
-from mmscale.data.assemble import Assembler
-from mmscale.data.plan import Plan
+from mmscale.data.loading.assembler import Assembler
+from mmscale.data.planning.step_plan import Plan
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.flops import Flops
 from mmscale.parallel.ranks import join_ranks

@@ -37,10 +37,10 @@ def step_seconds(kind: str, ranks: int, tokens: int) -> float:
 
 def rank(kind: str, tokens: int) -> None:
     """One process of a launch: ``fsdp`` is ours, ``ddp`` is `DistributedDataParallel` around the same model."""
+    from mmscale.capacity.dry_batch import dry_batch
     from mmscale.model.fusion import FusionTransformer
     from mmscale.parallel.ranks import join_ranks, leave_ranks
     from mmscale.parallel.strategy import build_strategy
-    from mmscale.plan.dry_batch import dry_batch
 
     config = config_of("base", "bf16, full checkpointing")
     config.parallel.checkpointing, config.parallel.threads, config.data.seq_len = "none", 1, tokens
@@ -100,7 +100,7 @@ def loop() -> None:
     from unittest import mock
 
     from mmscale.config_file import load_config
-    from mmscale.data.digits import build_digits
+    from mmscale.demo.digits import build_digits
     from mmscale.parallel.single import SingleStrategy
     from mmscale.train import loop as train_loop
 

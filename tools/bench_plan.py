@@ -25,7 +25,7 @@ import numpy as np
 
 from mmscale import prf
 from mmscale.config import Config, MediaConfig, ModelConfig, SetConfig, TaskConfig
-from mmscale.data.stored_index import FACTS, VERSION, Shard, identity
+from mmscale.data.index.index_files import FACTS, VERSION, Shard, identity
 from mmscale.data.tokenizer import Tokenizer
 
 SHARD_SAMPLES = 10_000
@@ -81,7 +81,7 @@ def bench_tokenizer() -> Tokenizer:
 
 def measure(folder: Path, first: bool) -> dict[str, float]:
     """Open the plan, then time steps drawn from the whole of three epochs, each far from the last."""
-    from mmscale.data.plan import Plan
+    from mmscale.data.planning.step_plan import Plan
 
     config, tokenizer = config_of(folder), bench_tokenizer()
     began = time.perf_counter()
@@ -140,9 +140,9 @@ def report(samples: int, first: dict[str, float], runs: list[dict[str, float]]) 
 
 def write_index(folder: Path, samples: int) -> None:
     """A synthetic index and the token counts a first start would have left."""
-    from mmscale.data.corpus import Corpus
-    from mmscale.data.derived import DerivedFiles
-    from mmscale.data.manifest import Manifest
+    from mmscale.data.index.dataset import Corpus
+    from mmscale.data.index.manifest import Manifest
+    from mmscale.data.planning.array_cache import DerivedFiles
 
     index = folder / "index"
     index.mkdir(parents=True)

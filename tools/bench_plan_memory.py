@@ -20,8 +20,8 @@ from typing import Any
 import yaml
 from bench_ranks import command_of_ranks
 
+from mmscale.capacity.dry_run import dry_run
 from mmscale.config import Config, ModelConfig, SetConfig, TaskConfig
-from mmscale.plan.dry_run import dry_run
 
 ROOT = Path(__file__).resolve().parent.parent
 SEQUENCES = 2
@@ -56,10 +56,10 @@ def measured(size: str, way: str) -> dict[str, Any]:
 
 def rank(size: str, way: str) -> None:
     """One of the two."""
+    from mmscale.capacity.dry_batch import dry_batch
+    from mmscale.capacity.dry_run import measure
     from mmscale.parallel.ranks import join_ranks, leave_ranks
     from mmscale.parallel.strategy import build_strategy
-    from mmscale.plan.dry_batch import dry_batch
-    from mmscale.plan.dry_run import measure
 
     config = config_of(size, way)
     ranks = join_ranks(config.parallel)

@@ -26,10 +26,10 @@ import torch
 from mmscale import prf
 from mmscale.checkpoint.run_folder import build_empty
 from mmscale.checkpoint.run_state import RunState
-from mmscale.checkpoint.weight_writer import write_header
 from mmscale.config import Config, DataConfig, SetConfig, TaskConfig
 from mmscale.config_file import dump_config, load_model_config
 from mmscale.data.tokenizer import Tokenizer
+from mmscale.release.weight_writer import write_header
 
 _TILE_BYTES = 16 << 20
 _SPARE_BYTES = 8 << 30
@@ -133,7 +133,7 @@ def measure(code: str, work: Path) -> tuple[float, int]:
             os.fdatasync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     timed = (
-        "import time, json, resource, sys, mmscale, mmscale.checkpoint.pretrained, mmscale.checkpoint.release\n"
+        "import time, json, resource, sys, mmscale, mmscale.release.trained_model, mmscale.release.export\n"
         "sys.stdout = sys.stderr\n"
         f"began = time.perf_counter()\n{code}\ntook = time.perf_counter() - began\n"
         "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"

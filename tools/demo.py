@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mmscale.config_file import load_config
-from mmscale.data.corpus import Corpus
+from mmscale.data.index.dataset import Corpus
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/train/digits.yaml"

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from mmscale.config import MediaConfig
-from mmscale.data.index import build_index, has_index
-from mmscale.data.pack import ShardWriter
+from mmscale.data.index.build_index import build_index, has_index
+from mmscale.data.ingest.pack import ShardWriter
 from mmscale.errors import UserError
 from mmscale.prf import Permutation, derive_key
 

@@ -27,7 +27,7 @@ from mmscale.checkpoint.run_state import (
     step_of,
     superfluous,
 )  # fmt: skip
-from mmscale.data.remote import CHUNK, RemoteFault, RemoteFile, attempt, check_remote
+from mmscale.data.storage.remote_file import CHUNK, RemoteFault, RemoteFile, attempt, check_remote
 from mmscale.durable import make_folder, sync_folder, write_durably
 from mmscale.errors import UserError
 

@@ -46,7 +46,7 @@ from mmscale.checkpoint.run_state import (
     superfluous,
 )  # fmt: skip
 from mmscale.checkpoint.save_writer import KeptPlan, ShardWriter
-from mmscale.data.remote import RemoteFault
+from mmscale.data.storage.remote_file import RemoteFault
 from mmscale.durable import make_folder, move_into_place, remove_folder, write_durably
 from mmscale.errors import UserError
 

@@ -178,7 +178,7 @@ def media_limits(arguments: argparse.Namespace) -> Any:
 
 
 def _data_pack(arguments: argparse.Namespace) -> dict[str, Any]:
-    from mmscale.data.pack import pack
+    from mmscale.data.ingest.pack import pack
     from mmscale.data.worker_pool import available_cores
 
     manifest = pack(
@@ -195,7 +195,7 @@ def _data_pack(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _data_index(arguments: argparse.Namespace) -> dict[str, Any]:
-    from mmscale.data.index import index_sources
+    from mmscale.data.index.build_index import index_sources
 
     out = Path(arguments.out) if arguments.out else None
     manifest = index_sources(arguments.sources, out, media_limits(arguments), progress=True)
@@ -227,7 +227,7 @@ def _tell_manifest(manifest: Any, quiet: bool) -> dict[str, Any]:
 
 
 def _data_verify(arguments: argparse.Namespace) -> dict[str, Any]:
-    from mmscale.data.index import verify
+    from mmscale.data.index.build_index import verify
 
     faults = verify(Path(arguments.directory))
     if faults:
@@ -262,7 +262,7 @@ def _data_inspect(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _data_order(arguments: argparse.Namespace) -> None:
     from mmscale.config_file import load_config
-    from mmscale.data.plan import check_world
+    from mmscale.data.planning.step_plan import check_world
     from mmscale.train.prepare import finished_steps, open_plan, prepare_data, run_tokenizer
 
     config = load_config(arguments.config, arguments.overrides)

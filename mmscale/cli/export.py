@@ -62,7 +62,7 @@ def add(verbs: Any) -> None:
 def _export(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.form == "qwen3":
         return _export_qwen3(arguments)
-    from mmscale.checkpoint.release import ExportOptions, export
+    from mmscale.release.export import ExportOptions, export
 
     options = ExportOptions(
         dtype=arguments.dtype,
@@ -83,7 +83,7 @@ def _export(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _export_qwen3(arguments: argparse.Namespace) -> dict[str, Any]:
-    from mmscale.checkpoint.qwen3 import export_qwen3
+    from mmscale.release.qwen3 import export_qwen3
 
     for name in ("merge", "sign_key"):
         if getattr(arguments, name):

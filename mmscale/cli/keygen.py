@@ -16,7 +16,7 @@ def add(verbs: Any) -> None:
 
 
 def _keygen(arguments: argparse.Namespace) -> dict[str, Any]:
-    from mmscale.checkpoint.signature import make_keys
+    from mmscale.release.signature import make_keys
 
     private, public = make_keys(Path(arguments.out))
     if not arguments.json:

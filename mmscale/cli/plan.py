@@ -45,13 +45,13 @@ def add(verbs: Any) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
+    from mmscale.capacity.estimate import Assumptions
+    from mmscale.capacity.report import describe, facts_of
+    from mmscale.capacity.search import Planner
     from mmscale.checkpoint.towers import resolve_towers
     from mmscale.config_file import load_config
     from mmscale.gpu import find_gpu
     from mmscale.parallel.launcher import settle
-    from mmscale.plan.estimate import Assumptions
-    from mmscale.plan.report import describe, facts_of
-    from mmscale.plan.search import Planner
     from mmscale.train.prepare import expected_vocabulary
 
     if arguments.gpus < 1 or arguments.gpus_per_node < 1:
@@ -94,7 +94,7 @@ def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _best(planner: Any, tokens: float, quiet: bool) -> dict[str, Any] | None:
-    from mmscale.plan.report import facts_of
+    from mmscale.capacity.report import facts_of
 
     print("mmscale: looking for the fastest way that fits", file=sys.stderr)
     found = planner.search(lambda line: print(f"  {line}", file=sys.stderr))

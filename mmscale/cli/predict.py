@@ -50,9 +50,9 @@ def add(verbs: Any) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
-    from mmscale.checkpoint.pretrained import load_trained
     from mmscale.predict.decoding import Decoding
     from mmscale.predict.question import trained_prompts
+    from mmscale.release.trained_model import load_trained
 
     decoding = {name: getattr(arguments, name) for name in _DECODING}
     labels: list[str] = []

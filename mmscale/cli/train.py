@@ -68,7 +68,7 @@ def start_ranks(count: int) -> None:
 
 def _train(arguments: argparse.Namespace) -> dict[str, Any] | None:
     from mmscale.config_file import describe_keys, load_config
-    from mmscale.data.fork_server import start_fork_server
+    from mmscale.data.loading.fork_server import start_fork_server
 
     if arguments.keys:
         for name, default, text in describe_keys():

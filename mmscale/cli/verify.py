@@ -31,7 +31,7 @@ def add(verbs: Any) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> dict[str, Any]:
-    from mmscale.checkpoint.verify_release import verify_release
+    from mmscale.release.verify_release import verify_release
 
     key = Path(arguments.public_key) if arguments.public_key is not None else None
     facts = verify_release(Path(arguments.folder), key, arguments.ignore)

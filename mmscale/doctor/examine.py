@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from mmscale.config import Config
-from mmscale.doctor import bandwidth, gpus, network, room, shards, versions
+from mmscale.doctor import bandwidth, disk_space, gpus, network, shards, versions
 from mmscale.doctor.check import FAILED, OK, Check, Place, worst
 from mmscale.doctor.exchange import Exchange
 from mmscale.errors import UserError
@@ -159,7 +159,7 @@ class _Examination:
         looks: dict[str, Callable[[], Any]] = {}
         if self._speaks:
             looks["gpus"] = gpus.look
-            looks["room"] = lambda: room.look(self._config, len(self._mine))
+            looks["room"] = lambda: disk_space.look(self._config, len(self._mine))
         if self._config is not None:
             config = self._config
             looks["shards"] = lambda: shards.look(config)
@@ -215,7 +215,7 @@ class _Examination:
             gpus.judge({place: found[place]["gpus"] for place in firsts}),
             network.judge_network(reached),
             network.judge_clocks({place: told[self.machines[0]] for place, told in reached.items()}),
-            room.judge({place: found[place]["room"] for place in firsts}),
+            disk_space.judge({place: found[place]["room"] for place in firsts}),
         ]
         if self._config is not None:
             checks.append(shards.judge({place: one["shards"] for place, one in found.items()}))

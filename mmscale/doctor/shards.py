@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mmscale.config import Config, SetConfig
-from mmscale.data.manifest import Manifest, open_manifests
-from mmscale.data.remote import RemoteFault, RemoteFile
-from mmscale.data.url import join_url
+from mmscale.data.index.manifest import Manifest, open_manifests
+from mmscale.data.storage.remote_file import RemoteFault, RemoteFile
+from mmscale.data.storage.url import join_url
 from mmscale.doctor.check import FAILED, OK, Check, Place, complain, usual
 from mmscale.errors import UserError
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from mmscale.checkpoint.run_folder import saved_names
 from mmscale.checkpoint.stored_weights import StoredWeights, fill_from
 from mmscale.config import EvalConfig, SetConfig, TaskConfig
-from mmscale.data.corpus import Corpus
+from mmscale.data.index.dataset import Corpus
 from mmscale.errors import UserError
 from mmscale.evaluate.classify import label_scores, labels_of, longest_answer
 from mmscale.evaluate.samples import Samples

@@ -17,7 +17,7 @@ from torch import Tensor
 from mmscale import prf
 from mmscale.batch import Batch
 from mmscale.config import EvalConfig
-from mmscale.data.builder import BatchBuilder
+from mmscale.data.loading.batch_builder import BatchBuilder
 from mmscale.data.tokenizer import ANSWER, END
 from mmscale.evaluate.classify import label_scores, labels_of, longest_answer
 from mmscale.evaluate.samples import Sample, Samples

@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mmscale.checkpoint.open_release import is_release, load_release
 from mmscale.checkpoint.run_folder import load_checkpoint, open_run, whole_checkpoints
 from mmscale.checkpoint.run_state import list_checkpoints, read_state
 from mmscale.checkpoint.score_file import write_scores
 from mmscale.checkpoint.stored_weights import StoredWeights
 from mmscale.config import EvalConfig
-from mmscale.data.corpus import Corpus
+from mmscale.data.index.dataset import Corpus
 from mmscale.errors import UserError
 from mmscale.evaluate.classify import label_scores, labels_of, longest_answer
 from mmscale.evaluate.label_scan import LabelScan
@@ -33,6 +32,7 @@ from mmscale.evaluate.scores import (
 )
 from mmscale.predict.decoding import Decoding
 from mmscale.predict.predictor import Predictor
+from mmscale.release.open_release import is_release, load_release
 
 _MOST_SHOWN_LABELS = 100  # a larger confusion matrix is left out of the result
 

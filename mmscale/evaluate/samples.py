@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from mmscale import prf
 from mmscale.config import EvalConfig
-from mmscale.data.corpus import Corpus
+from mmscale.data.index.dataset import Corpus
 from mmscale.errors import SampleFault, UserError
 from mmscale.predict.predictor import Predictor
 from mmscale.predict.query import Part

@@ -12,8 +12,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 
 from mmscale.batch import Batch
-from mmscale.checkpoint.open_release import load_release
-from mmscale.checkpoint.weight_writer import WEIGHT_TYPES
 from mmscale.data.tokenizer import END, PAD, SPECIAL_TOKENS
 from mmscale.errors import UserError
 from mmscale.hub.config import MmscaleConfig
@@ -22,6 +20,8 @@ from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
 from mmscale.predict.decoding import Decoding
 from mmscale.predict.generate import Generator
+from mmscale.release.open_release import load_release
+from mmscale.release.weight_writer import WEIGHT_TYPES
 
 # What callers may say and what changes nothing here: weights are always mapped, checked and from safetensors.
 _NO_MATTER = {

@@ -11,14 +11,14 @@ import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from mmscale.checkpoint.open_release import read_small_files
 from mmscale.config import Config
-from mmscale.data.builder import BatchBuilder
+from mmscale.data.loading.batch_builder import BatchBuilder
 from mmscale.data.tokenizer import ANSWER, EMBED, Tokenizer
 from mmscale.errors import UserError
 from mmscale.hub.folder import release_folder
 from mmscale.predict.query import Part, PartReader, Text, count_tokens, lay_query
 from mmscale.predict.question import choose_prompt, read_question
+from mmscale.release.open_release import read_small_files
 
 
 class MmscaleProcessor(ProcessorMixin):

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mmscale.config import MediaConfig
-from mmscale.data.audio import decode_audio
-from mmscale.data.corpus import Corpus
-from mmscale.data.image import decode_image
+from mmscale.data.index.dataset import Corpus
+from mmscale.data.media.audio import decode_audio
+from mmscale.data.media.image import decode_image
 from mmscale.errors import SampleFault
 from mmscale.inspect.picture import MAX_PIXELS
 from mmscale.inspect.sound import MAX_S
@@ -65,7 +65,7 @@ def thumbnail(corpus: Corpus, sample: int) -> Thumbnail | None:
 
 def clip(corpus: Corpus, sample: int) -> Clip | None:
     """The beginning of the sample's sound; None where it cannot be decoded."""
-    from mmscale.data.mel import LogMel  # torch is slow to import
+    from mmscale.data.media.log_mel import LogMel  # torch is slow to import
 
     try:
         whole = decode_audio(corpus.read("audio", sample), _SOUND)

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mmscale.data.corpus import Corpus
-from mmscale.data.probe import kind_of
+from mmscale.data.index.dataset import Corpus
+from mmscale.data.index.probe import kind_of
 from mmscale.errors import UserError
 from mmscale.prf import Permutation, derive_key
 

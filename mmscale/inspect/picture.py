@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmscale.config import MediaConfig
-from mmscale.data.image import decode_image
+from mmscale.data.media.image import decode_image
 
 SIDE = 64
 """Pictures are measured at this many pixels a side, stretched to a square."""

@@ -9,10 +9,10 @@ from typing import Any
 from mmscale.errors import UserError
 from mmscale.inspect.checks import run_checks
 from mmscale.inspect.duplicates import add_groups
-from mmscale.inspect.look import look_at_all
 from mmscale.inspect.named_set import open_sets
 from mmscale.inspect.page import render
 from mmscale.inspect.report import build_report
+from mmscale.inspect.scan_samples import look_at_all
 from mmscale.inspect.table import build_table, import_extra, write_table
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmscale.config import MediaConfig
-from mmscale.data.audio import decode_audio
+from mmscale.data.media.audio import decode_audio
 
 # Within two steps of 16 bits of full scale; a plateau there of at least three samples is a cut-off wave.
 _FULL_SCALE = 32766 / 32768

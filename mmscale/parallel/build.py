@@ -9,10 +9,10 @@ import torch
 
 from mmscale.config import Config
 from mmscale.model.fusion import FusionTransformer
+from mmscale.parallel.activation_checkpointing import set_recompute
 from mmscale.parallel.compile import compile_blocks
 from mmscale.parallel.float8 import use_float8
 from mmscale.parallel.ranks import Ranks
-from mmscale.parallel.recompute import set_recompute
 
 
 def build_model(

@@ -16,7 +16,7 @@ from mmscale.model.contrast import ContrastTerms
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
 from mmscale.parallel.build import build_model
-from mmscale.parallel.own_update import OwnUpdate
+from mmscale.parallel.optimizer_step import OwnUpdate
 from mmscale.parallel.ranks import Ranks
 from mmscale.parallel.single import run_in
 

@@ -25,8 +25,8 @@ from mmscale.model.contrast import ContrastTerms
 from mmscale.model.initialise import initialise
 from mmscale.parallel.build import build_model
 from mmscale.parallel.context import split_positions
-from mmscale.parallel.direct import use_direct_exchange
-from mmscale.parallel.own_update import OwnUpdate
+from mmscale.parallel.gloo_collectives import use_direct_exchange
+from mmscale.parallel.optimizer_step import OwnUpdate
 from mmscale.parallel.ranks import Ranks
 from mmscale.parallel.tensor import split_matrices
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from mmscale.config import ParallelConfig
 from mmscale.data.worker_pool import available_cores
 from mmscale.errors import UserError
-from mmscale.parallel.heap import keep_heap
+from mmscale.parallel.malloc import keep_heap
 
 Result = TypeVar("Result")
 

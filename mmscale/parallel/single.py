@@ -12,7 +12,7 @@ from mmscale.config import Config
 from mmscale.model.contrast import ContrastTerms
 from mmscale.model.initialise import initialise
 from mmscale.parallel.build import build_model
-from mmscale.parallel.own_update import OwnUpdate
+from mmscale.parallel.optimizer_step import OwnUpdate
 from mmscale.parallel.ranks import Ranks
 
 

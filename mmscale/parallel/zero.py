@@ -27,9 +27,9 @@ from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import draw
 from mmscale.optim.optimizer import parameter_groups
 from mmscale.parallel.build import build_model
+from mmscale.parallel.deepspeed_build_lock import pass_stale_build
 from mmscale.parallel.deepspeed_config import deepspeed_settings
 from mmscale.parallel.ranks import Ranks
-from mmscale.parallel.stale_build import pass_stale_build
 from mmscale.parallel.zero_pieces import Pieces
 
 # DeepSpeed asks the environment for the rank on this machine; a process that was started by itself is told it here.

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from mmscale.batch import Batch
 from mmscale.config import Config
-from mmscale.data.bins import best_fit
-from mmscale.data.builder import BatchBuilder
+from mmscale.data.loading.batch_builder import BatchBuilder
+from mmscale.data.planning.packing import best_fit
 from mmscale.data.tokenizer import ANSWER, EMBED, END, SPECIAL_TOKENS, Tokenizer
 from mmscale.errors import UserError
 from mmscale.model.attention import make_plan

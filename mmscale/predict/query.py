@@ -1,6 +1,6 @@
 """What the model is asked: an ordered list of parts, laid out exactly as training lays them out.
 
-The layout of a segment is that of `mmscale.data.segments`: fields · prompt · <|answer|> · answer, or
+The layout of a segment is that of `mmscale.data.planning.sample_sizes`: fields · prompt · <|answer|> · answer, or
 field · <|embed|>. Prediction never augments.
 """
 
@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmscale.config import MediaConfig, is_media
-from mmscale.data.audio import decode_audio
-from mmscale.data.builder import BatchBuilder
-from mmscale.data.corpus import Corpus
-from mmscale.data.image import decode_image
-from mmscale.data.mel import LogMel
+from mmscale.data.index.dataset import Corpus
+from mmscale.data.loading.batch_builder import BatchBuilder
+from mmscale.data.media.audio import decode_audio
+from mmscale.data.media.image import decode_image
+from mmscale.data.media.log_mel import LogMel
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.errors import SampleFault
 

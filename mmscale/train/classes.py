@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 
 from mmscale.config import Config, TaskConfig
-from mmscale.data.corpus import Corpus
-from mmscale.data.text_lengths import iterate_texts
+from mmscale.data.index.dataset import Corpus
+from mmscale.data.planning.token_counts import iterate_texts
 from mmscale.durable import write_durably
 from mmscale.errors import UserError
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mmscale.batch import Batch
-from mmscale.data.plan import PlannedStep
+from mmscale.data.planning.step_plan import PlannedStep
 from mmscale.model.contrast import ContrastTerms, StepEmbeddings
 from mmscale.parallel.ranks import Ranks
 from mmscale.parallel.strategy import Strategy

@@ -13,25 +13,25 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from mmscale.checkpoint.begin import begin_from
 from mmscale.checkpoint.run_state import Keep, RunState, read_state
 from mmscale.checkpoint.store import CheckpointStore
 from mmscale.checkpoint.towers import load_towers
 from mmscale.config import Config
-from mmscale.data.assemble import Assembler
-from mmscale.data.fork_server import start_fork_server
-from mmscale.data.loader import MicroBatches, iterate_steps
-from mmscale.data.plan import Plan, check_world
+from mmscale.data.loading.assembler import Assembler
+from mmscale.data.loading.fork_server import start_fork_server
+from mmscale.data.loading.loader import MicroBatches, iterate_steps
+from mmscale.data.planning.step_plan import Plan, check_world
 from mmscale.errors import UserError
 from mmscale.optim.guard import StepGuard
-from mmscale.optim.schedule import learning_rate
+from mmscale.optim.learning_rate import learning_rate
 from mmscale.parallel.hang import arm_recorder, explain
 from mmscale.parallel.launcher import settle
 from mmscale.parallel.ranks import Ranks, join_ranks, leave_ranks, meet_ranks
 from mmscale.parallel.strategy import Strategy, build_strategy, check_beginning, to_device
+from mmscale.release.init_from import begin_from
 from mmscale.train.adversarial import Adversary
 from mmscale.train.contrast import contrast_terms
-from mmscale.train.garbage import old_objects_aside
+from mmscale.train.gc_freeze import old_objects_aside
 from mmscale.train.metrics import LOSSES, Metrics
 from mmscale.train.prepare import prepare, record
 from mmscale.train.profile import StepProfiler, profiled_steps

@@ -17,13 +17,13 @@ from tqdm import tqdm
 from mmscale.batch import Batch
 from mmscale.checkpoint.run_state import RunState
 from mmscale.config import Config
-from mmscale.data.plan import Plan
+from mmscale.data.planning.step_plan import Plan
 from mmscale.errors import UserError
 from mmscale.gpu import known_gpu
 from mmscale.parallel.ranks import Ranks
-from mmscale.train.step_lines import StepLines, cut_lines
+from mmscale.train.jsonl_log import StepLines, cut_lines
 from mmscale.train.stop import INTERRUPTED, SAVED
-from mmscale.train.watch import RankTimes
+from mmscale.train.straggler import RankTimes
 
 LOSSES = ("next_token", "contrastive", "ctc", "classify")
 _SHOWN = ("loss", "lr", "grad_norm", "tokens_per_s", "step_s", "data_wait_s")  # by TensorBoard

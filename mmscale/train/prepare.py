@@ -10,20 +10,20 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from mmscale.checkpoint.begin import begin_tokenizer
 from mmscale.checkpoint.run_state import list_checkpoints, read_state
 from mmscale.checkpoint.towers import resolve_towers
 from mmscale.config import Config
 from mmscale.config_file import dump_config
-from mmscale.data.corpus import Corpus
-from mmscale.data.history import DataHistory
-from mmscale.data.plan import Plan
-from mmscale.data.segments import text_fields
-from mmscale.data.text_lengths import iterate_texts
+from mmscale.data.index.dataset import Corpus
+from mmscale.data.planning.editions import DataHistory
+from mmscale.data.planning.sample_sizes import text_fields
+from mmscale.data.planning.step_plan import Plan
+from mmscale.data.planning.token_counts import iterate_texts
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.durable import write_durably
 from mmscale.errors import UserError
 from mmscale.parallel.ranks import Ranks, on_first_rank
+from mmscale.release.init_from import begin_tokenizer
 from mmscale.train.classes import find_classes, write_classes
 
 
@@ -64,7 +64,7 @@ def record(config: Config, plan: Plan, ranks: Ranks) -> None:
 def prepare_data(config: Config) -> None:
     """Build the embedded data set the config asks for, where it is missing."""
     if config.data.prepare == "digits":
-        from mmscale.data.digits import build_digits
+        from mmscale.demo.digits import build_digits
 
         roots = {Path(shards).parent for one in config.data.sets.values() for shards in one.shards}
         for root in sorted(roots):

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mmscale.checkpoint.manifest import NAME as RELEASE_MANIFEST
-from mmscale.data.file_lock import try_lock_of_process
+from mmscale.data.storage.file_lock import try_lock_of_process
 from mmscale.durable import make_folder
 from mmscale.errors import UserError
 from mmscale.parallel.ranks import Ranks, on_first_rank
+from mmscale.release.manifest import NAME as RELEASE_MANIFEST
 
 # A file server keeps the locks of a machine that was lost until its lease ends: 90 s with NFS, about 100 with Lustre.
 _LEASE_S = 120.0

@@ -182,7 +182,7 @@ def check_metric(config: Config) -> None:
 
 def _prepare_once(config: Config, folder: Path) -> None:
     """The embedded data and the tokenizer, before many trials would make them side by side."""
-    from mmscale.data.corpus import Corpus
+    from mmscale.data.index.dataset import Corpus
     from mmscale.train.prepare import prepare_data, prepare_tokenizer
 
     whole = replace(config, run=replace(config.run, dir=str(folder)))

@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 from torch.distributed.tensor import DTensor
 
-from mmscale.checkpoint.begin import begin_from
-from mmscale.checkpoint.open_release import load_release
 from mmscale.config import ParallelConfig, TrainConfig
 from mmscale.parallel.process_end import end_after
 from mmscale.parallel.ranks import join_ranks, leave_ranks
 from mmscale.parallel.strategy import build_strategy
+from mmscale.release.init_from import begin_from
+from mmscale.release.open_release import load_release
 
 
 def main() -> None:

@@ -26,14 +26,14 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from small_run import save_run, small_config, write_shards
 
-from mmscale.checkpoint.manifest import read_manifest, write_manifest
-from mmscale.checkpoint.open_release import load_release
-from mmscale.checkpoint.release import ExportOptions, export
 from mmscale.checkpoint.run_folder import load_run
-from mmscale.checkpoint.signature import make_keys
 from mmscale.checkpoint.tensor_file import map_tensors, read_tensor_file
-from mmscale.checkpoint.verify_release import verify_release
 from mmscale.errors import UserError
+from mmscale.release.export import ExportOptions, export
+from mmscale.release.manifest import read_manifest, write_manifest
+from mmscale.release.open_release import load_release
+from mmscale.release.signature import make_keys
+from mmscale.release.verify_release import verify_release
 
 EXAMPLES = int(os.environ.get("MMSCALE_FUZZ_EXAMPLES", "100"))
 fuzz = settings(

@@ -11,12 +11,12 @@ from power import MODES, after_power_failure, recording
 from small_run import one_rank, save_run, small_config, write_shards
 
 from mmscale import prf
-from mmscale.checkpoint.release import export
 from mmscale.checkpoint.run_state import Keep, RunState, read_state
 from mmscale.checkpoint.store import CheckpointStore
-from mmscale.checkpoint.verify_release import verify_release
 from mmscale.durable import restore_folder, write_durably
 from mmscale.errors import UserError
+from mmscale.release.export import export
+from mmscale.release.verify_release import verify_release
 
 SAVES = (2, 4, 6)
 

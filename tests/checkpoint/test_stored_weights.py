@@ -10,9 +10,9 @@ from conftest import run_module
 from safetensors.torch import save_file
 
 from mmscale import prf
-from mmscale.checkpoint.release import ExportOptions, export
 from mmscale.checkpoint.stored_weights import MeanOfWeights, StoredWeights
 from mmscale.errors import UserError
+from mmscale.release.export import ExportOptions, export
 
 
 def save_shards(folder, pieces):

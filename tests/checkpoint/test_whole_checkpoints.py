@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from small_run import save_run, small_config, write_shards
 
-from mmscale.checkpoint.pretrained import load_trained
-from mmscale.checkpoint.qwen3 import export_qwen3
-from mmscale.checkpoint.release import ExportOptions, export
 from mmscale.checkpoint.run_folder import load_run
 from mmscale.errors import UserError
 from mmscale.evaluate.run import evaluate
+from mmscale.release.export import ExportOptions, export
+from mmscale.release.qwen3 import export_qwen3
+from mmscale.release.trained_model import load_trained
 
 
 @pytest.fixture(scope="module")

@@ -23,13 +23,13 @@ from PIL import Image
 from tars import BLOCK, FORMATS, write_tar
 
 from mmscale.config import AugmentConfig, MediaConfig
-from mmscale.data.audio import decode_audio
-from mmscale.data.augment import CROP_DRAWS, draw_crop
-from mmscale.data.corpus import Corpus
-from mmscale.data.image import decode_image
-from mmscale.data.index import build_index, verify
-from mmscale.data.json_document import json_text
-from mmscale.data.probe import kind_of, probe
+from mmscale.data.index.build_index import build_index, verify
+from mmscale.data.index.dataset import Corpus
+from mmscale.data.index.json_field import json_text
+from mmscale.data.index.probe import kind_of, probe
+from mmscale.data.media.audio import decode_audio
+from mmscale.data.media.augment import CROP_DRAWS, draw_crop
+from mmscale.data.media.image import decode_image
 from mmscale.errors import SampleFault, UserError
 from mmscale.prf import normal, uniform
 

@@ -23,10 +23,10 @@ from PIL import Image
 from tars import BLOCK, FORMATS, header, member, write_tar
 
 from mmscale.config import MediaConfig
-from mmscale.data.corpus import Corpus
-from mmscale.data.image import decode_image
-from mmscale.data.json_document import parse_json
-from mmscale.data.manifest import Manifest
+from mmscale.data.index.dataset import Corpus
+from mmscale.data.index.json_field import parse_json
+from mmscale.data.index.manifest import Manifest
+from mmscale.data.media.image import decode_image
 from mmscale.errors import SampleFault, UserError
 
 MOST_SECONDS = 10
@@ -209,7 +209,7 @@ INDEX_EACH = """
 import json, sys
 from pathlib import Path
 from mmscale.config import MediaConfig
-from mmscale.data.index import build_index
+from mmscale.data.index.build_index import build_index
 from mmscale.errors import UserError
 for folder in sorted(Path(sys.argv[1]).iterdir()):
     try:
@@ -369,7 +369,7 @@ def test_the_largest_pictures_take_four_bytes_of_memory_a_pixel(tmp_path: Path) 
         (tmp_path / f"{kind}.png").write_bytes(media.largest_png(kind))
     program = f"""
 from mmscale.config import MediaConfig
-from mmscale.data.image import decode_image
+from mmscale.data.media.image import decode_image
 # Not what getrusage tells, which starts at the peak of whoever started the process.
 peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 before = peak()

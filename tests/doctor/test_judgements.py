@@ -8,7 +8,7 @@ import torch
 from packings import model_config
 
 from mmscale.config import Config, DataConfig, RunConfig
-from mmscale.doctor import bandwidth, gpus, network, room, versions
+from mmscale.doctor import bandwidth, disk_space, gpus, network, versions
 from mmscale.doctor.check import FAILED, OK, WARNING, Place
 from mmscale.doctor.examine import _name_places as name_places
 
@@ -199,14 +199,14 @@ def test_a_full_disk(tmp_path):
     config = Config(
         run=RunConfig(dir=str(tmp_path / "runs/one")), model=model_config(vocab_size=320), data=DataConfig()
     )
-    assert room.judge({PLACES[0]: room.look(config, 1)}).verdict == OK
+    assert disk_space.judge({PLACES[0]: disk_space.look(config, 1)}).verdict == OK
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(tmp_path)], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip(f"a file system cannot be mounted here: {mounted.stderr.decode().strip()}")
     try:
-        check = room.judge({PLACES[0]: room.look(config, 1)})
+        check = disk_space.judge({PLACES[0]: disk_space.look(config, 1)})
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
     assert (check.verdict, check.machines) == (FAILED, ("a",)) and "0.1 MB free" in check.text

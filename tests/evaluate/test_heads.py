@@ -14,8 +14,8 @@ from small_run import WORDS, save_run, small_config, write_shards
 
 from mmscale.checkpoint.run_folder import load_run
 from mmscale.config import EvalConfig, TaskConfig
-from mmscale.data.assemble import Assembler
-from mmscale.data.plan import Plan
+from mmscale.data.loading.assembler import Assembler
+from mmscale.data.planning.step_plan import Plan
 from mmscale.errors import UserError
 from mmscale.evaluate.classify import longest_answer
 from mmscale.evaluate.run import evaluate

@@ -10,12 +10,11 @@ from PIL import Image
 from small_run import save_run, small_config, write_shards
 
 from mmscale import prf
-from mmscale.checkpoint.release import export
 from mmscale.checkpoint.run_folder import load_run
 from mmscale.config import EvalConfig, TaskConfig
-from mmscale.data.corpus import Corpus
-from mmscale.data.index import build_index
-from mmscale.data.pack import ShardWriter
+from mmscale.data.index.build_index import build_index
+from mmscale.data.index.dataset import Corpus
+from mmscale.data.ingest.pack import ShardWriter
 from mmscale.errors import UserError
 from mmscale.evaluate.classify import label_scores, labels_of
 from mmscale.evaluate.label_scan import is_outlier
@@ -26,6 +25,7 @@ from mmscale.evaluate.scores import character_error_rate
 from mmscale.evaluate.text_noise import with_typing_errors
 from mmscale.model.attack import Budget
 from mmscale.predict.query import Clip, Picture
+from mmscale.release.export import export
 from mmscale.train.loop import train
 
 COLOURS = {"red": (230, 30, 30), "green": (30, 230, 30), "blue": (30, 30, 230), "grey": (128, 128, 128)}

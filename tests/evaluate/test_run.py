@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from small_run import WORDS, save_run, small_config, write_shards
 
-from mmscale.checkpoint.release import export
 from mmscale.checkpoint.run_folder import load_run
 from mmscale.config import SCORES
-from mmscale.data.corpus import Corpus
+from mmscale.data.index.dataset import Corpus
 from mmscale.errors import UserError
 from mmscale.evaluate.run import evaluate, format_table
 from mmscale.evaluate.scores import accuracy, recall_at
+from mmscale.release.export import export
 
 
 @pytest.fixture(scope="module")

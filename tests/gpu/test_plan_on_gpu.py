@@ -5,11 +5,11 @@ import gc
 import pytest
 import torch
 
+from mmscale.capacity.dry_batch import dry_batch
+from mmscale.capacity.dry_run import dry_run
 from mmscale.config import Config, ModelConfig, SetConfig, TaskConfig
 from mmscale.parallel.ranks import join_ranks, leave_ranks
 from mmscale.parallel.strategy import build_strategy
-from mmscale.plan.dry_batch import dry_batch
-from mmscale.plan.dry_run import dry_run
 
 SEQUENCES = 4
 

@@ -16,10 +16,10 @@ from conftest import ROOT
 from small_run import save_run, small_config, write_shards
 
 import mmscale
-from mmscale.checkpoint.manifest import write_manifest
-from mmscale.checkpoint.release import ExportOptions, export
-from mmscale.checkpoint.verify_release import verify_release
 from mmscale.errors import UserError
+from mmscale.release.export import ExportOptions, export
+from mmscale.release.manifest import write_manifest
+from mmscale.release.verify_release import verify_release
 
 transformers = pytest.importorskip("transformers")
 

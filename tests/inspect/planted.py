@@ -17,8 +17,8 @@ from PIL import Image
 
 from mmscale import prf
 from mmscale.config import MediaConfig
-from mmscale.data.index import build_index
-from mmscale.data.pack import ShardWriter
+from mmscale.data.index.build_index import build_index
+from mmscale.data.ingest.pack import ShardWriter
 
 RATE = 8000
 HOSTILE = "<script>window.pwned = 1</script><img src=x onerror='window.pwned = 1'>\u202e{{ 7 * 7 }}"

@@ -11,8 +11,8 @@ from conftest import run_module
 from planted import encode, picture, planted_report, planted_sets, sample
 
 from mmscale.config import MediaConfig
-from mmscale.data.index import build_index
-from mmscale.data.pack import ShardWriter
+from mmscale.data.index.build_index import build_index
+from mmscale.data.ingest.pack import ShardWriter
 from mmscale.errors import UserError
 from mmscale.inspect.checks import CHECKS
 from mmscale.inspect.run import inspect

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mmscale import prf
 from mmscale.config import MediaConfig
-from mmscale.data.image import decode_image
+from mmscale.data.media.image import decode_image
 from mmscale.errors import SampleFault
 from mmscale.inspect.charts import histogram, number_text
 from mmscale.inspect.duplicates import NEAR_BITS, NEAR_COLOUR, add_groups

@@ -9,7 +9,7 @@ from packings import MEDIA, add_segment, model_config, random_batch
 
 from mmscale import prf
 from mmscale.batch import IMAGE
-from mmscale.data.builder import BatchBuilder
+from mmscale.data.loading.batch_builder import BatchBuilder
 from mmscale.model.dropout import depth_factor, keyed_dropout, site_key
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise

@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mmscale import prf
-from mmscale.data.builder import BatchBuilder
+from mmscale.data.loading.batch_builder import BatchBuilder
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
 

@@ -9,14 +9,14 @@ from packings import MEDIA, model_config, random_batch
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from mmscale.checkpoint.qwen3 import SHIFT, check_form, check_qwen3, load_qwen3, qwen3_name, write_qwen3
-from mmscale.data.builder import BatchBuilder
+from mmscale.data.loading.batch_builder import BatchBuilder
 from mmscale.data.tokenizer import END, SPECIAL_TOKENS, Tokenizer
 from mmscale.errors import UserError
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
 from mmscale.predict.decoding import Decoding
 from mmscale.predict.generate import Generator
+from mmscale.release.qwen3 import SHIFT, check_form, check_qwen3, load_qwen3, qwen3_name, write_qwen3
 
 
 def qwen3(**changes):

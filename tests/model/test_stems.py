@@ -7,7 +7,7 @@ from packings import MEDIA, model_config
 
 from mmscale import prf
 from mmscale.config import MediaConfig
-from mmscale.data.builder import BatchBuilder
+from mmscale.data.loading.batch_builder import BatchBuilder
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
 from mmscale.model.stems import IMAGE_STEMS

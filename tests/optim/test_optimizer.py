@@ -11,9 +11,9 @@ from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
 from mmscale.model.width import rule_of
 from mmscale.optim.ema import Ema
+from mmscale.optim.learning_rate import learning_rate
 from mmscale.optim.muon import Muon, orthogonalise
 from mmscale.optim.optimizer import TrainOptimizer
-from mmscale.optim.schedule import learning_rate
 
 
 def make_model(**changes):

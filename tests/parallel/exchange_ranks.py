@@ -4,13 +4,13 @@ import torch
 import torch.distributed as dist
 
 from mmscale.config import ParallelConfig
-from mmscale.parallel import direct
+from mmscale.parallel import gloo_collectives
 from mmscale.parallel.process_end import end_after
 from mmscale.parallel.ranks import join_ranks, leave_ranks
 
 
 def main() -> None:
-    direct._PIECE = 64
+    gloo_collectives._PIECE = 64
     ranks = join_ranks(ParallelConfig(threads=1))
     some = dist.new_group([0, 2])
     assert dist.group.WORLD is not None
@@ -21,17 +21,17 @@ def main() -> None:
             given = torch.randn(world * size, generator=generator)
             expected, found = torch.empty(size), torch.empty(size)
             dist.reduce_scatter_tensor(expected, given, group=group)
-            direct.DirectReduceScatter()(found, given, group, dist.ReduceOp.SUM)
+            gloo_collectives.DirectReduceScatter()(found, given, group, dist.ReduceOp.SUM)
             torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
             for kind in (torch.float32, torch.bfloat16):
                 mine = given[:size].to(kind)
                 whole, other = torch.empty(world * size, dtype=kind), torch.empty(world * size, dtype=kind)
                 dist.all_gather_into_tensor(whole, mine, group=group)
-                direct.DirectAllGather()(other, mine, group)
+                gloo_collectives.DirectAllGather()(other, mine, group)
                 assert torch.equal(whole, other)
                 place = other.view(world, size)[group.rank()]  # where FSDP puts it
                 other.view(world, size)[(group.rank() + 1) % world] = 0
-                direct.DirectAllGather()(other, place, group)
+                gloo_collectives.DirectAllGather()(other, place, group)
                 assert torch.equal(whole, other)
     leave_ranks()
     print(f"{ranks.rank} agrees")

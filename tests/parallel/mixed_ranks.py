@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from mmscale.config import Config, OptimizerConfig, ParallelConfig, TrainConfig
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
-from mmscale.parallel.clip import clip_gradients
+from mmscale.parallel.grad_clip import clip_gradients
 from mmscale.parallel.process_end import end_after
 from mmscale.parallel.ranks import Ranks, join_ranks, leave_ranks
 from mmscale.parallel.strategy import build_strategy

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from packings import MEDIA, add_segment, model_config
 
 from mmscale import prf
-from mmscale.data.builder import BatchBuilder
+from mmscale.data.loading.batch_builder import BatchBuilder
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
 from mmscale.predict.ctc_decode import beam_ctc, greedy_ctc

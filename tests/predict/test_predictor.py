@@ -8,7 +8,7 @@ from packings import MEDIA, model_config
 
 from mmscale import prf
 from mmscale.config import Config, DataConfig
-from mmscale.data.builder import BatchBuilder
+from mmscale.data.loading.batch_builder import BatchBuilder
 from mmscale.data.tokenizer import ANSWER, EMBED, END, SPECIAL_TOKENS, Tokenizer
 from mmscale.errors import UserError
 from mmscale.model.fusion import FusionTransformer

@@ -10,8 +10,8 @@ from killing import kill_when_reached, metrics
 
 from mmscale import prf
 from mmscale.config import MediaConfig
-from mmscale.data.index import build_index
-from mmscale.data.shard_writer import ShardWriter
+from mmscale.data.index.build_index import build_index
+from mmscale.data.ingest.shard_writer import ShardWriter
 
 WORDS = ["red", "green", "blue", "white", "black"]
 STEPS = 16

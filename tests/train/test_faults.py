@@ -15,9 +15,9 @@ from PIL import Image
 from mmscale import prf
 from mmscale.checkpoint.run_state import list_checkpoints
 from mmscale.config import MediaConfig
-from mmscale.data.index import build_index
-from mmscale.data.manifest import Manifest
-from mmscale.data.shard_writer import ShardWriter
+from mmscale.data.index.build_index import build_index
+from mmscale.data.index.manifest import Manifest
+from mmscale.data.ingest.shard_writer import ShardWriter
 
 MEDIA = {"image_height": 16, "image_width": 16, "image_patch": 8, "mel_bins": 8}
 

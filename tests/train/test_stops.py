@@ -170,7 +170,7 @@ def test_a_slow_rank_is_named(capfd):
     from small_run import one_rank
 
     from mmscale.parallel.ranks import Ranks
-    from mmscale.train.watch import RankTimes
+    from mmscale.train.straggler import RankTimes
 
     with one_rank():
         times = RankTimes(Ranks(0, 1, 0, 1, torch.device("cpu")))

@@ -11,7 +11,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from mmscale.checkpoint.run_folder import load_run
 from mmscale.checkpoint.stored_weights import StoredWeights
-from mmscale.data.builder import BatchBuilder
+from mmscale.data.loading.batch_builder import BatchBuilder
 
 SIZES = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,

@@ -1,0 +1,288 @@
+"""One step of the real model under the real strategy, without memory: what lives at once, is computed, and is sent.
+
+Run as a process of its own (`dry_run`), because it joins a process group that pretends to have all ranks. Tensors are
+fake (`torch._subclasses.FakeTensorMode`), collectives do nothing, everything else is the training's own code. What
+stands in: attention, which keeps what a fused kernel keeps (its inputs, its output and a float32 a head and position),
+recurrent layers (`dry_gru`), the buckets of ddp (`dry_ddp`), and initial weights, which are not drawn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from mmscale.config import Config
+from mmscale.errors import UserError
+
+
+@dataclass(frozen=True)
+class DryStep:
+    """Of one rank and one step; bytes, and FLOPs of the products and convolutions (attention's are in `Flops`)."""
+
+    memory: dict[str, int]  # at the peak, by kind, and their "total"
+    flops: float  # of one micro-batch, forward and backward, what is computed again included
+    sent: dict[str, int]  # given to collectives in the step's last micro-batch and the update
+    host: int = 0  # bytes of weights, gradients and moments that wait in the host's memory
+
+
+def dry_run(config: Config, world: int, sequences: int, *, passes: int = 1, fused: bool = True) -> DryStep:
+    """Measure a step of ``passes`` micro-batches of ``sequences``, on the first of ``world`` ranks.
+
+    Without ``fused``, attention is the CPU's grouped path and no stand-in. Raises `UserError` for what the strategies
+    refuse.
+    """
+    from mmscale.config_file import dump_config
+
+    order = {
+        "world": world, "sequences": sequences, "passes": passes, "fused": fused, "config": dump_config(config),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "mmscale.capacity.dry_run"],
+        input=json.dumps(order), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode == 2:
+        raise UserError(done.stderr.strip().splitlines()[-1])
+    if done.returncode:
+        raise RuntimeError(f"the dry run failed:\n{done.stderr[-4000:]}")
+    return DryStep(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def embeds_first(config: Config) -> bool:
+    """Whether a step embeds all of its micro-batches once more before their passes (`mmscale.train.contrast`)."""
+    tasks = [task for one in config.data.sets.values() for task in one.tasks]
+    return config.data.contrast_sequences > 1 and any(task.objective == "contrastive" for task in tasks)
+
+
+def measure(
+    strategy: Any, batch: Any, passes: int = 1, embed: bool = False, offload: bool = False,
+    attacks: int = 0, attack: Callable[[], Any] | None = None,
+) -> DryStep:  # fmt: skip
+    """Track a step of ``passes`` micro-batches like ``batch``, of real or fake tensors.
+
+    At most two passes are run: those between the first and the last hold the same, gradients that wait for the last.
+    With ``embed``, the embedding pass of a micro-batch is counted too. With ``offload`` (of `FsdpStrategy`), sharded
+    weights, gradients and moments lie on the host, which updates them there: no memory of the device. ``attack`` is run
+    once, and counts ``attacks`` times a micro-batch.
+    """
+    import torch
+
+    from mmscale.capacity.memory_tracker import HOST, Tracker
+
+    held, tracker = strategy.state_tensors(), Tracker()
+    kinds = {kind: HOST if offload else kind for kind in ("weights", "optimiser", "gradients")}
+    with tracker:
+        weights = [tensor for name, tensor in held.items() if name.startswith("model.")]
+        tracker.count(kinds["weights"], weights)
+        moments = [tensor for name, tensor in held.items() if not name.startswith("model.")]
+        tracker.count(kinds["optimiser"], moments)
+        tracker.count("batch", batch.tensors().values())
+        # Those that a strategy never lets go.
+        tracker.count(kinds["gradients"], [p.grad for p in strategy.model.parameters() if p.grad is not None])
+        if offload:
+            # A unit's shard is copied to the device before it is gathered; here both are one.
+            copied = torch.empty(_largest_shard(strategy.model), dtype=torch.uint8)
+            tracker.count("buffers", [copied])
+            for parameter in strategy.model.parameters():
+                if parameter.requires_grad:
+                    # FSDP calls it once the sharded gradient has gone to the host.
+                    parameter.register_post_accumulate_grad_hook(lambda p: tracker.count(HOST, [p.grad]))
+        if attack is not None:
+            attack()
+            tracker.flops *= attacks
+            tracker.sent = Counter({name: size * attacks for name, size in tracker.sent.items()})
+        if embed:
+            strategy.embeddings(batch)
+        if passes > 1:
+            once = tracker.flops, tracker.sent.copy()
+            strategy.forward_backward(batch, last=False)
+            # What outlives a pass is gradients, some strategies keep them where no parameter shows them.
+            tracker.rename("activations", "gradients")
+            tracker.flops, tracker.sent = once
+        strategy.forward_backward(batch, last=True)
+        tracker.count(kinds["gradients"], [p.grad for p in strategy.model.parameters() if p.grad is not None])
+        host = int(tracker.live[HOST])
+        if offload:
+            tracker.fresh = HOST
+        strategy.update(0, 1e-4, lambda norm: torch.zeros((), device=norm.device))
+    memory = {kind: int(size) for kind, size in tracker.at_peak.items() if size and kind != HOST}
+    return DryStep({**memory, "total": int(tracker.peak)}, float(tracker.flops), dict(tracker.sent), host)
+
+
+def _largest_shard(model: Any) -> int:
+    """Bytes of this rank's share of the largest unit that FSDP gathers at once."""
+    from torch.distributed.fsdp import FSDPModule
+
+    units: list[Any] = [one for one in model.modules() if isinstance(one, FSDPModule)]
+    parts = [list(unit.parameters()) for unit in units if unit is not model]
+    inner = {id(parameter) for part in parts for parameter in part}
+    parts.append([parameter for parameter in model.parameters() if id(parameter) not in inner])
+    return max(sum(parameter.to_local().nbytes for parameter in part) for part in parts)
+
+
+def main() -> None:
+    """Read an order from stdin, print the answer as JSON."""
+    import torch
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    from mmscale.config_file import load_config
+
+    order = json.load(sys.stdin)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(order["config"], encoding="utf-8")
+        config = load_config(str(path), [])
+    torch.set_num_threads(1)
+    # Fake tensors that refer to each other in a circle would look alive until Python happens to collect them.
+    gc.freeze()
+    gc.set_threshold(100, 1, 1)
+    dist.init_process_group("fake", rank=0, world_size=order["world"], store=FakeStore())
+    try:
+        step = _fake_step(config, order["world"], order["sequences"], order["passes"], order["fused"])
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    print(json.dumps(step.__dict__))
+
+
+def _fake_step(config: Config, world: int, sequences: int, passes: int, fused: bool) -> DryStep:
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from mmscale.capacity.dry_batch import dry_batch
+    from mmscale.parallel.ranks import Ranks
+    from mmscale.parallel.strategy import build_strategy
+
+    ranks = Ranks(0, world, 0, 1, torch.device("cpu"), config.parallel.tensor * config.parallel.context)
+    config.parallel.compile = False
+    batch, fake = dry_batch(config, sequences), FakeTensorMode(allow_non_fake_inputs=True)
+    with _stand_ins(fake, batch, fused), fake:
+        strategy = build_strategy(config, ranks)
+        strategy.model.train()
+        offload = config.parallel.offload == "cpu"
+        batch, adversarial = _faked(fake, batch), config.train.adversarial
+        if not adversarial.on:
+            return measure(strategy, batch, passes, embeds_first(config), offload)
+        batch = dataclasses.replace(batch, image_N3HW=batch.image_N3HW.float())  # as an attack leaves them
+        attack = partial(_attack, config, strategy, batch)
+        return measure(strategy, batch, passes, embeds_first(config), offload, adversarial.steps, attack)
+
+
+def _attack(config: Config, strategy: Any, batch: Any) -> None:
+    """One step of the search for the worst batch nearby (`mmscale.train.adversarial`)."""
+    from mmscale.model.attack import never_empty
+    from mmscale.parallel.strategy import COMPUTE_TYPES
+    from mmscale.train.adversarial import input_gradients
+
+    whole = never_empty(batch, config.media)
+    changed = dataclasses.replace(
+        whole,
+        image_N3HW=whole.image_N3HW.clone().requires_grad_(),
+        audio_NFM=whole.audio_NFM.clone().requires_grad_(),
+    )
+    compute = COMPUTE_TYPES[config.train.precision]
+    input_gradients(strategy, changed, compute, config.data.contrast_sequences == 1)
+
+
+def _faked(fake: Any, record: Any) -> Any:
+    """A dataclass with fake tensors instead of its real ones."""
+    from torch import Tensor
+
+    changes = {
+        item.name: fake.from_tensor(getattr(record, item.name))
+        for item in dataclasses.fields(record)
+        if isinstance(getattr(record, item.name), Tensor)
+    }
+    return dataclasses.replace(record, **changes)
+
+
+@contextlib.contextmanager
+def _stand_ins(fake: Any, batch: Any, fused: bool) -> Iterator[None]:
+    import torch
+    from torch import Tensor
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from mmscale.capacity.dry_ddp import DryDistributedDataParallel
+    from mmscale.capacity.dry_gru import dry_recurrence
+    from mmscale.model import blocks, objectives
+    from mmscale.model.attention import AttentionPlan, make_plan
+    from mmscale.model.recurrent import time_major
+    from mmscale.parallel import build, fsdp
+
+    class Fused(torch.autograd.Function):
+        """What a fused attention kernel keeps and gives."""
+
+        @staticmethod
+        def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # type: ignore[override]
+            out = torch.empty_like(q)
+            ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:3], dtype=torch.float32))
+            return out
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+            q, k, v, _, _ = ctx.saved_tensors
+            return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+        @classmethod
+        def attend(cls, q: Tensor, k: Tensor, v: Tensor, plan: Any) -> Tensor:
+            out: Tensor = cls.apply(q, k, v)
+            return out
+
+    how: Any
+    larger = objectives.LARGER_ON_GPU if fused else 1
+    order = time_major(batch.segment_BL)
+    sizes: Any = order.batch_sizes.tolist()  # the one of its tensors that is read
+    order = dataclasses.replace(_faked(fake, order), batch_sizes=sizes)
+    if fused:
+        plan, how = AttentionPlan("fused"), Fused.attend
+    else:
+        plan, how = _faked(fake, make_plan(batch, "grouped")), blocks.attend
+        assert plan.groups is not None
+        plan.groups = [_faked(fake, group) for group in plan.groups]
+
+    def for_real(function: Any) -> Any:
+        """Without fake tensors: a mesh is made of numbers that are read; parameters on the meta device are cheaper."""
+
+        def call(*arguments: Any, **settings: Any) -> Any:
+            with unset_fake_temporarily():
+                return function(*arguments, **settings)
+
+        return call
+
+    with (
+        mock.patch("mmscale.parallel.fsdp._mesh", for_real(fsdp._mesh)),
+        mock.patch("mmscale.parallel.fsdp._sharding", for_real(fsdp._sharding)),
+        mock.patch.object(DeviceMesh, "__getitem__", for_real(DeviceMesh.__getitem__)),
+        mock.patch("mmscale.parallel.fsdp.build_model", for_real(build.build_model)),
+        mock.patch("mmscale.parallel.single.build_model", for_real(build.build_model)),
+        mock.patch("mmscale.parallel.ddp.build_model", for_real(build.build_model)),
+        mock.patch("mmscale.parallel.ddp.DistributedDataParallel", DryDistributedDataParallel),
+        mock.patch("mmscale.parallel.fsdp.split_matrices", for_real(fsdp.split_matrices)),
+        mock.patch("mmscale.parallel.fsdp.fully_shard", for_real(fsdp.fully_shard)),
+        mock.patch.object(objectives, "_LOGIT_ELEMENTS", objectives._LOGIT_ELEMENTS * larger),
+        dry_recurrence(),
+        mock.patch("mmscale.model.fusion.time_major", lambda *unused: order),
+        mock.patch("mmscale.model.blocks.attend", how),
+        mock.patch("mmscale.model.fusion.make_plan", lambda *unused: plan),
+        mock.patch("mmscale.parallel.fsdp.initialise", lambda *unused: None),
+        mock.patch("mmscale.parallel.single.initialise", lambda *unused: None),
+        mock.patch("mmscale.parallel.ddp.initialise", lambda *unused: None),
+    ):
+        yield
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Which strategy, micro-batch and checkpointing of a config are the fastest that fit."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+from mmscale.capacity.dry_batch import dry_batch
+from mmscale.capacity.dry_run import dry_run
+from mmscale.capacity.dry_zero import stand_in, with_buckets
+from mmscale.capacity.estimate import Assumptions, Estimate, estimate
+from mmscale.config import ZERO_STAGES, Config, ParallelConfig
+from mmscale.data.planning.step_plan import check_world
+from mmscale.errors import UserError
+from mmscale.gpu import Gpu
+from mmscale.model.count import count_parameters
+from mmscale.parallel.float8 import no_products
+from mmscale.parallel.strategy import check_beginning, check_strategy
+
+_WORTH = 0.99  # share of the best time so far that another round of tries must come below
+_AT_ONCE = 2  # dry runs; each takes a core
+_HOWS = ("none", "selective", "full")  # checkpointing
+
+
+@dataclass(frozen=True)
+class Way:
+    """Settings that change how a step is split, and not what it computes."""
+
+    strategy: str
+    micro_batch: int
+    checkpointing: str
+    replicas: int = 1
+    tensor: int = 1
+    offload: str = "none"
+    deepspeed_config: str = ""
+
+    def lines(self, config: Config) -> list[str]:
+        """As ``key=value`` overrides of ``config``, also where only that sets a key."""
+        found = [
+            f"parallel.strategy={self.strategy}",
+            f"parallel.checkpointing={self.checkpointing}",
+            f"train.micro_batch={self.micro_batch}",
+        ]
+        for name in _OTHERS:
+            value = getattr(self, name)
+            if not value == getattr(_USUAL, name) == getattr(config.parallel, name):
+                found.append(f"parallel.{name}={value}")
+        return found
+
+
+_OTHERS, _USUAL = ("replicas", "tensor", "offload", "deepspeed_config"), ParallelConfig()
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Plans one config on ``world`` GPUs of one kind, ``per_node`` a machine."""
+
+    config: Config
+    world: int
+    per_node: int
+    gpu: Gpu
+    assume: Assumptions
+    _known: dict[Way, Estimate] = field(default_factory=dict)
+
+    def own_way(self) -> Way:
+        """What the config says."""
+        parallel = self.config.parallel
+        name = parallel.strategy
+        if name == "auto":
+            name = "fsdp" if self.world > 1 else "single"
+        others = {key: getattr(parallel, key) for key in _OTHERS}
+        return Way(name, self.config.train.micro_batch, parallel.checkpointing, **others)
+
+    def evaluate(self, way: Way) -> Estimate:
+        """By a dry run, once a way. Raises `UserError` if the config cannot run this way."""
+        if way in self._known:
+            return self._known[way]
+        config = copy.deepcopy(self.config)
+        parallel = config.parallel
+        parallel.strategy, parallel.checkpointing = way.strategy, way.checkpointing
+        config.train.micro_batch = way.micro_batch
+        for key in _OTHERS:
+            setattr(parallel, key, getattr(way, key))
+        if self.world % (way.replicas * way.tensor * parallel.context):
+            raise UserError(f"parallel.replicas, tensor and context do not divide {self.world} GPUs")
+        data_world = self.world // (way.tensor * parallel.context)
+        check_world(config.data.sequences, data_world)
+        per_rank = config.data.sequences // data_world
+        micro = min(way.micro_batch, per_rank)
+        config.check()
+        check_strategy(config, way.strategy)
+        check_beginning(config, way.strategy)
+        if parallel.float8 not in ("", "emulated"):
+            if not self.gpu.float8:
+                raise no_products(parallel.float8, self.gpu.name)
+            parallel.float8 = ""  # no CPU has them; operands that are kept are bf16 either way
+        passes, planned = -(-per_rank // micro), config
+        if way.strategy in ZERO_STAGES:
+            # DeepSpeed divides the gradients of every pass; FSDP keeps them whole until the last.
+            passes, planned = 1, stand_in(config, self.world)
+        dry = dry_run(planned, self.world, micro, passes=passes)
+        if way.strategy in ZERO_STAGES:
+            parameters = count_parameters(config.model, config.media)["total"]
+            dry = with_buckets(dry, config, self.world, parameters)
+        told = self._known[way] = estimate(
+            planned, dry, dry_batch(config, micro), world=self.world, per_node=self.per_node, gpu=self.gpu,
+            assume=self.assume,
+        )  # fmt: skip
+        return told
+
+    def search(self, tell: Callable[[str], None]) -> list[tuple[Way, Estimate]]:
+        """Ways that fit, the fastest first: the config's own, checkpointing, then replicas and larger micro-batches of
+        the best.
+
+        Without offloading, whose time is not counted, if that fits; with it only where the config asks for it.
+        """
+        found: dict[Way, Estimate] = {}
+        name = "fsdp" if self.world > 1 else "single"
+        self._try([self.own_way(), *(Way(name, 1, how) for how in _HOWS)], found, tell)
+        if self.config.parallel.offload == "cpu" and all(told.host for _, told in _fitting(found)):
+            self._try([Way("fsdp", 1, how, offload="cpu") for how in _HOWS], found, tell)
+        if self.world > 1 and not _fitting(found):
+            ways = [Way(name, 1, "full", 1, size) for size in (2, 4, 8) if size <= self.per_node]
+            self._try(ways, found, tell)
+        last_s = math.inf
+        for _ in range(2):
+            best = _fitting(found)
+            if not best:
+                break
+            way, told = best[0]
+            if told.step_s > _WORTH * last_s:
+                break  # the round before gained next to nothing
+            last_s = told.step_s
+            # Activations grow with the micro-batch; weights, moments and gradients do not.
+            room = self.gpu.memory - told.needed > 0.9 * told.memory.get("activations", 0)
+            ways = []
+            per_rank = self.config.data.sequences * way.tensor * self.config.parallel.context // self.world
+            if room and 2 * way.micro_batch <= per_rank:
+                ways.append(replace(way, micro_batch=2 * way.micro_batch))
+            nodes = self.world // self.per_node
+            alone = way.strategy == "fsdp" and way.tensor == 1
+            if alone and way.replicas == 1 and nodes > 1 and self.world % self.per_node == 0:
+                ways.append(replace(way, replicas=nodes))
+            state = told.memory.get("weights", 0) + told.memory.get("optimiser", 0) + told.host
+            whole = alone and self.world > 1 and self.config.parallel.context == 1
+            if whole and state * self.world // way.replicas < self.gpu.memory:
+                ways.append(Way("ddp", way.micro_batch, way.checkpointing))  # whole, but nothing to gather
+            self._try(ways, found, tell)
+        return _fitting(found)
+
+    def _try(self, ways: list[Way], found: dict[Way, Estimate], tell: Callable[[str], None]) -> None:
+        def attempt(way: Way) -> Estimate | UserError:
+            try:
+                return self.evaluate(way)
+            except UserError as error:
+                return error  # a way that this config does not allow
+
+        ways = [one for one in dict.fromkeys(ways) if one not in found]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for way, told in zip(ways, pool.map(attempt, ways), strict=True):
+                settings = " ".join(way.lines(self.config))
+                if isinstance(told, UserError):
+                    tell(f"{settings}: is refused: {told}")
+                    continue
+                found[way] = told
+                state = f"{told.step_s:.2f} s a step" if told.fits else "does not fit"
+                tell(f"{settings}: {told.needed / 1e9:.1f} GB, {state}")
+
+
+def _fitting(found: dict[Way, Estimate]) -> list[tuple[Way, Estimate]]:
+    fitting = [(way, told) for way, told in found.items() if told.fits]
+    return sorted(fitting, key=lambda pair: (pair[1].host > 0, pair[1].step_s))

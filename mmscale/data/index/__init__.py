@@ -1,0 +1,1 @@
+"""Reading tar shards once: the index that everything later is computed from."""

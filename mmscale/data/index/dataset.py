@@ -1,0 +1,125 @@
+"""All samples of one data set, over any number of indexed shard folders, under one numbering."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmscale.config import CacheConfig
+from mmscale.data.index.byte_reader import ByteStore
+from mmscale.data.index.index_files import FACTS
+from mmscale.data.index.json_field import json_text
+from mmscale.data.index.manifest import Located, Manifest, open_manifests
+from mmscale.errors import SampleFault
+
+
+class Corpus:
+    """Samples 0..N-1 of a data set. Picklable; file handles are opened again in each worker."""
+
+    def __init__(self, manifests: list[Manifest], cache: CacheConfig | None = None) -> None:
+        self.manifests = manifests
+        self._ends = list(accumulate(len(manifest) for manifest in manifests))
+        self._located: dict[tuple[int, str], Located | None] = {}
+        self._store = ByteStore(cache or CacheConfig())
+
+    @classmethod
+    def open(cls, shards: list[str], cache: CacheConfig | None = None) -> Corpus:
+        """Open folders, files, URLs or brace patterns. Raises `UserError` naming what is missing."""
+        return cls(open_manifests(shards, cache or CacheConfig()), cache)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @property
+    def digests(self) -> list[str]:
+        """Identity of every manifest."""
+        return [manifest.digest for manifest in self.manifests]
+
+    def key(self, sample: int) -> str:
+        """The sample's WebDataset key."""
+        manifest, row = self._find(sample)
+        return self.manifests[manifest].key(row)
+
+    def check_field(self, field: str) -> None:
+        """Raise `UserError` listing the fields there are if no folder of the set has ``field``."""
+        for number in range(len(self.manifests)):
+            if self._locate(number, field) is not None:
+                return
+        self.manifests[0].locate(field)
+
+    def facts(self, field: str, samples: NDArray[np.int64]) -> NDArray[Any]:
+        """Index facts of ``field`` (see `stored_index.FACTS`) of the numbered samples, structured [n].
+
+        ``offset`` is 0 where a sample lacks the field.
+        """
+        if len(self.manifests) == 1:
+            located = self._locate(0, field)
+            return np.zeros(len(samples), FACTS) if located is None else located.facts(samples)
+        found = np.zeros(len(samples), FACTS)
+        owners = np.searchsorted(self._ends, samples, side="right")
+        for number in np.unique(owners).tolist():
+            located = self._locate(number, field)
+            if located is not None:
+                mine = owners == number
+                found[mine] = located.facts(samples[mine] - self._start(number))
+        return found
+
+    def read(self, field: str, sample: int) -> bytes:
+        """Bytes of one field, checked against the index. Raises `SampleFault` with the reason."""
+        number, row = self._find(sample)
+        located = self._locate(number, field)
+        if located is None:
+            raise SampleFault("the sample has no such field")
+        offset, size, crc = located.bytes_of(row)
+        manifest = self.manifests[number]
+        return self._store.read(manifest.place(manifest.shard_of(row)), offset, size, crc)
+
+    def text(self, field: str, sample: int) -> str | None:
+        """Text of a text, cls or json.<path> field; None where the JSON has no such path."""
+        raw = self.read(field, sample)
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            raise SampleFault(f"{field}: not UTF-8") from None
+        if not field.startswith("json."):
+            return text.strip()
+        value = json_text(text, field.removeprefix("json."))
+        if (
+            value is not None
+            and not value.isascii()
+            and any("\ud800" <= letter <= "\udfff" for letter in value)
+        ):
+            raise SampleFault(f"{field}: holds half of a surrogate pair, which no UTF-8 text can")
+        return value
+
+    def where(self, sample: int, field: str) -> dict[str, Any]:
+        """Where a field lies, for the quarantine log."""
+        number, row = self._find(sample)
+        manifest = self.manifests[number]
+        return {
+            "key": manifest.key(row),
+            "shard": manifest.shards[manifest.shard_of(row)],
+            "offset": int(self.facts(field, np.array([sample]))["offset"][0]),
+        }
+
+    def _find(self, sample: int) -> tuple[int, int]:
+        number = bisect_right(self._ends, sample)
+        return number, sample - self._start(number)
+
+    def _start(self, number: int) -> int:
+        return self._ends[number - 1] if number else 0
+
+    def _locate(self, number: int, field: str) -> Located | None:
+        """The field in one manifest; None where no sample of that folder has it."""
+        if (number, field) not in self._located:
+            manifest = self.manifests[number]
+            self._located[number, field] = manifest.locate(field) if manifest.has(field) else None
+        return self._located[number, field]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Located again in the worker: pickling a memory-mapped column would copy it.
+        return self.__dict__ | {"_located": {}}

@@ -1,0 +1,181 @@
+"""Writes the files that `stored_index` reads, shard by shard, in memory that does not grow with the data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmscale.data.index.index_files import FACTS, FIELD_NAME, FOLDER, VERSION, Shard, identity
+from mmscale.errors import UserError
+
+# Every field costs 28 bytes for each sample of the folder, whether a sample has it or not.
+MAX_FIELDS = 256
+
+
+class ManifestWriter:
+    """Collects shards in sorted order and writes their index into ``folder``, an empty one.
+
+    ``base`` is the URL of the folder that holds the shards; empty: they lie beside the index.
+    """
+
+    def __init__(self, folder: Path, base: str = "") -> None:
+        self._folder, self._base = folder, base
+        self._shards: list[Shard] = []
+        self._samples = 0
+        self._problem_count = 0
+        self._keys = _Column(folder / "keys.npy", "u1")
+        self._key_ends = _Column(folder / "key_ends.npy", "<u8")
+        self._columns: dict[str, _Column] = {}
+        self._problems = open(folder / "problems.jsonl", "w", encoding="utf-8")  # noqa: SIM115 - closed in finish
+
+    def add_problem(self, key: str, shard: str, offset: int, field: str, reason: str) -> None:
+        """Record a member that cannot be used; ``offset`` is of its payload, bytes."""
+        row = {"key": key, "shard": shard, "offset": offset, "field": field, "reason": reason}
+        self._problems.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._problem_count += 1
+
+    def add_shard(self, shard: Shard, samples: list[tuple[str, dict[str, tuple[int, ...]]]]) -> None:
+        """Add all usable samples of one shard, each as (key, values of `FACTS` by field).
+
+        Raises `UserError` when the folder has more than `MAX_FIELDS` fields.
+        """
+        assert shard.samples == len(samples)
+        assert not self._shards or self._shards[-1].name < shard.name, "shards come in sorted order"
+        keys = [key.encode("utf-8") for key, _ in samples]
+        self._key_ends.append(self._keys.length + np.cumsum([len(key) for key in keys], dtype=np.uint64))
+        self._keys.append(np.frombuffer(b"".join(keys), np.uint8))
+        columns: dict[str, NDArray[Any]] = {}
+        for row, (_, fields) in enumerate(samples):
+            for field, facts in fields.items():
+                if field not in columns:
+                    self._check_fields(field, shard.name, columns)
+                    columns[field] = np.zeros(len(samples), FACTS)
+                columns[field][row] = facts
+        for field, values in columns.items():
+            self._column(field).append(values, at=self._samples)
+        self._shards.append(shard)
+        self._samples += len(samples)
+
+    def finish(self) -> None:
+        """Complete all files; ``manifest.json`` last."""
+        for column in (self._keys, self._key_ends):
+            column.finish(column.length)
+        for column in self._columns.values():
+            column.finish(self._samples)
+        self._problems.close()
+        tree = {
+            "version": VERSION,
+            "digest": identity(self._shards),
+            "samples": self._samples,
+            "shards": [dataclasses.asdict(shard) for shard in self._shards],
+            "fields": sorted(self._columns),
+            "problems": self._problem_count,
+        }
+        if self._base:
+            tree["base"] = self._base
+        (self._folder / "manifest.json").write_text(json.dumps(tree, ensure_ascii=False, indent=1), "utf-8")
+
+    def abandon(self) -> None:
+        """Close all files without completing them."""
+        for column in (self._keys, self._key_ends, *self._columns.values()):
+            column.close()
+        self._problems.close()
+
+    def _check_fields(self, field: str, shard: str, columns: Iterable[str]) -> None:
+        """Refuse a new ``field`` beyond `MAX_FIELDS`: each takes memory for every sample of the shard."""
+        if len(self._columns.keys() | columns | {field}) > MAX_FIELDS:
+            raise UserError(
+                f"{shard}: field {field!r} is one of more than {MAX_FIELDS}; a key ends at the first dot "
+                f"of the file name, so write other dots in names as '_'"
+            )
+
+    def _column(self, field: str) -> _Column:
+        assert FIELD_NAME.fullmatch(field), field
+        if field not in self._columns:
+            self._columns[field] = _Column(self._folder / f"field.{field}.npy", FACTS)
+        return self._columns[field]
+
+
+@contextmanager
+def replace_index(root: Path, base: str = "") -> Iterator[ManifestWriter]:
+    """A writer whose index takes the place of ``root``'s when the block ends well; otherwise nothing changes.
+
+    ``base`` is that of `ManifestWriter`.
+
+    Raises `UserError` when ``root`` cannot be written.
+    """
+    try:
+        scratch = tempfile.TemporaryDirectory(prefix=f".{FOLDER}-", dir=root)
+    except OSError as error:
+        raise UserError(f"{root}: the index cannot be written there ({error.strerror})") from None
+    with scratch:
+        # One level below the scratch folder, whose access rights are private.
+        fresh = Path(scratch.name) / "new"
+        fresh.mkdir()
+        writer = ManifestWriter(fresh, base)
+        try:
+            yield writer
+            writer.finish()
+        finally:
+            writer.abandon()
+        _swap(fresh, root / FOLDER, Path(scratch.name) / "old")
+
+
+def _swap(fresh: Path, final: Path, old: Path) -> None:
+    # A folder cannot be renamed onto a full one. Whoever has the old files mapped keeps them.
+    if final.exists():
+        final.rename(old)
+    try:
+        fresh.rename(final)
+    except OSError:
+        if old.exists():
+            old.rename(final)
+        raise
+
+
+class _Column:
+    """A one-dimensional .npy file of a length that is known only at the end."""
+
+    def __init__(self, path: Path, dtype: Any) -> None:
+        self._dtype = np.dtype(dtype)
+        self._file = open(path, "wb")  # noqa: SIM115 - closed in finish
+        self.length = 0
+        self._start = self._write_header()
+
+    def append(self, values: NDArray[Any], at: int | None = None) -> None:
+        """Write ``values`` from element ``at`` on (default: the end); what is skipped is zero."""
+        at = self.length if at is None else at
+        assert values.dtype == self._dtype and at >= self.length
+        self._file.seek(self._start + at * self._dtype.itemsize)
+        self._file.write(values.tobytes())
+        self.length = at + len(values)
+
+    def finish(self, length: int) -> None:
+        """Complete the file at ``length`` elements; those never written are zero."""
+        assert length >= self.length
+        self.length = length
+        self._file.truncate(self._start + length * self._dtype.itemsize)
+        self._file.seek(0)
+        # numpy leaves room in the header for any length of the first axis.
+        assert self._write_header() == self._start
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write_header(self) -> int:
+        described = np.lib.format.dtype_to_descr(self._dtype)
+        header = {"descr": described, "fortran_order": False, "shape": (self.length,)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+        return self._file.tell()

@@ -1,0 +1,305 @@
+"""The samples of a folder of shards, by number: key, shard, and where each field lies.
+
+Everything is looked up in the memory-mapped index (`stored_index`) when it is asked for, so that opening takes
+the same time for a thousand samples and for a hundred million.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmscale.config import CacheConfig
+from mmscale.data.index.index_files import FOLDER, Shard, StoredIndex, identity, reindex_remedy
+from mmscale.data.index.probe import ENDINGS, Kind, kind_of
+from mmscale.data.index.remote_index import fetch_index
+from mmscale.data.index.shard_cache import ShardCache
+from mmscale.data.storage.remote_file import check_remote
+from mmscale.data.storage.shard_patterns import expand, group_by_folder
+from mmscale.errors import UserError
+
+
+@dataclass(frozen=True)
+class ShardPlace:
+    """Where the bytes of a shard are and what they must be. ``base`` is a folder, or the URL of one."""
+
+    base: Path | str
+    shard: Shard
+
+
+class Located:
+    """One field reference resolved over a manifest: the first of ``fields`` that a sample has."""
+
+    def __init__(self, manifest: Manifest, fields: list[str]) -> None:
+        self._manifest = manifest
+        self._columns = [manifest.stored_column(field) for field in fields]
+
+    def facts(self, samples: NDArray[np.int64]) -> NDArray[Any]:
+        """Structured [n] of `stored_index.FACTS` of the numbered samples; offset 0 where one lacks the field."""
+        rows = self._manifest.rows(samples)
+        found = self._columns[0][rows]
+        for column in self._columns[1:]:
+            lacking = np.flatnonzero(found["offset"] == 0)
+            if not len(lacking):
+                break
+            found[lacking] = column[rows[lacking]]
+        return found
+
+    def bytes_of(self, sample: int) -> tuple[int, int, int]:
+        """(offset, size, CRC-32) of one sample's field, as `facts`."""
+        row = sample if self._manifest.is_whole else int(self._manifest.rows(np.array([sample]))[0])
+        found = self._columns[0][row]
+        for column in self._columns[1:]:
+            if found["offset"]:
+                break
+            found = column[row]
+        offset, size, crc, *_ = found.item()
+        return offset, size, crc
+
+
+class Manifest:
+    """The samples 0..N-1 of one folder of shards, or of some of its shards. Picklable at no cost.
+
+    Attributes:
+        digest: identity of these shards, 64 hexadecimal digits.
+        root: the folder that holds the index.
+        base: where the shards are: ``root``, or a URL.
+        entries: the shards, sorted by name; ``shards`` are their names.
+    """
+
+    def __init__(self, stored: StoredIndex, numbers: list[int] | None = None) -> None:
+        """Of all shards of ``stored``, or of those with the given ascending ``numbers``."""
+        self._stored, self._numbers = stored, numbers
+        self.root, self.base = stored.root, stored.base
+        every = stored.shards
+        self.entries = every if numbers is None else [every[number] for number in numbers]
+        self.shards = [shard.name for shard in self.entries]
+        self.digest = stored.digest if numbers is None else identity(self.entries)
+        # Sample i of shard s here is row i + shift[s] of the stored columns.
+        self._ends = np.cumsum([shard.samples for shard in self.entries])
+        stored_ends = np.cumsum([shard.samples for shard in every])
+        self._shift = np.zeros(len(self.entries), np.int64)
+        if numbers is not None:
+            self._shift = stored_ends[numbers] - self._ends
+
+    @classmethod
+    def open(cls, directory: Path | str) -> Manifest:
+        """Open the index of a folder of shards.
+
+        Raises `UserError` naming the remedy when there is no index, it is damaged or holds no sample, when a
+        shard is missing, has another size than when it was indexed, or was added since.
+        """
+        manifest = cls.load(directory)
+        manifest.check_shards(added=True)
+        return manifest
+
+    @classmethod
+    def load(cls, directory: Path | str) -> Manifest:
+        """`open` without a look at the shards themselves."""
+        return cls(StoredIndex(Path(directory)))
+
+    def check_shards(self, added: bool = False) -> None:
+        """Compare the shards' sizes with the index (and, with ``added``, look for shards it lacks).
+
+        Remote shards are not looked at: each is checked against its SHA-256 when it is fetched.
+
+        Raises `UserError` naming the shard.
+        """
+        if not isinstance(self.base, Path):
+            return
+        with os.scandir(self.base) as listing:
+            sizes = {entry.name: entry.stat().st_size for entry in listing if _is_shard(entry)}
+        remedy = reindex_remedy(self.root)
+        for shard in self.entries:
+            if shard.name not in sizes:
+                raise UserError(f"{self.base / shard.name}: missing; restore it or {remedy}")
+            if sizes[shard.name] != shard.bytes:
+                raise UserError(
+                    f"{self.base / shard.name}: {sizes[shard.name]} bytes, but {shard.bytes} when it was "
+                    f"indexed; restore it or {remedy}"
+                )
+        new = sorted(sizes.keys() - set(self.shards)) if added else []
+        if new:
+            raise UserError(f"{self.base / new[0]}: not in the index; remove it or {remedy}")
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether sample numbers are those of the stored columns."""
+        return self._numbers is None
+
+    def rows(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64 [n]: where the numbered samples stand in the stored columns."""
+        if self._numbers is None:
+            return samples
+        return samples + self._shift[np.searchsorted(self._ends, samples, side="right")]
+
+    def key(self, i: int) -> str:
+        """Key of sample ``i``."""
+        row = i if self._numbers is None else int(self.rows(np.array([i]))[0])
+        ends = self._stored.key_ends
+        start = int(ends[row - 1]) if row else 0
+        return self._stored.keys[start : int(ends[row])].tobytes().decode("utf-8", "replace")
+
+    @property
+    def fields(self) -> list[str]:
+        """Every field that some sample of the folder has, sorted."""
+        return list(self._stored.fields)
+
+    def column(self, field: str) -> NDArray[Any]:
+        """Facts of ``field`` (exact name, such as ``png``) over all samples: structured [N] of `FACTS`."""
+        column = self._stored.column(field)
+        return column if self._numbers is None else column[self.rows(np.arange(len(self)))]
+
+    def stored_column(self, field: str) -> NDArray[Any]:
+        """The memory-mapped column behind `column`, to be indexed by `rows`."""
+        return self._stored.column(field)
+
+    def shard_of(self, i: int) -> int:
+        """Position of sample ``i``'s shard in ``shards``."""
+        return bisect_right(self._ends, i)
+
+    def place(self, shard: int) -> ShardPlace:
+        """Where shard ``shard``, a position in ``shards``, is."""
+        return ShardPlace(self.base, self.entries[shard])
+
+    def has(self, reference: str) -> bool:
+        """Whether some sample of the folder has the field that a config calls ``reference``."""
+        return bool(self._candidates(reference))
+
+    def locate(self, reference: str) -> Located:
+        """Resolve a field reference of a config: image, audio, text, cls, json.<path> or <kind>.<name>.
+
+        ``image`` (``audio``) is the first that a sample has of the plain endings in the order of
+        `probe.ENDINGS`, then of longer ones such as ``0.png``, sorted. ``image.left`` is ``left.png``,
+        ``left.jpg`` and so on alone; likewise for audio, text and cls.
+
+        Raises `UserError` listing the fields there are if no sample of the folder has it.
+        """
+        fields = self._candidates(reference)
+        if not fields:
+            raise UserError(
+                f"{self.root}: no sample has field {reference!r}; fields there are: {', '.join(self.fields)}"
+            )
+        return Located(self, fields)
+
+    def restrict(self, shard_names: list[str]) -> Manifest:
+        """The samples of the named shards only, in their order here, with a digest of their own.
+
+        Raises `UserError` naming a shard the index does not know, or if none of them has a sample.
+        """
+        wanted = set(shard_names)
+        unknown = sorted(wanted - set(self.shards))
+        if unknown:
+            raise UserError(
+                f"{self.root / unknown[0]}: not in the index; check the name or {reindex_remedy(self.root)}"
+            )
+        own = self._numbers if self._numbers is not None else range(len(self.shards))
+        numbers = [number for number, name in zip(own, self.shards, strict=True) if name in wanted]
+        if not any(self._stored.shards[number].samples for number in numbers):
+            raise UserError(
+                f"{self.root}: no usable sample in {', '.join(shard_names[:3])}; name other shards"
+            )
+        return Manifest(self._stored, numbers)
+
+    @property
+    def problem_count(self) -> int:
+        """Members of the whole folder that could not be used."""
+        return self._stored.problems
+
+    def problems(self) -> Iterator[str]:
+        """One line for each member of the whole folder that could not be used."""
+        return read_problems(self.root, self.base)
+
+    @cached_property
+    def _by_kind(self) -> dict[str, list[str]]:
+        kinds: dict[str, list[str]] = {}
+        for field in self.fields:
+            kinds.setdefault(str(kind_of(field)), []).append(field)
+        return kinds
+
+    def _candidates(self, reference: str) -> list[str]:
+        kind, name = split_reference(reference)
+        if kind == "json":
+            return [field for field in ENDINGS["json"] if field in self.fields]
+        if name:
+            return [field for ending in ENDINGS[kind] if (field := f"{name}.{ending}") in self.fields]
+        plain = [field for field in ENDINGS[kind] if field in self.fields]
+        if kind not in ("image", "audio"):
+            return plain
+        return plain + [field for field in self._by_kind.get(kind, []) if field not in plain]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.root, self._numbers, self.digest)
+
+
+def split_reference(reference: str) -> tuple[Kind, str]:
+    """(kind, name or JSON path) of a field reference; the name is empty for a plain one.
+
+    Raises `UserError` if it is none.
+    """
+    kinds: tuple[Kind, ...] = ("image", "audio", "text", "cls", "json")
+    for kind in kinds:
+        if reference == kind and kind != "json":
+            return kind, ""
+        if reference.startswith(f"{kind}.") and len(reference) > len(kind) + 1:
+            return kind, reference[len(kind) + 1 :]
+    raise UserError(
+        f"unknown field {reference!r}; use image, audio, text, cls, json.<path>, or image.<name> for <name>.png"
+    )
+
+
+def open_manifests(shards: list[str], cache: CacheConfig) -> list[Manifest]:
+    """Open shard folders and files, local or remote: names, URLs, brace patterns, lists (``@FILE``).
+
+    Of a remote folder, the index that lies beside its shards is copied to the ``cache``.
+
+    One manifest per folder, in the order in which folders are first named; of files, restricted to those.
+
+    Raises `UserError` for what `Manifest.open` does, for a name that does not exist or is no folder and no
+    ``.tar``, for a URL that is not taken, for a shard that is named twice, and for a cache that cannot hold one
+    of the remote shards.
+    """
+    manifests = []
+    for folder, names in group_by_folder(expand(shards)):
+        manifest = Manifest.load(folder if isinstance(folder, Path) else fetch_index(folder, cache))
+        if names is not None:
+            manifest = manifest.restrict(names)
+        if isinstance(manifest.base, Path):
+            manifest.check_shards(added=names is None)
+        else:
+            check_remote(manifest.base)
+            ShardCache(cache).check(manifest.entries)
+        manifests.append(manifest)
+    return manifests
+
+
+def read_problems(root: Path, base: Path | str) -> Iterator[str]:
+    """One line for each member that could not be used when ``base`` was indexed into ``root``."""
+    with open(root / FOLDER / "problems.jsonl", encoding="utf-8") as file:
+        for line in file:
+            one = json.loads(line)
+            where = f"{base}/{one['shard']}: byte {one['offset']}"
+            yield f"{where}: sample {one['key']!r} left out: {one['field']}: {one['reason']}"
+
+
+def _reopen(root: Path, numbers: list[int] | None, digest: str) -> Manifest:
+    manifest = Manifest(StoredIndex(root), numbers)
+    if manifest.digest != digest:
+        raise UserError(f"{root}: the index was replaced during the run; start the run again")
+    return manifest
+
+
+def _is_shard(entry: os.DirEntry[str]) -> bool:
+    return entry.name.endswith(".tar") and not entry.name.startswith(".") and entry.is_file()

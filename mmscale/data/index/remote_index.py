@@ -1,0 +1,126 @@
+"""The index that lies beside remote shards, copied to the cache so that it can be memory-mapped.
+
+A copy is kept under the hash of its URL and its ``manifest.json``, so what is found there is right, and an index
+that is replaced on the server gets another folder. It is made beside its final place and one rename commits it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from mmscale.config import CacheConfig
+from mmscale.data.index.index_files import FACTS, FIELD_NAME, FOLDER, VERSION, StoredIndex
+from mmscale.data.index.shard_cache import make_folder
+from mmscale.data.index.tar_headers import MAX_NAME_BYTES
+from mmscale.data.storage.file_lock import locked
+from mmscale.data.storage.remote_file import CHUNK, open_remote
+from mmscale.data.storage.url import join_url
+from mmscale.errors import UserError
+
+_MAX_MANIFEST_BYTES = 1 << 28
+_NPY_HEADER_BYTES = 4096
+_MAX_PROBLEM_BYTES = 32 * MAX_NAME_BYTES  # a line holds three names and a reason
+_REMEDY = "index the shards with `mmscale data index` and upload the folder index/ with them"
+
+
+def fetch_index(base: str, cache: CacheConfig) -> Path:
+    """The local folder that holds a copy of the index of the remote folder ``base``.
+
+    Raises `UserError` when there is none, it cannot be fetched, is damaged or larger than the cache may be.
+    """
+    manifest = _read_manifest(base, cache)
+    files = _files(base, manifest)
+    folder = cache.folder() / "indexes"
+    make_folder(folder)
+    root = folder / hashlib.sha256(base.encode() + b"\n" + manifest).hexdigest()[:32]
+    with locked(root.with_suffix(".lock")):
+        if root.is_dir():
+            return root
+        part = root.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)  # left by a killed process
+        try:
+            (part / FOLDER).mkdir(parents=True)
+            _fetch_files(base, files, part / FOLDER, cache)
+            if _read_manifest(base, cache) != manifest:
+                raise UserError(f"{base}/{FOLDER}: the index was replaced while it was fetched; start again")
+            tree = json.loads(manifest) | {"base": base}
+            (part / FOLDER / "manifest.json").write_text(json.dumps(tree, ensure_ascii=False), "utf-8")
+            _check(part, base)
+            part.rename(root)
+        except OSError as error:
+            raise UserError(
+                f"data.cache.dir: {folder}: {error.strerror}; make room or name another"
+            ) from None
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return root
+
+
+def _read_manifest(base: str, cache: CacheConfig) -> bytes:
+    url = join_url(base, f"{FOLDER}/manifest.json")
+    with open_remote(url, cache.retries, _REMEDY) as source:
+        if source.size > _MAX_MANIFEST_BYTES:
+            raise _damaged(url)
+        return source.readall()
+
+
+def _files(base: str, manifest: bytes) -> dict[str, int]:
+    """The files of the index besides its manifest, each with the most bytes it can have."""
+    url = join_url(base, f"{FOLDER}/manifest.json")
+    try:
+        tree = json.loads(manifest)
+        version, samples, problems, fields = (tree[k] for k in ("version", "samples", "problems", "fields"))
+    except (ValueError, RecursionError, KeyError, TypeError):
+        raise _damaged(url) from None
+    if version != VERSION:
+        raise UserError(f"{url}: index version {version!r}, this release reads {VERSION}; {_REMEDY}")
+    if type(samples) is not int or type(problems) is not int or not isinstance(fields, list):
+        raise _damaged(url)
+    if not all(isinstance(field, str) and FIELD_NAME.fullmatch(field) for field in fields):
+        raise _damaged(url)
+    column = np.dtype(FACTS).itemsize * samples + _NPY_HEADER_BYTES
+    return {
+        "key_ends.npy": 8 * samples + _NPY_HEADER_BYTES,
+        "keys.npy": MAX_NAME_BYTES * samples + _NPY_HEADER_BYTES,
+        "problems.jsonl": _MAX_PROBLEM_BYTES * problems,
+        **{f"field.{field}.npy": column for field in fields},
+    }
+
+
+def _fetch_files(base: str, files: dict[str, int], target: Path, cache: CacheConfig) -> None:
+    room = int(cache.max_gb * 1e9)
+    buffer = memoryview(bytearray(CHUNK))
+    with tqdm(desc="fetch index", total=0, unit="B", unit_scale=True, disable=None) as bar:
+        for name, most in files.items():
+            url = join_url(base, f"{FOLDER}/{name}")
+            with open_remote(url, cache.retries, _REMEDY) as source, open(target / name, "wb") as file:
+                if source.size > most:
+                    raise _damaged(url)
+                room -= source.size
+                if room < 0:
+                    raise UserError(
+                        f"data.cache.max_gb: {cache.max_gb:g} is less than the index of {base} needs; raise it"
+                    )
+                bar.total = (bar.total or 0) + source.size
+                while size := source.readinto(buffer):
+                    file.write(buffer[:size])
+                    bar.update(size)
+
+
+def _check(root: Path, base: str) -> None:
+    try:
+        stored = StoredIndex(root)
+        for field in stored.fields:
+            stored.column(field)
+    except UserError:
+        raise _damaged(f"{base}/{FOLDER}") from None
+
+
+def _damaged(url: str) -> UserError:
+    return UserError(f"{url}: the index is damaged; {_REMEDY}")

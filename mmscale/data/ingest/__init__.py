@@ -1,0 +1,1 @@
+"""Folders and tables of media become tar shards with an index."""

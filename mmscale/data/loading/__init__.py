@@ -1,0 +1,1 @@
+"""From planned sequences to batches: read, decode, augment, lay out, hand over."""

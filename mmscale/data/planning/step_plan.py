@@ -1,0 +1,333 @@
+"""The plan of a run's data: what every step holds, and which rank reads it, before a byte of payload is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import OrderedDict
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmscale import prf
+from mmscale.config import Config, SetConfig
+from mmscale.data.index.dataset import Corpus
+from mmscale.data.index.json_field import parse_json
+from mmscale.data.planning import mixture
+from mmscale.data.planning.array_cache import DerivedFiles
+from mmscale.data.planning.editions import DataHistory
+from mmscale.data.planning.epoch_order import (
+    COUNT_VERSION,
+    GroupCounts,
+    Layout,
+    SequenceOrder,
+    choose_group_blocks,
+    count_groups,
+)
+from mmscale.data.planning.mixture_schedule import Change, Schedule
+from mmscale.data.planning.rank_balance import deal
+from mmscale.data.planning.sample_sizes import TOTALS, SampleMeasure, text_fields
+from mmscale.data.planning.token_counts import ABSENT, token_counts
+from mmscale.data.tokenizer import Tokenizer
+from mmscale.data.worker_pool import available_cores
+from mmscale.errors import SampleFault, UserError
+from mmscale.flops import Flops
+
+_CACHED_STEPS = 8
+_LOOK = 1 << 20  # samples at a time
+
+
+@dataclass
+class PlannedSet:
+    """One data set, opened and measured."""
+
+    name: str
+    config: SetConfig
+    corpus: Corpus
+    measure: SampleMeasure
+    counts: GroupCounts
+    order: SequenceOrder
+    first_task: int  # number of its first task, counted over all sets
+
+
+@dataclass(frozen=True)
+class PlannedSequence:
+    """One packed sequence of a step."""
+
+    number: int  # position inside the step
+    set_index: int
+    epoch: int
+    samples: NDArray[np.int64]
+    tokens: int
+    first_embedding: int  # <|embed|> tokens of the step's sequences before this one
+    cost: float  # estimated floating-point operations of its forward pass
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """Everything all ranks must agree on about a step."""
+
+    step: int
+    sequences: list[PlannedSequence]
+    targets: float  # supervised positions of the step, over all ranks
+    embeddings: int  # <|embed|> tokens of the step, over all ranks
+    transcripts: int  # tokens of ctc targets of the step, over all ranks
+    classes: int  # samples that linear heads classify in the step, over all ranks
+    tokens: int  # real tokens of the step, over all ranks
+
+
+class Plan:
+    """A pure function from step to sequences.
+
+    Args:
+        config: the run's config; only its seed, data, media and model shape are read.
+        tokenizer: gives the lengths of texts.
+        history: what the sets held at earlier steps; None: what they hold now.
+        resume_step: the step at which the run begins or goes on.
+        progress: show bars while lengths are measured for the first time.
+
+    Raises:
+        UserError: a set cannot be opened, none of its samples can be used, or it holds other shards than when
+            the run was stopped.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: Tokenizer,
+        history: DataHistory | None = None,
+        resume_step: int = 0,
+        progress: bool = False,
+    ) -> None:
+        self.sequences = config.data.sequences
+        self.seq_len = config.data.seq_len
+        self.sets: list[PlannedSet] = []
+        tasks = 0
+        for name, set_config in config.data.sets.items():
+            self.sets.append(_open_set(name, set_config, config, tokenizer, tasks, progress))
+            tasks += len(set_config.tasks)
+        self.history = history or DataHistory()
+        for one in self.sets:
+            self.history.resume(
+                one.name, one.corpus, one.order.sequences_per_epoch, resume_step, config.data.accept_changes
+            )
+        changes = _changes(config, self.history)
+        self._schedule = Schedule(
+            [one.name for one in self.sets], changes, [one.config.max_epochs for one in self.sets]
+        )
+        self._flops = Flops(config.model, config.media, len(tokenizer))
+        self._steps: OrderedDict[int, PlannedStep] = OrderedDict()
+        self._dealt: tuple[int, int, list[list[int]]] = (-1, 0, [])  # of one step and world
+        self._base_facts = {
+            "prf": prf.VERSION,
+            "counts": COUNT_VERSION,
+            "mixture": mixture.VERSION,
+            "seed": config.seed,
+            "tokenizer": tokenizer.digest,
+            "media": asdict(config.media),
+            "seq_len": self.seq_len,
+            "sequences": self.sequences,
+            "contrast_sequences": config.data.contrast_sequences,
+            "order": [config.data.block, config.data.group_blocks, config.data.window_groups],
+        }
+
+    @property
+    def steps(self) -> int | None:
+        """Whole steps there are before every set was repeated as often as it may be; None: without end."""
+        end = self._schedule.end
+        return None if end is None else end // self.sequences
+
+    def step(self, step: int) -> PlannedStep:
+        """What step ``step`` ≥ 0 holds.
+
+        Raises:
+            UserError: the data ends before it, or it was drawn from shards that have been exchanged since.
+        """
+        found = self._steps.get(step)
+        if found is None:
+            found = self._steps[step] = self._make_step(step)
+            if len(self._steps) > _CACHED_STEPS:
+                self._steps.popitem(last=False)
+        return found
+
+    def share(self, step: int, rank: int, world: int) -> list[PlannedSequence]:
+        """The sequences of one rank: equally many on every rank, at costs as equal as can be (see `deal`)."""
+        sequences = self.step(step).sequences
+        if self._dealt[:2] != (step, world):
+            self._dealt = (step, world, deal([one.cost for one in sequences], world))
+        return [sequences[number] for number in self._dealt[2][rank]]
+
+    def epochs(self, steps: int) -> dict[str, float]:
+        """How many epochs of each set ``steps`` steps see."""
+        seen = self._schedule.epochs_before(steps * self.sequences)
+        return {one.name: epochs for one, epochs in zip(self.sets, seen, strict=True)}
+
+    def fingerprint(self, step: int) -> str:
+        """Identity of all that decided the steps before ``step``: equal fingerprints mean equal batches.
+
+        What begins later (a change of weights, a new set, an edition) is not in it, so a run may be resumed
+        after such an addition.
+        """
+        phases = self._schedule.facts(step * self.sequences)
+        used = {name for _, shares in phases for name in shares}
+        sets = {
+            one.name: {
+                "tasks": [asdict(task) for task in one.config.tasks],
+                "augment": asdict(one.config.augment),
+                "editions": [asdict(e) for e in self.history.editions[one.name] if e.from_step < step],
+            }
+            for one in self.sets
+            if one.name in used
+        }
+        facts = {**self._base_facts, "phases": phases, "sets": sets}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def _make_step(self, step: int) -> PlannedStep:
+        if self.steps is not None and step >= self.steps:
+            raise UserError(
+                f"step {step}: after {self.steps} steps every set was repeated max_epochs times; "
+                "raise max_epochs of a set"
+            )
+        sequences = []
+        counted = np.zeros(len(TOTALS))
+        for number in range(self.sequences):
+            turn = self._schedule.turn(step * self.sequences + number)
+            planned = self.sets[turn.set_index]
+            if not turn.current:
+                raise UserError(
+                    f"step {step}: drawn from shards of data.sets.{planned.name} that were exchanged since; "
+                    "restore them to look at it"
+                )
+            samples, totals = planned.order.sequence(turn.epoch, turn.inside)
+            of = dict(zip(TOTALS, totals, strict=True))
+            cost = self._flops.sequence(
+                tokens=of["tokens"], squares=of["squares"], image_tokens=of["image_tokens"],
+                audio_tokens=of["audio_tokens"], targets=of["predictions"], embeddings=of["embeddings"],
+            )  # fmt: skip
+            before = int(counted[TOTALS.index("embeddings")])
+            sequences.append(
+                PlannedSequence(
+                    number, turn.set_index, turn.epoch, samples, int(of["tokens"]), before, float(cost)
+                )
+            )
+            counted += totals
+        sums = dict(zip(TOTALS, counted.tolist(), strict=True))
+        return PlannedStep(
+            step, sequences, sums["targets"], int(sums["embeddings"]), int(sums["transcripts"]),
+            int(sums["classes"]), int(sums["tokens"]),
+        )  # fmt: skip
+
+
+def check_world(sequences: int, world: int) -> None:
+    """Raise `UserError` listing the world sizes that work if ``world`` ranks cannot share a step equally."""
+    if sequences % world:
+        fitting = [str(n) for n in range(1, sequences + 1) if sequences % n == 0]
+        raise UserError(
+            f"data.sequences={sequences} cannot be shared by {world} ranks; "
+            f"use {', '.join(fitting)} ranks, or make it a multiple of {world}"
+        )
+
+
+def _open_set(
+    name: str, set_config: SetConfig, config: Config, tokenizer: Tokenizer, first_task: int, progress: bool
+) -> PlannedSet:
+    data = config.data
+    corpus = Corpus.open(set_config.shards, data.cache)
+    derived = DerivedFiles([corpus.manifests[0].root / "index", data.cache.folder() / "derived"])
+    counts = token_counts(corpus, text_fields(set_config.tasks), tokenizer, derived, progress)
+    for field, counted in counts.items():
+        if not _appears(counted.array):
+            raise UserError(f"data.sets.{name}.tasks: no sample has {field}{_instead(corpus, field)}")
+    measure = SampleMeasure(set_config, corpus, counts, tokenizer, config.media, data.seq_len)
+    blocks = data.group_blocks or _group_blocks(set_config, config, corpus, tokenizer, measure, derived)
+    layout = Layout(len(corpus), data.block, blocks)
+    groups = _group_counts(name, set_config, config, corpus, tokenizer, layout, measure, derived, progress)
+    order = SequenceOrder(
+        layout, groups.sequences, measure, data.seq_len, window_groups=data.window_groups,
+        key=prf.derive_key(config.seed, "order", name),
+    )  # fmt: skip
+    return PlannedSet(name, set_config, corpus, measure, groups, order, first_task)
+
+
+def _appears(counts: NDArray[np.uint32]) -> bool:
+    """Whether any sample has the text; looks no further than the first."""
+    return any((counts[start : start + _LOOK] != ABSENT).any() for start in range(0, len(counts), _LOOK))
+
+
+def _instead(corpus: Corpus, field: str) -> str:
+    """What the first sample's JSON has, where ``field`` is a path in it."""
+    try:
+        found = parse_json(corpus.read(field, 0).decode()) if field.startswith("json.") else None
+    except (SampleFault, UnicodeDecodeError):
+        return ""
+    return f"; the first one's JSON has {', '.join(found)}"[:200] if isinstance(found, dict) else ""
+
+
+def _group_blocks(
+    set_config: SetConfig, config: Config, corpus: Corpus, tokenizer: Tokenizer, measure: SampleMeasure,
+    derived: DerivedFiles,
+) -> int:  # fmt: skip
+    """The kept choice of a group's size, or a new one: making it reads the index in many places."""
+    depends = _depends(set_config, config, corpus, tokenizer, [config.data.seq_len, config.data.block])
+    file = derived.name("group", *depends)
+    kept = derived.load(file, np.int64, 1)
+    if kept is None:
+        chosen = choose_group_blocks(len(corpus), config.data.block, measure, config.data.seq_len)
+        kept = derived.save(file, np.array([chosen], np.int64))
+    return int(kept.array[0])
+
+
+def _depends(
+    set_config: SetConfig, config: Config, corpus: Corpus, tokenizer: Tokenizer, sizes: list[int]
+) -> list[str]:
+    """Everything the packing of a set depends on, but for the seed."""
+    facts = {
+        "version": COUNT_VERSION,
+        "media": asdict(config.media),
+        "tasks": [asdict(task) for task in set_config.tasks],
+        "sizes": sizes,
+    }
+    return [json.dumps(facts, sort_keys=True), tokenizer.digest, *corpus.digests]
+
+
+def _group_counts(
+    name: str, set_config: SetConfig, config: Config, corpus: Corpus, tokenizer: Tokenizer, layout: Layout,
+    measure: SampleMeasure, derived: DerivedFiles, progress: bool,
+) -> GroupCounts:  # fmt: skip
+    """Kept counts, or new ones. Raises `UserError` if no sample can be used."""
+    data = config.data
+    sizes = [data.seq_len, data.block, layout.group_blocks]
+    file = derived.name("counts", *_depends(set_config, config, corpus, tokenizer, sizes))
+    kept = derived.load(file, np.int64, 4 + layout.groups)
+    if kept is None:
+        found = count_groups(layout, measure, data.seq_len, available_cores(), progress, name)
+        derived.save(file, found.to_array())
+    else:
+        found = GroupCounts.from_array(kept.array)
+    if not found.samples and found.oversize:
+        raise UserError(
+            f"data.sets.{name}: every sample is longer than data.seq_len={data.seq_len}; "
+            f"the shortest needs {found.shortest}"
+        )
+    if not found.samples:
+        needed = " or ".join("+".join(task.fields()) for task in set_config.tasks)
+        raise UserError(f"data.sets.{name}: no sample has the fields its tasks need ({needed})")
+    return found
+
+
+def _changes(config: Config, history: DataHistory) -> list[Change]:
+    """Weights and editions in order of their steps, as changes at positions."""
+    data = config.data
+    weights = {0: {name: one.weight for name, one in data.sets.items()}}
+    for change in data.schedule:
+        weights[change.step] = {**weights.get(change.step, {}), **change.weights}
+    editions: dict[int, dict[str, int]] = {0: {}}
+    for name in data.sets:
+        for number, edition in enumerate(history.editions[name]):
+            at = edition.from_step if number else 0
+            editions.setdefault(at, {})[name] = edition.sequences_per_epoch
+    return [
+        Change(step * data.sequences, weights.get(step, {}), editions.get(step, {}))
+        for step in sorted(weights.keys() | editions.keys())
+    ]

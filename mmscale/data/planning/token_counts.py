@@ -1,0 +1,83 @@
+"""Token counts of every text of a data set: one pass over the text, then a memory-mapped file.
+
+Planning needs lengths in tokens before a byte of payload is read, and only the tokenizer knows them. The
+counts are kept under the tokenizer's and the manifests' digests, so that a later start maps them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from mmscale.data.index.byte_reader import ShardFault
+from mmscale.data.index.dataset import Corpus
+from mmscale.data.planning.array_cache import Derived, DerivedFiles
+from mmscale.data.tokenizer import Tokenizer
+from mmscale.errors import SampleFault, UserError
+
+ABSENT = np.uint32(0xFFFFFFFF)
+
+_CHUNK = 4096
+
+
+def token_counts(
+    corpus: Corpus, fields: list[str], tokenizer: Tokenizer, derived: DerivedFiles, progress: bool = False
+) -> dict[str, Derived]:
+    """Arrays uint32 [samples] per field: tokens of its text, `ABSENT` where a sample lacks it or it is no text.
+
+    Raises `UserError` if no sample of the set has a field, or a shard cannot be read as it was indexed.
+    """
+    out = {}
+    for field in fields:
+        corpus.check_field(field)
+        name = derived.name("tokens", tokenizer.digest, field, *corpus.digests)
+        counts = derived.load(name, np.uint32, len(corpus))
+        if counts is None:
+            counts = derived.save(name, _count(corpus, field, tokenizer, progress))
+        out[field] = counts
+    return out
+
+
+def iterate_texts(corpus: Corpus, field: str) -> Iterator[str]:
+    """Every text of ``field`` that is one, in the order of the samples.
+
+    Raises `UserError` when a shard cannot be read, or not as it was indexed.
+    """
+    corpus.check_field(field)
+    for chunk in _chunks(corpus):
+        for sample in chunk[corpus.facts(field, chunk)["offset"] > 0].tolist():
+            if (text := _text_or_none(corpus, field, sample)) is not None:
+                yield text
+
+
+def _count(corpus: Corpus, field: str, tokenizer: Tokenizer, progress: bool) -> NDArray[np.uint32]:
+    counts = np.full(len(corpus), ABSENT, dtype=np.uint32)
+    with tqdm(total=len(corpus), desc=f"count tokens of {field}", unit="sample", disable=not progress) as bar:
+        for chunk in _chunks(corpus):
+            present = chunk[corpus.facts(field, chunk)["offset"] > 0]
+            texts = [_text_or_none(corpus, field, sample) for sample in present.tolist()]
+            readable = np.array([text is not None for text in texts], dtype=bool)
+            counts[present[readable]] = tokenizer.lengths([text for text in texts if text is not None])
+            bar.update(len(chunk))
+    return counts
+
+
+def _chunks(corpus: Corpus) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, len(corpus), _CHUNK):
+        yield np.arange(start, min(start + _CHUNK, len(corpus)))
+
+
+def _text_or_none(corpus: Corpus, field: str, sample: int) -> str | None:
+    try:
+        return corpus.text(field, sample)
+    except ShardFault as fault:
+        # Nothing that is kept may follow from it: with the shard restored, the counts would be wrong for ever.
+        key = corpus.key(sample)
+        raise UserError(
+            f"sample {key!r}: {field}: {fault}; restore the shard, or run `mmscale data index` on its folder"
+        ) from None
+    except SampleFault:
+        return None  # not a text, or a JSON without the path: a property of the indexed bytes

@@ -1,0 +1,324 @@
+"""Remote files, read forward through fsspec, whatever the network does on the way.
+
+A transfer that fails in passing (connection refused, reset or silent, body cut short, HTTP 408, 425, 429 and
+5xx, S3's SlowDown and the like) is taken up at the byte reached, after a pause that doubles with every failure
+in a row. None of fsspec's caches is used; its file systems are made anew in every process, because their event
+loop does not survive a fork.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+import fsspec
+from fsspec.asyn import sync
+
+from mmscale import prf
+from mmscale.data.storage.retryable import HttpError, Interrupted, Unusable, diagnose
+from mmscale.data.storage.url import SCHEMES, check_url
+from mmscale.errors import UserError
+
+# One request to an object store, and the most of a file that is held in memory.
+CHUNK = 8 << 20
+
+Result = TypeVar("Result")
+
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 60.0
+_CONNECT_S = 30.0
+_SILENCE_S = 30.0  # a server that sends nothing for so long has hung up
+_REMEDY = "check the URL, the network and the credentials (docs/remote.md)"
+_REPLACED = "it was replaced while it was read"
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
+
+
+class RemoteFault(Exception):
+    """A remote file cannot be fetched, or only after too many failures. The text is the reason, without URL."""
+
+
+class RemoteFile(io.RawIOBase):
+    """One forward pass over a remote file; wrap it in `io.BufferedReader` for reads of exact sizes.
+
+    Args:
+        url: a checked one (`url.check_url`), or a name joined to one.
+        retries: passing failures in a row, without a byte of progress, after which it gives up.
+
+    Attributes:
+        size: bytes of the whole file.
+
+    Raises:
+        RemoteFault: the file cannot be fetched, or changed during the pass.
+        UserError: the library for the scheme is missing.
+    """
+
+    def __init__(self, url: str, retries: int) -> None:
+        super().__init__()
+        self._body: _Body | None = None
+        self.name = url
+        self.size = -1
+        self._version = ""
+        self._at = 0
+        self._failures = _Failures(url, retries)
+        while not self._tried(self._connect):
+            pass
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill ``buffer`` from its start with what is at hand, at least one byte; 0 at the end of the file."""
+        view = memoryview(buffer)[: self.size - self._at]
+        if not view:
+            return 0
+        before = self._at
+        while self._at == before:
+            self._tried(lambda: self._receive(view))
+        self._failures.forget()
+        return self._at - before
+
+    def close(self) -> None:
+        self._hang_up()
+        super().close()
+
+    def _tried(self, act: Callable[[], None]) -> bool:
+        """Whether ``act`` went well; after a failure it may be tried again."""
+        try:
+            act()
+        except Exception as error:  # whatever a library raises
+            self._hang_up()
+            self._failures.add(error)
+            return False
+        return True
+
+    def _receive(self, view: memoryview) -> None:
+        if self._body is None:
+            self._connect()
+        assert self._body is not None
+        data = self._body.read(len(view))
+        if not data:
+            raise Interrupted
+        view[: len(data)] = data
+        self._at += len(data)
+
+    def _connect(self) -> None:
+        body = _open_body(self.name, self._at)
+        self._body = body
+        if self.size < 0:
+            self.size, self._version = body.size, body.version
+        elif (body.size, body.version) != (self.size, self._version):
+            raise Unusable(_REPLACED)
+
+    def _hang_up(self) -> None:
+        body, self._body = self._body, None
+        if body is not None:
+            body.close()
+
+
+class _Failures:
+    """Failures in a row, and the pauses they call for."""
+
+    def __init__(self, url: str, most: int) -> None:
+        self._url, self._most, self._count = url, most, 0
+
+    def add(self, error: Exception) -> None:
+        """Count a failure and wait before the next attempt; raises `RemoteFault` if there is to be none."""
+        if isinstance(error, UserError | AssertionError):
+            raise error
+        fault = diagnose(error)
+        self._count += 1
+        if not fault.passing:
+            raise RemoteFault(fault.reason) from None
+        if self._count > self._most:
+            raise RemoteFault(f"{fault.reason}, {self._count} times in a row") from None
+        time.sleep(_pause(self._url, self._count, fault.wait_s))
+
+    def forget(self) -> None:
+        """There was progress: what comes next is a first failure."""
+        self._count = 0
+
+
+@contextmanager
+def open_remote(url: str, retries: int, remedy: str = _REMEDY) -> Iterator[RemoteFile]:
+    """A `RemoteFile` for code that cannot do without it: failures are `UserError`s that end with ``remedy``."""
+    try:
+        with RemoteFile(url, retries) as file:
+            yield file
+    except RemoteFault as fault:
+        raise UserError(f"{url}: cannot be fetched ({fault}); {remedy}") from None
+
+
+def attempt(url: str, retries: int, act: Callable[[Any], Result]) -> Result:
+    """What ``act`` makes of the file system of ``url``; after a passing failure it is called again.
+
+    Raises:
+        RemoteFault: as `RemoteFile` does.
+        UserError: the library for the scheme is missing.
+    """
+    failures = _Failures(url, retries)
+    while True:
+        try:
+            return act(file_system(url))
+        except Exception as error:  # whatever a library raises
+            failures.add(error)
+
+
+def list_shards(base: str, retries: int) -> list[str]:
+    """Names of the ``.tar`` files of the remote folder ``base``, sorted; hidden ones are left out.
+
+    Raises `UserError` when there are none, or for a web server, which has no listing to rely on.
+    """
+    if base.startswith(("http://", "https://")):
+        raise UserError(
+            f"{base}: a web server gives no reliable list of its files; name the shards, as in "
+            f"{base}/part-{{0000..0099}}.tar, or in a list: @FILE"
+        )
+    try:
+        listed: list[str] = attempt(base, retries, lambda system: system.ls(base, detail=False))
+    except RemoteFault as fault:
+        raise UserError(f"{base}: cannot be listed ({fault}); {_REMEDY}") from None
+    names = sorted(path.rpartition("/")[2] for path in listed if path.endswith(".tar"))
+    names = [name for name in names if not name.startswith(".")]
+    if not names:
+        raise UserError(f"{base}: no .tar shards; check the URL")
+    return names
+
+
+def check_remote(url: str) -> None:
+    """Raise `UserError` if ``url`` is not taken or the library for its scheme is missing; asks no server."""
+    check_url(url)
+    file_system(url)
+
+
+def file_system(url: str) -> Any:
+    """This process's fsspec file system for ``url``. Raises `UserError` where its library is not installed."""
+    scheme = url.partition("://")[0]
+    assert scheme in SCHEMES, "check_url was not called"
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if scheme in ("http", "https"):
+        options["get_client"] = _web_client
+    if scheme == "s3":
+        # Attempts are counted here; those of botocore below would multiply them.
+        configured = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+        options["config_kwargs"] = {"retries": {"total_max_attempts": 1}} | configured
+    try:
+        system = fsspec.filesystem(scheme, **options)
+    except ImportError as error:
+        raise UserError(
+            f"{scheme}:// needs the Python package {error.name}; run `pip install 'mmscale[remote]'`"
+        ) from None
+    if scheme == "s3":
+        system.retries = 1
+    return system
+
+
+class _Body(Protocol):
+    """The bytes of a remote file from some offset on. ``version`` changes with the content, where it is told."""
+
+    size: int
+    version: str
+
+    def read(self, size: int, /) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+def _open_body(url: str, at: int) -> _Body:
+    system = file_system(url)
+    return _WebBody(system, url, at) if "http" in system.protocol else _ObjectBody(system, url, at)
+
+
+class _ObjectBody:
+    """A file of an object store; every read is one request for a range."""
+
+    def __init__(self, system: Any, url: str, at: int) -> None:
+        self._file = system.open(url, "rb", block_size=CHUNK, cache_type="none")
+        self.size: int = self._file.size
+        details = self._file.details
+        tags = ("ETag", "etag", "md5Hash", "blob_id")
+        self.version = next((str(details[tag]) for tag in tags if details.get(tag)), "")
+        self._file.seek(at)
+
+    def read(self, size: int, /) -> bytes:
+        data: bytes = self._file.read(min(size, CHUNK))
+        return data
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _WebBody:
+    """The answer to one GET, streamed."""
+
+    def __init__(self, system: Any, url: str, at: int) -> None:
+        self._loop = system.loop
+        self._response = sync(self._loop, _get, system, url, at)
+        try:
+            self._understand(at)
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, size: int, /) -> bytes:
+        data: bytes = sync(self._loop, self._response.content.read, size)
+        return data
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._response.close)
+
+    def _understand(self, at: int) -> None:
+        status, headers = self._response.status, self._response.headers
+        if not 200 <= status < 300:
+            if status == 416:
+                raise Unusable(_REPLACED)
+            raise HttpError(status, headers.get("Retry-After", ""))
+        if headers.get("Content-Encoding", "identity") != "identity":
+            raise Unusable("the server compresses it; switch that off for .tar files")
+        self.version = headers.get("ETag") or headers.get("Last-Modified", "")
+        if status == 206:
+            match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
+            if match is None or int(match[1]) != at:
+                raise Unusable("the server answers with another range than asked for")
+            self.size = int(match[2])
+            return
+        length = headers.get("Content-Length", "")
+        if not length.isdecimal():
+            raise Unusable("the server does not tell its size")
+        self.size = int(length)
+        if at > self.size:
+            raise Unusable(_REPLACED)
+        # The server knows no ranges: it starts over, and so does the reading.
+        while at > 0:
+            skipped = len(self.read(at))
+            if not skipped:
+                raise Interrupted
+            at -= skipped
+
+
+async def _get(system: Any, url: str, at: int) -> Any:
+    import aiohttp
+
+    session = await system.set_session()
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={at}-"} if at else {})
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
+    return await session.get(system.encode_url(url), headers=headers, timeout=timeout)
+
+
+async def _web_client(loop: asyncio.AbstractEventLoop, **options: Any) -> Any:
+    """An aiohttp session that heeds the environment's proxies and ~/.netrc, as other programs do."""
+    import aiohttp
+
+    return aiohttp.ClientSession(loop=loop, **({"trust_env": True} | options))
+
+
+def _pause(url: str, failures: int, wait_s: float | None) -> float:
+    """Seconds before the next attempt: as long as the server says, or doubling, spread by a keyed draw."""
+    if wait_s is not None:
+        return min(wait_s, _LONGEST_PAUSE_S)
+    spread = prf.Draws(prf.derive_key("retry", url, failures)).uniform(0.5, 1.0)
+    return min(_FIRST_PAUSE_S * 2 ** min(failures - 1, 30), _LONGEST_PAUSE_S) * spread

@@ -1,0 +1,1 @@
+"""The embedded data set: real handwritten digits, synthetic speech, captions in two languages."""

@@ -1,0 +1,116 @@
+"""Is there room for checkpoints, for copies of remote shards, and in shared memory?"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mmscale.checkpoint.towers import resolve_towers
+from mmscale.config import Config
+from mmscale.data.storage.shard_patterns import expand
+from mmscale.data.storage.url import is_url
+from mmscale.doctor.check import FAILED, OK, WARNING, Check, Place, complain
+from mmscale.model.count import count_parameters
+from mmscale.train.prepare import expected_vocabulary
+
+SHARED_MEMORY = Path("/dev/shm")
+_TEXT_BYTES = 64  # of a position, over all index tensors of `Batch`
+_SMALL = 1e9  # bytes; a container's 64 MB of shared memory are the usual mistake
+
+
+@dataclass(frozen=True)
+class Room:
+    """Free bytes of a folder; what a run must have there, and what it would like to have."""
+
+    what: str
+    path: str
+    free: float
+    needed: float
+    wished: float
+    fault: str = ""  # why the folder cannot be used at all
+
+
+def look(config: Config | None, ranks: int) -> list[dict[str, Any]]:
+    """The rooms of this machine, which runs so many ranks."""
+    rooms = [_room("shared memory", SHARED_MEMORY, *_shared(config, ranks))] if SHARED_MEMORY.exists() else []
+    if config is not None:
+        size = checkpoint_bytes(config)
+        rooms.append(_room("checkpoints", Path(config.run.dir), size, (config.train.keep_last + 1) * size))
+        if any(is_url(name) for one in config.data.sets.values() for name in expand(one.shards)):
+            limit = config.data.cache.max_gb * 1e9
+            rooms.append(_room("shard cache", config.data.cache.folder(), 0, limit - _taken(config)))
+    return [asdict(room) for room in rooms]
+
+
+def checkpoint_bytes(config: Config) -> float:
+    """One checkpoint: weights and two moments in fp32, and the average of the weights where there is one."""
+    config = copy.deepcopy(config)
+    config.model.vocab_size = expected_vocabulary(config)
+    resolve_towers(config)
+    return count_parameters(config.model, config.media)["total"] * 4.0 * (4 if config.train.ema else 3)
+
+
+def judge(found: Mapping[Place, list[dict[str, Any]]]) -> Check:
+    """``found``: of one rank of each machine."""
+    faults, least = {}, dict[str, float]()
+    for place, rooms in found.items():
+        failures, warnings = [], []
+        for room in (Room(**one) for one in rooms):
+            least[room.what] = min(room.free, least.get(room.what, room.free))
+            where = f"{room.what} ({room.path})"
+            if room.fault:
+                failures.append(f"{where}: {room.fault}")
+            elif room.free < room.needed:
+                failures.append(f"{where}: {_size(room.free)} free, {_size(room.needed)} are needed")
+            elif room.free < room.wished:
+                warnings.append(f"{where}: {_size(room.free)} free, {_size(room.wished)} would be better")
+        if failures or warnings:
+            faults[place] = (FAILED if failures else WARNING, ", ".join(failures + warnings))
+    if faults:
+        return complain("room", faults, found)
+    return Check(
+        "room", OK, ", ".join(f"{_size(free)} for {what}" for what, free in least.items()) + " at least"
+    )
+
+
+def _room(what: str, path: Path, needed: float, wished: float) -> Room:
+    at = path.absolute()
+    while not at.exists() and at != at.parent:
+        at = at.parent
+    try:
+        free = float(shutil.disk_usage(at).free)
+    except OSError as error:
+        return Room(what, str(path), 0.0, needed, wished, f"cannot be looked at ({error.strerror})")
+    fault = "" if at.is_dir() and os.access(at, os.W_OK | os.X_OK) else f"{at} cannot be written to"
+    return Room(what, str(path), free, needed, wished, fault)
+
+
+def _shared(config: Config | None, ranks: int) -> tuple[float, float]:
+    """(needed, wished) bytes: the batches that loader workers hold ready."""
+    if config is None or not config.data.workers:
+        return 0.0, 0.0 if config else _SMALL
+    media, data = config.media, config.data
+    # A position is a piece of a picture or of a clip at the most.
+    position = max(3 * media.image_patch**2, 4 * media.frames_per_token * media.mel_bins) + _TEXT_BYTES
+    batch = config.train.micro_batch * data.seq_len * position
+    needed = float(ranks * data.workers * data.prefetch * batch)
+    return needed, 2 * needed
+
+
+def _taken(config: Config) -> float:
+    """Bytes the cache has already."""
+    try:
+        return float(
+            sum(path.stat().st_size for path in (config.data.cache.folder() / "shards").glob("??/*.tar"))
+        )
+    except OSError:
+        return 0.0
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -1,0 +1,138 @@
+"""Looks at samples one by one, each decoded once, in as many processes as there are cores."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from mmscale.data.index.dataset import Corpus
+from mmscale.errors import SampleFault, UserError
+from mmscale.inspect.named_set import NamedSet
+from mmscale.inspect.picture import measure_picture
+from mmscale.inspect.sound import measure_sound
+from mmscale.inspect.text import EXCERPT, measure_text, scalars
+
+Row = dict[str, Any]
+"""What was found of one sample, by column of the table."""
+
+# Samples handed to a process at a time, and below which starting processes costs more than it saves.
+_CHUNK = 64
+_WORTH_PROCESSES = 256
+# Any path will do: it names the sample's JSON document.
+_JSON = "json.document"
+
+
+def look_at_all(sets: list[NamedSet], workers: int | None, progress: bool) -> Iterator[Row]:
+    """One row for every sample to be looked at, in the order of the sets; the same for any ``workers``.
+
+    ``workers`` processes share the work (None: one a core; 0: this one alone). ``progress`` shows a bar.
+
+    Raises `UserError` when the system ends a worker, naming the folder.
+    """
+    jobs = [
+        (number, one.looked_at[start : start + _CHUNK])
+        for number, one in enumerate(sets)
+        for start in range(0, len(one.looked_at), _CHUNK)
+    ]
+    total = sum(len(samples) for _, samples in jobs)
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if total > _WORTH_PROCESSES else 0
+    names, corpora = [one.name for one in sets], [one.corpus for one in sets]
+    with tqdm(total=total, desc="inspect", unit="sample", disable=not progress) as bar:
+        for rows in _in_processes(jobs, names, corpora, workers) if workers else _here(jobs, names, corpora):
+            bar.update(len(rows))
+            yield from rows
+
+
+def _here(jobs: list[Job], names: list[str], corpora: list[Corpus]) -> Iterator[list[Row]]:
+    looker = _Looker(names, corpora)
+    return map(looker, jobs)
+
+
+def _in_processes(
+    jobs: list[Job], names: list[str], corpora: list[Corpus], workers: int
+) -> Iterator[list[Row]]:
+    # Spawned: this process may hold threads (of torch, of the cache) that a fork would cut off.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start, (names, corpora)) as pool:
+        waiting = [pool.submit(_look, job) for job in jobs]
+        for (number, samples), future in zip(jobs, waiting, strict=True):
+            try:
+                yield future.result()
+            except BrokenProcessPool:
+                first, last = corpora[number].key(int(samples[0])), corpora[number].key(int(samples[-1]))
+                raise UserError(
+                    f"{names[number]}: a worker process was ended near samples {first!r} to {last!r}, perhaps for "
+                    "memory; try fewer with --workers 1"
+                ) from None
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+class _Looker:
+    """Looks at a job's samples; one in each process."""
+
+    def __init__(self, names: list[str], corpora: list[Corpus]) -> None:
+        self._names, self._corpora = names, corpora
+
+    def __call__(self, job: Job) -> list[Row]:
+        number, samples = job
+        corpus = self._corpora[number]
+        facts = {field: corpus.facts(field, samples) for field in ("image", "audio", "text", "cls", _JSON)}
+        rows = []
+        for place, sample in enumerate(samples.tolist()):
+            row: Row = {"set": self._names[number], "sample": sample, "key": corpus.key(sample)}
+            for field, column in facts.items():
+                if column["offset"][place]:
+                    row |= _look_at_field(corpus, field, sample, column[place])
+            rows.append(row)
+        return rows
+
+
+Job = tuple[int, NDArray[np.int64]]
+"""Number of the set, and samples of it."""
+
+_looker: _Looker | None = None
+
+
+def _start(names: list[str], corpora: list[Corpus]) -> None:
+    global _looker
+    _looker = _Looker(names, corpora)
+
+
+def _look(job: Job) -> list[Row]:
+    assert _looker is not None
+    return _looker(job)
+
+
+def _look_at_field(corpus: Corpus, field: str, sample: int, facts: np.void) -> Row:
+    """Columns of one field. A field that cannot be read or decoded has its reason in ``<field>_fault``."""
+    size, a, b = int(facts["size"]), int(facts["a"]), int(facts["b"])
+    row: Row = {}
+    kind = field.partition(".")[0]
+    if kind == "image":
+        row = {"image_bytes": size, "image_width": a, "image_height": b}
+    elif kind == "audio":
+        row = {"audio_bytes": size, "audio_seconds": a / b, "audio_rate": b}
+    elif kind == "text":
+        row = {"text_characters": a}
+    try:
+        if kind == "image":
+            return row | measure_picture(corpus.read(field, sample))
+        if kind == "audio":
+            return row | measure_sound(corpus.read(field, sample), b)
+        if kind == "json":
+            return {f"json.{path}": value for path, value in scalars(corpus.read(field, sample)).items()}
+        text = corpus.text(field, sample) or ""
+        return row | measure_text(text) if kind == "text" else {"cls": text[:EXCERPT]}
+    except SampleFault as fault:
+        return row | {f"{kind}_fault": str(fault)}

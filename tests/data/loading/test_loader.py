@@ -1,0 +1,144 @@
+"""Batches from loader processes: the same as without, however long they are kept, in memory that is used again."""
+
+import dataclasses
+import gc
+import subprocess
+import sys
+
+import pytest
+import torch
+from packings import MEDIA
+from small_run import small_config, write_shards
+
+from mmscale.data.loading import shared_memory
+from mmscale.data.loading.assembler import Assembler
+from mmscale.data.loading.loader import MicroBatches, iterate_steps
+from mmscale.data.planning.step_plan import Plan
+from mmscale.data.tokenizer import Tokenizer
+from mmscale.errors import UserError
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("loader")
+    write_shards(folder / "shards")
+    config = small_config(folder / "run", folder / "shards")
+    assert config.media == MEDIA
+    config.data.sequences = 4
+    tokenizer = Tokenizer.train(["zero one two three picture of"] * 4, 300)
+    plan = Plan(config, tokenizer)
+    return MicroBatches(plan, Assembler(config, plan, tokenizer), steps=STEPS, micro_batch=1, rank=0, world=1)
+
+
+def batches(data, workers):
+    return iterate_steps(data, 0, workers=workers, prefetch=2, pin_memory=False)
+
+
+def copy(batch):
+    return {name: tensor.clone() for name, tensor in batch.tensors().items()}
+
+
+def same(batch, expected):
+    found = batch.tensors()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_the_fork_server_has_imported_what_loaders_need():
+    """And this process, which has not, goes on at once. A loader then starts without importing."""
+    program = """
+import sys, time
+from multiprocessing import forkserver
+from mmscale.data.loading.fork_server import start_fork_server
+start_fork_server()
+assert "torch" not in sys.modules
+maps = f"/proc/{forkserver._forkserver._forkserver_pid}/maps"
+end = time.monotonic() + 60
+while "libtorch" not in open(maps).read():
+    assert time.monotonic() < end, "torch is not imported there"
+    time.sleep(0.05)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+class _Broken(MicroBatches):
+    """What finds at item 3, or where it is opened, that the user has to do something."""
+
+    opens = True
+
+    def __getitem__(self, index):
+        if index == 3:
+            raise UserError("the shards were exchanged; restore them")
+        return super().__getitem__(index)
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        if not self.opens:
+            raise UserError("the index is gone; make it again")
+
+
+@pytest.mark.parametrize(
+    ("opens", "told", "before"), [(True, "the shards were", 3), (False, "the index is", 0)]
+)
+def test_what_the_user_has_to_do_comes_out_of_a_worker_as_it_is(data, opens, told, before):
+    broken = _Broken.__new__(_Broken)
+    broken.__dict__.update(data.__dict__, opens=opens, per_step=1)
+    seen = 0
+    with pytest.raises(UserError, match=rf"^{told}[^\n]*$"):
+        for _ in batches(broken, workers=1):
+            seen += 1
+    assert seen == before
+
+
+def test_blocks_are_filled_again_and_what_is_kept_stays(data):
+    expected = [[copy(batch) for batch in step] for step in batches(data, 0)]
+    assert len(expected) == STEPS and len(expected[0]) == 4
+    kept, most = [], 0
+    loader = batches(data, 2)
+    for number, step in enumerate(loader):
+        for batch, wanted in zip(step, expected[number], strict=True):
+            same(batch, wanted)
+        if number % 4 == 1:
+            kept.append(
+                (step[2].image_N3HW, step[2].text_at_T[1:], expected[number][2])
+            )  # views outlive the batch
+        (blocks,) = shared_memory._received.values()
+        most = len(blocks)
+    # 48 batches in few blocks: one for each of the three kept, the step in hand, the step that gathers, and two workers
+    # with two batches each in the making or waiting.
+    assert len(kept) == 3 and most <= len(kept) + 2 * 4 + 2 * 2, most
+    for picture, text, wanted in kept:
+        assert torch.equal(picture, wanted["image_N3HW"]) and torch.equal(text, wanted["text_at_T"][1:])
+    del loader, step, batch, blocks
+    gc.collect()
+    assert not shared_memory._received
+    assert torch.equal(kept[0][0], kept[0][2]["image_N3HW"])
+
+
+def test_a_block_is_lent_until_the_last_tensor_is_gone(data, monkeypatch):
+    monkeypatch.setattr(shared_memory, "_own", [])
+    first, second = data[0], data[1]
+    handed = shared_memory.hand_over(first, "here")
+    batch = shared_memory.take_over(handed)
+    same(batch, copy(first))
+    with_block = handed.block
+    again = shared_memory.hand_over(second, "here")
+    assert again.block != with_block and again.memory is not None
+    other = shared_memory.take_over(again)
+    view = batch.segment_BL[:, 3:]
+    del batch, handed
+    assert shared_memory.hand_over(second, "here").block not in (with_block, again.block)
+    del view
+    third = shared_memory.hand_over(first, "here")
+    assert third.block == with_block and third.memory is None
+    same(shared_memory.take_over(third), copy(first))
+    same(other, copy(second))
+    # A batch that no free block can hold replaces one.
+    large = dataclasses.replace(first, image_N3HW=torch.ones(64, *first.image_N3HW.shape[1:]).byte())
+    grown = shared_memory.hand_over(large, "here")
+    assert grown.block == with_block and grown.memory is not None
+    same(shared_memory.take_over(grown), copy(large))
+    shared_memory.forget("here")
+    assert "here" not in shared_memory._received
