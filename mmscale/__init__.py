@@ -1,4 +1,6 @@
-"""mmscale: one fusion transformer over images, text and speech, trained at any scale from plain tar shards."""
+"""mmscale: one fusion transformer over images, text and speech, trained at any scale from plain tar
+shards.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Reading a run's config: YAML with ``base`` files, ``key=value`` overrides, strict names and types."""
+"""Reading a run's config: YAML with ``base`` files, ``key=value`` overrides, strict names and
+types.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,8 @@ _LARGEST = (1 << 63) - 1
 def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
     """Read ``path``, apply ``overrides`` such as ``train.steps=200``, check everything.
 
-    Any mapping may hold ``base: other.yaml`` (relative to the file it stands in), which is read first and
-    then overlaid. ``${NAME:-default}`` in a string is replaced from the environment.
+    Any mapping may hold ``base: other.yaml`` (relative to the file it stands in), which is read
+    first and then overlaid. ``${NAME:-default}`` in a string is replaced from the environment.
 
     Raises:
         UserError: unreadable file, unknown key, wrong type, or a rule of `Config.check` broken; the
@@ -94,8 +96,8 @@ def dump_config(config: Config) -> str:
 def key_type(name: str) -> Any:
     """The annotated type of the dotted key ``name``; None if there is none of that name.
 
-    A part below a mapping such as ``data.sets`` may be any name: ``data.sets.digits.weight``. (A name with a dot in it
-    cannot be reached.)
+    A part below a mapping such as ``data.sets`` may be any name: ``data.sets.digits.weight``. (A
+    name with a dot in it cannot be reached.)
     """
     hint: Any = Config
     for part in name.split("."):
@@ -109,7 +111,9 @@ def key_type(name: str) -> Any:
 
 
 def set_key(tree: dict[str, Any], name: str, value: Any) -> None:
-    """Put ``value`` at the dotted key ``name`` of a config's tree. Raises `UserError` if a parent is no group."""
+    """Put ``value`` at the dotted key ``name`` of a config's tree. Raises `UserError` if a parent
+    is no group.
+    """
     *parents, last = name.split(".")
     for parent in parents:
         child = tree.setdefault(parent, {})
@@ -136,7 +140,9 @@ def describe_keys() -> list[tuple[str, str, str]]:
                 doc += f" One of: {', '.join(choice or '(empty)' for choice in item.metadata['choices'])}."
             rows.append((name, str(getattr(defaults, item.name)), doc))
             if inner and dataclasses.is_dataclass(inner[-1]):
-                visit(typing.cast(type, inner[-1]), name + (".<name>." if len(inner) == 2 else "[]."))
+                visit(
+                    typing.cast(type, inner[-1]), name + (".<name>." if len(inner) == 2 else "[].")
+                )
 
     visit(Config, "")
     return rows
@@ -144,7 +150,9 @@ def describe_keys() -> list[tuple[str, str, str]]:
 
 def _read(path: Path, depth: int) -> dict[str, Any]:
     if depth > _MAX_BASES:
-        raise UserError(f"{path}: more than {_MAX_BASES} levels of 'base'; do two files name each other?")
+        raise UserError(
+            f"{path}: more than {_MAX_BASES} levels of 'base'; do two files name each other?"
+        )
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -158,7 +166,9 @@ def _read(path: Path, depth: int) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path}: not valid YAML ({error}); correct the file") from None
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: a config is a mapping of keys; this file holds a {type(tree).__name__}")
+        raise UserError(
+            f"{path}: a config is a mapping of keys; this file holds a {type(tree).__name__}"
+        )
     return _resolve(tree, path, depth)
 
 
@@ -209,7 +219,9 @@ def parse_override(override: str) -> tuple[str, Any]:
 
 
 def _build(hint: Any, value: Any, where: str, source: str) -> Any:
-    """Convert ``value`` to the annotated type ``hint``, naming the dotted key in every complaint."""
+    """Convert ``value`` to the annotated type ``hint``, naming the dotted key in every
+    complaint.
+    """
     if dataclasses.is_dataclass(hint):
         return _build_object(typing.cast(type, hint), value, where, source)
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
@@ -219,7 +231,10 @@ def _build(hint: Any, value: Any, where: str, source: str) -> Any:
     if origin is dict:
         if not isinstance(value, dict):
             raise UserError(f"{source}: {where}: expected a mapping of names, got {value!r}")
-        return {str(name): _build(inner[1], item, f"{where}.{name}", source) for name, item in value.items()}
+        return {
+            str(name): _build(inner[1], item, f"{where}.{name}", source)
+            for name, item in value.items()
+        }
     if hint is typing.Any:
         return value
     assert not isinstance(hint, types.UnionType), "config keys have one type each"

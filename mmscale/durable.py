@@ -1,7 +1,8 @@
-"""Files and folders that are there whole or not at all, whenever a process is killed or the power fails.
+"""Files and folders that are there whole or not at all, whenever a process is killed or the power
+fails.
 
-A name in a folder is safe once the folder itself has been flushed (``man 2 fsync``); contents once the file has. So:
-write under another name, flush the file, rename, flush the folder.
+A name in a folder is safe once the folder itself has been flushed (``man 2 fsync``); contents once
+the file has. So: write under another name, flush the file, rename, flush the folder.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from pathlib import Path
 def write_durably(path: Path, text: str) -> None:
     """Put ``text`` into ``path``; who reads it finds all of the old or all of the new.
 
-    One process writes a path at a time. What a killed one leaves, ``.<name>.tmp``, is overwritten by the next.
+    One process writes a path at a time. What a killed one leaves, ``.<name>.tmp``, is overwritten
+    by the next.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
@@ -27,7 +29,9 @@ def write_durably(path: Path, text: str) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make ``path`` and the folders above it, where they are missing, so that they outlive a power failure."""
+    """Make ``path`` and the folders above it, where they are missing, so that they outlive a power
+    failure.
+    """
     missing = [one for one in (path, *path.parents) if not one.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for one in missing:
@@ -44,10 +48,11 @@ def move_into_place(folder: Path, final: Path) -> None:
 
 
 def replace_folder(folder: Path, final: Path) -> None:
-    """Flush a folder of plain files and put it in the place of ``final``, which stays whole until then.
+    """Flush a folder of plain files and put it in the place of ``final``, which stays whole until
+    then.
 
-    It stays as ``.<name>.old`` while it is exchanged; should the process be killed in that moment, and ``final`` be
-    missing, `restore_folder` puts it back.
+    It stays as ``.<name>.old`` while it is exchanged; should the process be killed in that moment,
+    and ``final`` be missing, `restore_folder` puts it back.
     """
     for path in folder.iterdir():
         _sync(path)
@@ -80,7 +85,9 @@ def restore_folder(final: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove ``folder`` under another name, ``.<name>.gone``, so that it never stands there by half."""
+    """Remove ``folder`` under another name, ``.<name>.gone``, so that it never stands there by
+    half.
+    """
     gone = folder.with_name(f".{folder.name}.gone")
     shutil.rmtree(gone, ignore_errors=True)
     os.rename(folder, gone)

@@ -1,7 +1,8 @@
 """Estimated arithmetic of a packed sequence, from what is known before it is read.
 
-Forward pass, in floating-point operations (a multiply-add counts as two). Training costs about three times as
-much, a factor that cancels where costs are compared. All arguments may be numbers or arrays.
+Forward pass, in floating-point operations (a multiply-add counts as two). Training costs about
+three times as much, a factor that cancels where costs are compared. All arguments may be numbers or
+arrays.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from typing import Any
 from mmscale.config import MediaConfig, ModelConfig
 
 _VISION_SIZES = ("hidden_size", "num_hidden_layers", "intermediate_size")
-_VISION_DEFAULTS = {"hidden_size": 768, "num_hidden_layers": 12}  # of every vision config of transformers
+_VISION_DEFAULTS = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+}  # of every vision config of transformers
 
 
 class Flops:
@@ -31,7 +35,8 @@ class Flops:
             )  # three gates from input and from state, and the projection
         else:
             mixing = model.width * model.head_dim * (2 * model.heads + 2 * model.kv_heads)
-            # Every query meets every key of its segment, twice: scores, and the weighted sum of values.
+            # Every query meets every key of its segment, twice: scores, and the weighted sum of
+            # values.
             square = 2 * model.heads * model.head_dim
         self.per_token = 2.0 * model.layers * (mixing + 3 * model.width * model.hidden)
         self.per_square = 2.0 * model.layers * square
@@ -50,7 +55,9 @@ class Flops:
         targets: Any,
         embeddings: Any,
     ) -> Any:
-        """Cost of a sequence with these totals; ``squares`` is the sum of its segments' squared lengths."""
+        """Cost of a sequence with these totals; ``squares`` is the sum of its segments' squared
+        lengths.
+        """
         return (
             self.per_token * tokens
             + self.per_square * squares
@@ -62,7 +69,9 @@ class Flops:
 
 
 def _tower(kind: str, config: str, positions: float) -> float:
-    """Of one position of a pretrained transformer that sees ``positions``, without its first convolution."""
+    """Of one position of a pretrained transformer that sees ``positions``, without its first
+    convolution.
+    """
     facts = json.loads(config)["config"]
     names = ("d_model", "encoder_layers", "encoder_ffn_dim") if kind == "audio" else _VISION_SIZES
     width, layers, hidden = (facts.get(name, _VISION_DEFAULTS.get(name, 0)) for name in names)
@@ -88,7 +97,9 @@ def _image_stem(model: ModelConfig, media: MediaConfig) -> float:
 
 
 def _audio_stem(model: ModelConfig, media: MediaConfig) -> float:
-    if model.audio_stem == "pretrained":  # a clip costs a whole window, which its tokens are too few to tell
+    if (
+        model.audio_stem == "pretrained"
+    ):  # a clip costs a whole window, which its tokens are too few to tell
         return _tower("audio", model.audio_tower_config, 1500) * media.frames_per_token / 2
     frames, bands, channels, cost = media.frames_per_token, media.mel_bins, 1, 0.0
     while frames > 1 or channels == 1:

@@ -9,7 +9,7 @@ from mmscale.errors import UserError
 
 
 @dataclass(frozen=True)
-class Gpu:
+class GpuSpec:
     """What planning needs to know of a device."""
 
     name: str
@@ -17,30 +17,35 @@ class Gpu:
     bf16: float  # FLOP/s of dense bf16 products with fp32 accumulation
     memory_rate: float  # bytes/s of its own memory
     link: float  # bytes/s, one way, to the GPUs of its machine
-    network: float  # bytes/s, one way, to those of other machines: its share of the machine's network
-    float8: bool = True  # has products of 8-bit floats: compute capability 8.9, Ada and Hopper, and later
+    network: (
+        float  # bytes/s, one way, to those of other machines: its share of the machine's network
+    )
+    float8: bool = (
+        True  # has products of 8-bit floats: compute capability 8.9, Ada and Hopper, and later
+    )
 
 
-# NVIDIA's data sheets: A100 (2020), H100 (2022), H200 (2023), HGX B200 (2024), Ada Lovelace white paper (2022); the
-# memory of H100 and H200 as their drivers tell it (81,559 and 143,771 MiB). NVLink is told there as the sum of both
-# ways. The networks are what such machines usually have: 8 times 200 or 400 Gbit/s, and 100 Gbit/s for a workstation of
-# eight RTX 4090.
+# NVIDIA's data sheets: A100 (2020), H100 (2022), H200 (2023), HGX B200 (2024), Ada Lovelace white
+# paper (2022); the memory of H100 and H200 as their drivers tell it (81,559 and 143,771 MiB).
+# NVLink is told there as the sum of both ways. The networks are what such machines usually have: 8
+# times 200 or 400 Gbit/s, and 100 Gbit/s for a workstation of eight RTX 4090.
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("a100-40gb", 40e9, 312e12, 1.555e12, 300e9, 25e9, float8=False),
-        Gpu("a100-80gb", 80e9, 312e12, 2.039e12, 300e9, 25e9, float8=False),
-        Gpu("h100-80gb", 85.5e9, 989e12, 3.35e12, 450e9, 50e9),
-        Gpu("h200-141gb", 150.7e9, 989e12, 4.8e12, 450e9, 50e9),
-        Gpu("b200-180gb", 180e9, 2250e12, 7.7e12, 900e9, 50e9),
-        Gpu("rtx4090-24gb", 24e9, 165e12, 1.008e12, 25e9, 1.5e9),
+        GpuSpec("a100-40gb", 40e9, 312e12, 1.555e12, 300e9, 25e9, float8=False),
+        GpuSpec("a100-80gb", 80e9, 312e12, 2.039e12, 300e9, 25e9, float8=False),
+        GpuSpec("h100-80gb", 85.5e9, 989e12, 3.35e12, 450e9, 50e9),
+        GpuSpec("h200-141gb", 150.7e9, 989e12, 4.8e12, 450e9, 50e9),
+        GpuSpec("b200-180gb", 180e9, 2250e12, 7.7e12, 900e9, 50e9),
+        GpuSpec("rtx4090-24gb", 24e9, 165e12, 1.008e12, 25e9, 1.5e9),
     )
 }
 _SHORT = {name.partition("-")[0]: name for name in GPUS}  # of two kinds of a name, the larger
 _UNITS = {"memory": 1e9, "bf16": 1e12, "memory_rate": 1e12, "link": 1e9, "network": 1e9}
 
 
-# What the driver calls them. An H100 of another form (PCIe, NVL) is another chip, and its rate is not here.
+# What the driver calls them. An H100 of another form (PCIe, NVL) is another chip, and its rate is
+# not here.
 _DRIVER_NAMES = {
     "A100-SXM4-40GB": "a100-40gb",
     "A100-SXM4-80GB": "a100-80gb",
@@ -51,16 +56,20 @@ _DRIVER_NAMES = {
 }
 
 
-def known_gpu(driver_name: str) -> Gpu | None:
-    """The kind of a device by what the driver calls it, such as ``NVIDIA H100 80GB HBM3``; None: not known."""
+def known_gpu(driver_name: str) -> GpuSpec | None:
+    """The kind of a device by what the driver calls it, such as ``NVIDIA H100 80GB HBM3``; None:
+    not known.
+    """
     for part, kind in _DRIVER_NAMES.items():
         if driver_name.endswith(part):
             return GPUS[kind]
     return None
 
 
-def gpu_family(driver_name: str) -> Gpu | None:
-    """The first kind of a device's family: network, and link but for PCIe cards, are those of all its forms."""
+def gpu_family(driver_name: str) -> GpuSpec | None:
+    """The first kind of a device's family: network, and link but for PCIe cards, are those of all
+    its forms.
+    """
     words = driver_name.upper().replace("-", " ").split()
     for kind in GPUS.values():
         family = kind.name.partition("-")[0].upper().removeprefix("RTX")
@@ -69,8 +78,9 @@ def gpu_family(driver_name: str) -> Gpu | None:
     return None
 
 
-def find_gpu(text: str) -> Gpu:
-    """A known kind, such as ``h100``, or one's own: ``h100,memory=94,network=100`` or all of the values.
+def find_gpu(text: str) -> GpuSpec:
+    """A known kind, such as ``h100``, or one's own: ``h100,memory=94,network=100`` or all of the
+    values.
 
     Units: memory GB, bf16 TFLOP/s, memory_rate TB/s, link and network GB/s. Raises `UserError`.
     """
@@ -92,5 +102,5 @@ def find_gpu(text: str) -> Gpu:
             f"--gpu {text}: unknown kind; use {', '.join(GPUS)}, or describe your own: "
             f"name,{','.join(f'{key}=N' for key in _UNITS)}"
         )
-    base = known or Gpu(name, 1.0, 1.0, 1.0, 1.0, 1.0)
+    base = known or GpuSpec(name, 1.0, 1.0, 1.0, 1.0, 1.0)
     return replace(base, **values)

@@ -1,4 +1,6 @@
-"""JSON objects in files: read with one line for the user if that fails, written for people to read."""
+"""JSON objects in files: read with one line for the user if that fails, written for people to
+read.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ MAX_BYTES = 64 << 20  # a large tokenizer has 20
 
 
 def read_object(path: Path, missing: str, damaged: str = "copy it again, whole") -> dict[str, Any]:
-    """The object in ``path``. Raises `UserError` with the remedy for a file that is ``missing`` or ``damaged``."""
+    """The object in ``path``. Raises `UserError` with the remedy for a file that is ``missing`` or
+    ``damaged``.
+    """
     try:
         tree = json.loads(read_plain(path, MAX_BYTES).decode("utf-8"))
     except (FileNotFoundError, NotADirectoryError):

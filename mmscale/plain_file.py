@@ -1,4 +1,6 @@
-"""Opening a file of a folder that somebody else made: only plain files, and never more of them than is allowed."""
+"""Opening a file of a folder that somebody else made: only plain files, and never more of them than
+is allowed.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from pathlib import Path
 
 
 def open_plain(path: Path) -> BufferedReader:
-    """``path``, or what it links to, for reading. Raises `OSError`, also for pipes, devices and folders."""
+    """``path``, or what it links to, for reading. Raises `OSError`, also for pipes, devices and
+    folders.
+    """
     file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115  the caller closes it
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()

@@ -1,11 +1,13 @@
 """The project's own keyed random functions: frozen, versioned, the same on every machine.
 
-Order, packing, augmentation and weight initialisation are *functions* of keys, never streams with hidden
-state. Library generators are not used for them, because libraries change their streams between releases.
+Order, packing, augmentation and weight initialisation are *functions* of keys, never streams with
+hidden state. Library generators are not used for them, because libraries change their streams
+between releases.
 
-The mixing function is the finaliser of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom
-number generators", OOPSLA 2014). Keys are derived by hashing their parts with BLAKE2b, never by adding.
-Changing anything here changes every data order and every initial weight: raise ``VERSION`` if you must.
+The mixing function is the finaliser of SplitMix64 (Steele, Lea, Flood: "Fast splittable
+pseudorandom number generators", OOPSLA 2014). Keys are derived by hashing their parts with BLAKE2b,
+never by adding. Changing anything here changes every data order and every initial weight: raise
+``VERSION`` if you must.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ _PIECE = 1 << 16  # numbers drawn at once
 
 
 def derive_key(*parts: int | str) -> int:
-    """Hash ``parts`` into a 64-bit key. ``derive_key(1, "2")`` and ``derive_key("1", 2)`` differ."""
+    """Hash ``parts`` into a 64-bit key. ``derive_key(1, "2")`` and ``derive_key("1", 2)``
+    differ.
+    """
     text = "\x1f".join(f"{type(part).__name__[0]}{part}" for part in parts)
     digest = hashlib.blake2b(text.encode(), digest_size=8, person=b"mmscale-prf-%d" % VERSION)
     return int.from_bytes(digest.digest(), "little")
@@ -78,16 +82,20 @@ def _unit(raw: NDArray[np.uint64]) -> NDArray[np.float64]:
 
 
 def normal(key: int, count: int, start: int = 0) -> NDArray[np.float32]:
-    """``count`` standard normal float32 numbers (Box-Muller), one per counter, so any slice can be drawn alone."""
+    """``count`` standard normal float32 numbers (Box-Muller), one per counter, so any slice can be
+    drawn alone.
+    """
     values = np.empty(count, np.float32)
     fill_normal(key, values, start)
     return values
 
 
 def fill_normal(key: int, values: NDArray[np.float32], start: int = 0) -> None:
-    """`normal` into ``values``, a piece at a time in memory that stays in the cache and is not asked for anew.
+    """`normal` into ``values``, a piece at a time in memory that stays in the cache and is not
+    asked for anew.
 
-    Holds Python's lock for next to none of the time, so several threads may fill parts of one array.
+    Holds Python's lock for next to none of the time, so several threads may fill parts of one
+    array.
     """
     piece = min(_PIECE, len(values))
     ramp = np.arange(1, piece + 1, dtype=np.uint64)
@@ -129,8 +137,8 @@ class Draws:
     """Successive draws under one key, for code that needs a handful of numbers in a fixed order.
 
     Args:
-        key: the key, or its parts (see `derive_key`), which are hashed at the first draw: most code that could draw
-            has nothing to draw for.
+        key: the key, or its parts (see `derive_key`), which are hashed at the first draw: most code
+            that could draw has nothing to draw for.
     """
 
     def __init__(self, key: int | tuple[int | str, ...]) -> None:
@@ -143,7 +151,9 @@ class Draws:
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
         """One number in [low, high)."""
-        raw = _bits_of_one(self._key, self._next)  # plain integers: numpy costs more than it saves for one
+        raw = _bits_of_one(
+            self._key, self._next
+        )  # plain integers: numpy costs more than it saves for one
         self._next += 1
         return low + (high - low) * ((raw >> 11) * 2.0**-53)
 
@@ -158,16 +168,19 @@ class Draws:
         return normal(self._key, count, start)
 
     def integer(self, low: int, high: int) -> int:
-        """One integer in [low, high); the bias of the float method is below 2**-40 for the ranges used."""
+        """One integer in [low, high); the bias of the float method is below 2**-40 for the ranges
+        used.
+        """
         return min(high - 1, low + int(self.uniform() * (high - low)))
 
 
 class Permutation:
     """A keyed permutation of ``range(size)`` computed at any position in O(1), with no table.
 
-    A balanced Feistel network of four rounds over the smallest even number of bits that holds ``size``;
-    results outside the range walk the cycle until they fall inside (Black and Rogaway, "Ciphers with
-    arbitrary finite domains", CT-RSA 2002). Fewer than four steps of walking on average.
+    A balanced Feistel network of four rounds over the smallest even number of bits that holds
+    ``size``; results outside the range walk the cycle until they fall inside (Black and Rogaway,
+    "Ciphers with arbitrary finite domains", CT-RSA 2002). Fewer than four steps of walking on
+    average.
     """
 
     ROUNDS = 4
@@ -187,7 +200,9 @@ class Permutation:
         return (left << self._half) | right
 
     def __call__(self, positions: NDArray[np.integer] | int) -> NDArray[np.int64]:
-        """Elements at ``positions`` (int array of any shape, each in [0, size)); int64 of the same shape."""
+        """Elements at ``positions`` (int array of any shape, each in [0, size)); int64 of the same
+        shape.
+        """
         out = np.atleast_1d(np.asarray(positions)).astype(np.uint64)
         assert out.size == 0 or int(out.max()) < self.size, "position outside the permutation"
         out = self._encrypt(out)

@@ -1,4 +1,6 @@
-"""YAML as configs are written in it: plain values, a key once, and a date is the text that it looks like."""
+"""YAML as configs are written in it: plain values, a key once, and a date is the text that it looks
+like.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,12 @@ _MAX_VALUES = 100_000
 
 
 class _Loader(yaml.SafeLoader):
-    """`yaml.SafeLoader`, which lets a later key replace an earlier one in silence, and reads run.dir=2026-09-01 as a
-    date."""
+    """`yaml.SafeLoader`, which lets a later key replace an earlier one in silence, and reads
+    run.dir=2026-09-01 as a date."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # Here, not where values are made: by then merged mappings (<<) have been written into those that name them.
+        # Here, not where values are made: by then merged mappings (<<) have been written into those
+        # that name them.
         node = super().compose_mapping_node(anchor)
         keys = set()
         for key, _ in node.value:
@@ -63,6 +66,8 @@ def _check_size(value: Any) -> None:
         one = left.pop()
         count += 1
         if count > _MAX_VALUES:
-            raise ValueError(f"more than {_MAX_VALUES:,} values, aliases counted as often as they are used")
+            raise ValueError(
+                f"more than {_MAX_VALUES:,} values, aliases counted as often as they are used"
+            )
         if isinstance(one, dict | list):
             left.extend(one.values() if isinstance(one, dict) else one)

@@ -17,7 +17,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
         with safe_open(path, framework="pt") as file:
             offsets = json.loads(file.metadata()["DCP_SHARDING_INFO"])
             for name in file.keys():  # noqa: SIM118
-                parts.setdefault(name, []).append((offsets[name]["saved_offsets"], file.get_tensor(name)))
+                parts.setdefault(name, []).append(
+                    (offsets[name]["saved_offsets"], file.get_tensor(name))
+                )
     return {name: _join(found) for name, found in parts.items()}
 
 
@@ -26,15 +28,20 @@ def relist(checkpoint: Path) -> None:
     state = json.loads((checkpoint / "state.json").read_text())
     files = {path.name: path.read_bytes() for path in checkpoint.glob("*.safetensors")}
     state["files"] = {
-        name: {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()} for name, raw in files.items()
+        name: {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+        for name, raw in files.items()
     }
     (checkpoint / "state.json").write_text(json.dumps(state))
 
 
 def _join(parts: list[tuple[list[int], torch.Tensor]]) -> torch.Tensor:
-    ends = [[first + size for first, size in zip(at, part.shape, strict=True)] for at, part in parts]
+    ends = [
+        [first + size for first, size in zip(at, part.shape, strict=True)] for at, part in parts
+    ]
     whole = torch.full([max(axis) for axis in zip(*ends, strict=True)], torch.nan)
     for at, part in parts:
-        whole[tuple(slice(first, first + size) for first, size in zip(at, part.shape, strict=True))] = part
+        whole[
+            tuple(slice(first, first + size) for first, size in zip(at, part.shape, strict=True))
+        ] = part
     assert not whole.isnan().any()
     return whole

@@ -1,6 +1,8 @@
-"""Print one JSON line per sequence of a range of steps as a given rank's loader makes it: its keys and a checksum.
+"""Print one JSON line per sequence of a range of steps as a given rank's loader makes it: its keys
+and a checksum.
 
-Run as a module in a process of its own: python -m checksums CONFIG A:B RANK WORLD WORKERS MICRO_BATCH [key=value …]
+Run as a module in a process of its own: python -m checksums CONFIG A:B RANK WORLD WORKERS
+    MICRO_BATCH [key=value …]
 """
 
 import hashlib
@@ -25,7 +27,13 @@ def sequence_checksum(batch: Batch, row: int) -> str:
     def add(tensor: torch.Tensor) -> None:
         digest.update(tensor.contiguous().numpy().tobytes())
 
-    for tensor in (batch.tokens_BL, batch.kind_BL, batch.segment_BL, batch.span_BL, batch.position_BL3):
+    for tensor in (
+        batch.tokens_BL,
+        batch.kind_BL,
+        batch.segment_BL,
+        batch.span_BL,
+        batch.position_BL3,
+    ):
         add(tensor[row])
     add(batch.dropout_key_B[row])
     for at, values in (
@@ -57,7 +65,9 @@ def sequence_checksum(batch: Batch, row: int) -> str:
             add(batch.ctc_target_CU[clip, : batch.ctc_length_C[clip]])
             add(batch.ctc_weight_C[clip])
     here = batch.image_at_T // length == row
-    images = batch.image_take_T[here] // max(1, batch.image_take_T.numel() and tokens_per_image(batch))
+    images = batch.image_take_T[here] // max(
+        1, batch.image_take_T.numel() and tokens_per_image(batch)
+    )
     add(batch.image_N3HW[images.unique_consecutive()])
     here = batch.audio_at_T // length == row
     if here.any():
@@ -70,7 +80,10 @@ def clips_of(batch: Batch) -> torch.Tensor:
     """int64, the clip that each of the audio stem's outputs belongs to."""
     chunks = batch.audio_chunks
     return torch.cat(
-        [torch.arange(a, b).repeat_interleave(frames // FRAMES_PER_TOKEN) for a, b, frames in chunks]
+        [
+            torch.arange(a, b).repeat_interleave(frames // FRAMES_PER_TOKEN)
+            for a, b, frames in chunks
+        ]
     )
 
 
@@ -100,7 +113,11 @@ def main() -> None:
         for batch in batches:
             for row, number in enumerate(batch.sequences):
                 line = {"step": batch.step, "sequence": number, "keys": batch.keys[row]}
-                print(json.dumps({**line, "sha256": sequence_checksum(batch, row), "faults": batch.faults}))
+                print(
+                    json.dumps(
+                        {**line, "sha256": sequence_checksum(batch, row), "faults": batch.faults}
+                    )
+                )
 
 
 if __name__ == "__main__":

@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 from servers import reserved_port
 
-# Threads that wait for each other sleep, which torch's OpenMP reads when it is loaded: tests run side by side, and
-# threads that spin beside a busy core take ten times as long.
+# Threads that wait for each other sleep, which torch's OpenMP reads when it is loaded: tests run
+# side by side, and threads that spin beside a busy core take ten times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 ON_GPU = os.environ.get("MMSCALE_TEST_GPU") == "1"
 if not ON_GPU:
-    # For these processes and those they start: what is expected is a CPU's, whatever else the machine has.
+    # For these processes and those they start: what is expected is a CPU's, whatever else the
+    # machine has.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 torch.set_num_threads(1)
 
@@ -35,7 +36,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Folder of published data sets; tests that need it are skipped, saying so, where it is absent."""
+    """Folder of published data sets; tests that need it are skipped, saying so, where it is
+    absent.
+    """
     folder = Path(os.environ.get("MMSCALE_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent; set MMSCALE_DATA to the folder of published data sets")
@@ -50,7 +53,12 @@ def port() -> Iterator[int]:
 
 
 def run_module(
-    module: Sequence[str], *, ranks: int = 1, check: bool = True, cwd: Path = ROOT, timeout: float = 240
+    module: Sequence[str],
+    *,
+    ranks: int = 1,
+    check: bool = True,
+    cwd: Path = ROOT,
+    timeout: float = 240,
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python -m module…`` in ``ranks`` real processes (torchrun when more than one)."""
     command = [sys.executable, "-m"]
@@ -84,8 +92,8 @@ def small_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_run(small_digits: Path) -> list[str]:
-    """Overrides that make configs/train/digits.yaml run in seconds: a small model on the small data, every objective,
-    contrastive groups that span micro-batches and ranks."""
+    """Overrides that make configs/train/digits.yaml run in seconds: a small model on the small
+    data, every objective, contrastive groups that span micro-batches and ranks."""
     return [
         "data.prepare=",
         f"data.sets.digits.shards={small_digits}/train",
@@ -100,7 +108,8 @@ def small_run(small_digits: Path) -> list[str]:
         " {objective: ctc, input: [audio], target: json.digit, weight: 0.03},"
         " {objective: classify, input: [image], target: json.digit, weight: 0.5}]",
         "data.workers=0",
-        "model={width: 32, layers: 2, heads: 2, kv_heads: 1, head_dim: 16, hidden: 48, stem_width: 8, embed_dim: 16,"
+        "model={width: 32, layers: 2, heads: 2, kv_heads: 1, head_dim: 16, hidden: 48, stem_width: "
+        "8, embed_dim: 16,"
         " image_stem: cnn, audio_stem: rnn, dropout: 0.1}",
         "train.optimizer={lr: 1e-3, warmup_steps: 2}",
         "run.progress=false",

@@ -1,4 +1,6 @@
-"""Media made to hurt their reader: headers that promise too much, and little bytes that become many."""
+"""Media made to hurt their reader: headers that promise too much, and little bytes that become
+many.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(width: int, height: int, *chunks: tuple[bytes, bytes], depth: int = 8, colours: int = 2) -> bytes:
+def png(
+    width: int, height: int, *chunks: tuple[bytes, bytes], depth: int = 8, colours: int = 2
+) -> bytes:
     """A PNG of these chunks between header and end."""
     head = struct.pack(">IIBBBBB", width, height, depth, colours, 0, 0, 0)
     parts = [(b"IHDR", head), *chunks, (b"IEND", b"")]
@@ -43,7 +47,9 @@ def silent_flac(hours: float, rate: int = 8_000) -> bytes:
 
 
 def tiff(**tags: int) -> bytes:
-    """A little-endian grey TIFF of these tags (``t256=...``: image width, and so on), one LONG each."""
+    """A little-endian grey TIFF of these tags (``t256=...``: image width, and so on), one LONG
+    each.
+    """
     entries = sorted((int(name[1:]), value) for name, value in tags.items())
     body = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
     return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + body + bytes(4) + bytes(64)
@@ -97,13 +103,16 @@ def jpeg_of_many_scans(count: int) -> bytes:
     size = struct.pack(">HH", 8_000, 8_000)
     head = data[: frame + 5] + size + data[frame + 9 : data.index(b"\xff\xda")]
     scans = [
-        b"\xff\xda\0\x08\1" + bytes([1 + n % 3, 0 if n % 3 == 0 else 0x11, 0, 63, 0]) for n in range(count)
+        b"\xff\xda\0\x08\1" + bytes([1 + n % 3, 0 if n % 3 == 0 else 0x11, 0, 63, 0])
+        for n in range(count)
     ]
     return head + b"".join(scans) + b"\xff\xd9"
 
 
 def largest_png(kind: str, side: int = 8_000) -> bytes:
-    """A black PNG of as many pixels as are read: grey_16, rgb, rgba or palette (of one bit, with transparency)."""
+    """A black PNG of as many pixels as are read: grey_16, rgb, rgba or palette (of one bit, with
+    transparency).
+    """
     depth, colours, samples = {
         "grey_16": (16, 0, 1), "rgb": (8, 2, 3), "rgba": (8, 6, 4), "palette": (1, 3, 1),
     }[kind]  # fmt: skip
@@ -121,7 +130,9 @@ def id3(size: int, frames: bytes = b"") -> bytes:
 
 def wav_header(data_bytes: int, rate: int = 16_000, channels: int = 1) -> bytes:
     """A 16-bit WAV header that promises ``data_bytes`` of samples."""
-    kind = struct.pack("<HHIIHH", 1, channels, rate, rate * channels * 2 & 0xFFFFFFFF, channels * 2, 16)
+    kind = struct.pack(
+        "<HHIIHH", 1, channels, rate, rate * channels * 2 & 0xFFFFFFFF, channels * 2, 16
+    )
     return (
         b"RIFF"
         + struct.pack("<I", min(36 + data_bytes, 0xFFFFFFFF))

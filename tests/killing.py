@@ -18,14 +18,16 @@ def metrics(folder: Path) -> list[dict]:
 
 
 def kill_when_reached(command: list[str], folder: Path, step: int, ranks: int) -> None:
-    """Start ``mmscale`` on some ranks and SIGKILL every process once metrics.jsonl tells of ``step``.
+    """Start ``mmscale`` on some ranks and SIGKILL every process once metrics.jsonl tells of
+    ``step``.
 
     The ranks do not go far beyond it, however late the kill comes.
     """
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     launch = [sys.executable, *torchrun, "-m", "killing", "train_and_wait"]
     environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WAIT_BEFORE": str(step + 2),
+        **os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WAIT_BEFORE": str(step +
+        2),
         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
     }  # fmt: skip
     process = subprocess.Popen(
@@ -86,7 +88,9 @@ def train_and_wait() -> None:
 
 
 def train_without_a_look() -> None:
-    """``mmscale train`` whose start does not compare the shards' sizes: as if they broke just after it."""
+    """``mmscale train`` whose start does not compare the shards' sizes: as if they broke just after
+    it.
+    """
     from mmscale.cli import main
     from mmscale.data.index.manifest import Manifest
 

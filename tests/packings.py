@@ -27,7 +27,9 @@ def model_config(**changes) -> ModelConfig:
 
 
 def random_batch(seed: int, sequences: int = 3, length: int = 160, kinds: str = "tia") -> Batch:
-    """Segments of the given kinds (t text, i image, a audio; none: padding) with targets and embeddings."""
+    """Segments of the given kinds (t text, i image, a audio; none: padding) with targets and
+    embeddings.
+    """
     draws = prf.Draws(prf.derive_key("packing", seed))
     builder = BatchBuilder(sequences, length, MEDIA)
     for row in range(sequences):
@@ -43,7 +45,9 @@ def random_batch(seed: int, sequences: int = 3, length: int = 160, kinds: str = 
 
 
 def add_segment(builder: BatchBuilder, kind: str, words: int, size: int, draws: prf.Draws) -> None:
-    """One segment: media of ``size`` audio tokens if any, ``words`` supervised words, an embedding."""
+    """One segment: media of ``size`` audio tokens if any, ``words`` supervised words, an
+    embedding.
+    """
     builder.open_segment()
     if kind == "i":
         pixels = draws.uniforms(3 * MEDIA.image_height * MEDIA.image_width) * 255

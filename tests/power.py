@@ -1,10 +1,11 @@
-"""What a disk may hold after the power failed, made from the file operations that really took place.
+"""What a disk may hold after the power failed, made from the file operations that really took
+place.
 
-`recording` notes every change of names and every flush in a folder, in this process, and between them looks at the
-files' contents. `after_power_failure` replays the first operations and then forgets, as a file system may that keeps no
-more than POSIX promises: contents since the last flush of the file are there, gone, cut short, zeros, or there in some
-blocks and not in others; each change of names since the last flush of its folder has happened or not, whatever came
-after it.
+`recording` notes every change of names and every flush in a folder, in this process, and between
+them looks at the files' contents. `after_power_failure` replays the first operations and then
+forgets, as a file system may that keeps no more than POSIX promises: contents since the last flush
+of the file are there, gone, cut short, zeros, or there in some blocks and not in others; each
+change of names since the last flush of its folder has happened or not, whatever came after it.
 (Pillai et al., *All File Systems Are Not Created Equal*, OSDI 2014.)
 """
 
@@ -25,7 +26,9 @@ MODES = ("all lost", "all there", "cut short", "zeros", "drawn", "drawn", "drawn
 
 @dataclass(frozen=True)
 class Operation:
-    """``link`` and ``unlink`` a name in a folder, ``rename`` (both at once); ``write``, ``flush`` a file or folder."""
+    """``link`` and ``unlink`` a name in a folder, ``rename`` (both at once); ``write``, ``flush`` a
+    file or folder.
+    """
 
     kind: str
     node: int  # number of the file or folder that is linked, written or flushed
@@ -167,7 +170,9 @@ def recording(folder: Path) -> Iterator[Recording]:
         os.unlink = os.remove = unlink
 
 
-def after_power_failure(done: list[Operation], root: int, into: Path, mode: str, draws: prf.Draws) -> None:
+def after_power_failure(
+    done: list[Operation], root: int, into: Path, mode: str, draws: prf.Draws
+) -> None:
     """Write into ``into`` what may be left of the folder ``root`` after the operations ``done``."""
     names: dict[int, dict[str, int]] = {root: {}}
     contents: dict[int, bytes] = {}
@@ -216,7 +221,9 @@ def _torn(before: bytes, after: bytes, mode: str, draws: prf.Draws) -> bytes:
     )
 
 
-def _make(node: int, path: Path, names: dict[int, dict[str, int]], contents: dict[int, bytes]) -> None:
+def _make(
+    node: int, path: Path, names: dict[int, dict[str, int]], contents: dict[int, bytes]
+) -> None:
     path.mkdir()
     for name, child in names.get(node, {}).items():
         if child in contents:

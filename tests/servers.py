@@ -25,13 +25,17 @@ from urllib.parse import unquote
 class FaultyServer:
     """Serves the files of a folder over HTTP, with ranges and ETags.
 
-    Each request for a payload consumes the first of ``faults`` whose name it ends with: ``(name, fault, value)``.
+    Each request for a payload consumes the first of ``faults`` whose name it ends with: ``(name,
+        fault, value)``.
 
-    - ``drop``: send ``value`` bytes of the body, then reset the connection; ``cut``: then close it in order;
+    - ``drop``: send ``value`` bytes of the body, then reset the connection; ``cut``: then close it
+      in order;
     - ``stall``: send ``value`` bytes, then nothing until the test ends;
     - ``slow``: send ``value`` bytes, set ``reached``, then wait for ``go_on``;
-    - ``status``: answer with this status and ``Retry-After: 0``; ``refuse``: close without an answer;
-    - ``corrupt``: flip a bit of byte ``value`` of the file; ``swap``: send ``value`` (bytes) as the file;
+    - ``status``: answer with this status and ``Retry-After: 0``; ``refuse``: close without an
+      answer;
+    - ``corrupt``: flip a bit of byte ``value`` of the file; ``swap``: send ``value`` (bytes) as the
+      file;
     - ``length``: claim this many bytes only; ``encode``: claim a Content-Encoding;
     - ``chunked``: do not tell the size.
 
@@ -47,13 +51,19 @@ class FaultyServer:
         self.always: dict[str, tuple[str, Any]] = {}
         self.ranges, self.token = True, ""
         self.requests: list[tuple[str, str]] = []
-        self.reached, self.go_on, self._over = threading.Event(), threading.Event(), threading.Event()
+        self.reached, self.go_on, self._over = (
+            threading.Event(),
+            threading.Event(),
+            threading.Event(),
+        )
         self._lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"faulty": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}
+        )
         self._thread.start()
 
     def next_fault(self, name: str) -> tuple[str, Any]:
@@ -134,12 +144,16 @@ class _Handler(BaseHTTPRequestHandler):
         self._forward()
 
     def _forward(self) -> None:
-        """Pass an S3 request on; ``status`` takes (status, S3's error code), ``cut`` is of bodies."""
+        """Pass an S3 request on; ``status`` takes (status, S3's error code), ``cut`` is of
+        bodies.
+        """
         path = self.path.partition("?")[0]
         fault, value = self.faulty.next_fault(path.rpartition("/")[2])
         if fault == "status":
             body = f"<Error><Code>{value[1]}</Code><Message>as told</Message></Error>".encode()
-            self._answer(value[0], {"Content-Length": str(len(body)), "Content-Type": "application/xml"})
+            self._answer(
+                value[0], {"Content-Length": str(len(body)), "Content-Type": "application/xml"}
+            )
             if self.command == "GET":
                 self.wfile.write(body)
             return
@@ -149,7 +163,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = answer.read()
         upstream.close()
         kept = {
-            name: one for name, one in answer.getheaders() if name.lower() not in ("connection", "server")
+            name: one
+            for name, one in answer.getheaders()
+            if name.lower() not in ("connection", "server")
         }
         self._answer(answer.status, kept)
         self.wfile.write(body if fault != "cut" else body[:value])
@@ -210,7 +226,9 @@ def s3_proxy(endpoint: str) -> Iterator[FaultyServer]:
 
 @contextmanager
 def reserved_port() -> Iterator[int]:
-    """A port that the system gives to nobody else meanwhile; whoever binds it by its number may, and listen."""
+    """A port that the system gives to nobody else meanwhile; whoever binds it by its number may,
+    and listen.
+    """
     with socket.socket() as held:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind(("127.0.0.1", 0))

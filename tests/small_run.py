@@ -1,4 +1,6 @@
-"""A tiny run directory with a saved checkpoint, made without training, and small shards beside it."""
+"""A tiny run directory with a saved checkpoint, made without training, and small shards
+beside it.
+"""
 
 import io
 import json
@@ -11,7 +13,7 @@ from packings import MEDIA, model_config
 from PIL import Image
 
 from mmscale import prf
-from mmscale.checkpoint.run_state import Keep, RunState
+from mmscale.checkpoint.run_state import RetentionPolicy, RunState
 from mmscale.checkpoint.store import CheckpointStore
 from mmscale.config import Config, DataConfig, EvalConfig, ParallelConfig, SetConfig, TaskConfig
 from mmscale.config_file import dump_config
@@ -36,7 +38,9 @@ def one_rank():
 
 
 def write_shards(folder: Path, count: int = 12) -> None:
-    """Samples with a picture, a clip, a text and a label; sample 3 has a picture that only looks like one."""
+    """Samples with a picture, a clip, a text and a label; sample 3 has a picture that only looks
+    like one.
+    """
     draws = prf.Draws(7)
     with ShardWriter(folder) as writer:
         for number in range(count):
@@ -71,11 +75,20 @@ def small_config(run_dir: Path, shards: Path) -> Config:
     config.run.dir = str(run_dir)
     common = {"shards": [str(shards)]}
     config.eval = {
-        "label": EvalConfig(task="classify", input=["image"], prompt="which", target="json.label", **common),
-        "speech": EvalConfig(
-            task="transcribe", input=["audio"], prompt="say", target="text", max_new_tokens=4, **common
+        "label": EvalConfig(
+            task="classify", input=["image"], prompt="which", target="json.label", **common
         ),
-        "find": EvalConfig(task="retrieve", query="image", candidates="audio", match="json.label", **common),
+        "speech": EvalConfig(
+            task="transcribe",
+            input=["audio"],
+            prompt="say",
+            target="text",
+            max_new_tokens=4,
+            **common,
+        ),
+        "find": EvalConfig(
+            task="retrieve", query="image", candidates="audio", match="json.label", **common
+        ),
     }
     return config
 
@@ -88,7 +101,7 @@ def save_run(config: Config, steps: tuple[int, ...] = (5,)) -> Path:
     Tokenizer.train([*WORDS, "picture of"] * 3, 300).save(run_dir / "tokenizer.json")
     with one_rank() as ranks:
         strategy = build_strategy(config, ranks)
-        store = CheckpointStore(run_dir / "checkpoints", Keep(9))
+        store = CheckpointStore(run_dir / "checkpoints", RetentionPolicy(9))
         for step in steps:
             initialise(strategy.model, config.model, seed=step)
             store.save(strategy.state_tensors(), RunState(step, fingerprint="f" * 64, seen=40))

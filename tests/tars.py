@@ -23,11 +23,22 @@ def write_tar(path: Path, members: dict[str, bytes], format: int = tarfile.PAX_F
 
 
 def header(
-    name: bytes, size: bytes | int, kind: bytes = b"0", magic: bytes = b"ustar\x0000", link: bytes = b""
+    name: bytes,
+    size: bytes | int,
+    kind: bytes = b"0",
+    magic: bytes = b"ustar\x0000",
+    link: bytes = b"",
 ) -> bytes:
     """One header block with a right checksum, whatever its fields say."""
     size = b"%011o\0" % size if isinstance(size, int) else size
-    block = name.ljust(100, b"\0") + b"0000644\0" + b"0000000\0" * 2 + size + b"00000000000\0" + b" " * 8
+    block = (
+        name.ljust(100, b"\0")
+        + b"0000644\0"
+        + b"0000000\0" * 2
+        + size
+        + b"00000000000\0"
+        + b" " * 8
+    )
     block = (block + kind + link.ljust(100, b"\0") + magic).ljust(BLOCK, b"\0")
     assert len(block) == BLOCK
     return block[:148] + b"%06o\0 " % sum(block) + block[156:]
@@ -52,4 +63,6 @@ def patch_header(path: Path, at: int, start: int, value: bytes, fix_checksum: bo
 def read_with_webdataset(path: Path) -> dict[str, dict[str, bytes]]:
     """Fields by key, as the webdataset library reads them, nothing decoded."""
     data = webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False)
-    return {one["__key__"]: {k: v for k, v in one.items() if not k.startswith("__")} for one in data}
+    return {
+        one["__key__"]: {k: v for k, v in one.items() if not k.startswith("__")} for one in data
+    }

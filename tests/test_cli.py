@@ -18,7 +18,9 @@ def complaint(capsys, *arguments: str) -> str:
     with pytest.raises(SystemExit) as caught:
         main(list(arguments))
     assert caught.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mmscale: error:")]
+    lines = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("mmscale: error:")
+    ]
     assert len(lines) == 1
     return lines[0]
 
@@ -35,7 +37,10 @@ def in_root(monkeypatch):
         (["train.precision=float8"], "train.precision: 'float8' is not one of 'fp32', 'bf16'"),
         (["data.prepare=", "data.sets.digits.shards=build/nowhere"], "build/nowhere"),
         (["data.tokenizer.file=build/none.json"], "build/none.json: no such tokenizer file"),
-        (["model.width=200000000", "model.vocab_size=5"], "model.vocab_size=5 is below the tokenizer's"),
+        (
+            ["model.width=200000000", "model.vocab_size=5"],
+            "model.vocab_size=5 is below the tokenizer's",
+        ),
     ],
 )
 def test_train_names_the_key_or_file(capsys, in_root, small_run, tmp_path, overrides, expected):
@@ -51,7 +56,12 @@ def test_train_names_a_release_and_a_field_that_no_sample_has(capsys, in_root, s
     assert f"run.dir={release}: is a release" in told and os.listdir(release) == ["manifest.json"]
     tasks = "[{input: [image], target: json.digit}, {input: [image], target: json.digt}]"
     told = complaint(
-        capsys, "train", CONFIG, *small_run, f"run.dir={tmp_path}/run", f"data.sets.digits.tasks={tasks}"
+        capsys,
+        "train",
+        CONFIG,
+        *small_run,
+        f"run.dir={tmp_path}/run",
+        f"data.sets.digits.tasks={tasks}",
     )
     assert (
         "data.sets.digits.tasks: no sample has json.digt; the first one's JSON has " in told
@@ -63,7 +73,9 @@ def test_options_that_cannot_be_are_told_with_what_can(capsys, in_root, tmp_path
     assert "--ranks starts processes here, --ray on a cluster" in complaint(
         capsys, "train", CONFIG, "--ray", "2", "--ranks", "2"
     )
-    assert "cannot be read (Is a directory); name a .yaml file" in complaint(capsys, "train", str(tmp_path))
+    assert "cannot be read (Is a directory); name a .yaml file" in complaint(
+        capsys, "train", str(tmp_path)
+    )
 
 
 def test_missing_config_and_missing_shard(capsys, in_root, small_run, small_digits, tmp_path):
@@ -73,7 +85,12 @@ def test_missing_config_and_missing_shard(capsys, in_root, small_run, small_digi
     shutil.copytree(small_digits / "train", copy)
     (copy / "digits-000000.tar").unlink()
     line = complaint(
-        capsys, "train", CONFIG, *small_run, f"data.sets.digits.shards={copy}", f"run.dir={tmp_path}/run"
+        capsys,
+        "train",
+        CONFIG,
+        *small_run,
+        f"data.sets.digits.shards={copy}",
+        f"run.dir={tmp_path}/run",
     )
     assert "digits-000000.tar: missing" in line and "mmscale data index" in line
 
@@ -90,21 +107,32 @@ def test_a_picture_that_will_not_decode_is_masked_told_and_too_many_end_the_run(
     for member in broken:
         data[member.offset_data + 20] ^= 0xFF
     shard.write_bytes(data)
-    command = ["mmscale", "train", CONFIG, *small_run, f"data.sets.digits.shards={copy}", "train.steps=6"]
+    command = [
+        "mmscale",
+        "train",
+        CONFIG,
+        *small_run,
+        f"data.sets.digits.shards={copy}",
+        "train.steps=6",
+    ]
 
     tolerant = tmp_path / "tolerant"
     run_module([*command, f"run.dir={tolerant}", "data.max_bad_fraction=0.5"])
     told = [json.loads(line) for line in (tolerant / "quarantine.jsonl").read_text().splitlines()]
     keys = {member.name.removesuffix(".png") for member in broken}
     assert told and {row["key"] for row in told} <= keys
-    assert all(row["shard"] == shard.name and "CRC" in row["reason"] and row["offset"] for row in told)
+    assert all(
+        row["shard"] == shard.name and "CRC" in row["reason"] and row["offset"] for row in told
+    )
     rows = [json.loads(line) for line in (tolerant / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 6 and rows[-1]["bad_samples"] == len(told)
 
     strict = tmp_path / "strict"
     done = run_module([*command, f"run.dir={strict}", "data.max_bad_fraction=0.001"], check=False)
     assert done.returncode == 2
-    assert "more than data.max_bad_fraction=0.001" in done.stderr and "quarantine.jsonl" in done.stderr
+    assert (
+        "more than data.max_bad_fraction=0.001" in done.stderr and "quarantine.jsonl" in done.stderr
+    )
     assert "Traceback" not in done.stderr
 
 
@@ -123,7 +151,9 @@ def test_text_that_is_not_utf8_is_left_out_with_a_line(capsys, tmp_path):
 
 def test_eval_and_export_explain(capsys, in_root, tmp_path):
     assert "neither a run directory" in complaint(capsys, "eval", str(tmp_path))
-    assert "not a run directory" in complaint(capsys, "export", str(tmp_path), "--out", str(tmp_path / "o"))
+    assert "not a run directory" in complaint(
+        capsys, "export", str(tmp_path), "--out", str(tmp_path / "o")
+    )
     assert "write A:B" in complaint(capsys, "data", "order", CONFIG, "--steps", "5")
     assert "a rank counts from 0" in complaint(
         capsys, "data", "order", CONFIG, "--steps", "0:1", "--world", "2", "--rank", "2"
@@ -172,7 +202,9 @@ def test_a_checkpoint_that_cannot_be_written_is_one_line(small_run, tmp_path):
 
 def test_every_command_has_help_and_json():
     def visit(parser):
-        subparsers = [action for action in parser._actions if hasattr(action, "choices") and action.choices]
+        subparsers = [
+            action for action in parser._actions if hasattr(action, "choices") and action.choices
+        ]
         leaves = [
             child
             for action in subparsers

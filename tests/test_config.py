@@ -52,9 +52,7 @@ def test_base_is_overlaid_and_variables_are_replaced(tmp_path, monkeypatch):
 
 
 def test_a_date_is_a_name_and_a_merged_key_may_be_given_again(tmp_path):
-    text = (
-        "run: {dir: 2026-09-01}\nx-common: &common {steps: 5, log_every: 7}\ntrain: {<<: *common, steps: 6}\n"
-    )
+    text = "run: {dir: 2026-09-01}\nx-common: &common {steps: 5, log_every: 7}\ntrain: {<<: *common, steps: 6}\n"
     found = read_yaml(text)
     assert found["run"]["dir"] == "2026-09-01" and found["train"] == {"steps": 6, "log_every": 7}
     assert read_yaml("a: &a {x: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: *b}\n")["b"] == {"x": 2}
@@ -82,8 +80,14 @@ def test_a_dumped_config_reads_back_unchanged(tmp_path):
         ),
         (["description=!!timestamp foo"], r"description: .* is not a valid value"),
         (["train.steps=0"], r"train\.steps: 0 is below the least value 1"),
-        (["data.sets.x={shards: a, weight: .inf}"], r"data\.sets\.x\.weight: inf is no number to train with"),
-        (["data.schedule=[{step: 5, weights: {x: .inf}}]"], r"weights\.x: inf is no number to train with"),
+        (
+            ["data.sets.x={shards: a, weight: .inf}"],
+            r"data\.sets\.x\.weight: inf is no number to train with",
+        ),
+        (
+            ["data.schedule=[{step: 5, weights: {x: .inf}}]"],
+            r"weights\.x: inf is no number to train with",
+        ),
         (["train.optimizer.lr=1e999"], r"train\.optimizer\.lr: inf is no number to train with"),
         (["train.optimizer.lr=.nan"], r"train\.optimizer\.lr: nan is no number to train with"),
         (
@@ -105,7 +109,12 @@ def test_a_dumped_config_reads_back_unchanged(tmp_path):
         (["model.kv_heads=3"], r"model\.kv_heads: 3 does not divide model\.heads=4"),
         (["media.image_width=65"], r"media\.image_width: 65 is not a multiple"),
         (
-            ["media.image_patch=12", "media.image_width=24", "media.image_height=24", "model.image_stem=cnn"],
+            [
+                "media.image_patch=12",
+                "media.image_width=24",
+                "media.image_height=24",
+                "model.image_stem=cnn",
+            ],
             r"image_patch: 12 is not a power",
         ),
         (["data.sets.a.tasks=[{target: image}]"], r"data\.sets\.a\.tasks\[0\]\.target"),
@@ -117,7 +126,10 @@ def test_a_dumped_config_reads_back_unchanged(tmp_path):
             ["eval.x={task: transcribe, decoder: ctc, input: [image], target: text}"],
             r"eval\.x\.input: ctc spells one clip",
         ),
-        (["eval.x={decoder: ctc, input: [audio], target: text}"], r"eval\.x\.decoder: is for transcribe"),
+        (
+            ["eval.x={decoder: ctc, input: [audio], target: text}"],
+            r"eval\.x\.decoder: is for transcribe",
+        ),
         (["train.optimizer.eps=0"], r"train\.optimizer\.eps: 0\.0 is below"),
         (["eval.x={task: retrieve, query: image}"], r"eval\.x\.candidates: missing"),
     ],
@@ -137,7 +149,8 @@ def test_bad_values_name_the_key_and_the_remedy(tmp_path, overrides, message):
         ("base: run.yaml\n", "more than 16 levels of 'base'"),
         ("a: &a {b: *a}\n", r"not valid YAML \(more than 100,000 values"),
         (
-            "a0: &a0 {x: 1}\n" + "".join(f"a{n + 1}: &a{n + 1} {{x: *a{n}, y: *a{n}}}\n" for n in range(25)),
+            "a0: &a0 {x: 1}\n"
+            + "".join(f"a{n + 1}: &a{n + 1} {{x: *a{n}, y: *a{n}}}\n" for n in range(25)),
             r"not valid YAML \(more than 100,000 values",
         ),
         ("base: gone.yaml\n", r"gone\.yaml: no such config file"),
@@ -163,9 +176,14 @@ def test_not_utf8(tmp_path):
 
 def test_every_key_is_documented():
     rows = describe_keys()
-    assert {"run.dir", "train.steps", "train.precision", "parallel.strategy", "data.workers", "seed"} <= {
-        r[0] for r in rows
-    }
+    assert {
+        "run.dir",
+        "train.steps",
+        "train.precision",
+        "parallel.strategy",
+        "data.workers",
+        "seed",
+    } <= {r[0] for r in rows}
     assert all(text for _, _, text in rows)
 
 

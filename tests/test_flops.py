@@ -26,7 +26,9 @@ def one_segment(kinds: str):
     builder.open_sequence()
     builder.open_segment()
     if "i" in kinds:
-        builder.add_image(builder.new_image(np.zeros((3, MEDIA.image_height, MEDIA.image_width), np.uint8)))
+        builder.add_image(
+            builder.new_image(np.zeros((3, MEDIA.image_height, MEDIA.image_width), np.uint8))
+        )
     if "a" in kinds:
         builder.add_clip(
             builder.new_clip(np.zeros((16 * MEDIA.frames_per_token, MEDIA.mel_bins), np.float32))

@@ -1,4 +1,6 @@
-"""The project's random functions are frozen: these numbers may never change without raising prf.VERSION."""
+"""The project's random functions are frozen: these numbers may never change without raising
+prf.VERSION.
+"""
 
 import numpy as np
 import pytest
@@ -14,8 +16,19 @@ def test_frozen_values():
         7849533449212282198,
         8647900014278787508,
     ]
-    assert prf.Permutation(9, 1000)(np.arange(8)).tolist() == [233, 434, 447, 520, 317, 49, 996, 283]
-    assert prf.normal(4, 3).tolist() == pytest.approx([1.9524117708, 1.6450216770, 0.1522473693], abs=1e-6)
+    assert prf.Permutation(9, 1000)(np.arange(8)).tolist() == [
+        233,
+        434,
+        447,
+        520,
+        317,
+        49,
+        996,
+        283,
+    ]
+    assert prf.normal(4, 3).tolist() == pytest.approx(
+        [1.9524117708, 1.6450216770, 0.1522473693], abs=1e-6
+    )
     assert prf.VERSION == 1
 
 

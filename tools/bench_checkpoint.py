@@ -1,14 +1,16 @@
-"""What a checkpoint costs: training's wait beside a plain copy in memory, the whole of it beside `dd`.
+"""What a checkpoint costs: training's wait beside a plain copy in memory, the whole of it beside
+`dd`.
 
     python tools/bench_checkpoint.py --folder /data/scratch
 
-Two processes hold `base` with its AdamW moments as FSDP shards them (1.5 GB). In every round, in turn: *stall*, how
-long `CheckpointStore.save` keeps training waiting; *save*, from its call until the checkpoint exists, flushed and
-hashed; *copy*, every tensor copied in memory, into tensors that were used before; *dd*, each process's file written
-again by ``dd bs=16M conv=fsync``, both at once, from the page cache. Removing what was written is counted on neither
-side. Without a rest, dd's page cache is memory that was free a moment ago, which on a virtual machine is faster than
-memory that its host has to find first; a run saves once in many minutes. A time is the slower process's. The first
-round is left out: in it every memory is new.
+Two processes hold `base` with its AdamW moments as FSDP shards them (1.5 GB). In every round, in
+turn: *stall*, how long `CheckpointStore.save` keeps training waiting; *save*, from its call until
+the checkpoint exists, flushed and hashed; *copy*, every tensor copied in memory, into tensors that
+were used before; *dd*, each process's file written again by ``dd bs=16M conv=fsync``, both at once,
+from the page cache. Removing what was written is counted on neither side. Without a rest, dd's page
+cache is memory that was free a moment ago, which on a virtual machine is faster than memory that
+its host has to find first; a run saves once in many minutes. A time is the slower process's. The
+first round is left out: in it every memory is new.
 """
 
 from __future__ import annotations
@@ -32,11 +34,11 @@ _SIDES = ("stall", "save", "copy", "dd")
 
 def rank(folder: Path, rounds: int, rest: float) -> None:
     """One process: measures, and the first one prints a table."""
-    from mmscale.checkpoint.run_state import Keep, RunState, stored_files
+    from mmscale.checkpoint.run_state import RetentionPolicy, RunState, stored_files
     from mmscale.checkpoint.store import CheckpointStore
     from mmscale.parallel.ranks import join_ranks, leave_ranks
     from mmscale.parallel.strategy import build_strategy
-    from mmscale.train.gc_freeze import old_objects_aside
+    from mmscale.train.gc_freeze import gc_frozen
 
     config = config_of("base", "bf16, full checkpointing")
     config.parallel.threads = 1
@@ -44,9 +46,11 @@ def rank(folder: Path, rounds: int, rest: float) -> None:
     strategy = build_strategy(config, ranks)
     strategy.restore(lambda tensors: None, 0)  # makes the moments
     tensors = strategy.state_tensors()
-    local = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors.values()]
+    local = [
+        tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors.values()
+    ]
     spare = [tensor.clone() for tensor in local]
-    store = CheckpointStore(folder / "checkpoints", Keep(rounds + 1))
+    store = CheckpointStore(folder / "checkpoints", RetentionPolicy(rounds + 1))
     found: dict[str, list[float]] = {side: [] for side in _SIDES}
 
     def copy() -> None:
@@ -84,7 +88,7 @@ def rank(folder: Path, rounds: int, rest: float) -> None:
         time.sleep(rest)
         return slower.tolist(), size
 
-    with old_objects_aside():  # as training does
+    with gc_frozen():  # as training does
         round_(0)
         for number in range(1, rounds + 1):
             times, size = round_(number)
@@ -100,16 +104,21 @@ def _run(command: list[str]) -> None:
 
 
 def _tell(found: dict[str, list[float]], size: int) -> None:
-    print(f"{size / 1e9:.2f} GB in two files, {len(found['dd'])} rounds; seconds: median (least to most)\n")
+    print(
+        f"{size / 1e9:.2f} GB in two files, {len(found['dd'])} rounds; seconds: median (least to "
+        "most)\n"
+    )
     for side in _SIDES:
         print(
-            f"{side:5}  {statistics.median(found[side]):.3f} ({min(found[side]):.3f} to {max(found[side]):.3f})"
+            f"{side:5}  {statistics.median(found[side]):.3f} ({min(found[side]):.3f} to "
+            f"{max(found[side]):.3f})"
         )
     print()
     for what, beside, goal in (("stall", "copy", "< 1.5"), ("save", "dd", "<= 1.3")):
         ratios = [a / b for a, b in zip(found[what], found[beside], strict=True)]
         print(
-            f"{what} / {beside}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}); goal {goal}"
+            f"{what} / {beside}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to "
+            f"{max(ratios):.2f}); goal {goal}"
         )
 
 
@@ -122,7 +131,11 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="default: %(default)s")
     parser.add_argument(
-        "--rest", type=float, default=2.0, metavar="SECONDS", help="between two rounds; default: %(default)s"
+        "--rest",
+        type=float,
+        default=2.0,
+        metavar="SECONDS",
+        help="between two rounds; default: %(default)s",
     )
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,11 +1,13 @@
-"""How fast pictures and speech come out of the data pipeline, beside others, in one run on the same shards.
+"""How fast pictures and speech come out of the data pipeline, beside others, in one run on the same
+shards.
 
     python tools/bench_data.py --open-clip-python OTHER_ENVIRONMENT/bin/python
 
-Pictures: photographs of about 640 pixels with captions → random crops of 224 pixels and tokens. Speech: clips of
-digits → log-mel spectrograms and tokens. Every side runs in a process of its own and starts its own loader
-processes; they are measured in turn, round after round, and a ratio is the median over the rounds, with the least
-and the most beside it. The files are in memory after the first pass. Sides:
+Pictures: photographs of about 640 pixels with captions → random crops of 224 pixels and tokens.
+Speech: clips of digits → log-mel spectrograms and tokens. Every side runs in a process of its own
+and starts its own loader processes; they are measured in turn, round after round, and a ratio is
+the median over the rounds, with the least and the most beside it. The files are in memory after the
+first pass. Sides:
 
   mmscale       the pipeline that training runs, to packed batches; pictures as uint8
   float32       the same, with pictures in normalised float32, which training leaves to the device
@@ -33,7 +35,13 @@ from mmscale.errors import UserError
 
 HERE = Path(__file__).resolve().parent
 ROUNDS, WORKERS = 5, (1, 2)
-PICTURE_SIDES = ("mmscale_pictures", "mmscale_float", "libjpeg_pictures", "webdataset_pictures", "open_clip")
+PICTURE_SIDES = (
+    "mmscale_pictures",
+    "mmscale_float",
+    "libjpeg_pictures",
+    "webdataset_pictures",
+    "open_clip",
+)
 SPEECH_SIDES = ("mmscale_speech", "webdataset_speech")
 
 
@@ -42,7 +50,10 @@ class Side:
 
     def __init__(self, command: list[str], processes: int = 1) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        shares = [[*command, str(n), str(processes)] if processes > 1 else command for n in range(processes)]
+        shares = [
+            [*command, str(n), str(processes)] if processes > 1 else command
+            for n in range(processes)
+        ]
         self._processes = [
             subprocess.Popen(
                 one,
@@ -58,7 +69,11 @@ class Side:
 
     def measure(self, workers: int, warm_up: int, samples: int) -> dict[str, float]:
         """Samples, and seconds of sound, a second."""
-        request = {"workers": workers, "warm_up": warm_up, "samples": samples // len(self._processes)}
+        request = {
+            "workers": workers,
+            "warm_up": warm_up,
+            "samples": samples // len(self._processes),
+        }
         for process in self._processes:
             assert process.stdin is not None
             process.stdin.write(json.dumps(request) + "\n")
@@ -93,12 +108,18 @@ def main() -> None:
     parser.add_argument(
         "--photographs", type=int, default=1020, metavar="N", help="samples to pack (default: 1020)"
     )
-    parser.add_argument("--clips", type=int, default=3000, metavar="N", help="clips to pack (default: 3000)")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help=f"default: {ROUNDS}")
+    parser.add_argument(
+        "--clips", type=int, default=3000, metavar="N", help="clips to pack (default: 3000)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=ROUNDS, metavar="N", help=f"default: {ROUNDS}"
+    )
     parser.add_argument(
         "--open-clip-python", metavar="PYTHON", help="an interpreter that has open_clip_torch 3.3"
     )
-    parser.add_argument("--json", action="store_true", help="print one machine-readable result on stdout")
+    parser.add_argument(
+        "--json", action="store_true", help="print one machine-readable result on stdout"
+    )
     arguments = parser.parse_args()
     try:
         with tempfile.TemporaryDirectory(prefix="mmscale-bench-") as folder:
@@ -130,14 +151,23 @@ def bench(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
                         found = side.measure(workers, max(1, samples // 8), samples)
                         rates.setdefault(name, {}).setdefault(workers, []).append(found)
                 for name, side in sides.items():
-                    versions |= {f"{name}: {package}": told for package, told in side.versions.items()}
+                    versions |= {
+                        f"{name}: {package}": told for package, told in side.versions.items()
+                    }
             finally:
                 for side in sides.values():
                     side.close()
-    return {"amount": amount, "rates": rates, "first_batch": first_batch(folder), "versions": versions}
+    return {
+        "amount": amount,
+        "rates": rates,
+        "first_batch": first_batch(folder),
+        "versions": versions,
+    }
 
 
-def start_sides(names: tuple[str, ...], workers: int, folder: Path, open_clip: str | None) -> dict[str, Side]:
+def start_sides(
+    names: tuple[str, ...], workers: int, folder: Path, open_clip: str | None
+) -> dict[str, Side]:
     """The processes of the named sides; without an interpreter for it, open_clip's is left out."""
     sides = {}
     for name in names:
@@ -150,16 +180,28 @@ def start_sides(names: tuple[str, ...], workers: int, folder: Path, open_clip: s
 
 
 def first_batch(folder: Path) -> dict[str, dict[str, float]]:
-    """Seconds from the start of a fresh process to its first batch, and of these those that torch takes to import."""
+    """Seconds from the start of a fresh process to its first batch, and of these those that torch
+    takes to import.
+    """
     found = {}
     for workers in (0, 1):
         times = []
         for _ in range(3):
-            command = [sys.executable, str(HERE / "bench_data_first_batch.py"), str(folder), str(workers)]
+            command = [
+                sys.executable,
+                str(HERE / "bench_data_first_batch.py"),
+                str(folder),
+                str(workers),
+            ]
             began = time.time()
-            told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            told = json.loads(
+                subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            )
             times.append((told["at"] - began, told["torch_s"]))
-        found[str(workers)] = {"seconds": median(t for t, _ in times), "torch_s": median(t for _, t in times)}
+        found[str(workers)] = {
+            "seconds": median(t for t, _ in times),
+            "torch_s": median(t for _, t in times),
+        }
     return found
 
 
@@ -177,22 +219,30 @@ def report(result: dict[str, Any]) -> str:
             if name not in rates:
                 lines.append(f"{name:22}{'not measured':>22}   give --open-clip-python")
                 continue
-            one, two = (median(found["samples_s"] for found in rates[name][workers]) for workers in WORKERS)
+            one, two = (
+                median(found["samples_s"] for found in rates[name][workers]) for workers in WORKERS
+            )
             ratios = (
                 ""
                 if name == names[0]
                 else "   "
-                + ", ".join(_ratio(rates[names[0]][workers], rates[name][workers]) for workers in WORKERS)
+                + ", ".join(
+                    _ratio(rates[names[0]][workers], rates[name][workers]) for workers in WORKERS
+                )
             )
             lines.append(f"{name:22}{one:>22.0f}{two:>12.0f}{ratios}")
-    hours = [median(found["sound"] for found in rates[SPEECH_SIDES[0]][workers]) for workers in WORKERS]
+    hours = [
+        median(found["sound"] for found in rates[SPEECH_SIDES[0]][workers]) for workers in WORKERS
+    ]
     lines += ["", f"speech: {hours[0]:,.0f} and {hours[1]:,.0f} seconds of sound a second"]
     for workers, told in result["first_batch"].items():
         lines.append(
             f"first batch of a fresh process, {workers} workers: {told['seconds']:.2f} s, "
             f"{told['torch_s']:.2f} s of it import torch"
         )
-    seen = sorted({entry.partition(": ")[2] + " " + told for entry, told in result["versions"].items()})
+    seen = sorted(
+        {entry.partition(": ")[2] + " " + told for entry, told in result["versions"].items()}
+    )
     return "\n".join([*lines, "versions: " + ", ".join(seen)])
 
 

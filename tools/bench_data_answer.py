@@ -1,6 +1,8 @@
-"""What every measured process of `bench_data` does: it answers one request a line. Standard library only.
+"""What every measured process of `bench_data` does: it answers one request a line. Standard library
+only.
 
-First it says what it runs on, then for each request ``{"workers", "warm_up", "samples"}`` how long that took.
+First it says what it runs on, then for each request ``{"workers", "warm_up", "samples"}`` how long
+that took.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ Amount = tuple[int, float]
 def answer(batches: Callable[[int], Iterator[Amount]], packages: list[str]) -> None:
     """Serve requests until standard input ends.
 
-    ``batches(workers)`` is an endless pipeline with so many loader processes (0: this process does the work) and
-    gives what each of its batches holds. ``packages``: distributions whose versions are told.
+    ``batches(workers)`` is an endless pipeline with so many loader processes (0: this process does
+    the work) and gives what each of its batches holds. ``packages``: distributions whose versions
+    are told.
     """
     _say({"python": platform.python_version()} | {name: version(name) for name in packages})
     for line in sys.stdin:
@@ -29,7 +32,9 @@ def answer(batches: Callable[[int], Iterator[Amount]], packages: list[str]) -> N
 
 
 def _measure(batches: Iterator[Amount], warm_up: int, samples: int) -> dict[str, float]:
-    """Time from the batch that completes ``warm_up`` samples to the one that completes ``samples`` more."""
+    """Time from the batch that completes ``warm_up`` samples to the one that completes ``samples``
+    more.
+    """
     seen = 0
     while seen < warm_up:
         seen += next(batches)[0]

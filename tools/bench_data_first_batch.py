@@ -33,7 +33,9 @@ def main() -> None:
     config.data.sequences = 1  # a step is one batch
     tokenizer = Tokenizer.load(config.data.tokenizer.file)
     plan = Plan(config, tokenizer)
-    data = MicroBatches(plan, Assembler(config, plan, tokenizer), steps=1000, micro_batch=1, rank=0, world=1)
+    data = MicroBatches(
+        plan, Assembler(config, plan, tokenizer), steps=1000, micro_batch=1, rank=0, world=1
+    )
     steps = iterate_steps(data, 0, workers=workers, prefetch=4, pin_memory=False)
     (batch,) = next(steps)
     print(json.dumps({"torch_s": torch_s, "at": time.time(), "samples": batch.samples}), flush=True)

@@ -1,4 +1,5 @@
-"""open_clip's side of `bench_data`: ``PYTHON bench_data_open_clip.py FOLDER``, by an interpreter that has open_clip.
+"""open_clip's side of `bench_data`: ``PYTHON bench_data_open_clip.py FOLDER``, by an interpreter
+that has open_clip.
 
 Its own training preprocessing, tokenizer, shuffle buffers and loader, as its trainer builds them.
 """
@@ -18,9 +19,11 @@ _ENDLESS = 10**6
 
 
 def stand_in_for_cuda_operators() -> object | None:
-    """Make a torchvision built for CUDA import beside a torch without it; returns what must be kept alive.
+    """Make a torchvision built for CUDA import beside a torch without it; returns what must be kept
+    alive.
 
-    Importing it needs the names of two operators of its compiled part, which no picture transform uses.
+    Importing it needs the names of two operators of its compiled part, which no picture transform
+    uses.
     """
     from importlib.util import find_spec
 
@@ -57,7 +60,9 @@ def main() -> None:
             world_size=1,
             batch_size=BATCH,
         )
-        for images, _ in get_wds_dataset(settings, preprocess, True, tokenizer=tokenizer).dataloader:
+        for images, _ in get_wds_dataset(
+            settings, preprocess, True, tokenizer=tokenizer
+        ).dataloader:
             yield len(images), 0.0
 
     answer(batches, ["open_clip_torch", "torch", "torchvision", "pillow", "webdataset"])

@@ -41,8 +41,9 @@ def config_of(what: str, folder: Path) -> Config:
 def write_pictures(source: Path, folder: Path, samples: int) -> int:
     """``samples`` pairs of jpg and txt, photographs and captions repeated as often as it takes.
 
-    Every photograph comes once before any comes again, then under another key and with its next caption.
-    Returns how many different photographs there are. Raises `UserError` where the source cannot be used.
+    Every photograph comes once before any comes again, then under another key and with its next
+    caption. Returns how many different photographs there are. Raises `UserError` where the source
+    cannot be used.
     """
     captions: dict[str, list[str]] = {}
     for row in _rows(source / "captions.csv"):
@@ -55,7 +56,9 @@ def write_pictures(source: Path, folder: Path, samples: int) -> int:
             own = captions[names[which]]
             fields = {"jpg": pictures[names[which]], "txt": own[copy % len(own)].encode()}
             writer.write(f"{Path(names[which]).stem}-{copy:03d}", fields)
-    Tokenizer.train([text for own in captions.values() for text in own], 2048).save(folder / TOKENIZER)
+    Tokenizer.train([text for own in captions.values() for text in own], 2048).save(
+        folder / TOKENIZER
+    )
     build_index(folder / "pictures", config_of("pictures", folder).media, progress=False)
     return len(names)
 

@@ -1,6 +1,8 @@
-"""One side of `bench_data` in a process of its own: ``python bench_data_side.py SIDE FOLDER [SHARE OF]``.
+"""One side of `bench_data` in a process of its own: ``python bench_data_side.py SIDE FOLDER [SHARE
+OF]``.
 
-The sides are functions of this file, all endless: they read ``FOLDER/pictures`` or ``FOLDER/speech``.
+The sides are functions of this file, all endless: they read ``FOLDER/pictures`` or
+    ``FOLDER/speech``.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ def micro_batches(what: str, folder: Path, kind: type[MicroBatches] = MicroBatch
     config = config_of(what, folder)
     tokenizer = Tokenizer.load(config.data.tokenizer.file)
     plan = Plan(config, tokenizer)
-    return kind(plan, Assembler(config, plan, tokenizer), steps=_ENDLESS, micro_batch=1, rank=0, world=1)
+    return kind(
+        plan, Assembler(config, plan, tokenizer), steps=_ENDLESS, micro_batch=1, rank=0, world=1
+    )
 
 
 class NormalisedBatches(MicroBatches):
@@ -80,8 +84,12 @@ def mmscale_speech(folder: Path) -> Callable[[int], Iterator[Amount]]:
     return partial(amounts, micro_batches("speech", folder))
 
 
-def libjpeg_pictures(folder: Path, share: int = 0, of: int = 1) -> Callable[[int], Iterator[Amount]]:
-    """Nothing but the calls of libjpeg-turbo that our pipeline makes in one epoch, of which this is one share."""
+def libjpeg_pictures(
+    folder: Path, share: int = 0, of: int = 1
+) -> Callable[[int], Iterator[Amount]]:
+    """Nothing but the calls of libjpeg-turbo that our pipeline makes in one epoch, of which this is
+    one share.
+    """
     calls: list[Callable[[], Any]] = []
     decode = simplejpeg.decode_jpeg
 
@@ -104,9 +112,14 @@ def libjpeg_pictures(folder: Path, share: int = 0, of: int = 1) -> Callable[[int
 
 
 def webdataset_pictures(folder: Path) -> Callable[[int], Iterator[Amount]]:
-    """The `webdataset` library and Pillow: the same crops, bilinear as ours, and the same tokens, padded."""
+    """The `webdataset` library and Pillow: the same crops, bilinear as ours, and the same tokens,
+    padded.
+    """
     config = config_of("pictures", folder)
-    tokenizer, augment = Tokenizer.load(config.data.tokenizer.file), config.data.sets["pictures"].augment
+    tokenizer, augment = (
+        Tokenizer.load(config.data.tokenizer.file),
+        config.data.sets["pictures"].augment,
+    )
 
     def read(sample: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         with Image.open(io.BytesIO(sample["jpg"])) as picture:
@@ -117,7 +130,9 @@ def webdataset_pictures(folder: Path) -> Callable[[int], Iterator[Amount]]:
         pixels = torch.from_numpy(np.array(small).transpose(2, 0, 1))
         return pixels, torch.tensor(tokenizer.encode(sample["txt"].decode().strip()))
 
-    def collate(samples: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor, float]:
+    def collate(
+        samples: list[tuple[torch.Tensor, torch.Tensor]],
+    ) -> tuple[torch.Tensor, torch.Tensor, float]:
         pictures, texts = zip(*samples, strict=True)
         return torch.stack(pictures), pad_sequence(list(texts), batch_first=True), 0.0
 
@@ -125,16 +140,22 @@ def webdataset_pictures(folder: Path) -> Callable[[int], Iterator[Amount]]:
 
 
 def webdataset_speech(folder: Path) -> Callable[[int], Iterator[Amount]]:
-    """The `webdataset` library and soundfile, with our resampler, spectrogram and tokens, padded."""
+    """The `webdataset` library and soundfile, with our resampler, spectrogram and tokens,
+    padded.
+    """
     config = config_of("speech", folder)
     tokenizer, log_mel = Tokenizer.load(config.data.tokenizer.file), LogMel(config.media)
 
     def read(sample: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         wave, rate = soundfile.read(io.BytesIO(sample["wav"]), dtype="float32", always_2d=True)
         mono = soxr.resample(wave.mean(axis=1), rate, config.media.sample_rate, quality="HQ")
-        return torch.from_numpy(log_mel(mono)), torch.tensor(tokenizer.encode(sample["txt"].decode()))
+        return torch.from_numpy(log_mel(mono)), torch.tensor(
+            tokenizer.encode(sample["txt"].decode())
+        )
 
-    def collate(samples: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor, float]:
+    def collate(
+        samples: list[tuple[torch.Tensor, torch.Tensor]],
+    ) -> tuple[torch.Tensor, torch.Tensor, float]:
         clips, texts = zip(*samples, strict=True)
         padded = pad_sequence(list(clips), batch_first=True)
         return padded, pad_sequence(list(texts), batch_first=True), sum(map(len, clips)) / 100
@@ -165,7 +186,8 @@ def main() -> None:
     sides = {
         one.__name__: one
         for one in (
-            mmscale_pictures, mmscale_float, libjpeg_pictures, webdataset_pictures, mmscale_speech, webdataset_speech,
+            mmscale_pictures, mmscale_float, libjpeg_pictures, webdataset_pictures, mmscale_speech,
+            webdataset_speech,
         )
     }  # fmt: skip
     packages = ["torch", "pillow", "simplejpeg", "webdataset", "soundfile", "tokenizers"]

@@ -6,13 +6,15 @@
     python tools/bench_model.py gpu --size 10b parallel.checkpointing=full train.optimizer.name=muon
 
 step     `base` in bf16 on packed pictures, captions and speech: forward, backward, clipping and update, beside plain
-         bf16 matrix products in the same process and beside open_clip's ViT-B/32 training step in turn
+         bf16 matrix products in the same process and beside open_clip's ViT-B/32 training step in
+         turn
 memory   the peak of `small` for sequences of 1,024 to 8,192 tokens, each in a fresh process, above that of the model
          at rest
 gpu      the same step on one GPU, as a share of its rated bf16 speed (MFU), and its peak memory; further arguments are
          keys of the config
 
-Model FLOPs: three times the forward pass over real tokens; padding and recomputation are not counted.
+Model FLOPs: three times the forward pass over real tokens; padding and recomputation are not
+    counted.
 """
 
 from __future__ import annotations
@@ -43,7 +45,11 @@ class Side:
     def __init__(self, command: list[str], gpu: bool = False) -> None:
         hidden = {} if gpu else {"CUDA_VISIBLE_DEVICES": ""}
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **hidden}
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **hidden},
         )
         self.facts = self._answer()
 
@@ -105,7 +111,9 @@ def step(folder: Path, arguments: argparse.Namespace) -> None:
             if round_ >= 2:  # the first two compile and warm up
                 rows[name].append(found)
     print(f"base, bf16, median of {arguments.rounds} rounds (least to most)")
-    rates = {name: [row["flops"] / row["seconds"] / 1e9 for row in found] for name, found in rows.items()}
+    rates = {
+        name: [row["flops"] / row["seconds"] / 1e9 for row in found] for name, found in rows.items()
+    }
     products = [row["matmul"] / 1e9 for row in rows["mmscale"]]
     for name, rate in rates.items():
         print(f"  {name:<24}{told(rate, 0)} GFLOP/s")
@@ -131,14 +139,20 @@ def memory(folder: Path, arguments: argparse.Namespace) -> None:
         found = [side.step() for _ in range(3)][-1]
         side.close()
         above = found["peak_mb"] - side.facts["base_mb"]
-        growth = f"   x {above / last[1]:.2f} for x {found['tokens'] / last[0]:.2f} tokens" if last else ""
+        growth = (
+            f"   x {above / last[1]:.2f} for x {found['tokens'] / last[0]:.2f} tokens"
+            if last
+            else ""
+        )
         print(f"  {seq_len:>6} positions, {found['tokens']:>6} tokens   {above:7.0f} MB{growth}")
         last = found["tokens"], above
 
 
 def gpu(folder: Path, arguments: argparse.Namespace) -> None:
     """Steps on one GPU."""
-    side = ours(folder, arguments.size, arguments.seq_len, arguments.sequences, *arguments.keys, gpu=True)
+    side = ours(
+        folder, arguments.size, arguments.seq_len, arguments.sequences, *arguments.keys, gpu=True
+    )
     name = side.facts["device"]
     known = known_gpu(name)
     for _ in range(arguments.warm_up):
@@ -147,13 +161,21 @@ def gpu(folder: Path, arguments: argparse.Namespace) -> None:
     rate = median(row["flops"] / row["seconds"] for row in found)
     tokens = median(row["tokens"] / row["seconds"] for row in found)
     mfu = (
-        f"{rate / known.bf16:.1%} of the rated {known.bf16 / 1e12:.0f}" if known else "rated speed not known"
+        f"{rate / known.bf16:.1%} of the rated {known.bf16 / 1e12:.0f}"
+        if known
+        else "rated speed not known"
     )
     way = " ".join([f"{arguments.sequences} x {arguments.seq_len}", *arguments.keys])
     seconds, padding = (median(row[kind] for row in found) for kind in ("seconds", "padding"))
-    print(f"{arguments.size}, {way}, on {name}: {rate / 1e12:.0f} TFLOP/s ({mfu}), {tokens:,.0f} tokens/s, "
-          f"{seconds:.3f} s a step, {padding:.1%} padding, peak {found[-1]['peak_mb'] / 1024:.1f} GiB")  # fmt: skip
-    print(f"  products alone: {median(row['matmul'] for row in found) / 1e12:.0f} TFLOP/s; {side.facts}")
+    print(
+        f"{arguments.size}, {way}, on {name}: {rate / 1e12:.0f} TFLOP/s ({mfu}), {tokens:,.0f} "
+        "tokens/s, "
+        f"{seconds:.3f} s a step, {padding:.1%} padding, peak {found[-1]['peak_mb'] / 1024:.1f} GiB"
+    )
+    print(
+        f"  products alone: {median(row['matmul'] for row in found) / 1e12:.0f} TFLOP/s; "
+        f"{side.facts}"
+    )
     if arguments.profile:
         for kernel, milliseconds, calls in side.step("profile")["kernels"]:
             print(f"  {milliseconds:8.2f} ms {calls:5d} x  {kernel}")
@@ -161,7 +183,9 @@ def gpu(folder: Path, arguments: argparse.Namespace) -> None:
 
 
 def write_shards(source: Path, folder: Path) -> None:
-    """Photographs with captions, and utterances of about six seconds with their words; each many times over."""
+    """Photographs with captions, and utterances of about six seconds with their words; each many
+    times over.
+    """
     write_pictures(source / "captions", folder, 1020)
     clips = sorted((source / "yesno").rglob("*.wav"))
     words = {"0": "no", "1": "yes"}
@@ -169,7 +193,9 @@ def write_shards(source: Path, folder: Path) -> None:
         for number in range(960):
             clip = clips[number % len(clips)]
             text = " ".join(words[digit] for digit in clip.stem.split("_"))
-            writer.write(f"{clip.stem}-{number:04d}", {"wav": clip.read_bytes(), "txt": text.encode()})
+            writer.write(
+                f"{clip.stem}-{number:04d}", {"wav": clip.read_bytes(), "txt": text.encode()}
+            )
     build_index(folder / "speech", MediaConfig(), progress=False)
 
 
@@ -190,7 +216,9 @@ def main() -> None:
     parser.add_argument(
         "--open-clip-python", metavar="F", help="interpreter of an environment with open_clip_torch"
     )
-    parser.add_argument("--size", default="1b", help="gpu: a file of configs/model (default: %(default)s)")
+    parser.add_argument(
+        "--size", default="1b", help="gpu: a file of configs/model (default: %(default)s)"
+    )
     parser.add_argument("--seq-len", type=int, default=4096, help="gpu: default: %(default)s")
     parser.add_argument(
         "--sequences", type=int, default=4, help="gpu: of one micro-batch (default: %(default)s)"
@@ -209,7 +237,9 @@ def main() -> None:
         "keys", nargs="*", metavar="KEY=VALUE", help="gpu: such as parallel.checkpointing=full"
     )
     arguments = parser.parse_intermixed_args()
-    source = arguments.data or Path(os.environ.get("MMSCALE_DATA", HERE.parent.parent / "shared" / "data"))
+    source = arguments.data or Path(
+        os.environ.get("MMSCALE_DATA", HERE.parent.parent / "shared" / "data")
+    )
     with tempfile.TemporaryDirectory(prefix="mmscale-bench-") as folder:
         write_shards(source, Path(folder))
         {"step": step, "memory": memory, "gpu": gpu}[arguments.what](Path(folder), arguments)

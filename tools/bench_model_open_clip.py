@@ -1,7 +1,9 @@
-"""open_clip's side of `bench_model`: ``PYTHON bench_model_open_clip.py BATCH``, by an interpreter that has open_clip.
+"""open_clip's side of `bench_model`: ``PYTHON bench_model_open_clip.py BATCH``, by an interpreter
+that has open_clip.
 
-A whole training step of ViT-B/32 in bf16 (autocast), as its trainer does it, on random pictures and texts; answers as
-`bench_model_side`. FLOPs are those PyTorch counts of the forward pass, times three.
+A whole training step of ViT-B/32 in bf16 (autocast), as its trainer does it, on random pictures and
+texts; answers as `bench_model_side`. FLOPs are those PyTorch counts of the forward pass, times
+three.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ def main() -> None:
     model, _, _ = open_clip.create_model_and_transforms("ViT-B-32")
     model.train()
     loss_of = open_clip.ClipLoss()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2
+    )
     pictures = torch.randn(batch, 3, 224, 224)
     texts = torch.randint(1, 49_000, (batch, 77))
 

@@ -1,8 +1,9 @@
-"""mmscale's side of `bench_model`: ``python bench_model_side.py FOLDER SIZE SEQ_LEN SEQUENCES [KEY=VALUE …]``.
+"""mmscale's side of `bench_model`: ``python bench_model_side.py FOLDER SIZE SEQ_LEN SEQUENCES
+[KEY=VALUE …]``.
 
-Trains on packed batches of ``FOLDER/pictures`` and ``FOLDER/speech``, decoded beforehand. Answers every line on
-standard input with one of JSON: a whole step's seconds, model FLOPs, tokens, and the rate of plain matrix products;
-``profile``: and the kernels of the device that took longest.
+Trains on packed batches of ``FOLDER/pictures`` and ``FOLDER/speech``, decoded beforehand. Answers
+every line on standard input with one of JSON: a whole step's seconds, model FLOPs, tokens, and the
+rate of plain matrix products; ``profile``: and the kernels of the device that took longest.
 """
 
 from __future__ import annotations
@@ -38,8 +39,12 @@ _BATCHES = 4
 
 
 def bench_config(folder: Path, size: str, seq_len: int, sequences: int) -> Config:
-    """Captions of pictures of 196 tokens, contrastive pairs of the two, and words of clips; one micro-batch a step."""
-    config = Config(model=ModelConfig(**yaml.safe_load((ROOT / f"configs/model/{size}.yaml").read_text())))
+    """Captions of pictures of 196 tokens, contrastive pairs of the two, and words of clips; one
+    micro-batch a step.
+    """
+    config = Config(
+        model=ModelConfig(**yaml.safe_load((ROOT / f"configs/model/{size}.yaml").read_text()))
+    )
     config.model.vocab_size = config.model.vocab_size or 32_768
     config.media = MediaConfig(image_height=224, image_width=224, image_patch=16)
     pictures = [
@@ -58,7 +63,9 @@ def bench_config(folder: Path, size: str, seq_len: int, sequences: int) -> Confi
 
 
 def model_flops(config: Config, batch: Batch, tokens: int) -> float:
-    """Of forward and backward: what the real tokens need; padding and recomputation are not counted."""
+    """Of forward and backward: what the real tokens need; padding and recomputation are not
+    counted.
+    """
     segments = batch.segment_BL.long() + 10_000 * torch.arange(len(batch.segment_BL))[:, None]
     lengths = segments[batch.segment_BL > 0].unique(return_counts=True)[1]
     forward = Flops(config.model, config.media, config.model.vocab_size).sequence(
@@ -72,7 +79,9 @@ def model_flops(config: Config, batch: Batch, tokens: int) -> float:
     return 3.0 * float(forward)
 
 
-def matmul_rate(device: torch.device, width: int, hidden: int, rows: int = 4096, repeats: int = 12) -> float:
+def matmul_rate(
+    device: torch.device, width: int, hidden: int, rows: int = 4096, repeats: int = 12
+) -> float:
     """FLOP/s of plain bf16 products of the feed-forward's shape, the best of three tries."""
     a = torch.randn(rows, width, device=device, dtype=torch.bfloat16)
     b = torch.randn(hidden, width, device=device, dtype=torch.bfloat16)
@@ -102,7 +111,12 @@ def most_resident_mb() -> float:
 
 
 def main() -> None:
-    folder, size, seq_len, sequences = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    folder, size, seq_len, sequences = (
+        Path(sys.argv[1]),
+        sys.argv[2],
+        int(sys.argv[3]),
+        int(sys.argv[4]),
+    )
     config = bench_config(folder, size, seq_len, sequences)
     tree = to_tree(config)
     for override in sys.argv[5:]:
@@ -119,7 +133,9 @@ def main() -> None:
     go_on = torch.zeros((), device=ranks.device)
     base_mb = most_resident_mb()
     device_name = (
-        torch.cuda.get_device_name() if ranks.device.type == "cuda" else platform.processor() or "CPU"
+        torch.cuda.get_device_name()
+        if ranks.device.type == "cuda"
+        else platform.processor() or "CPU"
     )
     told = {"device": device_name, "python": platform.python_version(), "torch": version("torch")}
     print(json.dumps(told | {"base_mb": base_mb}), flush=True)

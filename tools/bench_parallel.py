@@ -3,9 +3,10 @@
     python tools/bench_parallel.py scaling     weak scaling from one process to two, FSDP beside plain PyTorch DDP
     python tools/bench_parallel.py loop        the loop's own share of a step
 
-Both train `base` in bf16 on the CPU, one thread a process. `scaling`: every process reads one sequence of 512 tokens a
-step, so two do twice the work of one; the efficiency is one's time over two's. `loop`: all of a step but forward,
-backward, update, and waiting for collectives and for data, on pictures and clips of the embedded data set.
+Both train `base` in bf16 on the CPU, one thread a process. `scaling`: every process reads one
+sequence of 512 tokens a step, so two do twice the work of one; the efficiency is one's time over
+two's. `loop`: all of a step but forward, backward, update, and waiting for collectives and for
+data, on pictures and clips of the embedded data set.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def step_seconds(kind: str, ranks: int, tokens: int) -> float:
 
 
 def rank(kind: str, tokens: int) -> None:
-    """One process of a launch: ``fsdp`` is ours, ``ddp`` is `DistributedDataParallel` around the same model."""
+    """One process of a launch: ``fsdp`` is ours, ``ddp`` is `DistributedDataParallel` around the
+    same model.
+    """
     from mmscale.capacity.dry_batch import dry_batch
     from mmscale.model.fusion import FusionTransformer
     from mmscale.parallel.ranks import join_ranks, leave_ranks
@@ -54,7 +57,9 @@ def rank(kind: str, tokens: int) -> None:
             strategy.forward_backward(batch, last=True)
             strategy.update(0, 1e-4, lambda norm: torch.zeros(()))
     else:
-        model = torch.nn.parallel.DistributedDataParallel(FusionTransformer(config.model, config.media))
+        model = torch.nn.parallel.DistributedDataParallel(
+            FusionTransformer(config.model, config.media)
+        )
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -90,7 +95,8 @@ def scaling(rounds: int, tokens: int) -> None:
         one, two = found[name, 1], found[name, 2]
         ratios = [a / b for a, b in zip(one, two, strict=True)]
         print(
-            f"{name}: {statistics.median(one):.2f} s with one process, {statistics.median(two):.2f} s with two; "
+            f"{name}: {statistics.median(one):.2f} s with one process, "
+            f"{statistics.median(two):.2f} s with two; "
             f"efficiency {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
         )
 
@@ -119,22 +125,34 @@ def loop() -> None:
     with tempfile.TemporaryDirectory() as folder:
         build_digits(Path(folder) / "digits", progress=False, samples=600)
         overrides = [
-            f"run.dir={folder}/run", f"data.sets.digits.shards={folder}/digits/train", "data.prepare=",
-            "data.workers=1", "data.seq_len=1024", "data.sequences=1", "train.steps=10", "train.precision=bf16",
-            "parallel.strategy=single", "run.progress=false",
+            f"run.dir={folder}/run",
+            f"data.sets.digits.shards={folder}/digits/train",
+            "data.prepare=",
+            "data.workers=1",
+            "data.seq_len=1024",
+            "data.sequences=1",
+            "train.steps=10",
+            "train.precision=bf16",
+            "parallel.strategy=single",
+            "run.progress=false",
             "model={width: 768, layers: 14, heads: 12, kv_heads: 4, head_dim: 64, hidden: 2304}",
-            "parallel.threads=1", "train.checkpoint_every=1000",
-        ]  # fmt: skip
+            "parallel.threads=1",
+            "train.checkpoint_every=1000",
+        ]
         config = load_config("configs/train/digits.yaml", overrides)
         with (
-            mock.patch.object(SingleStrategy, "forward_backward", timed(SingleStrategy.forward_backward)),
+            mock.patch.object(
+                SingleStrategy, "forward_backward", timed(SingleStrategy.forward_backward)
+            ),
             mock.patch.object(SingleStrategy, "update", timed(SingleStrategy.update)),
         ):
             rows: list[dict[str, float]] = []
             write = train_loop.Metrics._write
 
             def note(metrics: Any, row: dict[str, float]) -> None:
-                rows.append({"step_s": row["step_s"], "wait": row["data_wait_s"], "spent": spent[0]})
+                rows.append(
+                    {"step_s": row["step_s"], "wait": row["data_wait_s"], "spent": spent[0]}
+                )
                 write(metrics, row)
 
             with mock.patch.object(train_loop.Metrics, "_write", note):
@@ -142,10 +160,12 @@ def loop() -> None:
     steady = rows[2:-1]
     own = []
     for first, second, third in zip(steady, steady[1:], steady[2:], strict=False):
-        # A row is written when the next step has been launched, so what was spent between two is the third's.
+        # A row is written when the next step has been launched, so what was spent between two is
+        # the third's.
         own.append(1.0 - (second["spent"] - first["spent"] + third["wait"]) / third["step_s"])
     print(
-        f"the loop's own share of a step of {statistics.median(row['step_s'] for row in steady):.2f} s: "
+        "the loop's own share of a step of "
+        f"{statistics.median(row['step_s'] for row in steady):.2f} s: "
         f"{statistics.median(own):.2%} ({min(own):.2%} to {max(own):.2%})"
     )
 

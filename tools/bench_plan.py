@@ -1,11 +1,12 @@
-"""How long the plan of a very large data set takes: opening it, any step, a sample. No payload is needed.
+"""How long the plan of a very large data set takes: opening it, any step, a sample. No payload is
+needed.
 
     python tools/bench_plan.py --samples 100000000
 
-writes a synthetic index (pictures of random sizes with captions of random lengths; about 80 bytes a sample) into
---folder, counts its groups once, as a first start does, and then measures in fresh processes what every later
-start pays. Memory is the largest resident set; pages of the mapped index that steps have touched count in it, and the
-system takes those back whenever it needs memory.
+writes a synthetic index (pictures of random sizes with captions of random lengths; about 80 bytes a
+sample) into --folder, counts its groups once, as a first start does, and then measures in fresh
+processes what every later start pays. Memory is the largest resident set; pages of the mapped index
+that steps have touched count in it, and the system takes those back whenever it needs memory.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def main() -> None:
     parser.add_argument(
         "--samples", type=int, default=100_000_000, help="default: 100 million (8 GB of disk)"
     )
-    parser.add_argument("--folder", type=Path, default=None, help="default: a temporary one, removed again")
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="default: a temporary one, removed again"
+    )
     parser.add_argument("--phase", choices=("count", "open"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.phase:
@@ -80,7 +83,9 @@ def bench_tokenizer() -> Tokenizer:
 
 
 def measure(folder: Path, first: bool) -> dict[str, float]:
-    """Open the plan, then time steps drawn from the whole of three epochs, each far from the last."""
+    """Open the plan, then time steps drawn from the whole of three epochs, each far from the
+    last.
+    """
     from mmscale.data.planning.step_plan import Plan
 
     config, tokenizer = config_of(folder), bench_tokenizer()
@@ -117,7 +122,9 @@ def measure(folder: Path, first: bool) -> dict[str, float]:
 
 
 def most_resident_mb() -> float:
-    """The largest resident set so far. Not ``ru_maxrss``, which a process inherits from the one that started it."""
+    """The largest resident set so far. Not ``ru_maxrss``, which a process inherits from the one
+    that started it.
+    """
     told = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
     assert told is not None
     return int(told[1]) / 1024
@@ -140,16 +147,19 @@ def report(samples: int, first: dict[str, float], runs: list[dict[str, float]]) 
 
 def write_index(folder: Path, samples: int) -> None:
     """A synthetic index and the token counts a first start would have left."""
-    from mmscale.data.index.dataset import Corpus
+    from mmscale.data.index.dataset import Dataset
     from mmscale.data.index.manifest import Manifest
-    from mmscale.data.planning.array_cache import DerivedFiles
+    from mmscale.data.planning.array_cache import ArrayCache
 
     index = folder / "index"
     index.mkdir(parents=True)
     names = [f"{number:06d}.tar" for number in range(-(-samples // SHARD_SAMPLES))]
     shards = [
         Shard(
-            name, 1 << 31, f"{prf.derive_key(name):016x}" * 4, min(SHARD_SAMPLES, samples - n * SHARD_SAMPLES)
+            name,
+            1 << 31,
+            f"{prf.derive_key(name):016x}" * 4,
+            min(SHARD_SAMPLES, samples - n * SHARD_SAMPLES),
         )
         for n, name in enumerate(names)
     ]
@@ -175,8 +185,8 @@ def write_index(folder: Path, samples: int) -> None:
         "base": "https://shards.invalid/synthetic",
     }
     (index / "manifest.json").write_text(json.dumps(tree))
-    corpus = Corpus([Manifest.load(folder)])
-    name = DerivedFiles.name("tokens", bench_tokenizer().digest, "text", *corpus.digests)
+    dataset = Dataset([Manifest.load(folder)])
+    name = ArrayCache.name("tokens", bench_tokenizer().digest, "text", *dataset.digests)
     (folder / "tokens.npy").rename(index / name)
 
 
@@ -195,7 +205,10 @@ def _write_rows(files: Mapping[str, np.ndarray], rows: slice) -> None:
     for field, offset, size in (("jpg", 512, 200_000), ("txt", 201_216, 60)):
         files[field]["offset"][rows] = inside * 202_240 + offset
         files[field]["size"][rows] = size
-    files["jpg"]["a"][rows], files["jpg"]["b"][rows] = drawn("width", 200, 1200), drawn("height", 200, 1200)
+    files["jpg"]["a"][rows], files["jpg"]["b"][rows] = (
+        drawn("width", 200, 1200),
+        drawn("height", 200, 1200),
+    )
     files["txt"]["a"][rows] = 60
     files["tokens"][rows] = drawn("tokens", 5, 40)
 

@@ -1,9 +1,11 @@
-"""Plan against reality: the predicted peak of tensors beside the tracked one of two real ranks, and the FLOPs of both.
+"""Plan against reality: the predicted peak of tensors beside the tracked one of two real ranks, and
+the FLOPs of both.
 
     python tools/bench_plan_memory.py [small base …]
 
-One micro-batch of two sequences of 1,024 tokens and the update, fsdp on two gloo processes, in fp32 and with full
-checkpointing in bf16. On CPUs, whatever the machine has: `make test-gpu` holds the plan against a GPU's allocator.
+One micro-batch of two sequences of 1,024 tokens and the update, fsdp on two gloo processes, in fp32
+and with full checkpointing in bf16. On CPUs, whatever the machine has: `make test-gpu` holds the
+plan against a GPU's allocator.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ def config_of(size: str, way: str) -> Config:
 def measured(size: str, way: str) -> dict[str, Any]:
     """By two real processes."""
     command = command_of_ranks(__file__, 2)
-    done = subprocess.run([*command, "rank", size, way], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "rank", size, way], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -57,7 +61,7 @@ def measured(size: str, way: str) -> dict[str, Any]:
 def rank(size: str, way: str) -> None:
     """One of the two."""
     from mmscale.capacity.dry_batch import dry_batch
-    from mmscale.capacity.dry_run import measure
+    from mmscale.capacity.dry_run import measure_step
     from mmscale.parallel.ranks import join_ranks, leave_ranks
     from mmscale.parallel.strategy import build_strategy
 
@@ -66,7 +70,7 @@ def rank(size: str, way: str) -> None:
     strategy = build_strategy(config, ranks)
     strategy.model.train()
     batch = dry_batch(config, SEQUENCES).to(ranks.device)
-    found = asdict(measure(strategy, batch))
+    found = asdict(measure_step(strategy, batch))
     leave_ranks()
     if ranks.is_first:
         print(json.dumps(found))
@@ -91,7 +95,8 @@ def main() -> None:
             plan = dry_run(config_of(size, way), 2, SEQUENCES, fused=False)
             told = real["memory"]["total"]
             print(
-                f"{size + ', ' + way:<32}{plan.memory['total'] / 1e6:>9,.1f} MB{told / 1e6:>9,.1f} MB"
+                f"{size + ', ' + way:<32}{plan.memory['total'] / 1e6:>9,.1f} MB{told / 1e6:>9,.1f} "
+                "MB"
                 f"{plan.memory['total'] / told:>8.3f}{plan.flops / real['flops']:>14.4f}"
             )
 

@@ -4,9 +4,10 @@
     python tools/bench_tune.py gain --plot docs/images/tune.png
     python tools/bench_tune.py cost
 
-gain: for each seed a random search whose trials all run to the end, and asha over as many steps in all; the best
-held-out score each had found when so many steps were spent. cost: wall time of a search without early stopping, one
-trial at a time, against `mmscale train` and `mmscale eval` of the same configs in a row, in turns.
+gain: for each seed a random search whose trials all run to the end, and asha over as many steps in
+all; the best held-out score each had found when so many steps were spent. cost: wall time of a
+search without early stopping, one trial at a time, against `mmscale train` and `mmscale eval` of
+the same configs in a row, in turns.
 """
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ def search(folder: Path, arguments: argparse.Namespace, *overrides: str) -> list
     config = load_config(
         CONFIG,
         [
-            f"run.dir={folder}", f"train.steps={arguments.steps}", f"train.checkpoint_every={arguments.steps}",
-            f"train.optimizer.warmup_steps={arguments.steps // 10}", f"data.sequences={arguments.sequences}",
+            f"run.dir={folder}", f"train.steps={arguments.steps}",
+            f"train.checkpoint_every={arguments.steps}",
+            f"train.optimizer.warmup_steps={arguments.steps // 10}",
+            f"data.sequences={arguments.sequences}",
             "data.workers=0", "tune.search=random", *overrides,
         ],
     )  # fmt: skip
@@ -79,7 +82,8 @@ def gain(arguments: argparse.Namespace) -> None:
                     )
                 )  # fmt: skip
     print(
-        f"{'seed':<6}{'random':>10}{'asha':>10}   asha reached random's score after this share of its steps"
+        f"{'seed':<6}{'random':>10}{'asha':>10}   asha reached random's score after this share of "
+        "its steps"
     )
     rows = []
     for seed, (plain, early) in enumerate(zip(curves["random"], curves["asha"], strict=True)):
@@ -89,7 +93,8 @@ def gain(arguments: argparse.Namespace) -> None:
         told = "not" if reached is None else f"{reached / budget:.0%}"
         print(f"{seed:<6}{end:>10.3f}{rows[-1][1]:>10.3f}   {told}")
     print(
-        f"{'mean':<6}{mean(row[0] for row in rows):>10.3f}{mean(row[1] for row in rows):>10.3f}   of {budget} steps"
+        f"{'mean':<6}{mean(row[0] for row in rows):>10.3f}{mean(row[1] for row in rows):>10.3f}   "
+        f"of {budget} steps"
     )
     if arguments.plot:
         plot(curves, budget, arguments.plot)
@@ -106,7 +111,9 @@ def plot(curves: dict[str, list[list[Found]]], budget: int, path: Path) -> None:
     grid = [budget * part / 200 for part in range(201)]
     for (name, found), color in zip(curves.items(), ("tab:gray", "tab:green"), strict=True):
         for curve in found:
-            panel.plot(grid, [best_within(curve, int(step)) for step in grid], color=color, alpha=0.3, lw=1)
+            panel.plot(
+                grid, [best_within(curve, int(step)) for step in grid], color=color, alpha=0.3, lw=1
+            )
         means = [mean(best_within(curve, int(step)) for curve in found) for step in grid]
         panel.plot(grid, means, color=color, lw=2.5, label=f"{name}, mean of {len(found)} seeds")
     panel.set_xlabel("training steps spent, all trials together")
@@ -125,7 +132,12 @@ def cost(arguments: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
             began = time.perf_counter()
-            common = ["tune.scheduler=none", f"tune.trials={arguments.trials}", "tune.concurrent=1", "seed=1"]
+            common = [
+                "tune.scheduler=none",
+                f"tune.trials={arguments.trials}",
+                "tune.concurrent=1",
+                "seed=1",
+            ]
             search(folder / "tune", arguments, *common)
             tuned = time.perf_counter() - began
             began = time.perf_counter()
@@ -141,7 +153,8 @@ def cost(arguments: argparse.Namespace) -> None:
             bare = time.perf_counter() - began
         ratios.append(tuned / bare)
         print(
-            f"round {number}: search {tuned:.0f} s, by hand {bare:.0f} s, ratio {ratios[-1]:.3f}", flush=True
+            f"round {number}: search {tuned:.0f} s, by hand {bare:.0f} s, ratio {ratios[-1]:.3f}",
+            flush=True,
         )
     print(f"overhead of tuning {median(ratios) - 1:+.1%} (median of {len(ratios)})")
 
@@ -151,9 +164,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("gain", "cost"))
-    parser.add_argument("--steps", type=int, default=81, help="of a whole trial (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=81, help="of a whole trial (default: %(default)s)"
+    )
     parser.add_argument("--sequences", type=int, default=1, help="of a step (default: %(default)s)")
-    parser.add_argument("--trials", type=int, default=6, help="of the random search (default: %(default)s)")
+    parser.add_argument(
+        "--trials", type=int, default=6, help="of the random search (default: %(default)s)"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="gain (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="cost (default: %(default)s)")
     parser.add_argument("--plot", type=Path, metavar="F.png", help="gain: draw the curves")

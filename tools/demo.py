@@ -1,4 +1,5 @@
-"""The demo: build the embedded data, train on two processes, evaluate, release, recognise, and print a table.
+"""The demo: build the embedded data, train on two processes, evaluate, release, recognise, and
+print a table.
 
 Every number printed comes from the run just made.
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mmscale.config_file import load_config
-from mmscale.data.index.dataset import Corpus
+from mmscale.data.index.dataset import Dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/train/digits.yaml"
@@ -29,7 +30,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--run-dir", default="runs/demo", help="where the run goes; finished stages are not repeated"
+        "--run-dir",
+        default="runs/demo",
+        help="where the run goes; finished stages are not repeated",
     )
     parser.add_argument("--processes", type=int, default=2, help="ranks to train with (default: 2)")
     parser.add_argument("overrides", nargs="*", help="key=value, such as train.steps=50")
@@ -40,7 +43,8 @@ def main() -> None:
     overrides = [f"run.dir={run_dir}", *arguments.overrides]
 
     tell(
-        f"1/4  Train {CONFIG} with FSDP2 on {arguments.processes} processes (the data is built on first use)"
+        f"1/4  Train {CONFIG} with FSDP2 on {arguments.processes} processes (the data is built on "
+        "first use)"
     )
     launcher = [
         "-m",
@@ -50,8 +54,12 @@ def main() -> None:
         str(arguments.processes),
         "-m",
     ]
-    # The ranks choose their own number of threads; this only keeps torchrun from warning that it chose one.
-    call([*launcher, "mmscale", "train", CONFIG, "parallel.strategy=fsdp", *overrides], OMP_NUM_THREADS="1")
+    # The ranks choose their own number of threads; this only keeps torchrun from warning that it
+    # chose one.
+    call(
+        [*launcher, "mmscale", "train", CONFIG, "parallel.strategy=fsdp", *overrides],
+        OMP_NUM_THREADS="1",
+    )
 
     tell("2/4  Evaluate on held-out samples: unseen writers, unheard voices")
     scores = json.loads(call(["-m", "mmscale", "eval", str(run_dir), "--json"], capture=True))
@@ -83,20 +91,27 @@ def main() -> None:
 
 
 def recognise(release: Path) -> list[str]:
-    """Classify the first test sample's picture and transcribe its clip with the exported model alone."""
+    """Classify the first test sample's picture and transcribe its clip with the exported model
+    alone.
+    """
     import mmscale
 
     model = mmscale.load(release)
     config = load_config(CONFIG)
-    corpus = Corpus.open(config.eval["image digits"].shards)
-    labels = sorted({text for sample in range(len(corpus)) if (text := corpus.text("json.label", sample))})
+    dataset = Dataset.open(config.eval["image digits"].shards)
+    labels = sorted(
+        {text for sample in range(len(dataset)) if (text := dataset.text("json.label", sample))}
+    )
     sample = 0
-    label, probability = model.classify(labels, image=corpus.read("image", sample), prompt="digit")[0]
-    word = model.transcribe(audio=corpus.read("audio", sample), prompt="word")
-    key = corpus.key(sample)
-    truth = {field: corpus.text(field, sample) for field in ("json.label", "json.word")}
+    label, probability = model.classify(
+        labels, image=dataset.read("image", sample), prompt="digit"
+    )[0]
+    word = model.transcribe(audio=dataset.read("audio", sample), prompt="word")
+    key = dataset.key(sample)
+    truth = {field: dataset.text(field, sample) for field in ("json.label", "json.word")}
     return [
-        f"  picture {key}.png  is recognised as {label!r} ({probability:.0%}); it is {truth['json.label']!r}",
+        f"  picture {key}.png  is recognised as {label!r} ({probability:.0%}); it is "
+        f"{truth['json.label']!r}",
         f"  clip    {key}.flac is heard as {word!r}; it is {truth['json.word']!r}",
     ]
 

@@ -1,10 +1,12 @@
-"""Do learning rates found on a narrow model hold on a wide one? Trains a small language model at several widths.
+"""Do learning rates found on a narrow model hold on a wide one? Trains a small language model at
+several widths.
 
     python tools/prepare_thucnews.py --source FOLDER_OF_THUCNEWS
     python tools/mup.py --plot docs/images/mup.png
 
-For each width and learning rate, with muP (model.base_width) and with the standard parametrisation: the mean loss of
-the last steps on Chinese headlines. About 10 minutes. Prints the table, the best rate of each width marked.
+For each width and learning rate, with muP (model.base_width) and with the standard parametrisation:
+the mean loss of the last steps on Chinese headlines. About 10 minutes. Prints the table, the best
+rate of each width marked.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ def config_of(shards: str, width: int, lr: float, base_width: int, steps: int) -
     """Two blocks of heads of 32, next-token prediction on headlines."""
     config = Config(
         model=ModelConfig(
-            width=width, layers=2, heads=width // 32, kv_heads=width // 32, head_dim=32, hidden=3 * width,
+            width=width, layers=2, heads=width // 32, kv_heads=width // 32, head_dim=32, hidden=3 *
+            width,
             stem_width=4, embed_dim=4, base_width=base_width,
         )
     )  # fmt: skip
@@ -67,7 +70,9 @@ def plot(losses: dict[str, dict[int, dict[float, float]]], path: Path) -> None:
     figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True)
     for panel, (name, by_width) in zip(panels, losses.items(), strict=True):
         for width, by_rate in by_width.items():
-            (line,) = panel.plot(list(by_rate), list(by_rate.values()), marker="o", label=f"width {width}")
+            (line,) = panel.plot(
+                list(by_rate), list(by_rate.values()), marker="o", label=f"width {width}"
+            )
             best = min(by_rate, key=by_rate.__getitem__)
             panel.plot([best], [by_rate[best]], marker="*", markersize=15, color=line.get_color())
         panel.set_xscale("log", base=2)
@@ -75,7 +80,9 @@ def plot(losses: dict[str, dict[int, dict[float, float]]], path: Path) -> None:
         panel.set_xlabel("peak learning rate")
         panel.legend()
     panels[0].set_ylabel("final loss, nats a token")
-    lowest = min(loss for by_width in losses.values() for one in by_width.values() for loss in one.values())
+    lowest = min(
+        loss for by_width in losses.values() for one in by_width.values() for loss in one.values()
+    )
     panels[0].set_ylim(lowest - 0.1, lowest + 1.5)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,8 +93,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shards", default="build/data/thucnews/train", help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=200, help="of every run (default: %(default)s)")
+    parser.add_argument(
+        "--shards", default="build/data/thucnews/train", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=200, help="of every run (default: %(default)s)"
+    )
     parser.add_argument("--plot", type=Path, metavar="F.png", help="write the curves as a picture")
     arguments = parser.parse_args()
     kinds = {"muP": WIDTHS[0], "standard": 0}
@@ -101,7 +112,9 @@ def main() -> None:
     for name, by_width in losses.items():
         print(
             f"{name:<10}"
-            + "".join(f"  2^{rate.as_integer_ratio()[1].bit_length() * -1 + 1:<6}" for rate in RATES)
+            + "".join(
+                f"  2^{rate.as_integer_ratio()[1].bit_length() * -1 + 1:<6}" for rate in RATES
+            )
         )
         for width, by_rate in by_width.items():
             best = min(by_rate, key=by_rate.__getitem__)

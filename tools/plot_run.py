@@ -1,4 +1,6 @@
-"""Plot a run's metrics.jsonl: loss per objective, learning rate, gradient norm and speed, as a PNG."""
+"""Plot a run's metrics.jsonl: loss per objective, learning rate, gradient norm and speed, as
+a PNG.
+"""
 
 from __future__ import annotations
 

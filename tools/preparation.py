@@ -1,4 +1,6 @@
-"""What the preparation scripts share: their command line, and writing two splits in a shuffled order."""
+"""What the preparation scripts share: their command line, and writing two splits in a shuffled
+order.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,8 @@ Splits = dict[str, Sequence[Sample]]
 def run(name: str, read: Callable[[Path], Splits], description: str | None, holds: str) -> int:
     """Command line of the script for the set ``name``; returns the exit status.
 
-    ``read`` makes the splits from the folder of published files, which must hold ``holds``, and raises
-    `UserError` where it cannot.
+    ``read`` makes the splits from the folder of published files, which must hold ``holds``, and
+    raises `UserError` where it cannot.
     """
     root = Path(os.environ.get("MMSCALE_DATA", "../shared/data"))
     parser = argparse.ArgumentParser(
@@ -58,7 +60,9 @@ def _prepare(name: str, read: Callable[[Path], Splits], source: Path, out: Path)
         print(f"{out}: already prepared")
         return
     if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out}: holds something else than a finished data set; remove it or change --out")
+        raise UserError(
+            f"{out}: holds something else than a finished data set; remove it or change --out"
+        )
     for split, samples in read(source).items():
         order = Permutation(derive_key(name, split), len(samples))(np.arange(len(samples)))
         with ShardWriter(out / split, prefix=name, samples_per_shard=1000) as writer:

@@ -1,13 +1,14 @@
 """Pack Noto emoji pictures with their English and Chinese names into training and test shards.
 
-Samples: png as published (128x128 RGBA), txt the English name, json {"en", "zh", "aliases_en" (a list),
-"group", "skin_tone"}. Only pictures with a row in captions.csv are taken (3,528). The split hashes the
-group (the emoji without its skin tone), one group in ten is test, so that no test picture is a training
-picture in another skin tone. A picture that is also in test, byte for byte under another name, is left out
-of train (1).
+Samples: png as published (128x128 RGBA), txt the English name, json {"en", "zh", "aliases_en" (a
+list), "group", "skin_tone"}. Only pictures with a row in captions.csv are taken (3,528). The split
+hashes the group (the emoji without its skin tone), one group in ten is test, so that no test
+picture is a training picture in another skin tone. A picture that is also in test, byte for byte
+under another name, is left out of train (1).
 
-Pictures: png/128 of https://github.com/googlefonts/noto-emoji, as png128/. Names: captions.csv, a table (file, emoji,
-en, zh, aliases_en by "|", group, skin_tone) made from emoji/unicode_codes of https://github.com/carpedm20/emoji.
+Pictures: png/128 of https://github.com/googlefonts/noto-emoji, as png128/. Names: captions.csv, a
+table (file, emoji, en, zh, aliases_en by "|", group, skin_tone) made from emoji/unicode_codes of
+https://github.com/carpedm20/emoji.
 """
 
 from __future__ import annotations
@@ -36,9 +37,13 @@ def read_splits(source: Path) -> preparation.Splits:
         if not path.is_file():
             raise UserError(f"{path}: named in captions.csv but missing; complete the source")
         fields = {"png": path.read_bytes(), "txt": row["en"].encode(), "json": _describe(row)}
-        splits["test" if derive_key("emoji", row["group"]) % 10 == 0 else "train"].append((path.stem, fields))
+        splits["test" if derive_key("emoji", row["group"]) % 10 == 0 else "train"].append(
+            (path.stem, fields)
+        )
     held_out = {hashlib.sha256(fields["png"]).digest() for _, fields in splits["test"]}
-    kept = [one for one in splits["train"] if hashlib.sha256(one[1]["png"]).digest() not in held_out]
+    kept = [
+        one for one in splits["train"] if hashlib.sha256(one[1]["png"]).digest() not in held_out
+    ]
     print(f"left out of train, the same picture as in test: {len(splits['train']) - len(kept)}")
     return {"train": kept, "test": splits["test"]}
 
@@ -66,4 +71,6 @@ def _describe(row: Row) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(preparation.run("emoji", read_splits, __doc__, "captions.csv and the pictures it names"))
+    sys.exit(
+        preparation.run("emoji", read_splits, __doc__, "captions.csv and the pictures it names")
+    )

@@ -1,8 +1,9 @@
-"""Pack the Free Spoken Digit Dataset (3,000 English digits by 6 speakers) into training and test shards.
+"""Pack the Free Spoken Digit Dataset (3,000 English digits by 6 speakers) into training and test
+shards.
 
-Samples: wav as published (8 kHz), txt the digit's word, json {"digit", "speaker", "index"}. The split is the
-publisher's: recordings 0-4 of each digit and speaker are test (300), 5-49 train (2,700). Speakers are the
-same in both.
+Samples: wav as published (8 kHz), txt the digit's word, json {"digit", "speaker", "index"}. The
+split is the publisher's: recordings 0-4 of each digit and speaker are test (300), 5-49 train
+(2,700). Speakers are the same in both.
 
 Published at https://github.com/Jakobovski/free-spoken-digit-dataset.
 """
@@ -25,7 +26,9 @@ def read_splits(source: Path) -> preparation.Splits:
     """The samples of both splits. Raises `UserError` where the source cannot be used."""
     recordings = sorted((source / "recordings").glob("*.wav"))
     if not recordings:
-        raise UserError(f"{source / 'recordings'}: no wav files; point --source or MMSCALE_DATA at FSDD")
+        raise UserError(
+            f"{source / 'recordings'}: no wav files; point --source or MMSCALE_DATA at FSDD"
+        )
     splits: dict[str, list[preparation.Sample]] = {"train": [], "test": []}
     for path in recordings:
         facts = _facts(path)
@@ -41,8 +44,12 @@ def read_splits(source: Path) -> preparation.Splits:
 def _facts(path: Path) -> dict[str, int | str]:
     """What the file name says: digit_speaker_index."""
     parts = path.stem.split("_")
-    if len(parts) != 3 or not (parts[0].isdecimal() and parts[2].isdecimal() and int(parts[0]) < 10):
-        raise UserError(f"{path}: the name is not digit_speaker_index.wav; remove the file from the source")
+    if len(parts) != 3 or not (
+        parts[0].isdecimal() and parts[2].isdecimal() and int(parts[0]) < 10
+    ):
+        raise UserError(
+            f"{path}: the name is not digit_speaker_index.wav; remove the file from the source"
+        )
     return {"digit": int(parts[0]), "speaker": parts[1], "index": int(parts[2])}
 
 

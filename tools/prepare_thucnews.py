@@ -1,8 +1,8 @@
 """Pack Chinese news titles of ten classes (THUCNews) into training and test shards.
 
-Samples: txt the title, json {"label" (the class in Chinese), "class" (in English)}. dev.txt becomes train
-and test.txt test, 10,000 titles each. 8 titles stand in both files (in 9 lines of dev.txt): they are left
-out of train, so 9,991 remain. Lines that repeat within one file are kept.
+Samples: txt the title, json {"label" (the class in Chinese), "class" (in English)}. dev.txt becomes
+train and test.txt test, 10,000 titles each. 8 titles stand in both files (in 9 lines of dev.txt):
+they are left out of train, so 9,991 remain. Lines that repeat within one file are kept.
 
 Published at https://github.com/649453932/Chinese-Text-Classification-Pytorch, THUCNews/data.
 """
@@ -43,18 +43,26 @@ def read_splits(source: Path) -> preparation.Splits:
     """The samples of both splits. Raises `UserError` where the source cannot be used."""
     kinds = _read_lines(source / "class.txt")
     if set(kinds) != set(LABELS):
-        raise UserError(f"{source / 'class.txt'}: not the ten classes of THUCNews; use the published file")
+        raise UserError(
+            f"{source / 'class.txt'}: not the ten classes of THUCNews; use the published file"
+        )
     test = _read_titles(source / "test.txt", kinds)
     published = _read_titles(source / "dev.txt", kinds)
     held_out = {title.text for title in test}
     train = [title for title in published if title.text not in held_out]
     print(f"left out of train, the same title as in test: {len(published) - len(train)}")
-    return {"train": [_sample(title) for title in train], "test": [_sample(title) for title in test]}
+    return {
+        "train": [_sample(title) for title in train],
+        "test": [_sample(title) for title in test],
+    }
 
 
 def _sample(title: Title) -> preparation.Sample:
     facts = {"label": LABELS[title.kind], "class": title.kind}
-    return title.key, {"txt": title.text.encode(), "json": json.dumps(facts, ensure_ascii=False).encode()}
+    return title.key, {
+        "txt": title.text.encode(),
+        "json": json.dumps(facts, ensure_ascii=False).encode(),
+    }
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -70,7 +78,9 @@ def _read_titles(path: Path, kinds: list[str]) -> list[Title]:
     for number, line in enumerate(_read_lines(path)):
         text, _, kind = line.rpartition("\t")
         if not text or not kind.isdecimal() or int(kind) >= len(kinds):
-            raise UserError(f"{path}:{number + 1}: not a title, a tab and a class number; fix the line")
+            raise UserError(
+                f"{path}:{number + 1}: not a title, a tab and a class number; fix the line"
+            )
         titles.append(Title(f"{path.stem}-{number:05d}", text, kinds[int(kind)]))
     if not titles:
         raise UserError(f"{path}: holds no title; use the published file")

@@ -18,27 +18,34 @@ _CLIP = 96  # audio tokens
 
 
 @dataclass(frozen=True)
-class Mix:
+class ModalityShares:
     """Shares of the segments that have a picture or a clip; the rest is text."""
 
     image: float
     audio: float
 
     @classmethod
-    def of(cls, config: Config) -> Mix:
+    def of(cls, config: Config) -> ModalityShares:
         """By the weights of the config's sets, and what their tasks read."""
         total = sum(one.weight for one in config.data.sets.values()) or 1.0
         shares = {"image": 0.0, "audio": 0.0}
         for one in config.data.sets.values():
-            kinds = {name.partition(".")[0] for task in one.tasks for name in task.fields() if is_media(name)}
+            kinds = {
+                name.partition(".")[0]
+                for task in one.tasks
+                for name in task.fields()
+                if is_media(name)
+            }
             for kind in kinds:
                 shares[kind] += one.weight / total / len(kinds)
         return cls(shares["image"], shares["audio"])
 
 
 def dry_batch(config: Config, sequences: int) -> Batch:
-    """Full sequences of pictures with captions, clips with transcripts, and texts, by the `Mix` of the config."""
-    media, length, mix = config.media, config.data.seq_len, Mix.of(config)
+    """Full sequences of pictures with captions, clips with transcripts, and texts, by the
+    `ModalityShares` of the config.
+    """
+    media, length, mix = config.media, config.data.seq_len, ModalityShares.of(config)
     draws = prf.Draws(prf.derive_key("dry batch", length))
     builder = BatchBuilder(sequences, length, media)
     rows, columns = media.image_grid(media.image_height, media.image_width)
@@ -60,11 +67,15 @@ def dry_batch(config: Config, sequences: int) -> Batch:
     return builder.finish()
 
 
-def _add(builder: BatchBuilder, kind: str, picture: np.ndarray, config: Config, draws: prf.Draws) -> None:
+def _add(
+    builder: BatchBuilder, kind: str, picture: np.ndarray, config: Config, draws: prf.Draws
+) -> None:
     media = config.media
-    size = {"image": picture.shape[1] * picture.shape[2] // media.image_patch**2, "audio": _CLIP, "text": 0}[
-        kind
-    ]
+    size = {
+        "image": picture.shape[1] * picture.shape[2] // media.image_patch**2,
+        "audio": _CLIP,
+        "text": 0,
+    }[kind]
     if size + 3 > builder.room:
         kind, size = "text", 0
     builder.open_segment()
@@ -77,6 +88,10 @@ def _add(builder: BatchBuilder, kind: str, picture: np.ndarray, config: Config, 
     ids = (draws.uniforms(count + 1) * (config.model.vocab_size - 1)).astype(np.int64)
     at = builder.add_text(ids[:-1])
     builder.add_targets(at, ids[1:], 1.0)
-    if any(task.objective == "contrastive" for one in config.data.sets.values() for task in one.tasks):
+    if any(
+        task.objective == "contrastive" for one in config.data.sets.values() for task in one.tasks
+    ):
         (embed,) = builder.add_text(np.array([EMBED]))
-        builder.add_embedding(int(embed), slot=0, group=builder.sequence, task=0, side=0, match=0, weight=1.0)
+        builder.add_embedding(
+            int(embed), slot=0, group=builder.sequence, task=0, side=0, match=0, weight=1.0
+        )

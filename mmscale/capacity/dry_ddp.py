@@ -1,8 +1,8 @@
-"""What `torch.nn.parallel.DistributedDataParallel` holds and sends, for dry runs: its reducer is C++ and takes no fake
-tensors.
+"""What `torch.nn.parallel.DistributedDataParallel` holds and sends, for dry runs: its reducer is
+C++ and takes no fake tensors.
 
-Its buckets have the size of all gradients and live as long as it does; the gradients are views of them. A step's last
-backward pass sums each when it is whole.
+Its buckets have the size of all gradients and live as long as it does; the gradients are views of
+them. A step's last backward pass sums each when it is whole.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Recurrent layers for dry runs: `torch.gru` reads lengths of sequences, which tensors without memory do not have.
+"""Recurrent layers for dry runs: `torch.gru` reads lengths of sequences, which tensors without
+memory do not have.
 
-Its products are made over all positions at once instead of one after another: as many operations, and as much that the
-backward pass needs, but for what pads sequences to the longest.
+Its products are made over all positions at once instead of one after another: as many operations,
+and as much that the backward pass needs, but for what pads sequences to the longest.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""One step of the real model under the real strategy, without memory: what lives at once, is computed, and is sent.
+"""One step of the real model under the real strategy, without memory: what lives at once, is
+computed, and is sent.
 
-Run as a process of its own (`dry_run`), because it joins a process group that pretends to have all ranks. Tensors are
-fake (`torch._subclasses.FakeTensorMode`), collectives do nothing, everything else is the training's own code. What
-stands in: attention, which keeps what a fused kernel keeps (its inputs, its output and a float32 a head and position),
-recurrent layers (`dry_gru`), the buckets of ddp (`dry_ddp`), and initial weights, which are not drawn.
+Run as a process of its own (`dry_run`), because it joins a process group that pretends to have all
+ranks. Tensors are fake (`torch._subclasses.FakeTensorMode`), collectives do nothing, everything
+else is the training's own code. What stands in: attention, which keeps what a fused kernel keeps
+(its inputs, its output and a float32 a head and position), recurrent layers (`dry_gru`), the
+buckets of ddp (`dry_ddp`), and initial weights, which are not drawn.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ from mmscale.errors import UserError
 
 @dataclass(frozen=True)
 class DryStep:
-    """Of one rank and one step; bytes, and FLOPs of the products and convolutions (attention's are in `Flops`)."""
+    """Of one rank and one step; bytes, and FLOPs of the products and convolutions (attention's are
+    in `Flops`).
+    """
 
     memory: dict[str, int]  # at the peak, by kind, and their "total"
     flops: float  # of one micro-batch, forward and backward, what is computed again included
@@ -37,16 +41,19 @@ class DryStep:
     host: int = 0  # bytes of weights, gradients and moments that wait in the host's memory
 
 
-def dry_run(config: Config, world: int, sequences: int, *, passes: int = 1, fused: bool = True) -> DryStep:
+def dry_run(
+    config: Config, world: int, sequences: int, *, passes: int = 1, fused: bool = True
+) -> DryStep:
     """Measure a step of ``passes`` micro-batches of ``sequences``, on the first of ``world`` ranks.
 
-    Without ``fused``, attention is the CPU's grouped path and no stand-in. Raises `UserError` for what the strategies
-    refuse.
+    Without ``fused``, attention is the CPU's grouped path and no stand-in. Raises `UserError` for
+    what the strategies refuse.
     """
     from mmscale.config_file import dump_config
 
     order = {
-        "world": world, "sequences": sequences, "passes": passes, "fused": fused, "config": dump_config(config),
+        "world": world, "sequences": sequences, "passes": passes, "fused": fused, "config":
+        dump_config(config),
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "mmscale.capacity.dry_run"],
@@ -60,21 +67,26 @@ def dry_run(config: Config, world: int, sequences: int, *, passes: int = 1, fuse
 
 
 def embeds_first(config: Config) -> bool:
-    """Whether a step embeds all of its micro-batches once more before their passes (`mmscale.train.contrast`)."""
+    """Whether a step embeds all of its micro-batches once more before their passes
+    (`mmscale.train.contrast`).
+    """
     tasks = [task for one in config.data.sets.values() for task in one.tasks]
-    return config.data.contrast_sequences > 1 and any(task.objective == "contrastive" for task in tasks)
+    return config.data.contrast_sequences > 1 and any(
+        task.objective == "contrastive" for task in tasks
+    )
 
 
-def measure(
+def measure_step(
     strategy: Any, batch: Any, passes: int = 1, embed: bool = False, offload: bool = False,
     attacks: int = 0, attack: Callable[[], Any] | None = None,
 ) -> DryStep:  # fmt: skip
     """Track a step of ``passes`` micro-batches like ``batch``, of real or fake tensors.
 
-    At most two passes are run: those between the first and the last hold the same, gradients that wait for the last.
-    With ``embed``, the embedding pass of a micro-batch is counted too. With ``offload`` (of `FsdpStrategy`), sharded
-    weights, gradients and moments lie on the host, which updates them there: no memory of the device. ``attack`` is run
-    once, and counts ``attacks`` times a micro-batch.
+    At most two passes are run: those between the first and the last hold the same, gradients that
+    wait for the last. With ``embed``, the embedding pass of a micro-batch is counted too. With
+    ``offload`` (of `FsdpStrategy`), sharded weights, gradients and moments lie on the host, which
+    updates them there: no memory of the device. ``attack`` is run once, and counts ``attacks``
+    times a micro-batch.
     """
     import torch
 
@@ -89,7 +101,9 @@ def measure(
         tracker.count(kinds["optimiser"], moments)
         tracker.count("batch", batch.tensors().values())
         # Those that a strategy never lets go.
-        tracker.count(kinds["gradients"], [p.grad for p in strategy.model.parameters() if p.grad is not None])
+        tracker.count(
+            kinds["gradients"], [p.grad for p in strategy.model.parameters() if p.grad is not None]
+        )
         if offload:
             # A unit's shard is copied to the device before it is gathered; here both are one.
             copied = torch.empty(_largest_shard(strategy.model), dtype=torch.uint8)
@@ -97,7 +111,9 @@ def measure(
             for parameter in strategy.model.parameters():
                 if parameter.requires_grad:
                     # FSDP calls it once the sharded gradient has gone to the host.
-                    parameter.register_post_accumulate_grad_hook(lambda p: tracker.count(HOST, [p.grad]))
+                    parameter.register_post_accumulate_grad_hook(
+                        lambda p: tracker.count(HOST, [p.grad])
+                    )
         if attack is not None:
             attack()
             tracker.flops *= attacks
@@ -107,17 +123,22 @@ def measure(
         if passes > 1:
             once = tracker.flops, tracker.sent.copy()
             strategy.forward_backward(batch, last=False)
-            # What outlives a pass is gradients, some strategies keep them where no parameter shows them.
+            # What outlives a pass is gradients, some strategies keep them where no parameter shows
+            # them.
             tracker.rename("activations", "gradients")
             tracker.flops, tracker.sent = once
         strategy.forward_backward(batch, last=True)
-        tracker.count(kinds["gradients"], [p.grad for p in strategy.model.parameters() if p.grad is not None])
+        tracker.count(
+            kinds["gradients"], [p.grad for p in strategy.model.parameters() if p.grad is not None]
+        )
         host = int(tracker.live[HOST])
         if offload:
             tracker.fresh = HOST
         strategy.update(0, 1e-4, lambda norm: torch.zeros((), device=norm.device))
     memory = {kind: int(size) for kind, size in tracker.at_peak.items() if size and kind != HOST}
-    return DryStep({**memory, "total": int(tracker.peak)}, float(tracker.flops), dict(tracker.sent), host)
+    return DryStep(
+        {**memory, "total": int(tracker.peak)}, float(tracker.flops), dict(tracker.sent), host
+    )
 
 
 def _largest_shard(model: Any) -> int:
@@ -145,12 +166,15 @@ def main() -> None:
         path.write_text(order["config"], encoding="utf-8")
         config = load_config(str(path), [])
     torch.set_num_threads(1)
-    # Fake tensors that refer to each other in a circle would look alive until Python happens to collect them.
+    # Fake tensors that refer to each other in a circle would look alive until Python happens to
+    # collect them.
     gc.freeze()
     gc.set_threshold(100, 1, 1)
     dist.init_process_group("fake", rank=0, world_size=order["world"], store=FakeStore())
     try:
-        step = _fake_step(config, order["world"], order["sequences"], order["passes"], order["fused"])
+        step = _fake_step(
+            config, order["world"], order["sequences"], order["passes"], order["fused"]
+        )
     except UserError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
@@ -165,7 +189,9 @@ def _fake_step(config: Config, world: int, sequences: int, passes: int, fused: b
     from mmscale.parallel.ranks import Ranks
     from mmscale.parallel.strategy import build_strategy
 
-    ranks = Ranks(0, world, 0, 1, torch.device("cpu"), config.parallel.tensor * config.parallel.context)
+    ranks = Ranks(
+        0, world, 0, 1, torch.device("cpu"), config.parallel.tensor * config.parallel.context
+    )
     config.parallel.compile = False
     batch, fake = dry_batch(config, sequences), FakeTensorMode(allow_non_fake_inputs=True)
     with _stand_ins(fake, batch, fused), fake:
@@ -174,10 +200,14 @@ def _fake_step(config: Config, world: int, sequences: int, passes: int, fused: b
         offload = config.parallel.offload == "cpu"
         batch, adversarial = _faked(fake, batch), config.train.adversarial
         if not adversarial.on:
-            return measure(strategy, batch, passes, embeds_first(config), offload)
-        batch = dataclasses.replace(batch, image_N3HW=batch.image_N3HW.float())  # as an attack leaves them
+            return measure_step(strategy, batch, passes, embeds_first(config), offload)
+        batch = dataclasses.replace(
+            batch, image_N3HW=batch.image_N3HW.float()
+        )  # as an attack leaves them
         attack = partial(_attack, config, strategy, batch)
-        return measure(strategy, batch, passes, embeds_first(config), offload, adversarial.steps, attack)
+        return measure_step(
+            strategy, batch, passes, embeds_first(config), offload, adversarial.steps, attack
+        )
 
 
 def _attack(config: Config, strategy: Any, batch: Any) -> None:
@@ -254,7 +284,9 @@ def _stand_ins(fake: Any, batch: Any, fused: bool) -> Iterator[None]:
         plan.groups = [_faked(fake, group) for group in plan.groups]
 
     def for_real(function: Any) -> Any:
-        """Without fake tensors: a mesh is made of numbers that are read; parameters on the meta device are cheaper."""
+        """Without fake tensors: a mesh is made of numbers that are read; parameters on the meta
+        device are cheaper.
+        """
 
         def call(*arguments: Any, **settings: Any) -> Any:
             with unset_fake_temporarily():

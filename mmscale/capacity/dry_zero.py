@@ -1,9 +1,11 @@
-"""DeepSpeed's stages for dry runs: its engine asks real ranks, so FSDP stands in, which divides the same things.
+"""DeepSpeed's stages for dry runs: its engine asks real ranks, so FSDP stands in, which divides the
+same things.
 
-Stage 1 as FSDP that keeps gathered weights, and whole gradients; stage 2 as that, and DeepSpeed's bucket for gradients,
-``reduce_bucket_size`` elements; stage 3 as FSDP, and the bucket, a share of the weights in the compute type, and one
-of the gradients, which stays. What is offloaded waits on the host here as there: moments, float32 weights and
-gradients; under stage 3 the share in the compute type too.
+Stage 1 as FSDP that keeps gathered weights, and whole gradients; stage 2 as that, and DeepSpeed's
+bucket for gradients, ``reduce_bucket_size`` elements; stage 3 as FSDP, and the bucket, a share of
+the weights in the compute type, and one of the gradients, which stays. What is offloaded waits on
+the host here as there: moments, float32 weights and gradients; under stage 3 the share in the
+compute type too.
 """
 
 from __future__ import annotations

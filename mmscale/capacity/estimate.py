@@ -1,4 +1,6 @@
-"""From a dry step to memory on a GPU, and to the time of a step: compute, exposed communication, data."""
+"""From a dry step to memory on a GPU, and to the time of a step: compute, exposed communication,
+data.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from mmscale.batch import Batch
 from mmscale.capacity.dry_run import DryStep, embeds_first
 from mmscale.config import Config
 from mmscale.flops import Flops
-from mmscale.gpu import Gpu
+from mmscale.gpu import GpuSpec
 
 _RESERVE, _FRAGMENTED = 1.5e9, 1.05  # bytes of CUDA and NCCL themselves; what the allocator loses
 
@@ -18,8 +20,8 @@ class Assumptions:
     """What the estimate rests on beside the data sheet; every figure is shown with it.
 
     Attributes:
-        efficiency: share of the rated bf16 products that a step's arithmetic reaches while it computes (torchtitan and
-            OLMo-core tell 0.4 to 0.55 of whole steps on H100).
+        efficiency: share of the rated bf16 products that a step's arithmetic reaches while it
+            computes (torchtitan and OLMo-core tell 0.4 to 0.55 of whole steps on H100).
         overlap: share of the computing time behind which gathering and summing can hide.
         pictures, clips: a loader worker's samples a second (docs/benchmarks.md).
     """
@@ -52,7 +54,14 @@ class Estimate:
 
 
 def estimate(
-    config: Config, dry: DryStep, batch: Batch, *, world: int, per_node: int, gpu: Gpu, assume: Assumptions
+    config: Config,
+    dry: DryStep,
+    batch: Batch,
+    *,
+    world: int,
+    per_node: int,
+    gpu: GpuSpec,
+    assume: Assumptions,
 ) -> Estimate:
     """``dry`` is of ``batch``, one micro-batch of this config."""
     parallel = config.parallel
@@ -103,8 +112,10 @@ def estimate(
     tokens = config.data.seq_len * config.data.sequences
     model = 3.0 * sum(forward.values()) * config.data.sequences / micro
     return Estimate(
-        dry.memory, dry.host, needed, needed <= gpu.memory, model, computed, compute_s, exchange_s + within, exposed_s,
-        update_s, data_s, data_exposed_s, step_s, tokens / step_s, model / (step_s * world * gpu.bf16),
+        dry.memory, dry.host, needed, needed <= gpu.memory, model, computed, compute_s, exchange_s +
+        within, exposed_s,
+        update_s, data_s, data_exposed_s, step_s, tokens / step_s, model / (step_s * world *
+        gpu.bf16),
     )  # fmt: skip
 
 
@@ -116,8 +127,10 @@ def _attention_and_all(config: Config, batch: Batch) -> dict[str, float]:
         lengths = row[row > 0].unique(return_counts=True)[1]
         squares += int((lengths.long() ** 2).sum())
     whole = costs.sequence(
-        tokens=int((batch.segment_BL > 0).sum()), squares=squares, image_tokens=len(batch.image_take_T),
-        audio_tokens=len(batch.audio_take_T), targets=len(batch.target_T), embeddings=len(batch.embed_at_T),
+        tokens=int((batch.segment_BL > 0).sum()), squares=squares,
+        image_tokens=len(batch.image_take_T),
+        audio_tokens=len(batch.audio_take_T), targets=len(batch.target_T),
+        embeddings=len(batch.embed_at_T),
     )  # fmt: skip
     attention = costs.per_square * squares
     return {"attention": attention, "rest": float(whole) - attention}

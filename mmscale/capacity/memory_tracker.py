@@ -69,7 +69,8 @@ class Tracker(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         sends = func.namespace in _SENT
-        # `FlopCounterMode` counts by the same table; its hooks on modules would keep what is computed again alive.
+        # `FlopCounterMode` counts by the same table; its hooks on modules would keep what is
+        # computed again alive.
         formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
             self.flops += formula(*args, **(kwargs or {}), out_val=out)

@@ -15,10 +15,10 @@ from mmscale.capacity.estimate import Assumptions, Estimate, estimate
 from mmscale.config import ZERO_STAGES, Config, ParallelConfig
 from mmscale.data.planning.step_plan import check_world
 from mmscale.errors import UserError
-from mmscale.gpu import Gpu
+from mmscale.gpu import GpuSpec
 from mmscale.model.count import count_parameters
 from mmscale.parallel.float8 import no_products
-from mmscale.parallel.strategy import check_beginning, check_strategy
+from mmscale.parallel.strategy import check_initial_weights, check_strategy
 
 _WORTH = 0.99  # share of the best time so far that another round of tries must come below
 _AT_ONCE = 2  # dry runs; each takes a core
@@ -26,7 +26,7 @@ _HOWS = ("none", "selective", "full")  # checkpointing
 
 
 @dataclass(frozen=True)
-class Way:
+class Candidate:
     """Settings that change how a step is split, and not what it computes."""
 
     strategy: str
@@ -61,20 +61,20 @@ class Planner:
     config: Config
     world: int
     per_node: int
-    gpu: Gpu
+    gpu: GpuSpec
     assume: Assumptions
-    _known: dict[Way, Estimate] = field(default_factory=dict)
+    _known: dict[Candidate, Estimate] = field(default_factory=dict)
 
-    def own_way(self) -> Way:
+    def own_way(self) -> Candidate:
         """What the config says."""
         parallel = self.config.parallel
         name = parallel.strategy
         if name == "auto":
             name = "fsdp" if self.world > 1 else "single"
         others = {key: getattr(parallel, key) for key in _OTHERS}
-        return Way(name, self.config.train.micro_batch, parallel.checkpointing, **others)
+        return Candidate(name, self.config.train.micro_batch, parallel.checkpointing, **others)
 
-    def evaluate(self, way: Way) -> Estimate:
+    def evaluate(self, way: Candidate) -> Estimate:
         """By a dry run, once a way. Raises `UserError` if the config cannot run this way."""
         if way in self._known:
             return self._known[way]
@@ -85,14 +85,16 @@ class Planner:
         for key in _OTHERS:
             setattr(parallel, key, getattr(way, key))
         if self.world % (way.replicas * way.tensor * parallel.context):
-            raise UserError(f"parallel.replicas, tensor and context do not divide {self.world} GPUs")
+            raise UserError(
+                f"parallel.replicas, tensor and context do not divide {self.world} GPUs"
+            )
         data_world = self.world // (way.tensor * parallel.context)
         check_world(config.data.sequences, data_world)
         per_rank = config.data.sequences // data_world
         micro = min(way.micro_batch, per_rank)
         config.check()
         check_strategy(config, way.strategy)
-        check_beginning(config, way.strategy)
+        check_initial_weights(config, way.strategy)
         if parallel.float8 not in ("", "emulated"):
             if not self.gpu.float8:
                 raise no_products(parallel.float8, self.gpu.name)
@@ -106,24 +108,28 @@ class Planner:
             parameters = count_parameters(config.model, config.media)["total"]
             dry = with_buckets(dry, config, self.world, parameters)
         told = self._known[way] = estimate(
-            planned, dry, dry_batch(config, micro), world=self.world, per_node=self.per_node, gpu=self.gpu,
+            planned, dry, dry_batch(config, micro), world=self.world, per_node=self.per_node,
+            gpu=self.gpu,
             assume=self.assume,
         )  # fmt: skip
         return told
 
-    def search(self, tell: Callable[[str], None]) -> list[tuple[Way, Estimate]]:
-        """Ways that fit, the fastest first: the config's own, checkpointing, then replicas and larger micro-batches of
-        the best.
+    def search(self, tell: Callable[[str], None]) -> list[tuple[Candidate, Estimate]]:
+        """Ways that fit, the fastest first: the config's own, checkpointing, then replicas and
+        larger micro-batches of the best.
 
-        Without offloading, whose time is not counted, if that fits; with it only where the config asks for it.
+        Without offloading, whose time is not counted, if that fits; with it only where the config
+        asks for it.
         """
-        found: dict[Way, Estimate] = {}
+        found: dict[Candidate, Estimate] = {}
         name = "fsdp" if self.world > 1 else "single"
-        self._try([self.own_way(), *(Way(name, 1, how) for how in _HOWS)], found, tell)
+        self._try([self.own_way(), *(Candidate(name, 1, how) for how in _HOWS)], found, tell)
         if self.config.parallel.offload == "cpu" and all(told.host for _, told in _fitting(found)):
-            self._try([Way("fsdp", 1, how, offload="cpu") for how in _HOWS], found, tell)
+            self._try([Candidate("fsdp", 1, how, offload="cpu") for how in _HOWS], found, tell)
         if self.world > 1 and not _fitting(found):
-            ways = [Way(name, 1, "full", 1, size) for size in (2, 4, 8) if size <= self.per_node]
+            ways = [
+                Candidate(name, 1, "full", 1, size) for size in (2, 4, 8) if size <= self.per_node
+            ]
             self._try(ways, found, tell)
         last_s = math.inf
         for _ in range(2):
@@ -137,7 +143,9 @@ class Planner:
             # Activations grow with the micro-batch; weights, moments and gradients do not.
             room = self.gpu.memory - told.needed > 0.9 * told.memory.get("activations", 0)
             ways = []
-            per_rank = self.config.data.sequences * way.tensor * self.config.parallel.context // self.world
+            per_rank = (
+                self.config.data.sequences * way.tensor * self.config.parallel.context // self.world
+            )
             if room and 2 * way.micro_batch <= per_rank:
                 ways.append(replace(way, micro_batch=2 * way.micro_batch))
             nodes = self.world // self.per_node
@@ -147,12 +155,16 @@ class Planner:
             state = told.memory.get("weights", 0) + told.memory.get("optimiser", 0) + told.host
             whole = alone and self.world > 1 and self.config.parallel.context == 1
             if whole and state * self.world // way.replicas < self.gpu.memory:
-                ways.append(Way("ddp", way.micro_batch, way.checkpointing))  # whole, but nothing to gather
+                ways.append(
+                    Candidate("ddp", way.micro_batch, way.checkpointing)
+                )  # whole, but nothing to gather
             self._try(ways, found, tell)
         return _fitting(found)
 
-    def _try(self, ways: list[Way], found: dict[Way, Estimate], tell: Callable[[str], None]) -> None:
-        def attempt(way: Way) -> Estimate | UserError:
+    def _try(
+        self, ways: list[Candidate], found: dict[Candidate, Estimate], tell: Callable[[str], None]
+    ) -> None:
+        def attempt(way: Candidate) -> Estimate | UserError:
             try:
                 return self.evaluate(way)
             except UserError as error:
@@ -170,6 +182,6 @@ class Planner:
                 tell(f"{settings}: {told.needed / 1e9:.1f} GB, {state}")
 
 
-def _fitting(found: dict[Way, Estimate]) -> list[tuple[Way, Estimate]]:
+def _fitting(found: dict[Candidate, Estimate]) -> list[tuple[Candidate, Estimate]]:
     fitting = [(way, told) for way, told in found.items() if told.fits]
     return sorted(fitting, key=lambda pair: (pair[1].host > 0, pair[1].step_s))

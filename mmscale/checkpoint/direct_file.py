@@ -1,8 +1,10 @@
-"""A file written past the page cache, where the file system allows it, while its next bytes are made ready.
+"""A file written past the page cache, where the file system allows it, while its next bytes are
+made ready.
 
-The kernel's copy into its cache costs about as much as hashing the same bytes, and pushes the training data out of
-memory for bytes that nobody reads soon. A write past it (``O_DIRECT``, ``man 2 open``) needs memory and places that are
-multiples of a block, so the bytes are gathered in a few buffers, which threads hand to the disk.
+The kernel's copy into its cache costs about as much as hashing the same bytes, and pushes the
+training data out of memory for bytes that nobody reads soon. A write past it (``O_DIRECT``, ``man 2
+open``) needs memory and places that are multiples of a block, so the bytes are gathered in a few
+buffers, which threads hand to the disk.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ _DIRECT = getattr(os, "O_DIRECT", 0)  # Linux
 
 
 class DirectFile:
-    """A new file, or one that is written anew. Use it in a ``with``; it is whole and on the disk after `finish`.
+    """A new file, or one that is written anew. Use it in a ``with``; it is whole and on the disk
+    after `finish`.
 
     Every call raises `OSError` if that, or an earlier write, failed.
     """
@@ -38,7 +41,8 @@ class DirectFile:
             self._direct = False
             self._handle = os.open(path, flags, 0o666)
         self._threads = ThreadPoolExecutor(_WRITERS, "write")
-        # Shared mappings: a process that is forked in mid-write must not get them copied on write (man 2 open).
+        # Shared mappings: a process that is forked in mid-write must not get them copied on write
+        # (man 2 open).
         self._buffers = [memoryview(mmap.mmap(-1, _BUFFER)) for _ in range(_WRITERS + 2)]
         self._writes: list[Future[None] | None] = [None] * len(self._buffers)
         self._current = self._filled = 0
@@ -48,7 +52,10 @@ class DirectFile:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._threads.shutdown()
         os.close(self._handle)
@@ -76,7 +83,9 @@ class DirectFile:
         os.fsync(self._handle)
 
     def _send(self, count: int) -> None:
-        """Give the first bytes of the current buffer to a thread, and go on with the one given away the longest ago."""
+        """Give the first bytes of the current buffer to a thread, and go on with the one given away
+        the longest ago.
+        """
         data, at = self._buffers[self._current][:count], self.size - self._filled
         self._writes[self._current] = self._threads.submit(self._put, data, at)
         self._current, self._filled = (self._current + 1) % len(self._buffers), 0
@@ -104,5 +113,7 @@ class DirectFile:
 
     def _through_the_cache(self) -> None:
         if self._direct:
-            fcntl.fcntl(self._handle, fcntl.F_SETFL, fcntl.fcntl(self._handle, fcntl.F_GETFL) & ~_DIRECT)
+            fcntl.fcntl(
+                self._handle, fcntl.F_SETFL, fcntl.fcntl(self._handle, fcntl.F_GETFL) & ~_DIRECT
+            )
             self._direct = False

@@ -15,8 +15,11 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def file_fault(folder: Path, files: dict[str, dict[str, Any]], rank: int = 0, world: int = 1) -> str | None:
-    """The first difference between ``files`` (``bytes``, ``sha256`` by name) and what lies in ``folder``, or None.
+def file_fault(
+    folder: Path, files: dict[str, dict[str, Any]], rank: int = 0, world: int = 1
+) -> str | None:
+    """The first difference between ``files`` (``bytes``, ``sha256`` by name) and what lies in
+    ``folder``, or None.
 
     Of several ranks each reads its share.
     """

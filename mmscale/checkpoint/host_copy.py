@@ -9,7 +9,8 @@ from torch.distributed.tensor import DTensor
 
 
 class HostCopy:
-    """Takes copies into the same memory again and again: memory that was used before is much faster to write to.
+    """Takes copies into the same memory again and again: memory that was used before is much faster
+    to write to.
 
     The first copy is PyTorch's, which knows how to copy tensors that are divided over ranks.
     """
@@ -34,7 +35,12 @@ class HostCopy:
 
     def _fits(self, tensors: dict[str, Tensor]) -> bool:
         def facts(tensor: Tensor) -> tuple[object, ...]:
-            return tensor.shape, _local(tensor).shape, tensor.dtype, getattr(tensor, "placements", None)
+            return (
+                tensor.shape,
+                _local(tensor).shape,
+                tensor.dtype,
+                getattr(tensor, "placements", None),
+            )
 
         return self._copies.keys() == tensors.keys() and all(
             facts(self._copies[name]) == facts(tensor) for name, tensor in tensors.items()

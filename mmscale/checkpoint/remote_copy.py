@@ -3,8 +3,8 @@
     <url>/config.yaml, tokenizer.json, …             what else a run needs to go on
     <url>/checkpoints/step-00000500/                 the files of the checkpoint, and state.json
 
-An object is there whole or not at all, and ``state.json`` is written last and removed first: where it is, the
-checkpoint is. So the folder below ``url``, fetched by any tool, is a run directory.
+An object is there whole or not at all, and ``state.json`` is written last and removed first: where
+it is, the checkpoint is. So the folder below ``url``, fetched by any tool, is a run directory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from mmscale.checkpoint.run_state import (
     MAX_STATE_BYTES,
     STATE,
-    Keep,
+    RetentionPolicy,
     RunState,
     checkpoint_name,
     decode_state,
@@ -33,7 +33,9 @@ from mmscale.errors import UserError
 
 _SCHEMES = ("s3://", "gs://")
 _RETRIES = 4  # three seconds of pauses: the next save waits for this one
-_BESIDE = re.compile(r"config\.yaml|tokenizer\.json|classes\.json|data/(history|shards\.[0-9a-f]{64})\.json")
+_BESIDE = re.compile(
+    r"config\.yaml|tokenizer\.json|classes\.json|data/(history|shards\.[0-9a-f]{64})\.json"
+)
 _MAX_BESIDE_BYTES = 1 << 30
 
 
@@ -50,32 +52,41 @@ class RemoteCopy:
     def __init__(self, url: str) -> None:
         if not url.startswith(_SCHEMES):
             raise UserError(
-                f"run.copy_to: {url.partition('://')[0]}: is not written to; give a URL s3://… or gs://…"
+                f"run.copy_to: {url.partition('://')[0]}: is not written to; give a URL s3://… or "
+                "gs://…"
             )
         check_remote(url)
         self.url = url.rstrip("/")
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, ascending. Raises `RemoteFault` if the store cannot be asked or used."""
+        """Steps of the complete checkpoints, ascending. Raises `RemoteFault` if the store cannot be
+        asked or used.
+        """
         found = self._list()
         if not found:
-            # An empty listing and a missing bucket look alike to some stores; and who cannot write shall learn it now.
+            # An empty listing and a missing bucket look alike to some stores; and who cannot write
+            # shall learn it now.
             probe = f"{self.url}/.writable"
             attempt(probe, _RETRIES, lambda system: system.pipe_file(probe, b""))
             attempt(probe, _RETRIES, lambda system: system.rm_file(probe))
         return sorted(step for step, names in _by_step(found).items() if STATE in names)
 
     def put(self, checkpoint: Path, names: Iterable[str]) -> None:
-        """Copy some of a checkpoint's files. Raises `RemoteFault`, or `OSError` if they cannot be read."""
+        """Copy some of a checkpoint's files. Raises `RemoteFault`, or `OSError` if they cannot be
+        read.
+        """
         for name in names:
             self._put(checkpoint / name, f"{self._place(checkpoint.name)}/{name}")
 
     def begin(self, checkpoint: Path) -> None:
-        """What an earlier life of the run left of this checkpoint is none from now on. Raises `RemoteFault`."""
+        """What an earlier life of the run left of this checkpoint is none from now on. Raises
+        `RemoteFault`.
+        """
         self._remove([f"{self._place(checkpoint.name)}/{STATE}"])
 
-    def commit(self, checkpoint: Path, run_dir: Path, keep: Keep, before: int) -> None:
-        """When all of a checkpoint's files are there: make it exist, and remove what need not stay (`superfluous`).
+    def commit(self, checkpoint: Path, run_dir: Path, keep: RetentionPolicy, before: int) -> None:
+        """When all of a checkpoint's files are there: make it exist, and remove what need not stay
+        (`superfluous`).
 
         Raises `RemoteFault`, or `OSError` if files of the run cannot be read.
         """
@@ -89,7 +100,9 @@ class RemoteCopy:
         self._prune(keep, step, before)
 
     def fetch_beside(self, run_dir: Path) -> None:
-        """Fetch what a run needs beside its checkpoints, where ``run_dir`` does not have it. Raises `RemoteFault`."""
+        """Fetch what a run needs beside its checkpoints, where ``run_dir`` does not have it. Raises
+        `RemoteFault`.
+        """
         for name in self._list():
             if _BESIDE.fullmatch(name) and not (run_dir / name).exists():
                 raw = self._read(f"{self.url}/{name}", _MAX_BESIDE_BYTES)
@@ -99,7 +112,8 @@ class RemoteCopy:
     def fetch(self, step: int, into: Path) -> None:
         """Write a checkpoint's files into the folder ``into``, checked and flushed.
 
-        Raises `RemoteFault` if it cannot be fetched or is damaged, and `OSError` if ``into`` cannot be written.
+        Raises `RemoteFault` if it cannot be fetched or is damaged, and `OSError` if ``into`` cannot
+        be written.
         """
         place = self._place(checkpoint_name(step))
         text = self._read(f"{place}/{STATE}", MAX_STATE_BYTES).decode("utf-8", "replace")
@@ -127,7 +141,7 @@ class RemoteCopy:
         if digest.hexdigest() != fact["sha256"]:
             raise RemoteFault(f"{path.name} has another SHA-256 than when it was written")
 
-    def _prune(self, keep: Keep, saved: int, before: int) -> None:
+    def _prune(self, keep: RetentionPolicy, saved: int, before: int) -> None:
         """Remove checkpoints that need not stay, and files of those that never were complete."""
         found = _by_step(self._list())
         states: dict[int, RunState | None] = {}

@@ -1,4 +1,6 @@
-"""Opening the folder of a run: its config, its tokenizer, and a model with the weights of a checkpoint."""
+"""Opening the folder of a run: its config, its tokenizer, and a model with the weights of a
+checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ def open_run(run_dir: Path, checkpoint: Path | None = None) -> tuple[Config, Tok
     Every file of the checkpoint is hashed. What is passed over is told on stderr.
 
     Raises:
-        UserError: the folder is no run, or has no whole checkpoint, or the one given is damaged or another run's.
+        UserError: the folder is no run, or has no whole checkpoint, or the one given is damaged or
+            another run's.
     """
     if not (run_dir / "config.yaml").is_file():
         raise UserError(
@@ -36,18 +39,23 @@ def open_run(run_dir: Path, checkpoint: Path | None = None) -> tuple[Config, Tok
         found = list_checkpoints(run_dir / "checkpoints")
         if not found:
             raise UserError(
-                f"{run_dir}: has no complete checkpoint; train it with mmscale train {run_dir}/config.yaml"
+                f"{run_dir}: has no complete checkpoint; train it with mmscale train "
+                f"{run_dir}/config.yaml"
             )
         checkpoint = next(whole_checkpoints(reversed(found)), None)
         if checkpoint is None:
             raise UserError(
-                f"{run_dir}: none of its {len(found)} checkpoints is whole; restore one, or train it again"
+                f"{run_dir}: none of its {len(found)} checkpoints is whole; restore one, or train "
+                "it again"
             )
     elif not checkpoint.is_dir():
-        raise UserError(f"{checkpoint}: no such checkpoint; those there are lie in {run_dir / 'checkpoints'}")
+        raise UserError(
+            f"{checkpoint}: no such checkpoint; those there are lie in {run_dir / 'checkpoints'}"
+        )
     elif not _lies_in(checkpoint, run_dir / "checkpoints"):
         raise UserError(
-            f"{checkpoint}: is not in {run_dir / 'checkpoints'}; give the run that it belongs to, with its config"
+            f"{checkpoint}: is not in {run_dir / 'checkpoints'}; give the run that it belongs to, "
+            "with its config"
         )
     elif fault := checkpoint_fault(checkpoint):
         raise UserError(f"{checkpoint}: {fault}; restore it, or give another checkpoint")
@@ -62,7 +70,9 @@ def _lies_in(checkpoint: Path, folder: Path) -> bool:
 
 
 def whole_checkpoints(paths: Iterable[Path]) -> Iterator[Path]:
-    """Those whose files are what their states say, hashed one after the other; tells on stderr what is passed over."""
+    """Those whose files are what their states say, hashed one after the other; tells on stderr what
+    is passed over.
+    """
     for path in paths:
         fault = checkpoint_fault(path)
         if fault is None:
@@ -71,18 +81,26 @@ def whole_checkpoints(paths: Iterable[Path]) -> Iterator[Path]:
             print(f"mmscale: warning: passed over {path}: {fault}", file=sys.stderr)
 
 
-def load_run(run_dir: Path, checkpoint: Path | None = None, ema: bool = False) -> tuple[Predictor, Config]:
-    """A predictor with fp32 weights on the CPU, in this process alone, whatever number of ranks trained it.
+def load_run(
+    run_dir: Path, checkpoint: Path | None = None, ema: bool = False
+) -> tuple[Predictor, Config]:
+    """A predictor with fp32 weights on the CPU, in this process alone, whatever number of ranks
+    trained it.
 
     With ``ema``, the moving averages of the weights. Raises:
-        UserError: the folder is no run, has no checkpoint, or the checkpoint does not fit the config.
+        UserError: the folder is no run, has no checkpoint, or the checkpoint does not fit the
+            config.
     """
     config, tokenizer, checkpoint = open_run(run_dir, checkpoint)
     return load_checkpoint(config, tokenizer, checkpoint, ema), config
 
 
-def load_checkpoint(config: Config, tokenizer: Tokenizer, checkpoint: Path, ema: bool = False) -> Predictor:
-    """`load_run` of what `open_run` has opened. Raises `UserError` if the checkpoint does not fit the config."""
+def load_checkpoint(
+    config: Config, tokenizer: Tokenizer, checkpoint: Path, ema: bool = False
+) -> Predictor:
+    """`load_run` of what `open_run` has opened. Raises `UserError` if the checkpoint does not fit
+    the config.
+    """
     model = build_empty(config).to_empty(device="cpu")
     names = saved_names(model, config, ema)
     fill_from(
@@ -93,13 +111,16 @@ def load_checkpoint(config: Config, tokenizer: Tokenizer, checkpoint: Path, ema:
 
 
 def saved_names(model: FusionTransformer, config: Config, ema: bool) -> dict[str, str]:
-    """What each parameter is called in a checkpoint; with ``ema``, its average, or itself if it is not trained.
+    """What each parameter is called in a checkpoint; with ``ema``, its average, or itself if it is
+    not trained.
 
     Raises:
         UserError: the run keeps no averages.
     """
     if ema and not config.train.ema:
-        raise UserError("--ema: the run kept no moving average of its weights; train with train.ema=0.999")
+        raise UserError(
+            "--ema: the run kept no moving average of its weights; train with train.ema=0.999"
+        )
     return {
         name: f"{'ema' if ema and parameter.requires_grad else 'model'}.{name}"
         for name, parameter in model.named_parameters()
@@ -119,13 +140,17 @@ def build_empty(config: Config) -> FusionTransformer:
         raise
     except (RuntimeError, TypeError, OverflowError, ValueError) as error:
         reason = str(error).split("\n")[0][:200]
-        raise UserError(f"model: cannot be built ({reason}); correct the sizes in model and media") from None
+        raise UserError(
+            f"model: cannot be built ({reason}); correct the sizes in model and media"
+        ) from None
     assert not list(model.named_buffers()), "checkpoints and releases hold parameters only"
     return model
 
 
 class _WithoutDraws(TorchFunctionMode):
-    """Leaves initial values undrawn: tensors without memory have none, and torch imports its compiler to draw them."""
+    """Leaves initial values undrawn: tensors without memory have none, and torch imports its
+    compiler to draw them.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):
@@ -137,6 +162,7 @@ def check_vocabulary(config: Config, tokenizer: Tokenizer, source: Path) -> None
     """Raise `UserError` if the model has fewer embedding rows than the tokenizer has tokens."""
     if config.model.vocab_size < len(tokenizer):
         raise UserError(
-            f"{source}: model.vocab_size={config.model.vocab_size} is below the {len(tokenizer)} tokens of "
+            f"{source}: model.vocab_size={config.model.vocab_size} is below the {len(tokenizer)} "
+            "tokens of "
             "tokenizer.json; use the one it was trained with"
         )

@@ -37,21 +37,26 @@ class RunState:
 
 
 @dataclass(frozen=True)
-class Keep:
-    """Which checkpoints stay: the ``last`` ones, those whose step ``every`` divides (0: none), the ``best`` one."""
+class RetentionPolicy:
+    """Which checkpoints stay: the ``last`` ones, those whose step ``every`` divides (0: none), the
+    ``best`` one.
+    """
 
     last: int
     every: int = 0
     best: bool = False
 
 
-def superfluous(states: Mapping[int, RunState | None], keep: Keep, saved: int, before: int = 0) -> list[int]:
-    """Steps of the checkpoints that need not stay when the one of step ``saved`` is there, which always does.
+def superfluous(
+    states: Mapping[int, RunState | None], keep: RetentionPolicy, saved: int, before: int = 0
+) -> list[int]:
+    """Steps of the checkpoints that need not stay when the one of step ``saved`` is there, which
+    always does.
 
-    ``before`` is the one that the run had or went on from until then (0: none; ``saved`` itself: nothing is new).
-    What else is later belongs to a line that was given up: the start passed over it, because it does not verify, which
-    is not seen here. So it takes no other's place, and goes with the first save of the new line. Damaged ones (None)
-    are left for a person to look at.
+    ``before`` is the one that the run had or went on from until then (0: none; ``saved`` itself:
+    nothing is new). What else is later belongs to a line that was given up: the start passed over
+    it, because it does not verify, which is not seen here. So it takes no other's place, and goes
+    with the first save of the new line. Damaged ones (None) are left for a person to look at.
     """
     whole = {step: state for step, state in states.items() if state is not None}
     line = {step: state for step, state in whole.items() if step <= before or step == saved}
@@ -80,7 +85,9 @@ def step_of(name: str) -> int | None:
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     found = [
-        path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and (path / STATE).is_file()
+        path
+        for path in folder.glob("step-*")
+        if _NAME.fullmatch(path.name) and (path / STATE).is_file()
     ]
     return sorted(found)
 
@@ -114,17 +121,23 @@ def decode_state(text: str) -> tuple[RunState, Files]:
 
 
 def read_state(path: Path) -> RunState:
-    """The plain part of a checkpoint. Raises `UserError` if it is damaged, or a tensor file has another size."""
+    """The plain part of a checkpoint. Raises `UserError` if it is damaged, or a tensor file has
+    another size.
+    """
     return _read(path)[0]
 
 
 def stored_files(path: Path) -> Files:
-    """``bytes`` and ``sha256`` of every tensor file, by name. Raises `UserError` as `read_state` does."""
+    """``bytes`` and ``sha256`` of every tensor file, by name. Raises `UserError` as `read_state`
+    does.
+    """
     return _read(path)[1]
 
 
 def checkpoint_fault(path: Path, rank: int = 0, world: int = 1) -> str | None:
-    """What is wrong with a checkpoint, or None. Every file is hashed; of several ranks each reads its share."""
+    """What is wrong with a checkpoint, or None. Every file is hashed; of several ranks each reads
+    its share.
+    """
     try:
         return file_fault(path, stored_files(path), rank, world)
     except UserError as error:
@@ -143,7 +156,8 @@ def _read(path: Path) -> tuple[RunState, Files]:
     except (OSError, ValueError) as error:
         if not (path / STATE).exists():
             raise UserError(
-                f"{path}: no checkpoint ({STATE} is missing); those of a run are in its folder checkpoints"
+                f"{path}: no checkpoint ({STATE} is missing); those of a run are in its folder "
+                "checkpoints"
             ) from None
         raise UserError(
             f"{path}: damaged checkpoint ({error}); remove the folder to resume from an older one"

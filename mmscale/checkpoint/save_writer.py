@@ -1,4 +1,6 @@
-"""What distributed checkpointing calls to store the planned tensors: a folder of shards, then one call to commit it."""
+"""What distributed checkpointing calls to store the planned tensors: a folder of shards, then one
+call to commit it.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,14 @@ from mmscale.checkpoint.run_state import Files
 from mmscale.checkpoint.shard_file import write_shard
 
 
-class KeptPlan(DefaultSavePlanner):
-    """PyTorch's plan of which rank writes what, kept for the next save of tensors like these: half of its time.
+class CachedSavePlanner(DefaultSavePlanner):
+    """PyTorch's plan of which rank writes what, kept for the next save of tensors like these: half
+    of its time.
 
     Args:
-        name: of the process group, so to speak. PyTorch keeps plans by class for as long as a process lives; but a plan
-            that this rank leaves unsaid must be one that the other ranks of this very group have heard.
+        name: of the process group, so to speak. PyTorch keeps plans by class for as long as a
+            process lives; but a plan that this rank leaves unsaid must be one that the other ranks
+            of this very group have heard.
     """
 
     def __init__(self, name: str) -> None:
@@ -31,8 +35,9 @@ class KeptPlan(DefaultSavePlanner):
         self._cached_plans_key = name
 
 
-class ShardWriter(HuggingFaceStorageWriter):
-    """Writes one safetensors file a rank, as PyTorch's own writer would, but with one pass and no second copy.
+class CheckpointWriter(HuggingFaceStorageWriter):
+    """Writes one safetensors file a rank, as PyTorch's own writer would, but with one pass and no
+    second copy.
 
     Args:
         folder: where they go.
@@ -61,7 +66,11 @@ class ShardWriter(HuggingFaceStorageWriter):
                 assert name not in tensors, f"{name} has two shards on one rank"
                 tensors[name] = planner.resolve_data(item).detach().cpu()  # type: ignore[union-attr]
                 offsets[name] = {"saved_offsets": list(item.tensor_data.chunk.offsets)}
-            metadata = {"DCP_SHARDING_INFO": json.dumps(offsets), "DCP_VERSION": "1.0", "format": "pt"}
+            metadata = {
+                "DCP_SHARDING_INFO": json.dumps(offsets),
+                "DCP_VERSION": "1.0",
+                "format": "pt",
+            }
             fact = write_shard(self._folder / self.written, tensors, metadata)
             for item in plan.items:
                 size = tensors[item.index.fqn].nbytes
@@ -72,7 +81,7 @@ class ShardWriter(HuggingFaceStorageWriter):
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Called on the first rank after every rank's `write_data` returned."""
         if len(results) != self._ranks:
-            # On a rank that has left the process group meanwhile, because its training ended with an error, PyTorch
-            # takes what that rank has for the whole, and saves it alone.
+            # On a rank that has left the process group meanwhile, because its training ended with
+            # an error, PyTorch takes what that rank has for the whole, and saves it alone.
             raise RuntimeError(f"{len(results)} of {self._ranks} ranks wrote their share")
         self._commit(dict(result.storage_data for one in results for result in one))

@@ -1,4 +1,5 @@
-"""``scores.json`` of a run: what evaluation found, on which data, and the command that finds it again.
+"""``scores.json`` of a run: what evaluation found, on which data, and the command that finds it
+again.
 
 {"format": "mmscale-scores", "version": 1, "step": 400,
  "entries": {name: {"scores": {…}, "shards": […], "digests": […], "command": "mmscale eval …"}}}
@@ -18,7 +19,8 @@ _FORMAT = {"format": "mmscale-scores", "version": 1}
 
 
 def read_scores(run_dir: Path, step: int) -> dict[str, dict[str, Any]]:
-    """Entries by name that were computed at ``step``; none if there is no file, or it is of another step.
+    """Entries by name that were computed at ``step``; none if there is no file, or it is of another
+    step.
 
     Raises:
         UserError: the file is damaged.
@@ -29,10 +31,16 @@ def read_scores(run_dir: Path, step: int) -> dict[str, dict[str, Any]]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); remove it and run mmscale eval again") from None
+        raise UserError(
+            f"{path}: cannot be read ({error}); remove it and run mmscale eval again"
+        ) from None
     entries = tree.get("entries") if isinstance(tree, dict) else None
-    if not isinstance(entries, dict) or any(tree.get(name) != value for name, value in _FORMAT.items()):
-        raise UserError(f"{path}: not a score file of this version; remove it and run mmscale eval again")
+    if not isinstance(entries, dict) or any(
+        tree.get(name) != value for name, value in _FORMAT.items()
+    ):
+        raise UserError(
+            f"{path}: not a score file of this version; remove it and run mmscale eval again"
+        )
     for name, one in entries.items():
         if (
             not isinstance(one, dict)
@@ -41,7 +49,9 @@ def read_scores(run_dir: Path, step: int) -> dict[str, dict[str, Any]]:
             or not all(isinstance(digest, str) for digest in one["digests"])
             or not isinstance(one.get("command"), str)
         ):
-            raise UserError(f"{path}: damaged (entry {name[:60]!r}); remove it and run mmscale eval again")
+            raise UserError(
+                f"{path}: damaged (entry {name[:60]!r}); remove it and run mmscale eval again"
+            )
     return entries if tree.get("step") == step else {}
 
 

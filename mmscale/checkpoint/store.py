@@ -1,11 +1,13 @@
-"""Checkpoints: PyTorch's distributed checkpointing, written as safetensors, committed by one rename.
+"""Checkpoints: PyTorch's distributed checkpointing, written as safetensors, committed by one
+rename.
 
     run.dir/checkpoints/step-00000500/   state.json + one safetensors file a rank
 
-Nothing is pickled. Tensors are named ``model.<parameter>``, ``exp_avg.<parameter>``, ``ema.<parameter>`` and so on;
-every rank writes its own shards and the reader reassembles them for any number of ranks and any strategy. Everything
-else a run needs to go on is a few numbers in ``state.json``, because a batch is a function of the step; it also names
-every file with its size and SHA-256.
+Nothing is pickled. Tensors are named ``model.<parameter>``, ``exp_avg.<parameter>``,
+``ema.<parameter>`` and so on; every rank writes its own shards and the reader reassembles them for
+any number of ranks and any strategy. Everything else a run needs to go on is a few numbers in
+``state.json``, because a batch is a function of the step; it also names every file with its size
+and SHA-256.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from mmscale.checkpoint.remote_copy import RemoteCopy
 from mmscale.checkpoint.run_state import (
     STATE,
     Files,
-    Keep,
+    RetentionPolicy,
     RunState,
     checkpoint_fault,
     checkpoint_name,
@@ -45,12 +47,13 @@ from mmscale.checkpoint.run_state import (
     stored_files,
     superfluous,
 )  # fmt: skip
-from mmscale.checkpoint.save_writer import KeptPlan, ShardWriter
+from mmscale.checkpoint.save_writer import CachedSavePlanner, CheckpointWriter
 from mmscale.data.storage.remote_file import RemoteFault
 from mmscale.durable import make_folder, move_into_place, remove_folder, write_durably
 from mmscale.errors import UserError
 
-# A large checkpoint takes its time through a network; a rank that hangs is noticed by training itself.
+# A large checkpoint takes its time through a network; a rank that hangs is noticed by training
+# itself.
 _PATIENCE = timedelta(hours=12)
 _numbers = count()  # of this process's stores
 
@@ -67,10 +70,11 @@ class CheckpointStore:
         UserError: ``copy_to`` cannot be used.
     """
 
-    def __init__(self, folder: Path, keep: Keep, copy_to: str = "") -> None:
+    def __init__(self, folder: Path, keep: RetentionPolicy, copy_to: str = "") -> None:
         self._folder, self._keep = folder, keep
         self._remote = RemoteCopy(copy_to) if copy_to else None
-        # Saving runs beside training; its messages must not mix with the training's own collectives.
+        # Saving runs beside training; its messages must not mix with the training's own
+        # collectives.
         self._group = dist.new_group(backend="gloo", timeout=_PATIENCE if copy_to else None)
         self._ranks = dist.get_world_size()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -84,9 +88,11 @@ class CheckpointStore:
         self.failure = ""  # why the newest save failed and what to do, or nothing
 
     def save(self, tensors: dict[str, Tensor], state: RunState) -> None:
-        """Copy ``tensors``, by name, to host memory and start writing them; waits for an earlier save first.
+        """Copy ``tensors``, by name, to host memory and start writing them; waits for an earlier
+        save first.
 
-        A save that fails is told on the screen and in `failure`; the checkpoints before it stay, and the run goes on.
+        A save that fails is told on the screen and in `failure`; the checkpoints before it stay,
+        and the run goes on.
         """
         self.wait()
         self._pending = self._thread.submit(self._write, self._copy_of.take(tensors), state)
@@ -102,16 +108,20 @@ class CheckpointStore:
         except RemoteFault as fault:
             assert self._remote is not None
             self._tell(
-                f"warning: {self._remote.url}: not copied ({fault}); the run goes on, and saves in {self._folder}"
+                f"warning: {self._remote.url}: not copied ({fault}); the run goes on, and saves in "
+                f"{self._folder}"
             )
             self.failure = (
-                f"{self._remote.url}: the newest checkpoint could not be copied ({fault}); it lies in {self._folder}: "
+                f"{self._remote.url}: the newest checkpoint could not be copied ({fault}); it lies "
+                f"in {self._folder}: "
                 "mend the way there and start again, which copies it"
             )
         except OSError as error:  # of the folder; torch wraps what comes later
             self._tell_failure(f"cannot be written to ({error})")
         except (RuntimeError, ValueError, CheckpointException) as error:
-            self._tell_failure(f"could not be written ({_last_exception(str(error))}; is the disk full?)")
+            self._tell_failure(
+                f"could not be written ({_last_exception(str(error))}; is the disk full?)"
+            )
 
     def _write(self, tensors: dict[str, Tensor], state: RunState) -> None:
         """Called on every rank, beside training."""
@@ -121,8 +131,13 @@ class CheckpointStore:
         dist.broadcast_object_list(said, src=0, group=self._group)
         if said[0]:
             raise OSError(said[0])
-        writer = ShardWriter(hidden, self._ranks, partial(self._commit, hidden, final, state))
-        dcp.save(tensors, storage_writer=writer, planner=KeptPlan(self._plan), process_group=self._group)
+        writer = CheckpointWriter(hidden, self._ranks, partial(self._commit, hidden, final, state))
+        dcp.save(
+            tensors,
+            storage_writer=writer,
+            planner=CachedSavePlanner(self._plan),
+            process_group=self._group,
+        )
         if self._remote is not None:
             self._copy(final)
 
@@ -142,7 +157,9 @@ class CheckpointStore:
         self._before = state.step
 
     def _copy(self, path: Path) -> None:
-        """Copy a checkpoint, each rank a share of its files. Raises `RemoteFault` on every rank if one failed."""
+        """Copy a checkpoint, each rank a share of its files. Raises `RemoteFault` on every rank if
+        one failed.
+        """
         remote, rank, world = self._remote, dist.get_rank(), dist.get_world_size()
         assert remote is not None
         kept = self._folder.parent, self._keep, self._copied_before
@@ -161,8 +178,9 @@ class CheckpointStore:
     def newest(self) -> Path | None:
         """The newest checkpoint whose files are what its state says; called on every rank.
 
-        One that only the copies have, or have whole, is fetched; one that they have not is copied. What is passed over
-        is told on the screen. Raises `UserError` if there are checkpoints, but no good one.
+        One that only the copies have, or have whole, is fetched; one that they have not is copied.
+        What is passed over is told on the screen. Raises `UserError` if there are checkpoints, but
+        no good one.
         """
         if dist.get_rank() == 0:
             self._clean()
@@ -174,7 +192,9 @@ class CheckpointStore:
                 dist.all_gather_object(faults, self._fault(path), group=self._group)
                 fault = next((fault for fault in faults if fault), None)
                 if fault is None:
-                    self._uncopied = path if self._remote is not None and step not in copied else None
+                    self._uncopied = (
+                        path if self._remote is not None and step not in copied else None
+                    )
                     self._before = self._copied_before = step
                     return path
                 self._tell(f"warning: passed over {path}: {fault}")
@@ -183,13 +203,16 @@ class CheckpointStore:
                 return path
         if found or copied:
             raise UserError(
-                f"{self._folder}: none of its {len({*found, *copied})} checkpoints is whole; remove the folder to "
+                f"{self._folder}: none of its {len({*found, *copied})} checkpoints is whole; "
+                "remove the folder to "
                 "begin anew"
             )
         return None
 
     def _everywhere(self) -> tuple[list[int], list[int]]:
-        """Steps of the checkpoints in the folder, and of the copies, as the first rank sees them."""
+        """Steps of the checkpoints in the folder, and of the copies, as the first rank sees
+        them.
+        """
         found = [_step(path) for path in list_checkpoints(self._folder)]
         shared: list[Any] = [(found, [], "")]
         if self._remote is not None and dist.get_rank() == 0:
@@ -233,7 +256,9 @@ class CheckpointStore:
         load_tensors(path, tensors, self._group)
 
     def copy_found(self) -> None:
-        """Begin to copy what `newest` found, if the copies have it not; the run's files must be up to date."""
+        """Begin to copy what `newest` found, if the copies have it not; the run's files must be up
+        to date.
+        """
         if self._uncopied is not None:
             self._pending = self._thread.submit(self._copy, self._uncopied)
 
@@ -252,18 +277,25 @@ class CheckpointStore:
 
     def _tell_failure(self, reason: str) -> None:
         self.failure = (
-            f"{self._folder}: {reason}; the steps since the last checkpoint are lost: free the path or room, and start "
+            f"{self._folder}: {reason}; the steps since the last checkpoint are lost: free the "
+            "path or room, and start "
             "again"
         )
-        self._tell(f"warning: {self._folder}: {reason}; the run goes on, and the checkpoints before stand")
+        self._tell(
+            f"warning: {self._folder}: {reason}; the run goes on, and the checkpoints before stand"
+        )
 
     def _tell(self, line: str) -> None:
         if dist.get_rank() == 0:
             print(f"mmscale: {line}", file=sys.stderr)
 
 
-def load_tensors(path: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup | None = None) -> None:
-    """Fill ``tensors`` in place. Raises `UserError` if the checkpoint holds other names or shapes."""
+def load_tensors(
+    path: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup | None = None
+) -> None:
+    """Fill ``tensors`` in place. Raises `UserError` if the checkpoint holds other names or
+    shapes.
+    """
     reader = HuggingFaceStorageReader(str(path))
     key = "model.*"
     try:
@@ -274,11 +306,14 @@ def load_tensors(path: Path, tensors: dict[str, Tensor], group: dist.ProcessGrou
                 raise ValueError(f"{name} is missing")
             if tuple(saved[name].size) != tuple(tensor.shape):
                 raise ValueError(
-                    f"{name} has shape {list(saved[name].size)}, the model needs {list(tensor.shape)}"
+                    f"{name} has shape {list(saved[name].size)}, the model needs "
+                    f"{list(tensor.shape)}"
                 )
         key = "model.*"
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as asked for
+            warnings.filterwarnings(
+                "ignore", message="torch.distributed is disabled"
+            )  # as asked for
             dcp.load(tensors, storage_reader=reader, process_group=group, no_dist=group is None)
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         raise UserError(
@@ -287,7 +322,9 @@ def load_tensors(path: Path, tensors: dict[str, Tensor], group: dist.ProcessGrou
 
 
 def _key_of(name: str) -> str:
-    """The config key that decides whether a checkpoint holds a tensor; weights come before what belongs to them."""
+    """The config key that decides whether a checkpoint holds a tensor; weights come before what
+    belongs to them.
+    """
     kind = name.partition(".")[0]
     return {"model": "model.*", "ema": "train.ema"}.get(kind, "train.optimizer.name")
 

@@ -1,8 +1,8 @@
 """Weights of a training checkpoint, read a few rows at a time, whatever number of ranks wrote it.
 
-Every rank's safetensors file holds its shards; where each begins in its tensor stands in the file's metadata
-(``DCP_SHARDING_INFO``, as PyTorch's distributed checkpointing writes it). No process group is needed, nothing is
-mapped, and memory is what is asked for.
+Every rank's safetensors file holds its shards; where each begins in its tensor stands in the file's
+metadata (``DCP_SHARDING_INFO``, as PyTorch's distributed checkpointing writes it). No process group
+is needed, nothing is mapped, and memory is what is asked for.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ class Weights(Protocol):
         """The whole tensor's shape. Raises `UserError` if there is none of this name."""
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """float32 rows ``start`` to ``stop`` along the first axis. Raises `UserError` if they cannot be read."""
+        """float32 rows ``start`` to ``stop`` along the first axis. Raises `UserError` if they
+        cannot be read.
+        """
 
 
 @dataclass(frozen=True)
-class _Piece:
+class _StoredRows:
     """One rank's part of a tensor."""
 
     path: Path
@@ -53,14 +55,14 @@ class StoredWeights:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._pieces: dict[str, list[_Piece]] = {}
+        self._pieces: dict[str, list[_StoredRows]] = {}
         for file in read_tensor_files(sorted(folder.glob("*.safetensors")), _REMEDY):
             begins = _offsets(file.path, file.metadata)
             for name, stored in file.tensors.items():
                 if not stored.shape:
                     continue  # a single number has no rows; no weight is one
                 offsets = _begin(file.path, name, begins, len(stored.shape))
-                self._pieces.setdefault(name, []).append(_Piece(file.path, stored, offsets))
+                self._pieces.setdefault(name, []).append(_StoredRows(file.path, stored, offsets))
         self._shapes = {name: self._whole(name, pieces) for name, pieces in self._pieces.items()}
 
     def __contains__(self, name: str) -> bool:
@@ -87,26 +89,31 @@ class StoredWeights:
                 out[place] = _read(piece, low - first, high - first)
         return out
 
-    def _columns(self, piece: _Piece) -> tuple[slice, ...]:
+    def _columns(self, piece: _StoredRows) -> tuple[slice, ...]:
         sizes = piece.stored.shape[1:]
         return tuple(slice(o, o + size) for o, size in zip(piece.offsets[1:], sizes, strict=True))
 
-    def _whole(self, name: str, pieces: list[_Piece]) -> tuple[int, ...]:
+    def _whole(self, name: str, pieces: list[_StoredRows]) -> tuple[int, ...]:
         """The shape that the pieces cover, each place once."""
         ends = [
-            tuple(o + size for o, size in zip(one.offsets, one.stored.shape, strict=True)) for one in pieces
+            tuple(o + size for o, size in zip(one.offsets, one.stored.shape, strict=True))
+            for one in pieces
         ]
         if len({len(end) for end in ends}) != 1:
             raise UserError(f"{self._folder}: the shards of {name} do not fit together; {_REMEDY}")
         shape = tuple(max(sizes) for sizes in zip(*ends, strict=True))
         covered = sum(math.prod(one.stored.shape) for one in pieces)
         if covered != math.prod(shape) or _overlapping(pieces, ends):
-            raise UserError(f"{self._folder}: the shards of {name} do not make a whole tensor; {_REMEDY}")
+            raise UserError(
+                f"{self._folder}: the shards of {name} do not make a whole tensor; {_REMEDY}"
+            )
         return shape
 
 
 class MeanOfWeights:
-    """The mean of several checkpoints' weights (model soups: Wortsman et al., 2022); see `Weights`."""
+    """The mean of several checkpoints' weights (model soups: Wortsman et al., 2022); see
+    `Weights`.
+    """
 
     def __init__(self, sources: Sequence[Weights]) -> None:
         self._sources = sources
@@ -115,7 +122,9 @@ class MeanOfWeights:
         """See `Weights`. All sources have the same."""
         shapes = {source.shape(name) for source in self._sources}
         if len(shapes) != 1:
-            raise UserError(f"--merge: {name} has different shapes in the runs; merge runs of one model")
+            raise UserError(
+                f"--merge: {name} has different shapes in the runs; merge runs of one model"
+            )
         return shapes.pop()
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
@@ -127,7 +136,9 @@ class MeanOfWeights:
 
 
 def fill_from(source: Weights, tensors: dict[str, Tensor]) -> None:
-    """Copy whole tensors, by their names in ``source``, into ``tensors``. Raises `UserError` where shapes differ."""
+    """Copy whole tensors, by their names in ``source``, into ``tensors``. Raises `UserError` where
+    shapes differ.
+    """
     for name, tensor in tensors.items():
         if source.shape(name) != tuple(tensor.shape):
             raise UserError(
@@ -137,7 +148,7 @@ def fill_from(source: Weights, tensors: dict[str, Tensor]) -> None:
         tensor.copy_(source.rows(name, 0, len(tensor)))
 
 
-def _read(piece: _Piece, low: int, high: int) -> Tensor:
+def _read(piece: _StoredRows, low: int, high: int) -> Tensor:
     stored = piece.stored
     row = math.prod(stored.shape[1:]) * stored.dtype.itemsize
     raw = bytearray((high - low) * row)
@@ -168,7 +179,9 @@ def _offsets(path: Path, metadata: dict[str, str]) -> dict[str, object] | None:
     return tree
 
 
-def _begin(path: Path, name: str, begins: dict[str, object] | None, dimensions: int) -> tuple[int, ...]:
+def _begin(
+    path: Path, name: str, begins: dict[str, object] | None, dimensions: int
+) -> tuple[int, ...]:
     if begins is None:
         return (0,) * dimensions
     facts = begins.get(name)
@@ -182,15 +195,20 @@ def _begin(path: Path, name: str, begins: dict[str, object] | None, dimensions: 
     return tuple(found)
 
 
-def _overlapping(pieces: list[_Piece], ends: list[tuple[int, ...]]) -> bool:
+def _overlapping(pieces: list[_StoredRows], ends: list[tuple[int, ...]]) -> bool:
     """Whether two pieces share a place; pieces without elements share none."""
     boxes = sorted(
-        (one.offsets, end) for one, end in zip(pieces, ends, strict=True) if math.prod(one.stored.shape)
+        (one.offsets, end)
+        for one, end in zip(pieces, ends, strict=True)
+        if math.prod(one.stored.shape)
     )
     for number, (begin, end) in enumerate(boxes):
         for other_begin, other_end in boxes[number + 1 :]:
             if other_begin[0] >= end[0]:
                 break  # boxes are sorted by their first row
-            if all(a < d and c < b for a, b, c, d in zip(begin, end, other_begin, other_end, strict=True)):
+            if all(
+                a < d and c < b
+                for a, b, c, d in zip(begin, end, other_begin, other_end, strict=True)
+            ):
                 return True
     return False

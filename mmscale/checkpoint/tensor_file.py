@@ -1,7 +1,9 @@
-"""A safetensors file: its header read strictly, believed only where the file can hold what it says; its tensors mapped.
+"""A safetensors file: its header read strictly, believed only where the file can hold what it says;
+its tensors mapped.
 
-Format: 8 bytes little-endian length of the header, the header (JSON), then the tensors' bytes without gaps.
-<https://github.com/huggingface/safetensors#format>. Nothing is allocated for the data.
+Format: 8 bytes little-endian length of the header, the header (JSON), then the tensors' bytes
+without gaps. <https://github.com/huggingface/safetensors#format>. Nothing is allocated for the
+data.
 """
 
 from __future__ import annotations
@@ -65,8 +67,9 @@ def read_tensor_file(path: Path, remedy: str = _REMEDY) -> TensorFile:
     """The header of ``path``.
 
     Raises:
-        UserError: the file is missing, is no plain file, or its header lies: too long, no JSON, names twice, unknown
-            types, shapes that do not fit their bytes, tensors that overlap, leave gaps or lie outside of the file.
+        UserError: the file is missing, is no plain file, or its header lies: too long, no JSON,
+            names twice, unknown types, shapes that do not fit their bytes, tensors that overlap,
+            leave gaps or lie outside of the file.
     """
     try:
         with open_plain(path) as file:
@@ -75,12 +78,13 @@ def read_tensor_file(path: Path, remedy: str = _REMEDY) -> TensorFile:
         raise UserError(f"{path}: missing; {remedy}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
-    except _Fault as fault:
+    except _Damage as fault:
         raise UserError(f"{path}: damaged ({fault}); {remedy}") from None
 
 
 def read_tensor_files(paths: Sequence[Path], remedy: str = _REMEDY) -> list[TensorFile]:
-    """`read_tensor_file` of each: their first bytes are awaited together, which counts on a network's disk.
+    """`read_tensor_file` of each: their first bytes are awaited together, which counts on a
+    network's disk.
 
     Raises:
         UserError: as `read_tensor_file`, for the first of ``paths`` that is at fault.
@@ -90,10 +94,11 @@ def read_tensor_files(paths: Sequence[Path], remedy: str = _REMEDY) -> list[Tens
 
 
 def map_tensors(file: TensorFile, remedy: str = _REMEDY) -> dict[str, Tensor]:
-    """The tensors of ``file`` by name, mapped: a page is read when it is first used, and never written back.
+    """The tensors of ``file`` by name, mapped: a page is read when it is first used, and never
+    written back.
 
-    (`safetensors` reads the first page of every tensor that it is asked for, and the system megabytes with each.)
-    Raises:
+    (`safetensors` reads the first page of every tensor that it is asked for, and the system
+    megabytes with each.) Raises:
         UserError: the file cannot be mapped.
     """
     if not file.tensors:
@@ -102,7 +107,9 @@ def map_tensors(file: TensorFile, remedy: str = _REMEDY) -> dict[str, Tensor]:
     try:
         raw = torch.from_file(str(file.path), shared=False, size=size, dtype=torch.uint8)
     except (RuntimeError, OSError) as error:
-        raise UserError(f"{file.path}: cannot be mapped ({str(error).splitlines()[0]}); {remedy}") from None
+        raise UserError(
+            f"{file.path}: cannot be mapped ({str(error).splitlines()[0]}); {remedy}"
+        ) from None
     found = {}
     for name, one in file.tensors.items():
         part = raw[one.start : one.stop]
@@ -112,52 +119,58 @@ def map_tensors(file: TensorFile, remedy: str = _REMEDY) -> dict[str, Tensor]:
     return found
 
 
-class _Fault(Exception):
+class _Damage(Exception):
     """What is wrong with a header."""
 
 
 def _parse(path: Path, file: BinaryIO, size: int) -> TensorFile:
     if size < 8:
-        raise _Fault(f"{size} bytes are no tensor file")
+        raise _Damage(f"{size} bytes are no tensor file")
     length = int.from_bytes(file.read(8), "little")
     if length > min(size - 8, MAX_HEADER_BYTES):
-        raise _Fault(f"its header is said to have {length} bytes, the file has {size}")
+        raise _Damage(f"its header is said to have {length} bytes, the file has {size}")
     raw = file.read(length)
     if len(raw) != length or not raw.startswith(b"{"):
-        raise _Fault("its header is no JSON object")
+        raise _Damage("its header is no JSON object")
     try:
-        tree = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        tree = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
+        )
     except (ValueError, RecursionError) as error:
-        raise _Fault(f"its header is no JSON object: {' '.join(str(error).split())[:100]}") from None
+        raise _Damage(
+            f"its header is no JSON object: {' '.join(str(error).split())[:100]}"
+        ) from None
     metadata = tree.pop(_METADATA, {})
-    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise _Fault(f"{_METADATA} is no mapping of names to texts")
+    if not isinstance(metadata, dict) or not all(
+        isinstance(text, str) for text in metadata.values()
+    ):
+        raise _Damage(f"{_METADATA} is no mapping of names to texts")
     first = 8 + length
     tensors = {name: _tensor(name, facts, first) for name, facts in tree.items()}
     end = first
     for name, one in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
         if one.start != end:
             what = "overlaps another tensor" if one.start < end else "lies behind a gap"
-            raise _Fault(f"{_short(name)} {what}")
+            raise _Damage(f"{_short(name)} {what}")
         end = one.stop
     if end != size:
-        raise _Fault(f"its tensors end at byte {end}, the file at {size}")
+        raise _Damage(f"its tensors end at byte {end}, the file at {size}")
     return TensorFile(path, tensors, metadata)
 
 
 def _tensor(name: str, facts: Any, first: int) -> StoredTensor:
     if not isinstance(facts, dict) or facts.keys() != {"dtype", "shape", "data_offsets"}:
-        raise _Fault(f"{_short(name)} has not dtype, shape and data_offsets")
+        raise _Damage(f"{_short(name)} has not dtype, shape and data_offsets")
     shape, offsets = facts["shape"], facts["data_offsets"]
     if not isinstance(facts["dtype"], str) or facts["dtype"] not in DTYPES:
-        raise _Fault(f"{_short(name)} is of an unknown type")
+        raise _Damage(f"{_short(name)} is of an unknown type")
     if not _naturals(shape) or len(shape) > _MAX_DIMENSIONS:
-        raise _Fault(f"the shape of {_short(name)} is none")
+        raise _Damage(f"the shape of {_short(name)} is none")
     if not _naturals(offsets) or len(offsets) != 2:
-        raise _Fault(f"the data_offsets of {_short(name)} are not two numbers")
+        raise _Damage(f"the data_offsets of {_short(name)} are not two numbers")
     dtype = DTYPES[facts["dtype"]]
     if math.prod(shape) * dtype.itemsize != offsets[1] - offsets[0]:
-        raise _Fault(f"the shape of {_short(name)} does not fit its bytes")
+        raise _Damage(f"the shape of {_short(name)} does not fit its bytes")
     return StoredTensor(dtype, tuple(shape), first + offsets[0], first + offsets[1])
 
 

@@ -1,6 +1,7 @@
 """Pretrained towers from local folders: what a run's config must know of them, and their weights.
 
-Only local folders, only safetensors, no code of the folder's: nothing is unpickled, fetched or executed.
+Only local folders, only safetensors, no code of the folder's: nothing is unpickled, fetched or
+executed.
 """
 
 from __future__ import annotations
@@ -24,16 +25,22 @@ _MEAN, _STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27
 
 
 def resolve_towers(config: Config) -> None:
-    """Set ``model.image_tower_config`` and ``model.audio_tower_config`` from the folders, where they are not set yet.
+    """Set ``model.image_tower_config`` and ``model.audio_tower_config`` from the folders, where
+    they are not set yet.
 
     Raises:
-        UserError: no such folder, not a tower this stem can use, or ``media`` does not fit it; tells the lines to set.
+        UserError: no such folder, not a tower this stem can use, or ``media`` does not fit it;
+            tells the lines to set.
     """
     model = config.model
     if model.image_stem == "pretrained" and not model.image_tower_config:
-        model.image_tower_config = json.dumps(_image_facts(config, _folder("image_tower", model.image_tower)))
+        model.image_tower_config = json.dumps(
+            _image_facts(config, _folder("image_tower", model.image_tower))
+        )
     if model.audio_stem == "pretrained" and not model.audio_tower_config:
-        model.audio_tower_config = json.dumps(_audio_facts(config, _folder("audio_tower", model.audio_tower)))
+        model.audio_tower_config = json.dumps(
+            _audio_facts(config, _folder("audio_tower", model.audio_tower))
+        )
 
 
 def load_towers(model: nn.Module, config: Config) -> None:
@@ -55,7 +62,8 @@ def load_towers(model: nn.Module, config: Config) -> None:
             weight = found.get(name.removeprefix(prefix))
             if weight is None or weight.shape != parameter.shape:
                 raise UserError(
-                    f"{folder}: has no weight {name.removeprefix(prefix)} of the shape its config tells"
+                    f"{folder}: has no weight {name.removeprefix(prefix)} of the shape its config "
+                    "tells"
                 )
             fill(parameter, weight.detach().float())
 
@@ -64,12 +72,14 @@ def _folder(key: str, value: str) -> Path:
     folder = Path(value)
     if not value or not (folder / "config.json").is_file():
         raise UserError(
-            f"model.{key}: {value or 'empty'}: no local folder with a config.json; download the model first "
+            f"model.{key}: {value or 'empty'}: no local folder with a config.json; download the "
+            "model first "
             "(hf download NAME --local-dir FOLDER) and name the folder"
         )
     if not list(folder.glob("*.safetensors")):
         raise UserError(
-            f"model.{key}: {folder}: has no safetensors; other weight files are pickles and are not opened"
+            f"model.{key}: {folder}: has no safetensors; other weight files are pickles and are "
+            "not opened"
         )
     return folder
 
@@ -81,7 +91,9 @@ def _image_facts(config: Config, folder: Path) -> dict[str, Any]:
         architecture = read_architecture(tree)
         patch, size = int(architecture.patch_size), int(architecture.image_size)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise UserError(f"{folder}: not a vision transformer that transformers knows ({error})") from None
+        raise UserError(
+            f"{folder}: not a vision transformer that transformers knows ({error})"
+        ) from None
     if (
         media.image_patch != patch
         or media.max_image_tokens
@@ -89,10 +101,13 @@ def _image_facts(config: Config, folder: Path) -> dict[str, Any]:
         or media.image_width % patch
     ):
         raise UserError(
-            f"media: does not fit the tower {folder}; set media.image_patch={patch} media.image_height={size} "
+            f"media: does not fit the tower {folder}; set media.image_patch={patch} "
+            f"media.image_height={size} "
             f"media.image_width={size} media.max_image_tokens=0"
         )
-    facts: dict[str, Any] = {"config": architecture.to_diff_dict() | {"model_type": tree["model_type"]}}
+    facts: dict[str, Any] = {
+        "config": architecture.to_diff_dict() | {"model_type": tree["model_type"]}
+    }
     processor = folder / "preprocessor_config.json"
     told = read_object(processor, _AGAIN, _AGAIN) if processor.exists() else {}
     return facts | {"mean": told.get("image_mean", _MEAN), "std": told.get("image_std", _STD)}
@@ -101,7 +116,11 @@ def _image_facts(config: Config, folder: Path) -> dict[str, Any]:
 def _vision_type(tree: dict[str, Any]) -> str:
     """The model type of the vision half, where a config holds a text half too."""
     own = tree.get("vision_config", tree).get("model_type") or tree.get("model_type", "")
-    halves = {"clip": "clip_vision_model", "siglip": "siglip_vision_model", "siglip2": "siglip2_vision_model"}
+    halves = {
+        "clip": "clip_vision_model",
+        "siglip": "siglip_vision_model",
+        "siglip2": "siglip2_vision_model",
+    }
     return halves.get(own, own) if "vision_config" in tree else str(own)
 
 
@@ -109,11 +128,15 @@ def _audio_facts(config: Config, folder: Path) -> dict[str, Any]:
     tree, media = read_object(folder / "config.json", _AGAIN, _AGAIN), config.media
     if tree.get("model_type") != "whisper":
         raise UserError(
-            f"{folder}: its model_type is {tree.get('model_type')!r}; the audio tower is Whisper's encoder"
+            f"{folder}: its model_type is {tree.get('model_type')!r}; the audio tower is Whisper's "
+            "encoder"
         )
     architecture = read_architecture(tree)
     seconds = (
-        WHISPER_FRAMES_A_POSITION * architecture.max_source_positions * media.mel_hop / media.sample_rate
+        WHISPER_FRAMES_A_POSITION
+        * architecture.max_source_positions
+        * media.mel_hop
+        / media.sample_rate
     )
     wanted = {
         "sample_rate": 16_000,
@@ -136,7 +159,8 @@ def _load(folder: Path, vision: bool) -> nn.Module:
     """The vision half, or the encoder, of the model in ``folder``, float32 on the CPU."""
     transformers = import_transformers()
     try:
-        # What the folder lacks, such as a pooler that nothing reads, is drawn: alike on every rank and in every run.
+        # What the folder lacks, such as a pooler that nothing reads, is drawn: alike on every rank
+        # and in every run.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = transformers.AutoModel.from_pretrained(

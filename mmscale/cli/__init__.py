@@ -1,4 +1,6 @@
-"""One thin command per verb. Results go to stdout, progress and complaints to stderr; no logic lives here."""
+"""One thin command per verb. Results go to stdout, progress and complaints to stderr; no logic
+lives here.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,19 @@ from collections.abc import Callable
 from typing import Any
 
 from mmscale import __version__
-from mmscale.cli import data, doctor, evaluate, export, keygen, model, plan, predict, train, tune, verify
+from mmscale.cli import (
+    data,
+    doctor,
+    evaluate,
+    export,
+    keygen,
+    model,
+    plan,
+    predict,
+    train,
+    tune,
+    verify,
+)
 from mmscale.errors import UserError
 
 EPILOG = """\
@@ -28,11 +42,15 @@ COMMANDS = (data, plan, doctor, train, tune, model, predict, evaluate, export, k
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point. Exits with 0, with 2 and one line on stderr for bad input; a traceback is a bug."""
+    """Entry point. Exits with 0, with 2 and one line on stderr for bad input; a traceback is
+    a bug.
+    """
     parser = build_parser()
     arguments, left = parser.parse_known_args(argv)
     # key=value may stand anywhere, also behind options, which argparse does not take.
-    if all("=" in word and not word.startswith("-") for word in left) and hasattr(arguments, "overrides"):
+    if all("=" in word and not word.startswith("-") for word in left) and hasattr(
+        arguments, "overrides"
+    ):
         arguments.overrides += left
     elif left:
         keys = (
@@ -49,7 +67,8 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as error:
         rank = os.environ.get("RANK", "0")
         print(
-            f"mmscale: error: {'' if rank == '0' else f'rank {rank}: '}{_shown(str(error))}", file=sys.stderr
+            f"mmscale: error: {'' if rank == '0' else f'rank {rank}: '}{_shown(str(error))}",
+            file=sys.stderr,
         )
         raise SystemExit(2) from None
     except KeyboardInterrupt:
@@ -60,10 +79,13 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _shown(text: str) -> str:
-    """``text`` in one line that hides nothing: names of files may hold what moves a terminal's cursor, or erases."""
+    """``text`` in one line that hides nothing: names of files may hold what moves a terminal's
+    cursor, or erases.
+    """
     hidden = ("Cc", "Cf", "Cs", "Zl", "Zp")
     return "".join(
-        one.encode("unicode_escape").decode() if unicodedata.category(one) in hidden else one for one in text
+        one.encode("unicode_escape").decode() if unicodedata.category(one) in hidden else one
+        for one in text
     )
 
 

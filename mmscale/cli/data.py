@@ -73,12 +73,20 @@ def add(verbs: Any) -> None:
         "or a folder of .parquet files",
     )
     pack.add_argument(
-        "--out", required=True, metavar="DIR", help="empty or new folder, or that of the pack to continue"
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="empty or new folder, or that of the pack to continue",
     )
     pack.add_argument(
-        "--workers", type=int, metavar="N", help="processes (default: all cores); the shards are the same"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes (default: all cores); the shards are the same",
     )
-    pack.add_argument("--samples-per-shard", type=int, default=1000, metavar="N", help="default: 1000")
+    pack.add_argument(
+        "--samples-per-shard", type=int, default=1000, metavar="N", help="default: 1000"
+    )
     pack.add_argument(
         "--shuffle-seed", type=int, default=0, metavar="N", help="order of the samples (default: 0)"
     )
@@ -88,11 +96,14 @@ def add(verbs: Any) -> None:
         default=8.0,
         metavar="GB",
         help="Parquet only: a larger source (10^9 bytes, uncompressed) is shuffled in portions of this size, each "
-        "made of row groups from all over it; DIR needs as much more room while it is packed (default: 8)",
+        "made of row groups from all over it; DIR needs as much more room while it is packed "
+        "(default: 8)",
     )
     addmedia_limits(pack)
 
-    index = verb(data, "index", _data_index, "index existing shards, anyone's, local or remote", INDEX_EPILOG)
+    index = verb(
+        data, "index", _data_index, "index existing shards, anyone's, local or remote", INDEX_EPILOG
+    )
     index.add_argument(
         "sources",
         nargs="+",
@@ -101,14 +112,19 @@ def add(verbs: Any) -> None:
         "folder, brace patterns of such, or @FILE, a list of them",
     )
     index.add_argument(
-        "--out", metavar="DIR", help="remote shards only: folder for the index; it then stands for the shards"
+        "--out",
+        metavar="DIR",
+        help="remote shards only: folder for the index; it then stands for the shards",
     )
     addmedia_limits(index)
 
-    verify = verb(
-        data, "verify", _data_verify, "strict checks of shards against their index; fails on any fault"
+    verify_shards = verb(
+        data,
+        "verify",
+        _data_verify,
+        "strict checks of shards against their index; fails on any fault",
     )
-    verify.add_argument("directory", help="a folder of indexed shards")
+    verify_shards.add_argument("directory", help="a folder of indexed shards")
 
     inspect = verb(
         data,
@@ -140,16 +156,27 @@ def add(verbs: Any) -> None:
         "--table", metavar="F.parquet", help="also write what was found of every sample, for pandas"
     )
     inspect.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="which samples are drawn and shown (default: 0)"
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="which samples are drawn and shown (default: 0)",
     )
     inspect.add_argument(
-        "--workers", type=int, metavar="N", help="processes (default: all cores); the page is the same"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes (default: all cores); the page is the same",
     )
 
     order = verb(data, "order", _data_order, "what is seen when, by whom, as JSON lines")
     add_config(order)
-    order.add_argument("--steps", required=True, metavar="A:B", help="steps A up to, not including, B")
-    order.add_argument("--world", type=int, default=1, metavar="W", help="number of ranks (default: 1)")
+    order.add_argument(
+        "--steps", required=True, metavar="A:B", help="steps A up to, not including, B"
+    )
+    order.add_argument(
+        "--world", type=int, default=1, metavar="W", help="number of ranks (default: 1)"
+    )
     order.add_argument("--rank", type=int, metavar="R", help="print this rank's share only")
 
 
@@ -227,14 +254,15 @@ def _tell_manifest(manifest: Any, quiet: bool) -> dict[str, Any]:
 
 
 def _data_verify(arguments: argparse.Namespace) -> dict[str, Any]:
-    from mmscale.data.index.build_index import verify
+    from mmscale.data.index.build_index import verify_shards
 
-    faults = verify(Path(arguments.directory))
+    faults = verify_shards(Path(arguments.directory))
     if faults:
         for fault in faults:
             print(fault, file=sys.stderr)
         raise UserError(
-            f"{arguments.directory}: {len(faults)} faults, listed above; copy the shards again or index anew"
+            f"{arguments.directory}: {len(faults)} faults, listed above; copy the shards again or "
+            "index anew"
         )
     if not arguments.json:
         print(f"{arguments.directory}: no fault found")
@@ -269,16 +297,22 @@ def _data_order(arguments: argparse.Namespace) -> None:
     first, _, last = arguments.steps.partition(":")
     if not (first.isdecimal() and last.isdecimal()):
         raise UserError(f"--steps {arguments.steps}: write A:B, such as 0:10")
-    if arguments.world < 1 or (arguments.rank is not None and not 0 <= arguments.rank < arguments.world):
-        raise UserError(f"--rank {arguments.rank} --world {arguments.world}: a rank counts from 0 to W-1")
+    if arguments.world < 1 or (
+        arguments.rank is not None and not 0 <= arguments.rank < arguments.world
+    ):
+        raise UserError(
+            f"--rank {arguments.rank} --world {arguments.world}: a rank counts from 0 to W-1"
+        )
     check_world(config.data.sequences, arguments.world)
     prepare_data(config)
     plan = open_plan(config, run_tokenizer(config), finished_steps(Path(config.run.dir)))
     for step in range(int(first), int(last)):
-        shares = [(r, s) for r in range(arguments.world) for s in plan.share(step, r, arguments.world)]
+        shares = [
+            (r, s) for r in range(arguments.world) for s in plan.share(step, r, arguments.world)
+        ]
         for rank, sequence in sorted(shares, key=lambda share: share[1].number):
             if arguments.rank is None or rank == arguments.rank:
-                corpus = plan.sets[sequence.set_index].corpus
-                keys = [corpus.key(sample) for sample in sequence.samples.tolist()]
+                dataset = plan.sets[sequence.set_index].dataset
+                keys = [dataset.key(sample) for sample in sequence.samples.tolist()]
                 row = {"step": step, "sequence": sequence.number, "rank": rank, "keys": keys}
                 print(json.dumps(row, ensure_ascii=False))

@@ -24,7 +24,9 @@ examples:
 
 def add(verbs: Any) -> None:
     """Declare the command `doctor` and its options."""
-    doctor = verb(verbs, "doctor", _doctor, "look at a cluster before a run; names the sick machine", EPILOG)
+    doctor = verb(
+        verbs, "doctor", _doctor, "look at a cluster before a run; names the sick machine", EPILOG
+    )
     add_config(doctor, needed=False)
     doctor.add_argument(
         "--patience", type=float, default=60.0, metavar="S",

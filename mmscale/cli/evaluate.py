@@ -13,15 +13,19 @@ def add(verbs: Any) -> None:
     """Declare the command `eval` and its options."""
     evaluate = verb(verbs, "eval", _evaluate, "score a run or a release on held-out shards")
     evaluate.add_argument("target", help="a run directory or a release folder")
-    evaluate.add_argument("--data", metavar="DIR", help="shards to score on instead of the config's")
+    evaluate.add_argument(
+        "--data", metavar="DIR", help="shards to score on instead of the config's"
+    )
     evaluate.add_argument(
         "--ema", action="store_true", help="of a run: score the moving averages (train.ema)"
     )
     evaluate.add_argument(
-        "--task", action="append", metavar="NAME",
+        "--task",
+        action="append",
+        metavar="NAME",
         help="score only this one, or this kind; robustness: attack the classify scores, scan the training labels "
         "(may be repeated)",
-    )  # fmt: skip
+    )
 
 
 def _evaluate(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -37,11 +37,16 @@ def add(verbs: Any) -> None:
     export.add_argument(
         "--checkpoint", metavar="DIR", help="this checkpoint of the run instead of the newest"
     )
-    export.add_argument("--ema", action="store_true", help="the moving averages of the weights (train.ema)")
     export.add_argument(
-        "--merge", action="append", default=[], metavar="RUN",
+        "--ema", action="store_true", help="the moving averages of the weights (train.ema)"
+    )
+    export.add_argument(
+        "--merge",
+        action="append",
+        default=[],
+        metavar="RUN",
         help="take the mean of its weights and those of RUN, a run of the same model (may be repeated)",
-    )  # fmt: skip
+    )
     export.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
         help="type of the weights (default: float32, as they were trained)",
@@ -52,7 +57,9 @@ def add(verbs: Any) -> None:
         metavar="SIZE",
         help="largest weight file, such as 500MB (default: 5GB)",
     )
-    export.add_argument("--sign-key", metavar="FILE", help="private key (PEM) that signs the release")
+    export.add_argument(
+        "--sign-key", metavar="FILE", help="private key (PEM) that signs the release"
+    )
     export.add_argument(
         "--as", dest="form", choices=("mmscale", "qwen3"), default="mmscale",
         help="qwen3: the text path alone, as a folder that transformers opens as Qwen3",
@@ -87,7 +94,9 @@ def _export_qwen3(arguments: argparse.Namespace) -> dict[str, Any]:
 
     for name in ("merge", "sign_key"):
         if getattr(arguments, name):
-            raise UserError(f"--{name.replace('_', '-')}: not with --as qwen3; leave one of them out")
+            raise UserError(
+                f"--{name.replace('_', '-')}: not with --as qwen3; leave one of them out"
+            )
     facts = export_qwen3(
         Path(arguments.target),
         Path(arguments.out),
@@ -97,7 +106,10 @@ def _export_qwen3(arguments: argparse.Namespace) -> dict[str, Any]:
         max_shard_bytes=_bytes(arguments.shard_size),
     )
     if not arguments.json:
-        print(f"{arguments.out}: a Qwen3 model of {facts['parameters']:,} parameters, for transformers")
+        print(
+            f"{arguments.out}: a Qwen3 model of {facts['parameters']:,} parameters, for "
+            "transformers"
+        )
     return facts
 
 
@@ -105,5 +117,7 @@ def _bytes(text: str) -> int:
     match = _SIZE.fullmatch(text)
     size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
     if size < 1:
-        raise UserError(f"--shard-size {text}: no size; write it as 5GB, 500MB or a number of bytes")
+        raise UserError(
+            f"--shard-size {text}: no size; write it as 5GB, 500MB or a number of bytes"
+        )
     return size

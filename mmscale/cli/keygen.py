@@ -12,7 +12,9 @@ from mmscale.cli.verb import verb
 def add(verbs: Any) -> None:
     """Declare the command `keygen` and its options."""
     keygen = verb(verbs, "keygen", _keygen, "make a key pair that signs releases")
-    keygen.add_argument("--out", required=True, metavar="DIR", help="folder for private.pem and public.pem")
+    keygen.add_argument(
+        "--out", required=True, metavar="DIR", help="folder for private.pem and public.pem"
+    )
 
 
 def _keygen(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -19,7 +19,9 @@ examples:
 
 def add(verbs: Any) -> None:
     """Declare the command `model` and its options."""
-    model = verb(verbs, "model", _model, "how many parameters a config's model has, by part", MODEL_EPILOG)
+    model = verb(
+        verbs, "model", _model, "how many parameters a config's model has, by part", MODEL_EPILOG
+    )
     add_config(model)
 
 
@@ -30,7 +32,8 @@ def _model(arguments: argparse.Namespace) -> dict[str, Any]:
     model, media = load_model_config(arguments.config, arguments.overrides)
     if not model.vocab_size:
         raise UserError(
-            f"{arguments.config}: model.vocab_size is 0, which follows the tokenizer; give it, such as "
+            f"{arguments.config}: model.vocab_size is 0, which follows the tokenizer; give it, "
+            "such as "
             "model.vocab_size=32768"
         )
     counts = count_parameters(model, media)

@@ -29,12 +29,18 @@ def add(verbs: Any) -> None:
     add_config(plan)
     plan.add_argument("--gpus", type=int, default=1, metavar="N", help="how many (default: 1)")
     plan.add_argument(
-        "--gpu", default="h100-80gb", metavar="KIND",
+        "--gpu",
+        default="h100-80gb",
+        metavar="KIND",
         help="a100-40gb, a100-80gb, h100-80gb, h200-141gb, b200-180gb, rtx4090-24gb, or one's own, as below "
         "(default: h100-80gb)",
-    )  # fmt: skip
-    plan.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="in one machine (default: 8)")
-    plan.add_argument("--tokens", type=float, metavar="T", help="budget (default: those of train.steps)")
+    )
+    plan.add_argument(
+        "--gpus-per-node", type=int, default=8, metavar="N", help="in one machine (default: 8)"
+    )
+    plan.add_argument(
+        "--tokens", type=float, metavar="T", help="budget (default: those of train.steps)"
+    )
     plan.add_argument(
         "--efficiency", type=float, default=0.55, metavar="E",
         help="share of the rated FLOP/s that products reach (default: 0.55)",
@@ -51,28 +57,33 @@ def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
     from mmscale.checkpoint.towers import resolve_towers
     from mmscale.config_file import load_config
     from mmscale.gpu import find_gpu
-    from mmscale.parallel.launcher import settle
+    from mmscale.parallel.launcher import apply_launcher_settings
     from mmscale.train.prepare import expected_vocabulary
 
     if arguments.gpus < 1 or arguments.gpus_per_node < 1:
         raise UserError(
-            f"--gpus {arguments.gpus} --gpus-per-node {arguments.gpus_per_node}: at least one is needed"
+            f"--gpus {arguments.gpus} --gpus-per-node {arguments.gpus_per_node}: at least one is "
+            "needed"
         )
     if not 0 < arguments.efficiency <= 1:
         raise UserError(f"--efficiency {arguments.efficiency:g}: a share, above 0 and at most 1")
     config = load_config(arguments.config, arguments.overrides)
     gpu = find_gpu(arguments.gpu)
-    settle(config, {})  # as training does first; no launcher has said anything yet
+    apply_launcher_settings(config, {})  # as training does first; no launcher has said anything yet
     config.model.vocab_size = expected_vocabulary(config)
     resolve_towers(config)
-    planner = Planner(config, arguments.gpus, arguments.gpus_per_node, gpu, Assumptions(arguments.efficiency))
+    planner = Planner(
+        config, arguments.gpus, arguments.gpus_per_node, gpu, Assumptions(arguments.efficiency)
+    )
     own = planner.own_way()
     try:
         told = planner.evaluate(own)
     except UserError as error:
         print(f"this config will not run, because {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    tokens = arguments.tokens or float(config.train.steps * config.data.seq_len * config.data.sequences)
+    tokens = arguments.tokens or float(
+        config.train.steps * config.data.seq_len * config.data.sequences
+    )
     facts = facts_of(planner, own, told, tokens)
     if not arguments.json:
         print(describe(planner, facts))
@@ -81,10 +92,11 @@ def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
     if not told.fits:
         over = (told.needed - gpu.memory) / 1e9
         print(
-            f"this config will not run, because a rank needs {told.needed / 1e9:.1f} GB, {over:.1f} more than a "
+            f"this config will not run, because a rank needs {told.needed / 1e9:.1f} GB, "
+            f"{over:.1f} more than a "
             f"{gpu.name} has",
             file=sys.stderr,
-        )  # fmt: skip
+        )
         if arguments.json:
             import json
 
@@ -100,7 +112,10 @@ def _best(planner: Any, tokens: float, quiet: bool) -> dict[str, Any] | None:
     found = planner.search(lambda line: print(f"  {line}", file=sys.stderr))
     if not found:
         if not quiet:
-            print("\nno way was found that fits; take more GPUs, a larger kind, or a smaller data.seq_len")
+            print(
+                "\nno way was found that fits; take more GPUs, a larger kind, or a smaller "
+                "data.seq_len"
+            )
         return None
     way, told = found[0]
     facts = facts_of(planner, way, told, tokens)

@@ -24,19 +24,25 @@ examples:
 
 def add(verbs: Any) -> None:
     """Declare the command `predict` and its options."""
-    predict = verb(verbs, "predict", _predict, "ask a release or a run one question", PREDICT_EPILOG)
+    predict = verb(
+        verbs, "predict", _predict, "ask a release or a run one question", PREDICT_EPILOG
+    )
     predict.add_argument("target", help="a release folder or a run directory")
     predict.add_argument("--image", metavar="FILE")
     predict.add_argument("--audio", metavar="FILE")
     predict.add_argument("--text", metavar="TEXT")
     predict.add_argument(
-        "--prompt", metavar="TEXT", help="of the training task; needed where several have such input"
+        "--prompt",
+        metavar="TEXT",
+        help="of the training task; needed where several have such input",
     )
     predict.add_argument(
         "--labels", metavar="A,B,…", help="answers to choose from; their probabilities are told"
     )
     predict.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default: 64")
-    predict.add_argument("--beams", type=int, default=1, metavar="N", help="beam search with N hypotheses")
+    predict.add_argument(
+        "--beams", type=int, default=1, metavar="N", help="beam search with N hypotheses"
+    )
     predict.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="above 0: sample (about 1)"
     )
@@ -46,7 +52,9 @@ def add(verbs: Any) -> None:
     predict.add_argument(
         "--top-p", type=float, default=1.0, metavar="P", help="sample within this probability"
     )
-    predict.add_argument("--seed", type=int, default=0, metavar="N", help="of sampling (default: 0)")
+    predict.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of sampling (default: 0)"
+    )
 
 
 def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -63,21 +71,26 @@ def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
         for name, value in decoding.items():
             if value != getattr(Decoding(), name):
                 raise UserError(
-                    f"--{name.replace('_', '-')}: changes nothing beside --labels, which are all scored; leave it out"
+                    f"--{name.replace('_', '-')}: changes nothing beside --labels, which are all "
+                    "scored; leave it out"
                 )
     model = load_trained(Path(arguments.target))
     asked = {name: getattr(arguments, name) for name in ("image", "audio", "text")}
-    trained = trained_prompts(model.config, [name for name, given in asked.items() if given is not None])
+    trained = trained_prompts(
+        model.config, [name for name, given in asked.items() if given is not None]
+    )
     if not trained:
         print(
-            "mmscale: no task taught the model to answer such input; the answer is a guess (what ctc, classify and "
+            "mmscale: no task taught the model to answer such input; the answer is a guess (what "
+            "ctc, classify and "
             "contrastive tasks taught, mmscale eval scores)",
             file=sys.stderr,
         )
     elif arguments.prompt is not None and arguments.prompt not in trained:
         known = ", ".join(map(repr, trained))
         print(
-            f"mmscale: --prompt {arguments.prompt!r}: such input was trained with {known}; the answer is a guess",
+            f"mmscale: --prompt {arguments.prompt!r}: such input was trained with {known}; the "
+            "answer is a guess",
             file=sys.stderr,
         )
     if labels:

@@ -14,7 +14,8 @@ from mmscale.errors import UserError
 if TYPE_CHECKING:
     from mmscale.train.loop import TrainResult
 
-# torchrun kills its ranks so many seconds after a stop signal: longer than train.grace_s, as in launch/env.sh.
+# torchrun kills its ranks so many seconds after a stop signal: longer than train.grace_s, as in
+# launch/env.sh.
 _SHUTDOWN_S = 170
 
 EPILOG = """\
@@ -36,13 +37,17 @@ def add(verbs: Any) -> None:
     train = verb(verbs, "train", _train, "train as a config says; resumes by itself", EPILOG)
     add_config(train, needed=False)
     train.add_argument(
-        "--ranks", type=int, metavar="N",
+        "--ranks",
+        type=int,
+        metavar="N",
         help="start N processes on this machine (what `torchrun --standalone --nproc-per-node N` does)",
-    )  # fmt: skip
+    )
     train.add_argument(
-        "--ray", metavar="N", help="N processes on a Ray cluster ($RAY_ADDRESS, or one of this machine alone); "
+        "--ray",
+        metavar="N",
+        help="N processes on a Ray cluster ($RAY_ADDRESS, or one of this machine alone); "
         "MIN:MAX goes on with fewer where machines are lost",
-    )  # fmt: skip
+    )
     train.add_argument(
         "--preflight", action="store_true",
         help="look at all machines first, as `mmscale doctor` does, and do not begin on sick ones",
@@ -53,7 +58,9 @@ def add(verbs: Any) -> None:
 
 
 def start_ranks(count: int) -> None:
-    """Become torchrun with ``count`` processes of this very command. Raises `UserError` under a launcher."""
+    """Become torchrun with ``count`` processes of this very command. Raises `UserError` under a
+    launcher.
+    """
     if count < 1:
         raise UserError(f"--ranks {count}: at least one process is needed")
     if "RANK" in os.environ:
@@ -61,7 +68,14 @@ def start_ranks(count: int) -> None:
     command = sys.argv[1:]
     at = next(number for number, word in enumerate(command) if word.startswith("--ranks"))
     del command[at : at + (1 if "=" in command[at] else 2)]
-    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "mmscale"]
+    launch = [
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(count),
+        "-m",
+        "mmscale",
+    ]
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SHUTDOWN_S))
     os.execv(sys.executable, [sys.executable, "-m", *launch, *command])
 
@@ -77,24 +91,26 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any] | None:
     if not arguments.config:
         raise UserError("no config; try: mmscale train configs/train/digits.yaml")
     if arguments.ranks and arguments.ray:
-        raise UserError("--ranks starts processes here, --ray on a cluster; leave one of the two out")
+        raise UserError(
+            "--ranks starts processes here, --ray on a cluster; leave one of the two out"
+        )
     if arguments.ranks:
         start_ranks(arguments.ranks)
-    config, look = load_config(arguments.config, arguments.overrides), None
+    config, preflight = load_config(arguments.config, arguments.overrides), None
     if arguments.preflight:
-        from mmscale.doctor.examine import preflight
+        from mmscale.doctor import examine
 
-        look = preflight
+        preflight = examine.preflight
     if arguments.ray:
         from mmscale.on_ray.train import train_on_ray
 
-        return _tell(train_on_ray(config, *_ray_workers(arguments.ray), look), arguments.json)
+        return _tell(train_on_ray(config, *_ray_workers(arguments.ray), preflight), arguments.json)
     if config.data.workers:
         start_fork_server()  # which imports torch while we do
     from mmscale.parallel.ranks import read_environment
     from mmscale.train.loop import train
 
-    result = train(config, look=look)
+    result = train(config, preflight=preflight)
     if result.exit_code:
         raise SystemExit(result.exit_code)
     return _tell(result, arguments.json) if read_environment()[0] == 0 else None
@@ -112,6 +128,7 @@ def _ray_workers(text: str) -> tuple[int, int]:
 def _tell(result: TrainResult, as_json: bool) -> dict[str, Any]:
     if not as_json:
         print(
-            f"{result.run_dir}: {result.steps} steps, {result.parameters:,} parameters, {result.seconds:.0f} s"
+            f"{result.run_dir}: {result.steps} steps, {result.parameters:,} parameters, "
+            f"{result.seconds:.0f} s"
         )
     return asdict(result)

@@ -27,7 +27,9 @@ def add(verbs: Any) -> None:
     tune = verb(verbs, "tune", _tune, "look for a run's best settings with Ray", EPILOG)
     add_config(tune)
     tune.add_argument("--resume", action="store_true", help="go on with the search in run.dir")
-    tune.add_argument("--dry-run", action="store_true", help="show what would be searched, and train nothing")
+    tune.add_argument(
+        "--dry-run", action="store_true", help="show what would be searched, and train nothing"
+    )
 
 
 def _tune(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -42,7 +44,8 @@ def _tune(arguments: argparse.Namespace) -> dict[str, Any]:
     result = tune(config, arguments.resume)
     if not arguments.json:
         print(
-            f"{result.run_dir}: {result.trials} trials ({result.finished} to the end, {result.stopped} stopped early, "
+            f"{result.run_dir}: {result.trials} trials ({result.finished} to the end, "
+            f"{result.stopped} stopped early, "
             f"{result.failed} failed), {result.steps:,} steps in all"
         )
         score = f"{config.tune.metric} {result.best_score:.4g}"
@@ -62,14 +65,19 @@ def _dry_run(config: Any, as_json: bool) -> dict[str, Any]:
     check_metric(config)
     space, tune = Space(config), config.tune
     check_transfer(config, space)
-    first = list(space.grid()) if tune.search == "grid" else [space.draw(config.seed, at) for at in range(5)]
+    first = (
+        list(space.grid())
+        if tune.search == "grid"
+        else [space.draw(config.seed, at) for at in range(5)]
+    )
     stops = tune.stops(config.train.steps)
     if not as_json:
         for name, values in space.describe().items():
             print(f"{name}: {values}")
         what = f"{len(first)} combinations" if tune.search == "grid" else "such as"
         print(
-            f"{tune.trials} trials by {tune.search} and {tune.scheduler}, scored after {stops} steps; {what}:"
+            f"{tune.trials} trials by {tune.search} and {tune.scheduler}, scored after {stops} "
+            f"steps; {what}:"
         )
         for point in first[:20]:
             print(f"  {format_point(point)}")

@@ -8,7 +8,11 @@ from typing import Any
 
 
 def verb(
-    parent: Any, name: str, run: Callable[[argparse.Namespace], Any], text: str, epilog: str | None = None
+    parent: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], Any],
+    text: str,
+    epilog: str | None = None,
 ) -> argparse.ArgumentParser:
     """A command of `parent` that calls `run`; `text` is its help, `epilog` its examples."""
     parser: argparse.ArgumentParser = parent.add_parser(
@@ -18,7 +22,9 @@ def verb(
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter if epilog else argparse.HelpFormatter,
     )
-    parser.add_argument("--json", action="store_true", help="print one machine-readable result on stdout")
+    parser.add_argument(
+        "--json", action="store_true", help="print one machine-readable result on stdout"
+    )
     parser.set_defaults(run=run)
     return parser
 
@@ -26,6 +32,10 @@ def verb(
 def add_config(parser: argparse.ArgumentParser, needed: bool = True) -> None:
     """A config file and any number of overrides."""
     parser.add_argument(
-        "config", nargs=None if needed else "?", help="a YAML file, such as configs/train/digits.yaml"
+        "config",
+        nargs=None if needed else "?",
+        help="a YAML file, such as configs/train/digits.yaml",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.steps=200 seed=1")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="such as train.steps=200 seed=1"
+    )

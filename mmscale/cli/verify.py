@@ -19,7 +19,9 @@ examples:
 
 def add(verbs: Any) -> None:
     """Declare the command `verify` and its options."""
-    verify = verb(verbs, "verify", _verify, "check a release's files, hashes and signature", VERIFY_EPILOG)
+    verify = verb(
+        verbs, "verify", _verify, "check a release's files, hashes and signature", VERIFY_EPILOG
+    )
     verify.add_argument("folder", help="a release folder")
     verify.add_argument(
         "--public-key", metavar="FILE", help="PEM file of the maker's key: check the signature"
@@ -37,7 +39,8 @@ def _verify(arguments: argparse.Namespace) -> dict[str, Any]:
     facts = verify_release(Path(arguments.folder), key, arguments.ignore)
     if not arguments.json:
         print(
-            f"{facts['folder']}: {facts['files']} files, {facts['bytes']:,} bytes, all as listed; {_told(facts)}"
+            f"{facts['folder']}: {facts['files']} files, {facts['bytes']:,} bytes, all as listed; "
+            f"{_told(facts)}"
         )
     return facts
 

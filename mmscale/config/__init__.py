@@ -1,6 +1,8 @@
-"""The whole run as typed, documented, validated objects. Reading files into them is `mmscale.config_file`.
+"""The whole run as typed, documented, validated objects. Reading files into them is
+`mmscale.config_file`.
 
-Every key carries its own documentation, so ``mmscale train --keys`` can print it and no page repeats it.
+Every key carries its own documentation, so ``mmscale train --keys`` can print it and no page
+repeats it.
 """
 
 from mmscale.config.data import CacheConfig, DataConfig, TokenizerConfig, WeightChange

@@ -24,8 +24,12 @@ class CacheConfig:
     """Local copies of remote shards, shared by all processes of a machine."""
 
     dir: str = key("", "Folder of the cache; empty: $MMSCALE_CACHE, else ~/.cache/mmscale.")
-    max_gb: float = key(100.0, "Size limit, 10^9 bytes; what was used longest ago goes first.", low=0.001)
-    retries: int = key(8, "Attempts after a passing failure of the network, with growing pauses.", low=0)
+    max_gb: float = key(
+        100.0, "Size limit, 10^9 bytes; what was used longest ago goes first.", low=0.001
+    )
+    retries: int = key(
+        8, "Attempts after a passing failure of the network, with growing pauses.", low=0
+    )
 
     def folder(self) -> Path:
         """The cache's folder; it need not exist."""
@@ -35,12 +39,16 @@ class CacheConfig:
 @dataclass
 class TokenizerConfig:
     file: str = key("", "A tokenizer.json to use; empty: train one on the data's own text.")
-    vocab_size: int = key(1024, "Size of a newly trained vocabulary, special tokens included.", low=300)
+    vocab_size: int = key(
+        1024, "Size of a newly trained vocabulary, special tokens included.", low=300
+    )
 
 
 @dataclass
 class DataConfig:
-    prepare: str = key("", "Embedded data set to build first where it is missing.", choices=("", "digits"))
+    prepare: str = key(
+        "", "Embedded data set to build first where it is missing.", choices=("", "digits")
+    )
     sets: dict[str, SetConfig] = key({}, "Data sets by name.")
     schedule: list[WeightChange] = key([], "Changes of the sets' weights at given steps.")
     accept_changes: bool = key(
@@ -51,18 +59,25 @@ class DataConfig:
     seq_len: int = key(1024, "Tokens of one packed sequence.", low=16)
     sequences: int = key(8, "Sequences of one step, over all ranks together.", low=1)
     contrast_sequences: int = key(
-        1, "Neighbouring sequences of a step whose samples are each other's negatives (contrastive).", low=1
+        1,
+        "Neighbouring sequences of a step whose samples are each other's negatives (contrastive).",
+        low=1,
     )
-    block: int = key(256, "Neighbouring samples that stay together, so that reads are local.", low=1)
+    block: int = key(
+        256, "Neighbouring samples that stay together, so that reads are local.", low=1
+    )
     group_blocks: int = key(
         0,
-        "Blocks whose samples are packed into sequences together; 0: 8, or as many as fill 128 sequences.",
+        "Blocks whose samples are packed into sequences together; 0: 8, or as many as fill 128 "
+        "sequences.",
         low=0,
     )
     window_groups: int = key(4, "Groups whose sequences are shuffled together.", low=1)
     workers: int = key(1, "Loader processes of each rank; 0: in the training process.", low=0)
     prefetch: int = key(4, "Micro-batches each worker prepares ahead.", low=1)
-    max_bad_fraction: float = key(0.01, "Share of undecodable samples above which the run ends.", low=0.0)
+    max_bad_fraction: float = key(
+        0.01, "Share of undecodable samples above which the run ends.", low=0.0
+    )
 
 
 def check_schedule(data: DataConfig) -> None:
@@ -70,10 +85,16 @@ def check_schedule(data: DataConfig) -> None:
     for number, change in enumerate(data.schedule):
         place = f"data.schedule[{number}]"
         if change.step <= last and number:
-            raise UserError(f"{place}.step: {change.step} does not come after step {last}; put them in order")
+            raise UserError(
+                f"{place}.step: {change.step} does not come after step {last}; put them in order"
+            )
         last = change.step
         for name, weight in change.weights.items():
             if name not in data.sets:
-                raise UserError(f"{place}.weights.{name}: no such set; data.sets has {', '.join(data.sets)}")
+                raise UserError(
+                    f"{place}.weights.{name}: no such set; data.sets has {', '.join(data.sets)}"
+                )
             if not weight >= 0:
-                raise UserError(f"{place}.weights.{name}: {weight} is below 0; use 0 to leave the set out")
+                raise UserError(
+                    f"{place}.weights.{name}: {weight} is below 0; use 0 to leave the set out"
+                )

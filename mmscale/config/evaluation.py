@@ -24,15 +24,22 @@ class EvalConfig:
     input: list[str] = key([], "classify, transcribe: fields the model is given.")
     prompt: str = key("", "classify, transcribe: the prompt of the training task.")
     target: str = key("", "classify, transcribe: the true answer.")
-    labels: list[str] = key([], "classify: the answers to choose from; empty: every target in the shards.")
+    labels: list[str] = key(
+        [], "classify: the answers to choose from; empty: every target in the shards."
+    )
     query: str = key("", "retrieve: the field that asks.")
     candidates: str = key("", "retrieve: the field that is searched.")
-    match: str = key("", "retrieve: field whose equal values count as found; empty: the sample's key.")
+    match: str = key(
+        "", "retrieve: field whose equal values count as found; empty: the sample's key."
+    )
     max_new_tokens: int = key(64, "transcribe: longest answer, tokens.", low=1)
-    beams: int = key(1, "transcribe: hypotheses of beam search; 1: the likeliest token at each place.", low=1)
+    beams: int = key(
+        1, "transcribe: hypotheses of beam search; 1: the likeliest token at each place.", low=1
+    )
     decoder: str = key(
         "answer",
-        "transcribe: answer: what the model answers; ctc: what a ctc task taught the clip's own tokens to spell.",
+        "transcribe: answer: what the model answers; ctc: what a ctc task taught the clip's own "
+        "tokens to spell.",
         choices=("answer", "ctc"),
     )
     head: str = key(
@@ -41,19 +48,29 @@ class EvalConfig:
 
     def fields(self) -> list[str]:
         """Every field the score reads."""
-        return [name for name in (*self.input, self.target, self.query, self.candidates, self.match) if name]
+        return [
+            name
+            for name in (*self.input, self.target, self.query, self.candidates, self.match)
+            if name
+        ]
 
 
 @dataclass
 class RobustnessConfig:
-    """How ``mmscale eval --task robustness`` attacks the classify scores, and looks through the training labels."""
+    """How ``mmscale eval --task robustness`` attacks the classify scores, and looks through the
+    training labels.
+    """
 
     image: float = key(8.0, "PGD: largest change of a colour value, of 255.", low=0.0)
     audio: float = key(0.05, "PGD: largest change of a log-mel value; 0.05 is 2 dB.", low=0.0)
     steps: int = key(10, "PGD: gradient steps.", low=1)
     characters: float = key(0.1, "Share of a text's characters that are changed.", low=0.0)
-    samples: int = key(256, "Samples of each score that are attacked, drawn by the seed; 0: all.", low=0)
-    scan: int = key(2000, "Training samples of each task whose labels are looked at; 0: all.", low=0)
+    samples: int = key(
+        256, "Samples of each score that are attacked, drawn by the seed; 0: all.", low=0
+    )
+    scan: int = key(
+        2000, "Training samples of each task whose labels are looked at; 0: all.", low=0
+    )
 
 
 def check_eval(where: str, score: EvalConfig) -> None:
@@ -66,10 +83,16 @@ def check_eval(where: str, score: EvalConfig) -> None:
         needed = {"input": score.input, "target": score.target}
     if score.task != "transcribe" and score.decoder != "answer":
         raise UserError(f"{where}.decoder: is for transcribe, not {score.task}; leave it out")
-    if score.decoder == "ctc" and not (len(score.input) == 1 and score.input[0].startswith("audio")):
-        raise UserError(f"{where}.input: ctc spells one clip; give one audio field, or decoder: answer")
+    if score.decoder == "ctc" and not (
+        len(score.input) == 1 and score.input[0].startswith("audio")
+    ):
+        raise UserError(
+            f"{where}.input: ctc spells one clip; give one audio field, or decoder: answer"
+        )
     if score.head and score.labels:
-        raise UserError(f"{where}.labels: a linear head has classes of its own; remove labels or head")
+        raise UserError(
+            f"{where}.labels: a linear head has classes of its own; remove labels or head"
+        )
     for name, value in needed.items():
         if not value:
             raise UserError(f"{where}.{name}: missing; {score.task} needs it")

@@ -26,14 +26,17 @@ def check_field(where: str, name: str) -> None:
     if (kind in (*TEXT_FIELDS, *MEDIA_FIELDS) and (rest or not dot)) or (kind == "json" and rest):
         return
     raise UserError(
-        f"{where}: unknown field {name!r}; use image, audio, text, cls, json.<path>, or image.<name> for <name>.png"
+        f"{where}: unknown field {name!r}; use image, audio, text, cls, json.<path>, or "
+        "image.<name> for <name>.png"
     )
 
 
 def check_head(where: str, name: str) -> None:
     """A linear head's name is part of its parameters' names."""
     if not _HEAD.fullmatch(name):
-        raise UserError(f"{where}: {name[:60]!r} is no name of a head; use letters, digits, _ and -")
+        raise UserError(
+            f"{where}: {name[:60]!r} is no name of a head; use letters, digits, _ and -"
+        )
 
 
 def key(
@@ -44,7 +47,9 @@ def key(
     low: float | None = None,
     high: float | None = None,
 ) -> Any:
-    """A documented config key. ``choices``, ``low`` and ``high`` (inclusive) are checked when a file is read."""
+    """A documented config key. ``choices``, ``low`` and ``high`` (inclusive) are checked when a
+    file is read.
+    """
     metadata = {"doc": doc, "choices": choices, "low": low, "high": high}
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)

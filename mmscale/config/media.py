@@ -13,13 +13,20 @@ from mmscale.errors import UserError
 
 @dataclass
 class MediaConfig:
-    """How pictures and sound become tokens. Planning, decoding and the stems read the same numbers."""
+    """How pictures and sound become tokens. Planning, decoding and the stems read the same
+    numbers.
+    """
 
-    image_height: int = key(64, "Pixels every picture is resized to; a multiple of image_patch.", low=1)
-    image_width: int = key(64, "Pixels every picture is resized to; a multiple of image_patch.", low=1)
+    image_height: int = key(
+        64, "Pixels every picture is resized to; a multiple of image_patch.", low=1
+    )
+    image_width: int = key(
+        64, "Pixels every picture is resized to; a multiple of image_patch.", low=1
+    )
     max_image_tokens: int = key(
         0,
-        "Above 0: a picture keeps its aspect ratio and gets as many tokens as it has detail for, this many at most, "
+        "Above 0: a picture keeps its aspect ratio and gets as many tokens as it has detail for, "
+        "this many at most, "
         "instead of being stretched to image_height x image_width.",
         low=0,
     )
@@ -29,16 +36,20 @@ class MediaConfig:
     mel_bins: int = key(80, "Mel bands of the log-mel spectrogram.", low=1)
     mel_window: int = key(400, "Samples of one analysis window (25 ms at 16 kHz).", low=1)
     mel_hop: int = key(160, "Samples between two frames (10 ms at 16 kHz).", low=1)
-    frames_per_token: int = key(8, "Spectrogram frames that become one token; a power of two.", low=1)
+    frames_per_token: int = key(
+        8, "Spectrogram frames that become one token; a power of two.", low=1
+    )
     max_audio_s: float = key(30.0, "Longer clips are refused from their header; seconds.", low=0.0)
     max_file_bytes: int = key(64_000_000, "Larger members are refused before they are read.", low=1)
 
     def image_grid(self, height: Any, width: Any) -> tuple[Any, Any]:
-        """Rows and columns of tokens of a picture of ``height`` x ``width`` pixels, numbers or int64 arrays.
+        """Rows and columns of tokens of a picture of ``height`` x ``width`` pixels, numbers or
+        int64 arrays.
 
-        With `max_image_tokens`, the largest whole grid of at most so many patches that keeps the aspect ratio
-        and does not enlarge the picture (as NaViT's; Dehghani et al., 2023), never less than one patch.
-        Turning the picture by 90 degrees swaps the two, so a plan need not know about EXIF turns.
+        With `max_image_tokens`, the largest whole grid of at most so many patches that keeps the
+        aspect ratio and does not enlarge the picture (as NaViT's; Dehghani et al., 2023), never
+        less than one patch. Turning the picture by 90 degrees swaps the two, so a plan need not
+        know about EXIF turns.
         """
         height, width = np.asarray(height, np.float64), np.asarray(width, np.float64)
         patch, most = self.image_patch, self.max_image_tokens
@@ -46,7 +57,8 @@ class MediaConfig:
             rows = np.full(height.shape, self.image_height // patch)
             columns = np.full(height.shape, self.image_width // patch)
         else:
-            # sqrt and division are correctly rounded everywhere, so every machine finds the same grid.
+            # sqrt and division are correctly rounded everywhere, so every machine finds the same
+            # grid.
             shrunk = np.minimum(height / patch, np.sqrt(most * height / width))
             rows = np.clip(np.floor(shrunk).astype(np.int64), 1, most)
             shrunk = np.minimum(width / patch, np.sqrt(most * width / height))
@@ -71,7 +83,8 @@ class MediaConfig:
         return frames + (frames == 0)
 
 
-# What is allocated when a model is opened, before anything is read, follows from these; a release may come from anyone.
+# What is allocated when a model is opened, before anything is read, follows from these; a release
+# may come from anyone.
 _MOST = {
     "sample_rate": 384_000,
     "mel_window": 1 << 14,
@@ -88,7 +101,8 @@ def check_media(media: MediaConfig) -> None:
     for axis in ("image_height", "image_width"):
         if getattr(media, axis) % media.image_patch:
             raise UserError(
-                f"media.{axis}: {getattr(media, axis)} is not a multiple of media.image_patch={media.image_patch}"
+                f"media.{axis}: {getattr(media, axis)} is not a multiple of "
+                f"media.image_patch={media.image_patch}"
             )
     if media.frames_per_token & (media.frames_per_token - 1):
         raise UserError(

@@ -24,56 +24,86 @@ class ModelConfig:
         choices=("transformer", "rnn"),
     )
     untied: list[str] = key(
-        [], "Weights that text, picture and sound positions each have of their own: feed_forward, norm."
+        [],
+        "Weights that text, picture and sound positions each have of their own: feed_forward, "
+        "norm.",
     )
     base_width: int = key(
         0,
-        "Width at which learning rates were found: muP scales them to `width` (docs/optimisers.md); 0: off.",
+        "Width at which learning rates were found: muP scales them to `width` "
+        "(docs/optimisers.md); 0: off.",
         low=0,
     )
     rope_theta: float = key(10_000.0, "Base of the rotary frequencies.", low=1.0)
     norm_eps: float = key(1e-6, "Epsilon of every RMSNorm.", low=0.0)
-    image_stem: str = key("patch", "How pictures become vectors.", choices=("patch", "cnn", "pretrained"))
-    audio_stem: str = key("conv", "How spectrograms become vectors.", choices=("conv", "rnn", "pretrained"))
+    image_stem: str = key(
+        "patch", "How pictures become vectors.", choices=("patch", "cnn", "pretrained")
+    )
+    audio_stem: str = key(
+        "conv", "How spectrograms become vectors.", choices=("conv", "rnn", "pretrained")
+    )
     image_tower: str = key(
         "", "pretrained: local folder of a vision transformer of the transformers library."
     )
-    image_tower_trained: bool = key(False, "Train the tower too, not only the projection behind it.")
-    image_tower_config: str = key("", "Its architecture as JSON; the run fills it in from the folder.")
-    audio_tower: str = key("", "pretrained: local folder of a Whisper model, whose encoder is used.")
-    audio_tower_trained: bool = key(False, "Train the encoder too, not only the projection behind it.")
-    audio_tower_config: str = key("", "Its architecture as JSON; the run fills it in from the folder.")
+    image_tower_trained: bool = key(
+        False, "Train the tower too, not only the projection behind it."
+    )
+    image_tower_config: str = key(
+        "", "Its architecture as JSON; the run fills it in from the folder."
+    )
+    audio_tower: str = key(
+        "", "pretrained: local folder of a Whisper model, whose encoder is used."
+    )
+    audio_tower_trained: bool = key(
+        False, "Train the encoder too, not only the projection behind it."
+    )
+    audio_tower_config: str = key(
+        "", "Its architecture as JSON; the run fills it in from the folder."
+    )
     init_from: str = key(
         "",
-        "Local folder the run begins with, weights and tokenizer: a release, or a Qwen3 model (its text path).",
+        "Local folder the run begins with, weights and tokenizer: a release, or a Qwen3 model (its "
+        "text path).",
     )
     stem_width: int = key(64, "Channels of the first layer of the cnn, conv and rnn stems.", low=4)
     embed_dim: int = key(128, "Width of the contrastive embeddings.", low=4)
-    vocab_size: int = key(0, "Rows of the embedding; 0: the tokenizer's size, rounded up to 64.", low=0)
+    vocab_size: int = key(
+        0, "Rows of the embedding; 0: the tokenizer's size, rounded up to 64.", low=0
+    )
     classes: dict[str, list[str]] = key(
-        {}, "classify: the classes of each linear head by its name; a head left out gets those in the data."
+        {},
+        "classify: the classes of each linear head by its name; a head left out gets those in the "
+        "data.",
     )
     dropout: float = key(0.0, "Dropped share of each block's two outputs.", low=0.0)
     stochastic_depth: float = key(
         0.0,
-        "Share of the sequences that leave out each branch of the last block; earlier blocks less, the first never.",
+        "Share of the sequences that leave out each branch of the last block; earlier blocks less, "
+        "the first never.",
         low=0.0,
     )
     label_smoothing: float = key(
-        0.0, "Share of each next_token and classify target that is spread over all answers.", low=0.0
+        0.0,
+        "Share of each next_token and classify target that is spread over all answers.",
+        low=0.0,
     )
     attention: str = key(
         "auto",
-        "Path for the same result: dense (reference), grouped (CPU), flex (GPU); auto picks by device.",
+        "Path for the same result: dense (reference), grouped (CPU), flex (GPU); auto picks by "
+        "device.",
         choices=("auto", "dense", "grouped", "flex"),
     )
 
 
 def check_model(model: ModelConfig) -> None:
     if model.heads % model.kv_heads:
-        raise UserError(f"model.kv_heads: {model.kv_heads} does not divide model.heads={model.heads}")
+        raise UserError(
+            f"model.kv_heads: {model.kv_heads} does not divide model.heads={model.heads}"
+        )
     if model.head_dim % 2:
-        raise UserError(f"model.head_dim: {model.head_dim} is odd; rotary positions need an even width")
+        raise UserError(
+            f"model.head_dim: {model.head_dim} is odd; rotary positions need an even width"
+        )
     for name in ("dropout", "stochastic_depth"):
         if not getattr(model, name) < 1.0:
             raise UserError(
@@ -83,7 +113,9 @@ def check_model(model: ModelConfig) -> None:
     if unknown:
         raise UserError(f"model.untied: {min(unknown)!r} is none of feed_forward, norm")
     if not model.label_smoothing < 1.0:
-        raise UserError(f"model.label_smoothing: {model.label_smoothing:g} leaves no target; use 0.1")
+        raise UserError(
+            f"model.label_smoothing: {model.label_smoothing:g} leaves no target; use 0.1"
+        )
     for name, classes in model.classes.items():
         check_head("model.classes", name)
         if len(set(classes)) != len(classes) or not classes:

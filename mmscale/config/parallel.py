@@ -14,56 +14,75 @@ ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 class ParallelConfig:
     strategy: str = key(
         "auto",
-        "single: one process; ddp: whole weights on every rank; fsdp: FSDP2, sharded weights; zero1, zero2, zero3: "
-        "DeepSpeed; auto: what accelerate's launcher says, zero2 under DeepSpeed's, else fsdp when there are several "
+        "single: one process; ddp: whole weights on every rank; fsdp: FSDP2, sharded weights; "
+        "zero1, zero2, zero3: "
+        "DeepSpeed; auto: what accelerate's launcher says, zero2 under DeepSpeed's, else fsdp when "
+        "there are several "
         "ranks.",
         choices=("auto", "single", "ddp", "fsdp", *ZERO_STAGES),
     )
     replicas: int = key(
         1,
-        "fsdp: copies of the sharded weights; the ranks of one machine a copy keeps gathering inside it.",
+        "fsdp: copies of the sharded weights; the ranks of one machine a copy keeps gathering "
+        "inside it.",
         low=1,
     )
     tensor: int = key(
-        1, "fsdp: neighbouring ranks that share the matrices of every block (tensor parallelism).", low=1
+        1,
+        "fsdp: neighbouring ranks that share the matrices of every block (tensor parallelism).",
+        low=1,
     )
     context: int = key(
-        1, "fsdp: neighbouring ranks that share the positions of every sequence (context parallelism).", low=1
+        1,
+        "fsdp: neighbouring ranks that share the positions of every sequence (context "
+        "parallelism).",
+        low=1,
     )
     reshard: bool = key(
         True,
-        "fsdp: free a block's gathered weights after its forward pass, and gather them again for the backward.",
+        "fsdp: free a block's gathered weights after its forward pass, and gather them again for "
+        "the backward.",
     )
     offload: str = key(
         "none",
-        "Where weights and moments wait: none: on the device; cpu: in host memory (fsdp, zero2, zero3); nvme: in files "
+        "Where weights and moments wait: none: on the device; cpu: in host memory (fsdp, zero2, "
+        "zero3); nvme: in files "
         "of parallel.offload_dir (zero3).",
         choices=("none", "cpu", "nvme"),
     )
     offload_dir: str = key("", "nvme: a folder on a fast local disk.")
     deepspeed_config: str = key(
         "",
-        "zero: a DeepSpeed JSON file whose settings are used too; what contradicts this config is refused.",
+        "zero: a DeepSpeed JSON file whose settings are used too; what contradicts this config is "
+        "refused.",
     )
     checkpointing: str = key(
         "none",
-        "Activations of blocks that the backward pass computes again: none; full; selective: all but products.",
+        "Activations of blocks that the backward pass computes again: none; full; selective: all "
+        "but products.",
         choices=("none", "full", "selective"),
     )
     compile: bool = key(
         False,
-        "Compile the blocks (torch.compile): faster steps after a minute's start; CPUs need a C++ compiler.",
+        "Compile the blocks (torch.compile): faster steps after a minute's start; CPUs need a C++ "
+        "compiler.",
     )
     float8: str = key(
         "",
-        "Blocks' matrix products in 8-bit floats (torchao; GPUs from Ada and Hopper on), scaled by tensor or by row; "
+        "Blocks' matrix products in 8-bit floats (torchao; GPUs from Ada and Hopper on), scaled by "
+        "tensor or by row; "
         "emulated: the same rounding on any machine, slowly. Needs train.precision=bf16.",
         choices=("", "tensorwise", "rowwise", "emulated"),
     )
     threads: int = key(
-        0, "CPU threads of each rank; 0: the cores divided by the ranks of this machine.", low=0, high=4096
+        0,
+        "CPU threads of each rank; 0: the cores divided by the ranks of this machine.",
+        low=0,
+        high=4096,
     )
-    timeout_s: float = key(600.0, "A collective that waits longer ends the run; seconds.", low=1.0, high=1e7)
+    timeout_s: float = key(
+        600.0, "A collective that waits longer ends the run; seconds.", low=1.0, high=1e7
+    )
 
 
 def check_parallel(config: ParallelConfig) -> None:
@@ -72,18 +91,24 @@ def check_parallel(config: ParallelConfig) -> None:
     if config.strategy not in ("auto", "fsdp"):
         for part in ("replicas", "tensor", "context"):
             if getattr(config, part) > 1:
-                raise UserError(f"parallel.{part}={getattr(config, part)}: needs fsdp, not {chosen}; use 1")
+                raise UserError(
+                    f"parallel.{part}={getattr(config, part)}: needs fsdp, not {chosen}; use 1"
+                )
     if config.float8 and (config.tensor > 1 or name in ZERO_STAGES):
         other = f"parallel.tensor={config.tensor}" if config.tensor > 1 else chosen
-        raise UserError(f"parallel.float8={config.float8}: not with {other}; use single, ddp or fsdp")
+        raise UserError(
+            f"parallel.float8={config.float8}: not with {other}; use single, ddp or fsdp"
+        )
     allowed = {"cpu": ("auto", "fsdp", "zero2", "zero3"), "nvme": ("auto", "zero3")}
     if config.offload != "none" and name not in allowed[config.offload]:
         raise UserError(
-            f"parallel.offload={config.offload}: not with {chosen}; use {allowed[config.offload][-1]}, or none"
+            f"parallel.offload={config.offload}: not with {chosen}; use "
+            f"{allowed[config.offload][-1]}, or none"
         )
     if config.offload == "nvme" and not config.offload_dir:
         raise UserError(
-            "parallel.offload=nvme: parallel.offload_dir is empty; name a folder on a fast local disk"
+            "parallel.offload=nvme: parallel.offload_dir is empty; name a folder on a fast local "
+            "disk"
         )
     if config.deepspeed_config and name not in ZERO_STAGES and name != "auto":
         raise UserError(

@@ -11,7 +11,8 @@ from mmscale.errors import UserError
 @dataclass
 class RayConfig:
     address: str = key(
-        "", "Ray cluster; empty: $RAY_ADDRESS, which `ray job submit` sets, else Ray is started here."
+        "",
+        "Ray cluster; empty: $RAY_ADDRESS, which `ray job submit` sets, else Ray is started here.",
     )
     cpus: float = key(1.0, "CPUs of one process.", low=0.001)
     gpus: float = key(-1.0, "GPUs of one process; -1: one where the cluster has any.", low=-1.0)

@@ -22,14 +22,16 @@ class RunConfig:
     dir: str = key("runs/default", "Where config, metrics, checkpoints and logs of this run lie.")
     copy_to: str = key(
         "",
-        "Folder in an object store, s3://… or gs://…, to which every checkpoint is copied; a start fetches what "
+        "Folder in an object store, s3://… or gs://…, to which every checkpoint is copied; a start "
+        "fetches what "
         "run.dir lacks.",
     )
     progress: bool = key(True, "Show the progress bar on rank 0.")
     tensorboard: bool = key(True, "Write TensorBoard event files to run.dir/tensorboard.")
     watts: float = key(
         0.0,
-        "Power of one rank, with its share of machine and cooling, for the model card's CO₂ estimate; watts; 0: 700 "
+        "Power of one rank, with its share of machine and cooling, for the model card's CO₂ "
+        "estimate; watts; 0: 700 "
         "for a GPU, 60 for a CPU.",
         low=0.0,
     )
@@ -66,14 +68,16 @@ class Config:
         patch = self.media.image_patch
         if self.model.image_stem == "cnn" and patch & (patch - 1):
             raise UserError(
-                f"media.image_patch: {patch} is not a power of two, which the cnn stem halves down from; "
+                f"media.image_patch: {patch} is not a power of two, which the cnn stem halves down "
+                "from; "
                 f"try {1 << (patch.bit_length() - 1)}"
             )
         if not self.data.sets:
             raise UserError("data.sets: no data set is named; add one with its shards and tasks")
         if self.parallel.float8 and self.train.precision != "bf16":
             raise UserError(
-                f"parallel.float8={self.parallel.float8}: needs train.precision=bf16, which is {self.train.precision}"
+                f"parallel.float8={self.parallel.float8}: needs train.precision=bf16, which is "
+                f"{self.train.precision}"
             )
         for name, data_set in self.data.sets.items():
             check_set(f"data.sets.{name}", data_set)
@@ -89,11 +93,13 @@ class Config:
         for name in ("beta1", "beta2", "momentum"):
             if not getattr(optimizer, name) < 1:
                 raise UserError(
-                    f"train.optimizer.{name}: {getattr(optimizer, name):g} never forgets; use 0.9 or so"
+                    f"train.optimizer.{name}: {getattr(optimizer, name):g} never forgets; use 0.9 "
+                    "or so"
                 )
         if optimizer.decay_share > 1:
             raise UserError(
-                f"train.optimizer.decay_share: {optimizer.decay_share:g} is above 1, the whole run; use 0.2"
+                f"train.optimizer.decay_share: {optimizer.decay_share:g} is above 1, the whole "
+                "run; use 0.2"
             )
         for name, share in (
             ("train.adversarial.share", self.train.adversarial.share),

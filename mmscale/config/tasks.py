@@ -19,12 +19,20 @@ class AugmentConfig:
     image_rotate: float = key(0.0, "Largest turn, degrees.", low=0.0)
     image_scale: float = key(0.0, "Largest relative change of size.", low=0.0)
     image_flip: bool = key(False, "Mirror half of the pictures.")
-    image_colour: float = key(0.0, "Largest relative change of brightness, contrast and saturation.", low=0.0)
+    image_colour: float = key(
+        0.0, "Largest relative change of brightness, contrast and saturation.", low=0.0
+    )
     audio_speed: float = key(0.0, "Largest relative change of speed (and pitch).", low=0.0)
     audio_gain_db: float = key(0.0, "Largest change of loudness, decibels.", low=0.0)
-    audio_noise: float = key(0.0, "Largest white-noise level relative to the clip's own level.", low=0.0)
-    audio_shift_s: float = key(0.0, "Largest shift in time, seconds; what leaves is silence.", low=0.0)
-    mel_warp: float = key(0.0, "Largest relative stretch of the mel axis (vocal-tract length).", low=0.0)
+    audio_noise: float = key(
+        0.0, "Largest white-noise level relative to the clip's own level.", low=0.0
+    )
+    audio_shift_s: float = key(
+        0.0, "Largest shift in time, seconds; what leaves is silence.", low=0.0
+    )
+    mel_warp: float = key(
+        0.0, "Largest relative stretch of the mel axis (vocal-tract length).", low=0.0
+    )
     mel_masks: int = key(0, "SpecAugment: number of frequency masks and of time masks.", low=0)
     mel_mask_bins: int = key(12, "SpecAugment: widest frequency mask, bands.", low=0)
     mel_mask_frames: int = key(12, "SpecAugment: widest time mask, frames.", low=0)
@@ -52,12 +60,20 @@ class TaskConfig:
     input: list[str] = key(
         [], "Fields before the answer, such as [image] or [text]; ctc: one clip, such as [audio]."
     )
-    prompt: str = key("", "next_token, classify: literal text after the input, to tell tasks apart.")
-    target: str = key("", "All but contrastive: the field to answer with, such as text or json.label.")
-    head: str = key(
-        "", "classify: name of its linear head; tasks with the same name share it; empty: the target's name."
+    prompt: str = key(
+        "", "next_token, classify: literal text after the input, to tell tasks apart."
     )
-    input_weight: float = key(0.0, "next_token: factor of the loss on the input's own text tokens.", low=0.0)
+    target: str = key(
+        "", "All but contrastive: the field to answer with, such as text or json.label."
+    )
+    head: str = key(
+        "",
+        "classify: name of its linear head; tasks with the same name share it; empty: the target's "
+        "name.",
+    )
+    input_weight: float = key(
+        0.0, "next_token: factor of the loss on the input's own text tokens.", low=0.0
+    )
     between: list[str] = key([], "contrastive: two or more fields that belong together.")
     match: str = key(
         "", "contrastive: field whose equal values also belong together; empty: the sample's key."
@@ -65,7 +81,11 @@ class TaskConfig:
 
     def fields(self) -> list[str]:
         """Every field the task reads."""
-        named = [*self.between, self.match] if self.objective == "contrastive" else [*self.input, self.target]
+        named = (
+            [*self.between, self.match]
+            if self.objective == "contrastive"
+            else [*self.input, self.target]
+        )
         return [name for name in named if name]
 
     def head_name(self) -> str:
@@ -88,10 +108,13 @@ class SetConfig:
 
 def check_set(where: str, data_set: SetConfig) -> None:
     if not data_set.shards:
-        raise UserError(f"{where}.shards: empty; name a folder, a file or a brace pattern of tar shards")
+        raise UserError(
+            f"{where}.shards: empty; name a folder, a file or a brace pattern of tar shards"
+        )
     if data_set.augment.image_crop > 1:
         raise UserError(
-            f"{where}.augment.image_crop: {data_set.augment.image_crop:g} is above 1, the whole picture; use 0.5 or so"
+            f"{where}.augment.image_crop: {data_set.augment.image_crop:g} is above 1, the whole "
+            "picture; use 0.5 or so"
         )
     if not data_set.tasks:
         raise UserError(f"{where}.tasks: empty; say what its samples are asked")
@@ -110,7 +133,9 @@ def check_set(where: str, data_set: SetConfig) -> None:
         if task.objective == "ctc" and [name.partition(".")[0] for name in task.input] != ["audio"]:
             raise UserError(f"{place}.input: a ctc task reads one clip; use [audio]")
         if task.objective == "classify" and not task.input:
-            raise UserError(f"{place}.input: empty; name the fields that are classified, such as [image]")
+            raise UserError(
+                f"{place}.input: empty; name the fields that are classified, such as [image]"
+            )
         if task.objective == "classify":
             check_head(f"{place}.head", task.head_name())
     _check_mixing(where, data_set)
@@ -121,12 +146,15 @@ def _check_mixing(where: str, data_set: SetConfig) -> None:
     augment = data_set.augment
     for name in ("mixup", "cutmix"):
         if getattr(augment, name) > 1:
-            raise UserError(f"{where}.augment.{name}: {getattr(augment, name):g} is above 1; use 0.2 to 1")
+            raise UserError(
+                f"{where}.augment.{name}: {getattr(augment, name):g} is above 1; use 0.2 to 1"
+            )
     if not (augment.mixup or augment.cutmix):
         return
     for number, task in enumerate(data_set.tasks):
         if any(name.startswith("image") for name in task.fields()) and task.objective != "classify":
             raise UserError(
-                f"{where}.augment: mixup and cutmix change what pictures show, which tasks[{number}] "
+                f"{where}.augment: mixup and cutmix change what pictures show, which "
+                f"tasks[{number}] "
                 f"({task.objective}) cannot learn from; make it a set of its own, or turn them off"
             )

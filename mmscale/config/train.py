@@ -15,7 +15,9 @@ class OptimizerConfig:
         choices=("adamw", "muon"),
     )
     lr: float = key(1e-3, "Peak learning rate.", low=0.0)
-    momentum: float = key(0.95, "Muon, share of the running sum of gradients that is kept.", low=0.0)
+    momentum: float = key(
+        0.95, "Muon, share of the running sum of gradients that is kept.", low=0.0
+    )
     beta1: float = key(0.9, "AdamW, first moment.", low=0.0)
     beta2: float = key(0.95, "AdamW, second moment.", low=0.0)
     eps: float = key(1e-8, "AdamW, epsilon.", low=1e-30)
@@ -26,20 +28,30 @@ class OptimizerConfig:
         "After the warm-up: cosine; wsd: constant, then decay; constant.",
         choices=("cosine", "wsd", "constant"),
     )
-    decay_share: float = key(0.2, "wsd: share of the steps, at the end, over which the rate decays.", low=0.0)
+    decay_share: float = key(
+        0.2, "wsd: share of the steps, at the end, over which the rate decays.", low=0.0
+    )
     final_lr: float = key(0.1, "Learning rate at the last step as a share of the peak.", low=0.0)
     clip_norm: float = key(1.0, "Largest global gradient norm; 0: not clipped.", low=0.0)
 
 
 @dataclass
 class AdversarialConfig:
-    """Training on the worst pictures and clips nearby (Madry et al., 2018) instead of those of the data."""
+    """Training on the worst pictures and clips nearby (Madry et al., 2018) instead of those of the
+    data.
+    """
 
-    image: float = key(0.0, "Largest change of a colour value, of 255, such as 2; 0: pictures stay.", low=0.0)
-    audio: float = key(
-        0.0, "Largest change of a log-mel value, such as 0.05, which is 2 dB; 0: clips stay.", low=0.0
+    image: float = key(
+        0.0, "Largest change of a colour value, of 255, such as 2; 0: pictures stay.", low=0.0
     )
-    steps: int = key(1, "Gradient steps that look for the worst change; 1: one from a random start.", low=1)
+    audio: float = key(
+        0.0,
+        "Largest change of a log-mel value, such as 0.05, which is 2 dB; 0: clips stay.",
+        low=0.0,
+    )
+    steps: int = key(
+        1, "Gradient steps that look for the worst change; 1: one from a random start.", low=1
+    )
     share: float = key(1.0, "Share of the pictures and clips that are changed.", low=0.0)
 
     @property
@@ -50,7 +62,8 @@ class AdversarialConfig:
     def told(self) -> str:
         """One line for people."""
         return (
-            f"projected gradient, {self.steps} steps, {self.share:.0%} of pictures within {self.image:g}/255 and of "
+            f"projected gradient, {self.steps} steps, {self.share:.0%} of pictures within "
+            f"{self.image:g}/255 and of "
             f"clips within {self.audio:g} of log-mel"
         )
 
@@ -58,7 +71,9 @@ class AdversarialConfig:
 @dataclass
 class TrainConfig:
     steps: int = key(1000, "Optimiser steps.", low=1, high=1e12)
-    micro_batch: int = key(1, "Sequences of one forward pass on one rank; the rest is accumulated.", low=1)
+    micro_batch: int = key(
+        1, "Sequences of one forward pass on one rank; the rest is accumulated.", low=1
+    )
     precision: str = key(
         "bf16", "Compute type; weights and moments are fp32 in both.", choices=("fp32", "bf16")
     )
@@ -66,15 +81,20 @@ class TrainConfig:
     ema: float = key(
         0.0, "Decay of the moving average of the weights, such as 0.999; 0: none is kept.", low=0.0
     )
-    checkpoint_every: int = key(500, "Steps between checkpoints; the last step is always kept.", low=1)
-    keep_last: int = key(2, "Newest checkpoints kept; older ones are removed, but for the two below.", low=1)
+    checkpoint_every: int = key(
+        500, "Steps between checkpoints; the last step is always kept.", low=1
+    )
+    keep_last: int = key(
+        2, "Newest checkpoints kept; older ones are removed, but for the two below.", low=1
+    )
     keep_every: int = key(0, "Checkpoints whose step this divides stay; 0: none for that.", low=0)
     keep_best: bool = key(
         False, "The checkpoint with the lowest mean training loss since the one before stays."
     )
     grace_s: float = key(
         120.0,
-        "Seconds that a stop (SIGTERM, SIGUSR1, SIGINT) waits for its checkpoint; then the process ends anyway.",
+        "Seconds that a stop (SIGTERM, SIGUSR1, SIGINT) waits for its checkpoint; then the process "
+        "ends anyway.",
         low=1.0,
         high=1e6,
     )
@@ -85,12 +105,14 @@ class TrainConfig:
     )
     max_skipped: int = key(
         10,
-        "Steps that may be skipped because loss or gradient is not finite, or spikes; more end the run.",
+        "Steps that may be skipped because loss or gradient is not finite, or spikes; more end the "
+        "run.",
         low=0,
     )
     max_grad_spike: float = key(
         0.0,
-        "Skip a step whose gradient norm is above so many times its running mean, such as 10; 0: off.",
+        "Skip a step whose gradient norm is above so many times its running mean, such as 10; 0: "
+        "off.",
         low=0.0,
     )
     profile_steps: str = key(

@@ -17,7 +17,9 @@ _FALLING = ("loss", "wer", "cer")
 class ParameterConfig:
     """The values one config key may take: a range or a list."""
 
-    range: list[float] = key([], "[low, high], both ends included; whole numbers for a key that takes those.")
+    range: list[float] = key(
+        [], "[low, high], both ends included; whole numbers for a key that takes those."
+    )
     scale: str = key("linear", "How a range is divided: log for rates.", choices=("linear", "log"))
     points: int = key(5, "grid: values of a range, evenly along its scale.", low=1)
     choices: list[Any] = key([], "The values themselves, of any kind the key takes.")
@@ -31,18 +33,21 @@ class TuneConfig:
     trials: int = key(16, "Trials; grid: at most so many of the grid's.", low=1)
     search: str = key(
         "tpe",
-        "Where trials are taken: tpe (Bayesian, by Optuna), random (a function of seed and trial), grid.",
+        "Where trials are taken: tpe (Bayesian, by Optuna), random (a function of seed and trial), "
+        "grid.",
         choices=SEARCHES,
     )
     scheduler: str = key(
         "asha",
-        "Who is stopped early: asha (asynchronous successive halving), hyperband (asha with several first stops), pbt "
+        "Who is stopped early: asha (asynchronous successive halving), hyperband (asha with "
+        "several first stops), pbt "
         "(nobody; the worse go on from the better ones' weights with other values), none.",
         choices=SCHEDULERS,
     )
     metric: str = key(
         "loss",
-        "What is compared: loss (mean of the last fifth of the steps), or a score of eval, as <name>.<value>, such as "
+        "What is compared: loss (mean of the last fifth of the steps), or a score of eval, as "
+        "<name>.<value>, such as "
         "digits.accuracy.",
     )
     mode: str = key(
@@ -50,27 +55,35 @@ class TuneConfig:
     )
     first_stop: int = key(
         0,
-        "asha, hyperband: steps that every trial gets; pbt: steps between exchanges; 0: train.steps / reduction^2, pbt "
+        "asha, hyperband: steps that every trial gets; pbt: steps between exchanges; 0: "
+        "train.steps / reduction^2, pbt "
         "an eighth of them.",
         low=0,
     )
     reduction: int = key(3, "asha, hyperband: one of so many trials goes on at each stop.", low=2)
     brackets: int = key(3, "hyperband: different first stops.", low=1)
     concurrent: int = key(0, "Trials at once; 0: as many as the cluster has room for.", low=0)
-    workers: int = key(1, "Processes of one trial, which split its steps as parallel.strategy says.", low=1)
+    workers: int = key(
+        1, "Processes of one trial, which split its steps as parallel.strategy says.", low=1
+    )
     transfer: list[str] = key(
         [],
-        "Overrides that make the larger model, such as model.width=256: afterwards the best trial's rate, its half and "
+        "Overrides that make the larger model, such as model.width=256: afterwards the best "
+        "trial's rate, its half and "
         "its double are tried on it. Use model.base_width, or the rate will not hold.",
     )
-    space: dict[str, ParameterConfig] = key({}, "What is searched: config keys and the values they may take.")
+    space: dict[str, ParameterConfig] = key(
+        {}, "What is searched: config keys and the values they may take."
+    )
 
     def better(self) -> str:
         """``min`` or ``max``."""
         return self.mode or ("min" if self.metric.rpartition(".")[2] in _FALLING else "max")
 
     def stops(self, steps: int) -> list[int]:
-        """Steps after which a trial of ``steps`` is scored, the last included; rungs of ASHA (Li et al., 2020)."""
+        """Steps after which a trial of ``steps`` is scored, the last included; rungs of ASHA (Li et
+        al., 2020).
+        """
         if self.scheduler == "none":
             return [steps]
         if self.scheduler == "pbt":
@@ -96,21 +109,27 @@ def check_tune(tune: TuneConfig) -> None:
         if parameter.range:
             if len(parameter.range) != 2 or not parameter.range[0] < parameter.range[1]:
                 raise UserError(
-                    f"{where}.range: {parameter.range} is not [low, high] with low below high; correct it"
+                    f"{where}.range: {parameter.range} is not [low, high] with low below high; "
+                    "correct it"
                 )
             if parameter.scale == "log" and parameter.range[0] <= 0:
-                raise UserError(f"{where}.range: a log scale has no {parameter.range[0]:g}; begin above 0")
+                raise UserError(
+                    f"{where}.range: a log scale has no {parameter.range[0]:g}; begin above 0"
+                )
         for other in parameter.when:
             if other == name:
                 raise UserError(f"{where}.when: a key is no condition of its own; name another one")
             if other not in tune.space:
-                raise UserError(f"{where}.when: {other} is not searched; add it to tune.space or remove it")
+                raise UserError(
+                    f"{where}.when: {other} is not searched; add it to tune.space or remove it"
+                )
             if list(tune.space).index(other) > list(tune.space).index(name):
                 raise UserError(f"{where}.when: {other} must stand before {name} in tune.space")
     if tune.search == "grid" and tune.scheduler == "pbt":
         raise UserError("tune.search: a grid's values stay, pbt changes them; use random with pbt")
     if tune.workers > 1 and tune.scheduler == "pbt":
         raise UserError(
-            f"tune.workers={tune.workers}: pbt exchanges weights between trials of one process; use 1, or another "
+            f"tune.workers={tune.workers}: pbt exchanges weights between trials of one process; "
+            "use 1, or another "
             "tune.scheduler"
         )

@@ -1,6 +1,7 @@
 """Byte-level BPE: trained on the run's own text, stored in the run and in the release.
 
-Byte-level means any text round-trips and there is no unknown token. The `tokenizers` library does the work.
+Byte-level means any text round-trips and there is no unknown token. The `tokenizers` library does
+the work.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from mmscale.json_file import read_object
 # Order is the id: never reorder, only append.
 SPECIAL_TOKENS = ("<|pad|>", "<|end|>", "<|answer|>", "<|embed|>", "<|mask|>")
 PAD, END, ANSWER, EMBED, MASK = range(len(SPECIAL_TOKENS))
-# What a tokenizer.json may ask for: a stranger's may hang, exhaust the memory or end the process when it is used.
+# What a tokenizer.json may ask for: a stranger's may hang, exhaust the memory or end the process
+# when it is used.
 _AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
 _NORMALIZERS = {"NFC", "NFD", "NFKC", "NFKD"}
 # Qwen2's to Qwen3's pattern, and Llama 3's; a stranger's might take for ever on some text.
@@ -34,13 +36,16 @@ _PATTERNS = (_QWEN, _QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|"))
 
 
 class Tokenizer:
-    """Text ↔ token ids. Special tokens are never read from text: ``"<|end|>"`` in data is seven characters."""
+    """Text ↔ token ids. Special tokens are never read from text: ``"<|end|>"`` in data is seven
+    characters.
+    """
 
     def __init__(self, inner: tokenizers.Tokenizer, source: str) -> None:
         for number, token in enumerate(SPECIAL_TOKENS):
             if inner.token_to_id(token) != number:
                 raise UserError(
-                    f"{source}: special token {token} must have id {number}; train one with this project"
+                    f"{source}: special token {token} must have id {number}; train one with this "
+                    "project"
                 )
         inner.encode_special_tokens = True
         self._inner, self._size = inner, max(inner.get_vocab().values()) + 1
@@ -48,7 +53,9 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
-        """Learn a vocabulary of at most ``vocab_size`` tokens (256 bytes and the special tokens included)."""
+        """Learn a vocabulary of at most ``vocab_size`` tokens (256 bytes and the special tokens
+        included).
+        """
         inner = tokenizers.Tokenizer(models.BPE())
         inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         inner.decoder = decoders.ByteLevel()
@@ -63,15 +70,19 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Read ``tokenizer.json``. Raises `UserError` naming the file if it is missing or no tokenizer."""
+        """Read ``tokenizer.json``. Raises `UserError` naming the file if it is missing or no
+        tokenizer.
+        """
         return cls(_build(_read(path), path), str(path))
 
     @classmethod
     def from_foreign(cls, path: str | Path) -> Tokenizer:
-        """A byte-level BPE ``tokenizer.json`` of the `tokenizers` library, such as Qwen3's, made one of this project's.
+        """A byte-level BPE ``tokenizer.json`` of the `tokenizers` library, such as Qwen3's, made
+        one of this project's.
 
-        The project's special tokens come first; the id of every other token grows by their number. What the foreign
-        tokenizer adds around a text is left out. Raises `UserError` if it is missing or of another kind.
+        The project's special tokens come first; the id of every other token grows by their number.
+        What the foreign tokenizer adds around a text is left out. Raises `UserError` if it is
+        missing or of another kind.
         """
         tree = _read(path)
         try:
@@ -86,10 +97,19 @@ class Tokenizer:
             raise UserError(f"{path}: not a tokenizer.json ({error!r})") from None
         if clash:
             raise UserError(
-                f"{path}: already has a token {min(clash)}; it cannot be given this project's meaning"
+                f"{path}: already has a token {min(clash)}; it cannot be given this project's "
+                "meaning"
             )
-        plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-        own = [{"id": number, "content": token} | plain for number, token in enumerate(SPECIAL_TOKENS)]
+        plain = {
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        own = [
+            {"id": number, "content": token} | plain for number, token in enumerate(SPECIAL_TOKENS)
+        ]
         tree |= {"model": model, "added_tokens": own + added}
         return cls(_build(tree, path), str(path))
 
@@ -107,7 +127,9 @@ class Tokenizer:
 
     def lengths(self, texts: list[str]) -> list[int]:
         """Number of tokens of each text."""
-        return [len(one.ids) for one in self._inner.encode_batch_fast(texts, add_special_tokens=False)]
+        return [
+            len(one.ids) for one in self._inner.encode_batch_fast(texts, add_special_tokens=False)
+        ]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ``ids``; special tokens are left out, broken UTF-8 becomes U+FFFD."""
@@ -128,14 +150,21 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 
 def _build(tree: dict[str, Any], path: str | Path) -> tokenizers.Tokenizer:
-    """The library's tokenizer, from parts that cannot do harm; what it does around a text is left out.
+    """The library's tokenizer, from parts that cannot do harm; what it does around a text is left
+    out.
 
     Raises:
         UserError: it has other parts, or the library cannot build it.
     """
     model = tree.get("model")
-    if not isinstance(model, dict) or model.get("type") != "BPE" or _kind(tree.get("decoder")) != "ByteLevel":
-        raise UserError(f"{path}: not a byte-level BPE tokenizer; train one, or use one such as Qwen3's")
+    if (
+        not isinstance(model, dict)
+        or model.get("type") != "BPE"
+        or _kind(tree.get("decoder")) != "ByteLevel"
+    ):
+        raise UserError(
+            f"{path}: not a byte-level BPE tokenizer; train one, or use one such as Qwen3's"
+        )
     parts = {key: model.get(key) for key in ("dropout", "unk_token", *_AFFIXES) if model.get(key)}
     if tree.get("normalizer") is not None and _kind(tree["normalizer"]) not in _NORMALIZERS:
         parts["normalizer"] = tree["normalizer"]
@@ -144,16 +173,21 @@ def _build(tree: dict[str, Any], path: str | Path) -> tokenizers.Tokenizer:
     if parts:
         name, part = next(iter(parts.items()))
         raise UserError(
-            f"{path}: its {name} is {str(part)[:60]!r}, which is not used here; train one, or use one such as Qwen3's"
+            f"{path}: its {name} is {str(part)[:60]!r}, which is not used here; train one, or use "
+            "one such as Qwen3's"
         )
     plain = tree | {"truncation": None, "padding": None, "post_processor": None}
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(plain))
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # the library raises bare Exception for malformed files, or panics
+    except (
+        BaseException
+    ) as error:  # the library raises bare Exception for malformed files, or panics
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not a tokenizer.json ({reason}); copy it again, or train one") from None
+        raise UserError(
+            f"{path}: not a tokenizer.json ({reason}); copy it again, or train one"
+        ) from None
 
 
 def _kind(part: Any) -> Any:

@@ -1,4 +1,6 @@
-"""A pool of processes that die with their parent and report the first error, whatever their number."""
+"""A pool of processes that die with their parent and report the first error, whatever their
+number.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,10 @@ class WorkerPool:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)
@@ -40,11 +45,12 @@ class WorkerPool:
     def run(
         self, function: Callable[[Task], Result], tasks: Iterable[Task], count: int
     ) -> Iterator[tuple[int, Result]]:
-        """(number of the task, result) of each of the ``count`` tasks, in the order in which they finish.
+        """(number of the task, result) of each of the ``count`` tasks, in the order in which they
+        finish.
 
-        Tasks are taken from the iterable as they are needed, a few ahead. When one fails, those already
-        begun still end and are yielded; then the error of the first task that failed is raised, which is the
-        same one for every number of workers.
+        Tasks are taken from the iterable as they are needed, a few ahead. When one fails, those
+        already begun still end and are yielded; then the error of the first task that failed is
+        raised, which is the same one for every number of workers.
         """
         if self._workers == 1 or count < 2:
             for number, task in enumerate(tasks):
@@ -53,14 +59,16 @@ class WorkerPool:
         if self._executor is None:
             # Not forked: a fork copies locks that other threads of this process may hold.
             self._executor = ProcessPoolExecutor(
-                self._workers, multiprocessing.get_context("spawn"), initializer=end_with_parent
+                self._workers, multiprocessing.get_context("spawn"), initializer=exit_with_parent
             )
         running: dict[Future[Result], int] = {}
         failed: dict[int, BaseException] = {}
         waiting = iter(enumerate(tasks))
         try:
             while True:
-                while not failed and len(running) < 2 * self._workers and (one := next(waiting, None)):
+                while (
+                    not failed and len(running) < 2 * self._workers and (one := next(waiting, None))
+                ):
                     with _interrupts_held():  # a worker may be started here
                         running[self._executor.submit(function, one[1])] = one[0]
                 if not running:
@@ -91,7 +99,9 @@ def available_cores() -> int:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Processes started meanwhile never see Ctrl-C: it is for the parent, which ends them in order."""
+    """Processes started meanwhile never see Ctrl-C: it is for the parent, which ends them in
+    order.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -99,11 +109,12 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def end_with_parent() -> None:
-    """Called in a worker: it ends at once when the process that started it does, which may be killed.
+def exit_with_parent() -> None:
+    """Called in a worker: it ends at once when the process that started it does, which may be
+    killed.
 
-    Left alone, an executor's workers wait for tasks for ever, and so do those of a DataLoader whose starter, the
-    forkserver, outlives the rank.
+    Left alone, an executor's workers wait for tasks for ever, and so do those of a DataLoader whose
+    starter, the forkserver, outlives the rank.
     """
     threading.Thread(target=_wait_for_parent, daemon=True).start()
 

@@ -1,10 +1,11 @@
 """The embedded data set: handwritten digits, spoken digits and captions, in English and Mandarin.
 
-Built by code, so that a fresh clone can train without a download. Nothing in it is copied between splits:
+Built by code, so that a fresh clone can train without a download. Nothing in it is copied between
+splits:
 
-- pictures are scikit-learn's 1,797 real handwritten digits of 8x8 pixels (Alpaydin and Kaynak, "Optical
-  Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998). They come ordered by writer,
-  so training takes the first block and test the last, and test writers are new;
+- pictures are scikit-learn's 1,797 real handwritten digits of 8x8 pixels (Alpaydin and Kaynak,
+  "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998). They come
+  ordered by writer, so training takes the first block and test the last, and test writers are new;
 - clips are synthesised by espeak-ng, which varies accent, voice, speed and pitch. Whole families of
   related voices are kept for test, in every accent and in both languages.
 """
@@ -73,8 +74,8 @@ ACCENTS = {
     "zh": ("cmn",),
 }
 
-# Voice variants of espeak-ng that sound like people; robots, whispers and echo effects are left out.
-# Variants on one line share their formants, so a line is never cut between the splits.
+# Voice variants of espeak-ng that sound like people; robots, whispers and echo effects are left
+# out. Variants on one line share their formants, so a line is never cut between the splits.
 VOICES = {
     "train": (
         *("f2", "f5"),
@@ -115,13 +116,14 @@ PITCHES = (35, 65)
 
 _MARGIN_S = 0.05
 _SHORTEST_S = 0.15
-# Of full scale; quieter clips hold no word. Within a clip, silence is what stays 40 dB below its peak.
+# Of full scale; quieter clips hold no word. Within a clip, silence is what stays 40 dB below its
+# peak.
 _SILENT_PEAK = 0.005
 _SILENCE_OF_PEAK = 0.01
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _DigitSample:
     """One sample before anything is drawn or spoken."""
 
     image_index: int
@@ -136,24 +138,29 @@ class _Plan:
 
 
 def build_digits(directory: Path, progress: bool = True, samples: int | None = None) -> None:
-    """Make ``directory/train`` and ``directory/test`` with shards and index, unless they are there already.
+    """Make ``directory/train`` and ``directory/test`` with shards and index, unless they are there
+    already.
 
-    Every picture appears twice, with an English and with a Mandarin clip of its digit: 2,994 samples for
-    training and 600 for test. Fields: ``png`` 8-bit grey 8x8; ``flac`` mono 16 bit at 16 kHz; ``txt`` a
-    caption in the clip's language; ``json`` with digit, label (English), word (as spoken), language
-    (``en``/``zh``), voice, accent, speed (words a minute), pitch (0-99, 50 is the voice's own), image_index.
+    Every picture appears twice, with an English and with a Mandarin clip of its digit: 2,994
+    samples for training and 600 for test. Fields: ``png`` 8-bit grey 8x8; ``flac`` mono 16 bit at
+    16 kHz; ``txt`` a caption in the clip's language; ``json`` with digit, label (English), word (as
+    spoken), language (``en``/``zh``), voice, accent, speed (words a minute), pitch (0-99, 50 is the
+    voice's own), image_index.
 
-    ``samples`` limits the training samples, for quick trials; test gets a fifth as many. The result is the
-    same, byte for byte, each time. Built beside ``directory`` and renamed, so that a build cut short leaves
-    nothing behind and of two processes building at once the first one wins.
+    ``samples`` limits the training samples, for quick trials; test gets a fifth as many. The result
+    is the same, byte for byte, each time. Built beside ``directory`` and renamed, so that a build
+    cut short leaves nothing behind and of two processes building at once the first one wins.
 
-    Raises `UserError` when scikit-learn or espeak-ng is missing, or ``directory`` holds something else.
+    Raises `UserError` when scikit-learn or espeak-ng is missing, or ``directory`` holds something
+    else.
     """
     directory = Path(directory)
     if is_complete(directory):
         return
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"{directory}: holds something else than a finished digits data set; remove it")
+        raise UserError(
+            f"{directory}: holds something else than a finished digits data set; remove it"
+        )
     if samples is not None and samples < 5:
         raise UserError(f"samples: {samples} leaves the test split empty; use at least 5")
     images, digits = _load_images()
@@ -163,7 +170,9 @@ def build_digits(directory: Path, progress: bool = True, samples: int | None = N
         unfinished = Path(scratch) / directory.name
         for split in SPLITS:
             limit = samples if samples is None or split == "train" else samples // 5
-            _write_split(unfinished / split, split, images, _plan_split(split, digits, limit), progress)
+            _write_split(
+                unfinished / split, split, images, _plan_split(split, digits, limit), progress
+            )
         _publish(unfinished, directory)
 
 
@@ -194,19 +203,21 @@ def _load_images() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return np.rint(bunch.images * (255 / 16)).astype(np.uint8), bunch.target.astype(np.int64)
 
 
-def _plan_split(split: str, digits: NDArray[np.int64], limit: int | None) -> list[_Plan]:
+def _plan_split(split: str, digits: NDArray[np.int64], limit: int | None) -> list[_DigitSample]:
     """The samples of a split in the order they are written, at most ``limit`` of them."""
     border = len(digits) - TEST_IMAGES
     indices = range(border) if split == "train" else range(border, len(digits))
     plans = [
-        _plan_sample(split, index, int(digits[index]), language) for index in indices for language in WORDS
+        _plan_sample(split, index, int(digits[index]), language)
+        for index in indices
+        for language in WORDS
     ]
     order = Permutation(derive_key("digits", split, "order"), len(plans))
     count = len(plans) if limit is None else min(limit, len(plans))
     return [plans[position] for position in order(np.arange(count))]
 
 
-def _plan_sample(split: str, image_index: int, digit: int, language: str) -> _Plan:
+def _plan_sample(split: str, image_index: int, digit: int, language: str) -> _DigitSample:
     draws = Draws(derive_key("digits", "sample", image_index, language))
 
     def pick(choices: Sequence[str]) -> str:
@@ -221,11 +232,15 @@ def _plan_sample(split: str, image_index: int, digit: int, language: str) -> _Pl
         pitch=draws.integer(*PITCHES),
     )
     caption = pick(CAPTIONS[language]).format(word=word, digit=digit)
-    return _Plan(image_index, digit, language, caption, utterance)
+    return _DigitSample(image_index, digit, language, caption, utterance)
 
 
 def _write_split(
-    directory: Path, split: str, images: NDArray[np.uint8], plans: list[_Plan], progress: bool
+    directory: Path,
+    split: str,
+    images: NDArray[np.uint8],
+    plans: list[_DigitSample],
+    progress: bool,
 ) -> None:
     directory.mkdir(parents=True)
     clips = espeak.speak([plan.utterance for plan in plans])
@@ -277,7 +292,7 @@ def _encode_flac(wave: NDArray[np.int16]) -> bytes:
     return buffer.getvalue()
 
 
-def _describe(plan: _Plan) -> bytes:
+def _describe(plan: _DigitSample) -> bytes:
     utterance = plan.utterance
     facts = {
         "digit": plan.digit,

@@ -1,9 +1,10 @@
 """Speech synthesis with espeak-ng (the library and voices of ``espeakng-loader``, through ctypes).
 
-The library keeps state from one utterance to the next (flutter, phase, breath noise) that cannot be reset,
-and is not re-entrant. `speak` therefore runs it in a child process of its own: the same list of utterances
-gives the same samples every time, a crash of the C library is an error message, and two callers cannot
-disturb each other. The child is this module run as a program; it reads JSON lines and writes raw samples.
+The library keeps state from one utterance to the next (flutter, phase, breath noise) that cannot be
+reset, and is not re-entrant. `speak` therefore runs it in a child process of its own: the same list
+of utterances gives the same samples every time, a crash of the C library is an error message, and
+two callers cannot disturb each other. The child is this module run as a program; it reads JSON
+lines and writes raw samples.
 """
 
 from __future__ import annotations
@@ -94,7 +95,9 @@ def speak(utterances: Sequence[Utterance]) -> Iterator[NDArray[np.int16]]:
                 return
             child.wait()
             complaints.seek(0)
-            lines = complaints.read().decode(errors="replace").strip().splitlines() or ["no message"]
+            lines = complaints.read().decode(errors="replace").strip().splitlines() or [
+                "no message"
+            ]
             raise UserError(f"espeak-ng ended with status {child.returncode}: {lines[-1]}")
         finally:
             child.kill()
@@ -119,17 +122,27 @@ class _Synthesizer:
         self._pieces: list[bytes] = []
         self._library = ctypes.CDLL(library)
         self._declare()
-        rate = self._library.espeak_Initialize(_OUTPUT_SYNCHRONOUS, 0, os.fsencode(data), _DO_NOT_EXIT)
+        rate = self._library.espeak_Initialize(
+            _OUTPUT_SYNCHRONOUS, 0, os.fsencode(data), _DO_NOT_EXIT
+        )
         if rate != SAMPLE_RATE:
-            raise UserError(f"espeak-ng did not start with its data in {data}; reinstall espeakng-loader")
+            raise UserError(
+                f"espeak-ng did not start with its data in {data}; reinstall espeakng-loader"
+            )
         # The library seeds its breath noise with the clock.
         self._library.espeak_ng_SetRandSeed(1)
         self._library.espeak_SetSynthCallback(self._callback)
 
     def _declare(self) -> None:
-        c_int, c_uint, c_char_p, c_void_p = ctypes.c_int, ctypes.c_uint, ctypes.c_char_p, ctypes.c_void_p
+        c_int, c_uint, c_char_p, c_void_p = (
+            ctypes.c_int,
+            ctypes.c_uint,
+            ctypes.c_char_p,
+            ctypes.c_void_p,
+        )
         callback_type = ctypes.CFUNCTYPE(c_int, ctypes.POINTER(ctypes.c_short), c_int, c_void_p)
-        # Kept on the object: ctypes frees a callback that nobody refers to, and the library would jump to it.
+        # Kept on the object: ctypes frees a callback that nobody refers to, and the library would
+        # jump to it.
         self._callback = callback_type(self._collect)
         signatures: dict[str, tuple[Any, list[Any]]] = {
             "espeak_Initialize": (c_int, [c_int, c_int, c_char_p, c_int]),
@@ -161,7 +174,9 @@ class _Synthesizer:
             )
         voice = f"{utterance.accent}+{utterance.variant}"
         if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise UserError(f"espeak-ng has no voice {utterance.accent!r}; reinstall espeakng-loader")
+            raise UserError(
+                f"espeak-ng has no voice {utterance.accent!r}; reinstall espeakng-loader"
+            )
         self._library.espeak_SetParameter(_PARAMETER_SPEED, utterance.speed, 0)
         self._library.espeak_SetParameter(_PARAMETER_PITCH, utterance.pitch, 0)
         self._library.espeak_SetParameter(_PARAMETER_VOLUME, _VOLUME, 0)

@@ -1,7 +1,8 @@
 """Is an all-reduce as fast as the hardware should make it, and if not, which machine holds it up?
 
-Rates are bus bandwidths as NCCL's own tests define them: bytes / time * 2 (n - 1) / n for n ranks, which a ring that
-uses its links fully reaches whatever n is (github.com/NVIDIA/nccl-tests, doc/PERFORMANCE.md).
+Rates are bus bandwidths as NCCL's own tests define them: bytes / time * 2 (n - 1) / n for n ranks,
+which a ring that uses its links fully reaches whatever n is (github.com/NVIDIA/nccl-tests,
+doc/PERFORMANCE.md).
 """
 
 from __future__ import annotations
@@ -13,19 +14,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mmscale.doctor.check import FAILED, OK, WARNING, Check
+from mmscale.doctor.check import FAILED, OK, WARNING, HealthCheck
 from mmscale.gpu import gpu_family
 
 _BYTES = {"cuda": 256 << 20, "cpu": 4 << 20}
 _ROUNDS = 5
-# Of the rated speed of the slowest link on the way. A sound NVLink machine reaches 0.7 to 0.9; one that fell back to
-# PCIe or to TCP sockets less than a tenth.
+# Of the rated speed of the slowest link on the way. A sound NVLink machine reaches 0.7 to 0.9; one
+# that fell back to PCIe or to TCP sockets less than a tenth.
 _GOOD, _POOR = 0.5, 0.2
 _PCIE = 25e9  # bytes/s one way: 16 lanes of the fourth generation, less what the protocol takes
 
 
-def measure(machines: list[list[int]], device: torch.device) -> dict[str, float]:
-    """Bus bandwidth in bytes/s: of ``all`` ranks, and ``inside`` this one's machine (0 for a single rank).
+def measure_rates(machines: list[list[int]], device: torch.device) -> dict[str, float]:
+    """Bus bandwidth in bytes/s: of ``all`` ranks, and ``inside`` this one's machine (0 for a single
+    rank).
 
     Called on every rank, with the ranks of every machine.
     """
@@ -38,12 +40,14 @@ def measure(machines: list[list[int]], device: torch.device) -> dict[str, float]
 
 
 def measure_pairs(machines: list[list[int]], device: torch.device) -> float:
-    """The better of two rates of this machine, each with another neighbour: a machine that is slow with both is slow.
+    """The better of two rates of this machine, each with another neighbour: a machine that is slow
+    with both is slow.
 
     Called on every rank when all together are slow; the rounds do not overlap.
     """
     count, rates = len(machines), [0.0]
-    # Pairs of neighbours in a ring. Where the number is odd, the last with the first is a round of its own.
+    # Pairs of neighbours in a ring. Where the number is odd, the last with the first is a round of
+    # its own.
     ring = [(at, (at + 1) % count) for at in range(count)]
     for pairs in (ring[0 : count - 1 : 2], ring[1:count:2], ring[-1:] if count % 2 else []):
         rates.append(_in_groups([machines[a] + machines[b] for a, b in pairs], device))
@@ -51,7 +55,8 @@ def measure_pairs(machines: list[list[int]], device: torch.device) -> float:
 
 
 def expected(name: str, machines: int, per_machine: int) -> float | None:
-    """Rated bus bandwidth of ``machines`` with so many GPUs of a kind (the driver's name of it) each; bytes/s.
+    """Rated bus bandwidth of ``machines`` with so many GPUs of a kind (the driver's name of it)
+    each; bytes/s.
 
     None for kinds without a data sheet here (`mmscale.gpu`), and for single ranks.
     """
@@ -65,18 +70,29 @@ def expected(name: str, machines: int, per_machine: int) -> float | None:
     )
 
 
-def judge(rates: Mapping[str, Mapping[str, float]], gpu: str, per_machine: int) -> Check:
-    """``rates`` by name of a machine: ``all``, ``inside`` and, if it was measured, ``pairs``; ``gpu``: their kind,
-    empty for CPUs."""
+def judge(rates: Mapping[str, Mapping[str, float]], gpu: str, per_machine: int) -> HealthCheck:
+    """``rates`` by name of a machine: ``all``, ``inside`` and, if it was measured, ``pairs``;
+    ``gpu``: their kind, empty for CPUs."""
     told = next(iter(rates.values()))["all"]
     if not gpu:
-        return Check("all-reduce", OK, f"{told / 1e9:.2f} GB/s by Gloo; what CPUs should give is not known")
+        return HealthCheck(
+            "all-reduce", OK, f"{told / 1e9:.2f} GB/s by Gloo; what CPUs should give is not known"
+        )
     rated, inside = expected(gpu, len(rates), per_machine), expected(gpu, 1, per_machine)
     if rated is None:
-        return Check("all-reduce", OK, f"{told / 1e9:.1f} GB/s; what a {gpu} should give is not known")
-    lines, sick, verdicts = [f"{told / 1e9:.1f} GB/s of {rated / 1e9:.0f} rated"], [], [_grade(told, rated)]
+        return HealthCheck(
+            "all-reduce", OK, f"{told / 1e9:.1f} GB/s; what a {gpu} should give is not known"
+        )
+    lines, sick, verdicts = (
+        [f"{told / 1e9:.1f} GB/s of {rated / 1e9:.0f} rated"],
+        [],
+        [_grade(told, rated)],
+    )
     for machine, rate in rates.items():
-        for key, limit, where in (("inside", inside, "inside"), ("pairs", rated, "with either neighbour")):
+        for key, limit, where in (
+            ("inside", inside, "inside"),
+            ("pairs", rated, "with either neighbour"),
+        ):
             if not limit or not rate.get(key):
                 continue
             verdict = _grade(rate[key], limit)
@@ -86,11 +102,13 @@ def judge(rates: Mapping[str, Mapping[str, float]], gpu: str, per_machine: int) 
                 sick.append(machine)
                 verdicts.append(verdict)
     verdict = max(verdicts, key=(OK, WARNING, FAILED).index)
-    return Check("all-reduce", verdict, "; ".join(lines), tuple(dict.fromkeys(sick)))
+    return HealthCheck("all-reduce", verdict, "; ".join(lines), tuple(dict.fromkeys(sick)))
 
 
 def is_slow(rate: float, gpu: str, machines: int, per_machine: int) -> bool:
-    """Whether all ranks together are slower than they should be, so that machines are to be looked at in pairs."""
+    """Whether all ranks together are slower than they should be, so that machines are to be looked
+    at in pairs.
+    """
     rated = expected(gpu, machines, per_machine) if gpu else None
     return rated is not None and machines > 2 and _grade(rate, rated) != OK
 
@@ -100,7 +118,9 @@ def _grade(rate: float, rated: float) -> str:
 
 
 def _in_groups(groups: list[list[int]], device: torch.device) -> float:
-    """This rank's rate in its group, 0 if it is in none. Every rank takes part in making every group."""
+    """This rank's rate in its group, 0 if it is in none. Every rank takes part in making every
+    group.
+    """
     mine = None
     for ranks in groups:
         made = dist.new_group(ranks)

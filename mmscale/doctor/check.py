@@ -12,7 +12,7 @@ _ORDER = (OK, WARNING, FAILED)
 
 
 @dataclass(frozen=True, order=True)
-class Place:
+class RankPlace:
     """A rank and the name of its machine."""
 
     rank: int
@@ -20,8 +20,10 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Check:
-    """One verdict: ``ok``, ``warning`` or ``failed``; what was found, in a line; the machines that are the reason."""
+class HealthCheck:
+    """One verdict: ``ok``, ``warning`` or ``failed``; what was found, in a line; the machines that
+    are the reason.
+    """
 
     name: str
     verdict: str
@@ -34,19 +36,26 @@ def worst(verdicts: Iterable[str]) -> str:
     return max(verdicts, key=_ORDER.index, default=OK)
 
 
-def complain(name: str, faults: Mapping[Place, tuple[str, str]], everywhere: Iterable[Place]) -> Check:
-    """A check that found faults: (verdict, text) by place. Ranks of a machine that say the same are told once."""
+def complain(
+    name: str, faults: Mapping[RankPlace, tuple[str, str]], everywhere: Iterable[RankPlace]
+) -> HealthCheck:
+    """A check that found faults: (verdict, text) by place. Ranks of a machine that say the same are
+    told once.
+    """
     ranks = Counter(place.machine for place in everywhere)
     told = Counter((place.machine, text) for place, (_, text) in faults.items())
     lines = [
-        f"{machine}: {text}" + (f" ({count} of its {ranks[machine]} ranks)" if count < ranks[machine] else "")
+        f"{machine}: {text}"
+        + (f" ({count} of its {ranks[machine]} ranks)" if count < ranks[machine] else "")
         for (machine, text), count in told.items()
     ]
     machines = dict.fromkeys(place.machine for place in sorted(faults))
-    return Check(name, worst(verdict for verdict, _ in faults.values()), "; ".join(lines), tuple(machines))
+    return HealthCheck(
+        name, worst(verdict for verdict, _ in faults.values()), "; ".join(lines), tuple(machines)
+    )
 
 
-def usual(values: Mapping[Place, Any]) -> Any:
+def usual(values: Mapping[RankPlace, Any]) -> Any:
     """What most say; of values that are said equally often, that of the lowest rank."""
     counts = Counter(values.values())
     most = max(counts.values())

@@ -14,7 +14,7 @@ from mmscale.checkpoint.towers import resolve_towers
 from mmscale.config import Config
 from mmscale.data.storage.shard_patterns import expand
 from mmscale.data.storage.url import is_url
-from mmscale.doctor.check import FAILED, OK, WARNING, Check, Place, complain
+from mmscale.doctor.check import FAILED, OK, WARNING, HealthCheck, RankPlace, complain
 from mmscale.model.count import count_parameters
 from mmscale.train.prepare import expected_vocabulary
 
@@ -37,25 +37,37 @@ class Room:
 
 def look(config: Config | None, ranks: int) -> list[dict[str, Any]]:
     """The rooms of this machine, which runs so many ranks."""
-    rooms = [_room("shared memory", SHARED_MEMORY, *_shared(config, ranks))] if SHARED_MEMORY.exists() else []
+    rooms = (
+        [_room("shared memory", SHARED_MEMORY, *_shared(config, ranks))]
+        if SHARED_MEMORY.exists()
+        else []
+    )
     if config is not None:
         size = checkpoint_bytes(config)
-        rooms.append(_room("checkpoints", Path(config.run.dir), size, (config.train.keep_last + 1) * size))
+        rooms.append(
+            _room("checkpoints", Path(config.run.dir), size, (config.train.keep_last + 1) * size)
+        )
         if any(is_url(name) for one in config.data.sets.values() for name in expand(one.shards)):
             limit = config.data.cache.max_gb * 1e9
-            rooms.append(_room("shard cache", config.data.cache.folder(), 0, limit - _taken(config)))
+            rooms.append(
+                _room("shard cache", config.data.cache.folder(), 0, limit - _taken(config))
+            )
     return [asdict(room) for room in rooms]
 
 
 def checkpoint_bytes(config: Config) -> float:
-    """One checkpoint: weights and two moments in fp32, and the average of the weights where there is one."""
+    """One checkpoint: weights and two moments in fp32, and the average of the weights where there
+    is one.
+    """
     config = copy.deepcopy(config)
     config.model.vocab_size = expected_vocabulary(config)
     resolve_towers(config)
-    return count_parameters(config.model, config.media)["total"] * 4.0 * (4 if config.train.ema else 3)
+    return (
+        count_parameters(config.model, config.media)["total"] * 4.0 * (4 if config.train.ema else 3)
+    )
 
 
-def judge(found: Mapping[Place, list[dict[str, Any]]]) -> Check:
+def judge(found: Mapping[RankPlace, list[dict[str, Any]]]) -> HealthCheck:
     """``found``: of one rank of each machine."""
     faults, least = {}, dict[str, float]()
     for place, rooms in found.items():
@@ -66,15 +78,21 @@ def judge(found: Mapping[Place, list[dict[str, Any]]]) -> Check:
             if room.fault:
                 failures.append(f"{where}: {room.fault}")
             elif room.free < room.needed:
-                failures.append(f"{where}: {_size(room.free)} free, {_size(room.needed)} are needed")
+                failures.append(
+                    f"{where}: {_size(room.free)} free, {_size(room.needed)} are needed"
+                )
             elif room.free < room.wished:
-                warnings.append(f"{where}: {_size(room.free)} free, {_size(room.wished)} would be better")
+                warnings.append(
+                    f"{where}: {_size(room.free)} free, {_size(room.wished)} would be better"
+                )
         if failures or warnings:
             faults[place] = (FAILED if failures else WARNING, ", ".join(failures + warnings))
     if faults:
         return complain("room", faults, found)
-    return Check(
-        "room", OK, ", ".join(f"{_size(free)} for {what}" for what, free in least.items()) + " at least"
+    return HealthCheck(
+        "room",
+        OK,
+        ", ".join(f"{_size(free)} for {what}" for what, free in least.items()) + " at least",
     )
 
 
@@ -96,7 +114,9 @@ def _shared(config: Config | None, ranks: int) -> tuple[float, float]:
         return 0.0, 0.0 if config else _SMALL
     media, data = config.media, config.data
     # A position is a piece of a picture or of a clip at the most.
-    position = max(3 * media.image_patch**2, 4 * media.frames_per_token * media.mel_bins) + _TEXT_BYTES
+    position = (
+        max(3 * media.image_patch**2, 4 * media.frames_per_token * media.mel_bins) + _TEXT_BYTES
+    )
     batch = config.train.micro_batch * data.seq_len * position
     needed = float(ranks * data.workers * data.prefetch * batch)
     return needed, 2 * needed
@@ -106,7 +126,10 @@ def _taken(config: Config) -> float:
     """Bytes the cache has already."""
     try:
         return float(
-            sum(path.stat().st_size for path in (config.data.cache.folder() / "shards").glob("??/*.tar"))
+            sum(
+                path.stat().st_size
+                for path in (config.data.cache.folder() / "shards").glob("??/*.tar")
+            )
         )
     except OSError:
         return 0.0

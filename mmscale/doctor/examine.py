@@ -1,4 +1,6 @@
-"""All checks, on all ranks, before there is a process group; ends in the same report on each of them."""
+"""All checks, on all ranks, before there is a process group; ends in the same report on each of
+them.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +17,19 @@ import torch.distributed as dist
 
 from mmscale.config import Config
 from mmscale.doctor import bandwidth, disk_space, gpus, network, shards, versions
-from mmscale.doctor.check import FAILED, OK, Check, Place, worst
+from mmscale.doctor.check import FAILED, OK, HealthCheck, RankPlace, worst
 from mmscale.doctor.exchange import Exchange
 from mmscale.errors import UserError
 from mmscale.parallel.ranks import read_environment
 
 
 @dataclass(frozen=True)
-class Report:
+class HealthReport:
     """What was found. ``machines``: their names, in the order of their ranks."""
 
     ranks: int
     machines: list[str]
-    checks: list[Check]
+    checks: list[HealthCheck]
     seconds: float
 
     @property
@@ -70,13 +72,18 @@ def preflight(config: Config, store: dist.Store) -> None:
             print(f"mmscale: {check.verdict}: {check.name}: {check.text}", file=sys.stderr)
     if failed:
         raise UserError(
-            f"preflight: {failed[0].name}: {failed[0].text}; `mmscale doctor` tells all (DOCTOR=0 leaves this out)"
+            f"preflight: {failed[0].name}: {failed[0].text}; `mmscale doctor` tells all (DOCTOR=0 "
+            "leaves this out)"
         )
 
 
 def examine(
-    config: Config | None, store: dist.Store, *, clock: network.Clock = time.time, patience_s: float = 60.0
-) -> Report:
+    config: Config | None,
+    store: dist.Store,
+    *,
+    clock: network.Clock = time.time,
+    patience_s: float = 60.0,
+) -> HealthReport:
     """Look at this rank's machine, tell the others, and judge together. Called on every rank.
 
     Args:
@@ -105,13 +112,18 @@ def examine(
         raise UserError(
             f"rank 0 does not answer ({str(error).splitlines()[0]}); its own output tells why"
         ) from None
-    return Report(
-        world, machines, [Check(**one | {"machines": tuple(one["machines"])}) for one in told], seconds
+    return HealthReport(
+        world,
+        machines,
+        [HealthCheck(**one | {"machines": tuple(one["machines"])}) for one in told],
+        seconds,
     )
 
 
 class _Examination:
-    """One rank's part. On the first rank, `run` gives the checks; ``machines`` and ``answered`` are known then."""
+    """One rank's part. On the first rank, `run` gives the checks; ``machines`` and ``answered`` are
+    known then.
+    """
 
     def __init__(
         self,
@@ -120,22 +132,32 @@ class _Examination:
         clock: network.Clock,
         local_rank: int,
     ) -> None:
-        self._exchange, self._config, self._clock, self._local_rank = exchange, config, clock, local_rank
-        self._places: list[Place] = []
+        self._exchange, self._config, self._clock, self._local_rank = (
+            exchange,
+            config,
+            clock,
+            local_rank,
+        )
+        self._places: list[RankPlace] = []
         self._mine: list[int] = []  # ranks of this machine; the first of them speaks for it
         self.machines: list[str] = []
         self.answered: list[int] = []
 
-    def run(self) -> list[Check]:
+    def run(self) -> list[HealthCheck]:
         exchange, address = self._exchange, network.own_address()
         with network.Listener(address, self._clock) as listener:
             exchange.tell("here", [socket.gethostname(), _boot()])
             if exchange.rank == 0:
                 exchange.announce(
-                    "places", _name_places(exchange.hear("here", range(exchange.world)), exchange.world)
+                    "places",
+                    _name_places(exchange.hear("here", range(exchange.world)), exchange.world),
                 )
-            self._places = [Place(number, name) for number, name in enumerate(exchange.listen("places"))]
-            self.machines = list(dict.fromkeys(place.machine for place in self._places if place.machine))
+            self._places = [
+                RankPlace(number, name) for number, name in enumerate(exchange.listen("places"))
+            ]
+            self.machines = list(
+                dict.fromkeys(place.machine for place in self._places if place.machine)
+            )
             mine = self._places[exchange.rank].machine
             self._mine = [place.rank for place in self._places if place.machine == mine]
             exchange.tell("found", self._look() | {"at": [address, listener.port]})
@@ -144,8 +166,8 @@ class _Examination:
             if exchange.rank == 0:
                 checks += self._judge(found, reached)
                 is_sound = all(check.verdict != FAILED for check in checks)
-                exchange.announce("measure", is_sound and exchange.world > 1)
-            to_measure = exchange.listen("measure")  # until then others may ask the listener
+                exchange.announce("measure_rates", is_sound and exchange.world > 1)
+            to_measure = exchange.listen("measure_rates")  # until then others may ask the listener
         if to_measure:
             checks += self._measure(found)
         return checks
@@ -170,7 +192,7 @@ class _Examination:
         driver = gpus.driver_of(found["gpus"]) if "gpus" in found else ""
         return found | {"versions": versions.look(driver)}
 
-    def _hear_found(self) -> tuple[dict[Place, dict[str, Any]], list[Check]]:
+    def _hear_found(self) -> tuple[dict[RankPlace, dict[str, Any]], list[HealthCheck]]:
         """On the first rank: what all found, and who is missing."""
         exchange = self._exchange
         if exchange.rank != 0:
@@ -180,27 +202,31 @@ class _Examination:
         faults = [f"rank {place.rank} did not come" for place in self._places if not place.machine]
         silent = [place for place in came if place.rank not in told]
         faults += [
-            f"rank {place.rank} on {place.machine} hangs at: {exchange.now('at', place.rank) or 'its start'}"
+            f"rank {place.rank} on {place.machine} hangs at: "
+            f"{exchange.now('at', place.rank) or 'its start'}"
             for place in silent
         ]
         self.answered = list(told)
         if faults:
             more = f", and {len(faults) - 4} more" if len(faults) > 4 else ""
             sick = tuple(dict.fromkeys(place.machine for place in silent))
-            check = Check("ranks", FAILED, "; ".join(faults[:4]) + more, sick)
+            check = HealthCheck("ranks", FAILED, "; ".join(faults[:4]) + more, sick)
         else:
-            check = Check("ranks", OK, f"all {len(told)} have come")
+            check = HealthCheck("ranks", OK, f"all {len(told)} have come")
         return {place: told[place.rank] for place in came if place.rank in told}, [check]
 
-    def _reach(self, found: dict[Place, dict[str, Any]]) -> dict[Place, dict[str, Any]]:
+    def _reach(self, found: dict[RankPlace, dict[str, Any]]) -> dict[RankPlace, dict[str, Any]]:
         """On the first rank: what every machine's first rank says of the others."""
         exchange = self._exchange
         if exchange.rank == 0:
-            exchange.announce("peers", {place.machine: found[place]["at"] for place in _speakers(found)})
+            exchange.announce(
+                "peers", {place.machine: found[place]["at"] for place in _speakers(found)}
+            )
         peers = exchange.listen("peers")
         if self._speaks:
             exchange.tell(
-                "reached", network.reach({name: tuple(at) for name, at in peers.items()}, self._clock)
+                "reached",
+                network.reach({name: tuple(at) for name, at in peers.items()}, self._clock),
             )
         if exchange.rank != 0:
             return {}
@@ -208,20 +234,24 @@ class _Examination:
         told = exchange.hear("reached", [place.rank for place in firsts])
         return {place: told[place.rank] for place in firsts if place.rank in told}
 
-    def _judge(self, found: dict[Place, dict[str, Any]], reached: dict[Place, dict[str, Any]]) -> list[Check]:
+    def _judge(
+        self, found: dict[RankPlace, dict[str, Any]], reached: dict[RankPlace, dict[str, Any]]
+    ) -> list[HealthCheck]:
         firsts = _speakers(found)
         checks = [
             versions.judge({place: one["versions"] for place, one in found.items()}),
             gpus.judge({place: found[place]["gpus"] for place in firsts}),
             network.judge_network(reached),
-            network.judge_clocks({place: told[self.machines[0]] for place, told in reached.items()}),
+            network.judge_clocks(
+                {place: told[self.machines[0]] for place, told in reached.items()}
+            ),
             disk_space.judge({place: found[place]["room"] for place in firsts}),
         ]
         if self._config is not None:
             checks.append(shards.judge({place: one["shards"] for place, one in found.items()}))
         return checks
 
-    def _measure(self, found: dict[Place, dict[str, Any]]) -> list[Check]:
+    def _measure(self, found: dict[RankPlace, dict[str, Any]]) -> list[HealthCheck]:
         """All-reduces in a process group of their own; called on every rank."""
         exchange = self._exchange
         try:
@@ -236,7 +266,7 @@ class _Examination:
             fault = told[place.rank].get("fault") if place.rank in told else "hangs"
             if fault:
                 text = f"{place.machine}: rank {place.rank}: {fault}"
-                return [Check("all-reduce", FAILED, text, (place.machine,))]
+                return [HealthCheck("all-reduce", FAILED, text, (place.machine,))]
         by_machine = {place.machine: told[place.rank]["rates"] for place in _speakers(found)}
         return [bandwidth.judge(by_machine, told[0]["gpu"], len(self._places) // len(by_machine))]
 
@@ -253,9 +283,10 @@ class _Examination:
         )  # fmt: skip
         try:
             machines = [
-                [place.rank for place in self._places if place.machine == name] for name in self.machines
+                [place.rank for place in self._places if place.machine == name]
+                for name in self.machines
             ]
-            rates = bandwidth.measure(machines, device)
+            rates = bandwidth.measure_rates(machines, device)
             # All decide alike, by the slowest rank's number.
             slowest = torch.tensor([rates["all"]], device=device)
             dist.all_reduce(slowest, dist.ReduceOp.MIN)
@@ -267,7 +298,9 @@ class _Examination:
 
 
 def _boot() -> str:
-    """What no two machines share, and containers of one machine do; empty where the kernel does not tell."""
+    """What no two machines share, and containers of one machine do; empty where the kernel does not
+    tell.
+    """
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -291,6 +324,8 @@ def _name_places(here: dict[int, list[str]], world: int) -> list[str]:
     return names
 
 
-def _speakers(found: dict[Place, dict[str, Any]]) -> list[Place]:
-    """The first rank of every machine, which looked at GPUs and rooms for all; none where it is silent."""
+def _speakers(found: dict[RankPlace, dict[str, Any]]) -> list[RankPlace]:
+    """The first rank of every machine, which looked at GPUs and rooms for all; none where it is
+    silent.
+    """
     return sorted(place for place, one in found.items() if "gpus" in one)

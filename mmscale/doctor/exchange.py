@@ -1,6 +1,8 @@
-"""What ranks tell each other before there is a process group: through the store by which they found each other.
+"""What ranks tell each other before there is a process group: through the store by which they found
+each other.
 
-A rank that hangs or is unreachable does not take the others with it; it is the one whose words are missing.
+A rank that hangs or is unreachable does not take the others with it; it is the one whose words are
+missing.
 """
 
 from __future__ import annotations

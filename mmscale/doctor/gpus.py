@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mmscale.doctor.check import FAILED, OK, WARNING, Check, Place, complain, usual
+from mmscale.doctor.check import FAILED, OK, WARNING, HealthCheck, RankPlace, complain, usual
 
 _PATIENCE_S = 30  # of a driver that hangs
 _FACTS = ("name", "memory.total", "memory.free", "driver_version", "index", "uuid")
@@ -24,7 +24,7 @@ _HEALTH = (
 
 
 @dataclass(frozen=True)
-class Gpu:
+class GpuReading:
     """One device as the driver sees it."""
 
     name: str
@@ -37,10 +37,13 @@ class Gpu:
 
 
 def look() -> dict[str, Any]:
-    """``gpus``: the machine's, of them those that CUDA_VISIBLE_DEVICES names; none without nvidia-smi. ``fault``: why
-    they cannot be asked. ``usable``: how many PyTorch sees, None if slices (MIG) are named, which are not listed."""
+    """``gpus``: the machine's, of them those that CUDA_VISIBLE_DEVICES names; none without
+    nvidia-smi. ``fault``: why they cannot be asked. ``usable``: how many PyTorch sees, None if
+    slices (MIG) are named, which are not listed."""
     variable = os.environ.get("CUDA_VISIBLE_DEVICES")
-    wanted = None if variable is None else [name.strip() for name in variable.split(",") if name.strip()]
+    wanted = (
+        None if variable is None else [name.strip() for name in variable.split(",") if name.strip()]
+    )
     in_slices = any(name.startswith("MIG-") for name in wanted or ())
     usable = None if in_slices else torch.cuda.device_count()
     if shutil.which("nvidia-smi") is None:
@@ -50,13 +53,19 @@ def look() -> dict[str, Any]:
     except (OSError, subprocess.SubprocessError) as error:
         output = getattr(error, "stdout", None)
         said = output.decode() if isinstance(output, bytes) else output or str(error)
-        return {"gpus": [], "fault": f"nvidia-smi fails: {' '.join(said.split())[:200]}", "usable": usable}
+        return {
+            "gpus": [],
+            "fault": f"nvidia-smi fails: {' '.join(said.split())[:200]}",
+            "usable": usable,
+        }
     try:
         health = _ask(_HEALTH)
     except (OSError, subprocess.SubprocessError):
         health = []  # another generation of drivers calls it otherwise
     gpus, fault = [], None
-    absent = [name for name in wanted or () if name != "-1" and not any(_is(name, row) for row in facts)]
+    absent = [
+        name for name in wanted or () if name != "-1" and not any(_is(name, row) for row in facts)
+    ]
     if absent and not in_slices:
         fault = f"CUDA_VISIBLE_DEVICES names {absent[0]}, which nvidia-smi does not list"
     for number, row in enumerate(facts):
@@ -64,16 +73,22 @@ def look() -> dict[str, Any]:
             continue
         errors, hot, braked = health[number] if number < len(health) else ("", "", "")
         slowed = " and ".join(
-            word for word, state in (("heat", hot), ("its power supply", braked)) if state == "Active"
+            word
+            for word, state in (("heat", hot), ("its power supply", braked))
+            if state == "Active"
         )
-        sizes = [float(size) * 2**20 if size.replace(".", "").isdecimal() else 0.0 for size in row[1:3]]
+        sizes = [
+            float(size) * 2**20 if size.replace(".", "").isdecimal() else 0.0 for size in row[1:3]
+        ]
         counted = int(errors) if errors.isdecimal() else 0
-        gpus.append(Gpu(row[0], sizes[0], sizes[1], row[3], counted, slowed, row[4]))
+        gpus.append(GpuReading(row[0], sizes[0], sizes[1], row[3], counted, slowed, row[4]))
     return {"gpus": [asdict(gpu) for gpu in gpus], "fault": fault, "usable": usable}
 
 
 def _is(name: str, row: list[str]) -> bool:
-    """Whether CUDA_VISIBLE_DEVICES means this GPU by ``name``: its number, or the beginning of its UUID."""
+    """Whether CUDA_VISIBLE_DEVICES means this GPU by ``name``: its number, or the beginning of its
+    UUID.
+    """
     return name == row[4] or (name.startswith("GPU-") and row[5].startswith(name))
 
 
@@ -82,12 +97,16 @@ def driver_of(found: Mapping[str, Any]) -> str:
     return found["gpus"][0]["driver"] if found["gpus"] else ""
 
 
-def judge(found: Mapping[Place, Mapping[str, Any]]) -> Check:
+def judge(found: Mapping[RankPlace, Mapping[str, Any]]) -> HealthCheck:
     """``found``: of one rank of each machine."""
-    gpus = {place: [Gpu(**one) for one in machine["gpus"]] for place, machine in found.items()}
+    gpus = {
+        place: [GpuReading(**one) for one in machine["gpus"]] for place, machine in found.items()
+    }
     if not any(gpus.values()) and not any(machine["fault"] for machine in found.values()):
-        return Check("gpus", OK, "none; training runs on CPUs")
-    kinds = {place: f"{len(some)} x {some[0].name}" if some else "none" for place, some in gpus.items()}
+        return HealthCheck("gpus", OK, "none; training runs on CPUs")
+    kinds = {
+        place: f"{len(some)} x {some[0].name}" if some else "none" for place, some in gpus.items()
+    }
     norm = usual(kinds)
     faults = {}
     for place, machine in found.items():
@@ -108,16 +127,16 @@ def judge(found: Mapping[Place, Mapping[str, Any]]) -> Check:
             if gpu.slowed:
                 warnings.append(f"GPU {number} is slowed by {gpu.slowed}")
             if gpu.free < 0.9 * gpu.total:
-                taken = (
-                    f"GPU {number}: {(gpu.total - gpu.free) / 1e9:.1f} of {gpu.total / 1e9:.0f} GB are taken"
-                )
+                taken = f"GPU {number}: {(gpu.total - gpu.free) / 1e9:.1f} of {gpu.total / 1e9:.0f} GB are taken"
                 (failures if gpu.free < 0.5 * gpu.total else warnings).append(taken)
         if failures or warnings:
             faults[place] = (FAILED if failures else WARNING, ", ".join(failures + warnings))
     if faults:
         return complain("gpus", faults, found)
     memory = min(gpu.total for some in gpus.values() for gpu in some)
-    return Check("gpus", OK, f"{norm} in every machine, {memory / 1e9:.0f} GB each, free and sound")
+    return HealthCheck(
+        "gpus", OK, f"{norm} in every machine, {memory / 1e9:.0f} GB each, free and sound"
+    )
 
 
 def _ask(fields: tuple[str, ...]) -> list[list[str]]:

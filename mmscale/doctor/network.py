@@ -1,8 +1,8 @@
 """Does every machine reach every other, and do their clocks agree?
 
-Each machine listens at the address that collectives would use, and says its time to whoever connects. The difference
-of two clocks follows from the shortest of a few round trips, with half of it as the error (Cristian, "Probabilistic
-clock synchronization", 1989).
+Each machine listens at the address that collectives would use, and says its time to whoever
+connects. The difference of two clocks follows from the shortest of a few round trips, with half of
+it as the error (Cristian, "Probabilistic clock synchronization", 1989).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from mmscale.doctor.check import FAILED, OK, WARNING, Check, Place, complain
+from mmscale.doctor.check import FAILED, OK, WARNING, HealthCheck, RankPlace, complain
 from mmscale.errors import UserError
 
 _CONNECT_S = 5.0
 _ROUNDS = 8
 _AT_ONCE = 32
-# Requests signed for S3 are refused at 15 minutes, Slurm's credentials at 5, Kerberos' tickets at 5; logs of a second
-# apart cannot be read together.
+# Requests signed for S3 are refused at 15 minutes, Slurm's credentials at 5, Kerberos' tickets at
+# 5; logs of a second apart cannot be read together.
 _WARN_S, _FAIL_S = 1.0, 60.0
 
 Clock = Callable[[], float]  # seconds since 1970
@@ -68,7 +68,8 @@ class Listener:
 
 
 def own_address() -> str:
-    """The address at which Gloo lets others find this machine: of its interface, or of its host name.
+    """The address at which Gloo lets others find this machine: of its interface, or of its host
+    name.
 
     Raises:
         UserError: there is no such interface.
@@ -79,11 +80,14 @@ def own_address() -> str:
             return interface_address(interface)
         except OSError as error:
             raise UserError(
-                f"GLOO_SOCKET_IFNAME={interface}: no IPv4 address of it here ({error.strerror}); NETWORK_INTERFACE and "
+                f"GLOO_SOCKET_IFNAME={interface}: no IPv4 address of it here ({error.strerror}); "
+                "NETWORK_INTERFACE and "
                 "GLOO_SOCKET_IFNAME name an interface of `ip address`"
             ) from None
     try:
-        family, _, _, _, found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)[0]
+        family, _, _, _, found = socket.getaddrinfo(
+            socket.gethostname(), None, type=socket.SOCK_STREAM
+        )[0]
         with socket.socket(family) as probe:
             probe.bind((found[0], 0))
     except OSError:  # as Gloo does
@@ -101,18 +105,24 @@ def interface_address(interface: str) -> str:
 
 
 def reach(peers: Mapping[str, tuple[str, int]], clock: Clock) -> dict[str, dict[str, Any]]:
-    """By name of a machine, whose listener has the address and port: ``fault``, or how far its clock is ``ahead`` of
-    this machine's, with the ``error``; seconds."""
+    """By name of a machine, whose listener has the address and port: ``fault``, or how far its
+    clock is ``ahead`` of this machine's, with the ``error``; seconds."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return dict(
-            zip(peers, pool.map(lambda at: _ask_time(at[0], at[1], clock), peers.values()), strict=True)
+            zip(
+                peers,
+                pool.map(lambda at: _ask_time(at[0], at[1], clock), peers.values()),
+                strict=True,
+            )
         )
 
 
-def judge_network(found: Mapping[Place, Mapping[str, Mapping[str, Any]]]) -> Check:
-    """``found``: of one rank of each machine, what `reach` gave. Named are those that most of the others miss."""
+def judge_network(found: Mapping[RankPlace, Mapping[str, Mapping[str, Any]]]) -> HealthCheck:
+    """``found``: of one rank of each machine, what `reach` gave. Named are those that most of the
+    others miss.
+    """
     if len(found) == 1:
-        return Check("network", OK, "one machine")
+        return HealthCheck("network", OK, "one machine")
     broken = [
         (place.machine, name, one["fault"])
         for place, told in found.items()
@@ -120,10 +130,11 @@ def judge_network(found: Mapping[Place, Mapping[str, Mapping[str, Any]]]) -> Che
         if one["fault"]
     ]
     if not broken:
-        return Check("network", OK, f"{len(found)} machines, each reaches every other")
+        return HealthCheck("network", OK, f"{len(found)} machines, each reaches every other")
     missed: dict[str, set[tuple[str, str]]] = {}
     for one, other, fault in broken:
-        # An address that means "this machine" on every machine is the fault of the one that gives it.
+        # An address that means "this machine" on every machine is the fault of the one that gives
+        # it.
         for blamed in (other,) if fault.startswith("127.") else (one, other):
             missed.setdefault(blamed, set()).add((one, other))
     most = max(len(pairs) for pairs in missed.values())
@@ -131,14 +142,16 @@ def judge_network(found: Mapping[Place, Mapping[str, Mapping[str, Any]]]) -> Che
     lines = [f"{a} does not reach {b}: {fault}" for a, b, fault in broken]
     more = f", and {len(lines) - 4} more" if len(lines) > 4 else ""
     remedy = "; NETWORK_INTERFACE names the interface that Gloo and NCCL use"
-    return Check("network", FAILED, "; ".join(lines[:4]) + more + remedy, sick)
+    return HealthCheck("network", FAILED, "; ".join(lines[:4]) + more + remedy, sick)
 
 
-def judge_clocks(found: Mapping[Place, Mapping[str, Any]]) -> Check:
-    """``found``: of one rank of each machine, how far the first machine's clock is ``ahead`` of its own."""
+def judge_clocks(found: Mapping[RankPlace, Mapping[str, Any]]) -> HealthCheck:
+    """``found``: of one rank of each machine, how far the first machine's clock is ``ahead`` of its
+    own.
+    """
     offsets = {place: -one["ahead"] for place, one in found.items() if not one["fault"]}
     if len(offsets) < 2:
-        return Check("clocks", OK, "one machine")
+        return HealthCheck("clocks", OK, "one machine")
     norm = statistics.median_low(offsets.values()) if len(offsets) > 2 else offsets[min(offsets)]
     error = max(found[place]["error"] for place in offsets)
     faults = {}
@@ -151,7 +164,9 @@ def judge_clocks(found: Mapping[Place, Mapping[str, Any]]) -> Check:
     if faults:
         return complain("clocks", faults, offsets)
     spread = max(offsets.values()) - min(offsets.values())
-    return Check("clocks", OK, f"{spread * 1e3:.1f} ms apart at most, known to {error * 1e3:.1f} ms")
+    return HealthCheck(
+        "clocks", OK, f"{spread * 1e3:.1f} ms apart at most, known to {error * 1e3:.1f} ms"
+    )
 
 
 def _ask_time(address: str, port: int, clock: Clock) -> dict[str, Any]:

@@ -12,20 +12,22 @@ from mmscale.config import Config, SetConfig
 from mmscale.data.index.manifest import Manifest, open_manifests
 from mmscale.data.storage.remote_file import RemoteFault, RemoteFile
 from mmscale.data.storage.url import join_url
-from mmscale.doctor.check import FAILED, OK, Check, Place, complain, usual
+from mmscale.doctor.check import FAILED, OK, HealthCheck, RankPlace, complain, usual
 from mmscale.errors import UserError
 
 _PROBE = 512  # bytes, a tar header
 
 
 def look(config: Config) -> dict[str, dict[str, Any]]:
-    """By data set: ``digest`` of its shards, how many ``shards``, or the ``fault`` why they cannot be read."""
+    """By data set: ``digest`` of its shards, how many ``shards``, or the ``fault`` why they cannot
+    be read.
+    """
     return {name: _look_at(one, config) for name, one in config.data.sets.items()}
 
 
-def judge(found: Mapping[Place, Mapping[str, Mapping[str, Any]]]) -> Check:
+def judge(found: Mapping[RankPlace, Mapping[str, Mapping[str, Any]]]) -> HealthCheck:
     """A set that a rank cannot read, or sees otherwise than the others, fails."""
-    faults, shards, later = dict[Place, tuple[str, str]](), 0, list[str]()
+    faults, shards, later = dict[RankPlace, tuple[str, str]](), 0, list[str]()
     for name in dict.fromkeys(name for sets in found.values() for name in sets):
         told = {place: sets[name] for place, sets in found.items()}
         sound = {place: one["digest"] for place, one in told.items() if not one["fault"]}
@@ -35,15 +37,19 @@ def judge(found: Mapping[Place, Mapping[str, Mapping[str, Any]]]) -> Check:
                 faults[place] = (FAILED, f"{name}: {one['fault']}")
             elif one["digest"] != norm:
                 faults[place] = (
-                    FAILED, f"{name}: other shards ({one['digest'][:12]}) than the others see ({norm[:12]})",
-                )  # fmt: skip
+                    FAILED,
+                    f"{name}: other shards ({one['digest'][:12]}) than the others see "
+                    f"({norm[:12]})",
+                )
         if sound and not norm:
             later.append(name)
         shards += max((one["shards"] for one in told.values()), default=0)
     if faults:
         return complain("shards", faults, found)
     text = f"{shards} shards, the same from every rank"
-    return Check("shards", OK, text + (f"; built at the start: {', '.join(later)}" if later else ""))
+    return HealthCheck(
+        "shards", OK, text + (f"; built at the start: {', '.join(later)}" if later else "")
+    )
 
 
 def _look_at(one: SetConfig, config: Config) -> dict[str, Any]:
@@ -57,7 +63,11 @@ def _look_at(one: SetConfig, config: Config) -> dict[str, Any]:
     except (UserError, RemoteFault, OSError) as error:
         return {"digest": "", "shards": 0, "fault": str(error)}
     digest = hashlib.sha256("".join(manifest.digest for manifest in manifests).encode()).hexdigest()
-    return {"digest": digest, "shards": sum(len(manifest.shards) for manifest in manifests), "fault": None}
+    return {
+        "digest": digest,
+        "shards": sum(len(manifest.shards) for manifest in manifests),
+        "fault": None,
+    }
 
 
 def _read_ends(manifest: Manifest, shard: int, retries: int) -> None:
@@ -74,7 +84,10 @@ def _read_ends(manifest: Manifest, shard: int, retries: int) -> None:
         try:
             with open(place.base / name, "rb", buffering=0) as file:
                 found = os.fstat(file.fileno()).st_size
-                got = min(len(file.read(_PROBE)), len(os.pread(file.fileno(), _PROBE, max(0, size - _PROBE))))
+                got = min(
+                    len(file.read(_PROBE)),
+                    len(os.pread(file.fileno(), _PROBE, max(0, size - _PROBE))),
+                )
         except OSError as error:
             raise UserError(f"shard {name} cannot be read ({error.strerror})") from None
     if found != size or not got:

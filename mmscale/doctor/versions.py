@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 import mmscale
-from mmscale.doctor.check import FAILED, OK, WARNING, Check, Place, complain, usual
+from mmscale.doctor.check import FAILED, OK, WARNING, HealthCheck, RankPlace, complain, usual
 
 # Kernels of one driver branch work together; all else must be the same bytes.
 _MAY_DIFFER = ("driver",)
@@ -27,9 +27,9 @@ def look(driver: str) -> dict[str, str]:
     return {name: version for name, version in found.items() if version}
 
 
-def judge(found: Mapping[Place, Mapping[str, str]]) -> Check:
+def judge(found: Mapping[RankPlace, Mapping[str, str]]) -> HealthCheck:
     """Different versions fail, different drivers warn; the minority is named."""
-    faults: dict[Place, tuple[str, str]] = {}
+    faults: dict[RankPlace, tuple[str, str]] = {}
     norms: dict[str, str] = {}
     for name in dict.fromkeys(name for versions in found.values() for name in versions):
         # The driver is asked for once a machine.
@@ -48,4 +48,6 @@ def judge(found: Mapping[Place, Mapping[str, str]]) -> Check:
                 )
     if faults:
         return complain("versions", faults, found)
-    return Check("versions", OK, ", ".join(f"{name} {version}" for name, version in norms.items()))
+    return HealthCheck(
+        "versions", OK, ", ".join(f"{name} {version}" for name, version in norms.items())
+    )

@@ -9,16 +9,18 @@ from numpy.typing import NDArray
 
 from mmscale.config import EvalConfig
 from mmscale.errors import UserError
-from mmscale.evaluate.samples import Samples
+from mmscale.evaluate.samples import EvalSamples
 from mmscale.predict.predictor import Predictor
 from mmscale.predict.query import Query
 
 
-def labels_of(samples: Samples) -> list[str]:
+def labels_of(samples: EvalSamples) -> list[str]:
     """The answers to choose from. Raises `UserError` if they are no sample's answer."""
     targets = set(samples.targets())
     score = samples.score
-    labels = score.labels or samples.predictor.config.model.classes.get(score.head) or sorted(targets)
+    labels = (
+        score.labels or samples.predictor.config.model.classes.get(score.head) or sorted(targets)
+    )
     if not targets:
         raise UserError(f"eval.{samples.name}.target: no sample has {score.target}")
     if not targets & set(labels):
@@ -39,7 +41,9 @@ def longest_answer(predictor: Predictor, score: EvalConfig, labels: Sequence[str
 def label_scores(
     predictor: Predictor, score: EvalConfig, queries: Sequence[Query], labels: Sequence[str]
 ) -> NDArray[np.float32]:
-    """Scores of ``labels``, float32 [queries, labels], by the score's linear head or by the answers' likelihood."""
+    """Scores of ``labels``, float32 [queries, labels], by the score's linear head or by the
+    answers' likelihood.
+    """
     if score.head:
         return predictor.class_scores(queries, score.prompt, score.head)
     return predictor.label_scores(queries, score.prompt, labels)

@@ -1,12 +1,14 @@
-"""Training labels that stay out of line: which samples the model, having learned from them, still contradicts.
+"""Training labels that stay out of line: which samples the model, having learned from them, still
+contradicts.
 
-A label that was exchanged, by mistake or to poison a model, stands against what all others teach, and its loss stays
-high while theirs fall (area under the margin: Pleiss et al., 2020). A sample is suspect if at *every* checkpoint that
-the run still has the model prefers another label and the loss is an outlier among those of its label: a modified
-z-score above 3.5 (Iglewicz and Hoaglin, 1993).
+A label that was exchanged, by mistake or to poison a model, stands against what all others teach,
+and its loss stays high while theirs fall (area under the margin: Pleiss et al., 2020). A sample is
+suspect if at *every* checkpoint that the run still has the model prefers another label and the loss
+is an outlier among those of its label: a modified z-score above 3.5 (Iglewicz and Hoaglin, 1993).
 
-What it cannot see: labels that the model has learned by heart (keep early checkpoints: train.keep_last), and a backdoor
-whose trigger the model has learned, because there the poisoned label is the one it prefers.
+What it cannot see: labels that the model has learned by heart (keep early checkpoints:
+train.keep_last), and a backdoor whose trigger the model has learned, because there the poisoned
+label is the one it prefers.
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ from numpy.typing import NDArray
 from mmscale.checkpoint.run_folder import saved_names
 from mmscale.checkpoint.stored_weights import StoredWeights, fill_from
 from mmscale.config import EvalConfig, SetConfig, TaskConfig
-from mmscale.data.index.dataset import Corpus
+from mmscale.data.index.dataset import Dataset
 from mmscale.errors import UserError
 from mmscale.evaluate.classify import label_scores, labels_of, longest_answer
-from mmscale.evaluate.samples import Samples
+from mmscale.evaluate.samples import EvalSamples
 from mmscale.predict.predictor import Predictor
 
 FILE = "suspects.jsonl"
@@ -54,22 +56,30 @@ class LabelScan:
         run_dir: Path | None,
         progress: bool,
     ) -> None:
-        self._predictor, self._weights, self._run_dir, self._progress = predictor, weights, run_dir, progress
+        self._predictor, self._weights, self._run_dir, self._progress = (
+            predictor,
+            weights,
+            run_dir,
+            progress,
+        )
         self._names = saved_names(predictor.model, predictor.config, ema)
 
-    def run(self) -> dict[str, tuple[Samples, dict[str, Any]]]:
-        """Of every scanned task its samples, ``suspects``, ``suspect_share``, ``checkpoints``; the worst ``listed``.
+    def run(self) -> dict[str, tuple[EvalSamples, dict[str, Any]]]:
+        """Of every scanned task its samples, ``suspects``, ``suspect_share``, ``checkpoints``; the
+        worst ``listed``.
 
         A set whose shards are not on this machine is passed over.
         """
-        suspects: dict[str, tuple[Samples, list[dict[str, Any]]]] = {}
+        suspects: dict[str, tuple[EvalSamples, list[dict[str, Any]]]] = {}
         for name, data_set in self._predictor.config.data.sets.items():
             for number, task in enumerate(data_set.tasks):
                 samples = self._samples(f"labels of {name}, task {number}", data_set, task)
                 if samples is not None:
                     suspects[samples.name] = samples, self._scan(samples)
         if self._run_dir is not None and suspects:
-            lines = [{"task": name, **one} for name, (_, found) in suspects.items() for one in found]
+            lines = [
+                {"task": name, **one} for name, (_, found) in suspects.items() for one in found
+            ]
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             (self._run_dir / FILE).write_text(text, encoding="utf-8")
         return {
@@ -85,18 +95,21 @@ class LabelScan:
             for name, (samples, found) in suspects.items()
         }
 
-    def _samples(self, name: str, data_set: SetConfig, task: TaskConfig) -> Samples | None:
+    def _samples(self, name: str, data_set: SetConfig, task: TaskConfig) -> EvalSamples | None:
         """The task's samples, or None where its target is no label."""
         if task.objective not in ("next_token", "classify") or not task.input:
             return None
         score = EvalConfig(
-            task="classify", shards=data_set.shards, input=task.input, prompt=task.prompt, target=task.target,
+            task="classify", shards=data_set.shards, input=task.input, prompt=task.prompt,
+            target=task.target,
             head=task.head_name() if task.objective == "classify" else "",
         )  # fmt: skip
         config = self._predictor.config
         try:
-            corpus = Corpus.open(data_set.shards, config.data.cache)
-            samples = Samples(name, score, corpus, self._predictor, self._progress, config.robustness.scan)
+            dataset = Dataset.open(data_set.shards, config.data.cache)
+            samples = EvalSamples(
+                name, score, dataset, self._predictor, self._progress, config.robustness.scan
+            )
             targets = samples.targets()
         except UserError:
             return None
@@ -104,7 +117,7 @@ class LabelScan:
         many = not 2 <= labels <= _MOST_LABELS or len(targets) < _LEAST_SAMPLES_A_LABEL * labels
         return None if many else samples
 
-    def _scan(self, samples: Samples) -> list[dict[str, Any]]:
+    def _scan(self, samples: EvalSamples) -> list[dict[str, Any]]:
         labels = labels_of(samples)
         facts: list[tuple[str, int]] = []  # key and number of the given label
         losses, margins, preferred = [], [], []
@@ -138,9 +151,11 @@ class LabelScan:
         ]
 
     def _read(
-        self, samples: Samples, labels: Sequence[str]
+        self, samples: EvalSamples, labels: Sequence[str]
     ) -> tuple[list[tuple[str, int]], NDArray[np.float64]]:
-        """(key and label of every sample; log-probabilities over the labels, float64 [samples, labels])."""
+        """(key and label of every sample; log-probabilities over the labels, float64 [samples,
+        labels]).
+        """
         number = {label: n for n, label in enumerate(labels)}
         samples.used = samples.skipped = samples.oversize = 0  # it is read once for each checkpoint
         facts: list[tuple[str, int]] = []
@@ -149,7 +164,9 @@ class LabelScan:
             usable = [one for one in chunk if one.answer in number]
             if not usable:
                 continue
-            scores = label_scores(self._predictor, samples.score, [one.queries[0] for one in usable], labels)
+            scores = label_scores(
+                self._predictor, samples.score, [one.queries[0] for one in usable], labels
+            )
             wide = scores.astype(np.float64)
             parts.append(wide - np.logaddexp.reduce(wide, axis=1, keepdims=True))
             facts += [(one.key, number[one.answer]) for one in usable]

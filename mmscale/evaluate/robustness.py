@@ -1,7 +1,8 @@
 """Accuracy under attack: the worst picture or clip nearby (PGD), and typing errors.
 
-What is measured is the *worst case*: a sample counts as right if the model is right on it as it is and under attack.
-A model that is right under this attack may yet fail another one: the figures are upper bounds of robustness.
+What is measured is the *worst case*: a sample counts as right if the model is right on it as it is
+and under attack. A model that is right under this attack may yet fail another one: the figures are
+upper bounds of robustness.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from mmscale.config import EvalConfig
 from mmscale.data.loading.batch_builder import BatchBuilder
 from mmscale.data.tokenizer import ANSWER, END
 from mmscale.evaluate.classify import label_scores, labels_of, longest_answer
-from mmscale.evaluate.samples import Sample, Samples
+from mmscale.evaluate.samples import EvalSample, EvalSamples
 from mmscale.evaluate.text_noise import with_typing_errors
 from mmscale.model.attack import Budget, ItemKeys, attack, first_places
 from mmscale.predict.predictor import Predictor
@@ -30,12 +31,12 @@ KIND = "robustness"
 _POSITIONS = 4096  # of one gradient pass, about
 
 
-def attacked(samples: Samples) -> dict[str, Any]:
+def attacked(samples: EvalSamples) -> dict[str, Any]:
     """Scores of one classify score under attack, as ``config.robustness`` says.
 
     Returns:
-        ``accuracy`` as the samples are; ``accuracy_pgd`` where they have pictures or clips; ``accuracy_typing_errors``
-        where they have texts; ``budget``, a line for people.
+        ``accuracy`` as the samples are; ``accuracy_pgd`` where they have pictures or clips;
+        ``accuracy_typing_errors`` where they have texts; ``budget``, a line for people.
     """
     predictor, score = samples.predictor, samples.score
     config = predictor.config.robustness
@@ -44,7 +45,7 @@ def attacked(samples: Samples) -> dict[str, Any]:
     budget = Budget(config.image, config.audio, config.steps)
     right: dict[str, list[bool]] = {}
 
-    def judge(name: str, chunk: Sequence[Sample], queries: Sequence[Query]) -> None:
+    def judge(name: str, chunk: Sequence[EvalSample], queries: Sequence[Query]) -> None:
         scores = label_scores(predictor, score, queries, labels)
         found = [
             labels[best] == one.answer
@@ -63,7 +64,9 @@ def attacked(samples: Samples) -> dict[str, Any]:
             noisy = [_mistyped(predictor, score, one, config.characters, longest) for one in chunk]
             judge("accuracy_typing_errors", chunk, noisy)
     plain = np.array(right["accuracy"])
-    result: dict[str, Any] = {name: float((plain & np.array(found)).mean()) for name, found in right.items()}
+    result: dict[str, Any] = {
+        name: float((plain & np.array(found)).mean()) for name, found in right.items()
+    }
     told = []
     if Picture in kinds:
         told.append(f"pictures within {config.image:g}/255")
@@ -77,9 +80,14 @@ def attacked(samples: Samples) -> dict[str, Any]:
 
 
 def attack_queries(
-    predictor: Predictor, score: EvalConfig, chunk: Sequence[Sample], labels: Sequence[str], budget: Budget
+    predictor: Predictor,
+    score: EvalConfig,
+    chunk: Sequence[EvalSample],
+    labels: Sequence[str],
+    budget: Budget,
 ) -> list[list[Part]]:
-    """The samples' queries with pictures and clips that make the true answer unlikely; pixels stay whole numbers.
+    """The samples' queries with pictures and clips that make the true answer unlikely; pixels stay
+    whole numbers.
 
     Samples whose true answer is none of ``labels`` cannot be right and stay as they are.
     """
@@ -87,7 +95,8 @@ def attack_queries(
     known = set(labels)
     rows = [row for row, one in enumerate(chunk) if one.answer in known]
     lengths = [
-        predictor.query_tokens(found[row], score.prompt) + len(predictor.tokenizer.encode(chunk[row].answer))
+        predictor.query_tokens(found[row], score.prompt)
+        + len(predictor.tokenizer.encode(chunk[row].answer))
         for row in range(len(chunk))
     ]
     rows.sort(key=lambda row: -lengths[row])
@@ -105,12 +114,14 @@ def attack_queries(
 def _attack_rows(
     predictor: Predictor,
     score: EvalConfig,
-    group: Sequence[Sample],
+    group: Sequence[EvalSample],
     labels: Sequence[str],
     budget: Budget,
     length: int,
 ) -> list[list[Part]]:
-    """One query in each sequence of a batch that is taught its true answer, and the batch attacked."""
+    """One query in each sequence of a batch that is taught its true answer, and the batch
+    attacked.
+    """
     media, model = predictor.config.media, predictor.model
     builder = BatchBuilder(len(group), length, media)
     head = sorted(predictor.config.model.classes).index(score.head) if score.head else 0
@@ -159,7 +170,9 @@ def _attack_rows(
 
 
 def _owners(first_N: list[int], length: int) -> list[tuple[int, int]]:
-    """(row, place among the row's own items) of every item, from the flat positions of their first tokens."""
+    """(row, place among the row's own items) of every item, from the flat positions of their first
+    tokens.
+    """
     out = [(0, 0)] * len(first_N)
     counts: dict[int, int] = {}
     for number in sorted(range(len(first_N)), key=first_N.__getitem__):
@@ -170,13 +183,17 @@ def _owners(first_N: list[int], length: int) -> list[tuple[int, int]]:
 
 
 def _whole_numbers(part: Picture, changed_3HW: Tensor) -> Picture:
-    """The changed picture, its changes rounded towards 0, so that it is not further away than was allowed."""
+    """The changed picture, its changes rounded towards 0, so that it is not further away than was
+    allowed.
+    """
     height, width = part.pixels.shape[1:]
     change = changed_3HW[:, :height, :width].cpu().numpy() - part.pixels.astype(np.float32)
     return Picture((part.pixels + np.trunc(change.round(3))).astype(np.uint8))
 
 
-def _mistyped(predictor: Predictor, score: EvalConfig, one: Sample, share: float, longest: int) -> list[Part]:
+def _mistyped(
+    predictor: Predictor, score: EvalConfig, one: EvalSample, share: float, longest: int
+) -> list[Part]:
     """The query with typing errors in its texts, cut where it would no longer fit."""
     out: list[Part] = []
     for nth, part in enumerate(one.queries[0]):
@@ -195,5 +212,5 @@ def _mistyped(predictor: Predictor, score: EvalConfig, one: Sample, share: float
     return out
 
 
-def _key(predictor: Predictor, score: EvalConfig, one: Sample, kind: str, nth: int) -> int:
+def _key(predictor: Predictor, score: EvalConfig, one: EvalSample, kind: str, nth: int) -> int:
     return prf.derive_key(predictor.config.seed, "robustness", score.target, one.key, kind, nth)

@@ -16,12 +16,12 @@ from mmscale.checkpoint.run_state import list_checkpoints, read_state
 from mmscale.checkpoint.score_file import write_scores
 from mmscale.checkpoint.stored_weights import StoredWeights
 from mmscale.config import EvalConfig
-from mmscale.data.index.dataset import Corpus
+from mmscale.data.index.dataset import Dataset
 from mmscale.errors import UserError
 from mmscale.evaluate.classify import label_scores, labels_of, longest_answer
 from mmscale.evaluate.label_scan import LabelScan
 from mmscale.evaluate.robustness import KIND, attacked
-from mmscale.evaluate.samples import Samples
+from mmscale.evaluate.samples import EvalSamples
 from mmscale.evaluate.scores import (
     accuracy,
     character_error_rate,
@@ -46,13 +46,14 @@ def evaluate(
 ) -> dict[str, dict[str, Any]]:
     """Compute the scores of ``config.eval``.
 
-    A sample whose fields cannot be read or decoded is left out and counted as ``skipped``; one that is longer
-    than ``data.seq_len`` is left out and counted as ``oversize``; one that lacks a field is not counted.
+    A sample whose fields cannot be read or decoded is left out and counted as ``skipped``; one that
+    is longer than ``data.seq_len`` is left out and counted as ``oversize``; one that lacks a field
+    is not counted.
 
     Args:
-        target: a run directory (its newest whole checkpoint) or a release folder.
-        data: shards that replace those of every score.
-        tasks: names of scores, or kinds (classify, transcribe, retrieve); None: all of these. ``robustness`` attacks
+        target: a run directory (its newest whole checkpoint) or a release folder. data: shards that
+        replace those of every score. tasks: names of scores, or kinds (classify, transcribe,
+        retrieve); None: all of these. ``robustness`` attacks
             the classify scores instead and looks through the training labels.
         progress: show bars on stderr.
         ema: of a run, score the moving averages of the weights.
@@ -60,16 +61,18 @@ def evaluate(
     Returns:
         Per score ``task``, ``samples``, ``skipped``, ``oversize`` and, as shares of 1,
 
-        - classify: ``accuracy``, ``macro_f1``, ``labels`` and, for up to 100 labels, ``confusion``: counts,
-          row the truth, column the prediction;
+        - classify: ``accuracy``, ``macro_f1``, ``labels`` and, for up to 100 labels, ``confusion``:
+          counts, row the truth, column the prediction;
         - transcribe: ``wer`` and ``cer`` (which may exceed 1), ``exact``;
         - retrieve: ``recall@1``, ``recall@5``, ``recall@10``;
         - robustness: see `mmscale.evaluate.robustness`.
 
-        For a run they are also written to ``scores.json``, with the digests of the data and the command.
+        For a run they are also written to ``scores.json``, with the digests of the data and the
+        command.
 
     Raises:
-        UserError: ``target`` is neither, a name is unknown, or shards are missing or lack the fields.
+        UserError: ``target`` is neither, a name is unknown, or shards are missing or lack the
+            fields.
     """
     checkpoint: Path | None = None
     if is_release(target):
@@ -81,11 +84,12 @@ def evaluate(
         predictor = load_checkpoint(config, tokenizer, checkpoint, ema)
     else:
         raise UserError(
-            f"{target}: neither a run directory (config.yaml) nor a release (config.json of mmscale export)"
+            f"{target}: neither a run directory (config.yaml) nor a release (config.json of "
+            "mmscale export)"
         )
     if torch.cuda.is_available():
         predictor.model.to("cuda")
-    found: dict[str, tuple[Samples, dict[str, Any], str]] = {}
+    found: dict[str, tuple[EvalSamples, dict[str, Any], str]] = {}
     for name, score in _choose(target, predictor.config.eval, tasks).items():
         samples = _open_samples(name, score, data, predictor, progress)
         found[name] = samples, _KINDS[score.task](samples), name
@@ -95,7 +99,9 @@ def evaluate(
             samples = _open_samples(name, score, data, predictor, progress, most)
             found[f"{name}, attacked"] = samples, attacked(samples), KIND
         weights = [StoredWeights(path) for path in _kept(checkpoint)] if checkpoint else []
-        scan = LabelScan(predictor, weights, ema, target if checkpoint and not ema else None, progress)
+        scan = LabelScan(
+            predictor, weights, ema, target if checkpoint and not ema else None, progress
+        )
         found |= {name: (samples, result, KIND) for name, (samples, result) in scan.run().items()}
     results: dict[str, dict[str, Any]] = {}
     entries: dict[str, dict[str, Any]] = {}
@@ -105,10 +111,12 @@ def evaluate(
         entries[name] = {
             "scores": results[name],
             "shards": samples.score.shards,
-            "digests": samples.corpus.digests,
+            "digests": samples.dataset.digests,
             "command": _command(target, data, wanted),
         }
-    if checkpoint and not ema:  # the model card tells the scores of the weights that are exported by default
+    if (
+        checkpoint and not ema
+    ):  # the model card tells the scores of the weights that are exported by default
         write_scores(target, read_state(checkpoint).step, entries)
     return results
 
@@ -120,13 +128,18 @@ def _kept(newest: Path) -> list[Path]:
 
 
 def _open_samples(
-    name: str, score: EvalConfig, data: str | None, predictor: Predictor, progress: bool, most: int = 0
-) -> Samples:
+    name: str,
+    score: EvalConfig,
+    data: str | None,
+    predictor: Predictor,
+    progress: bool,
+    most: int = 0,
+) -> EvalSamples:
     score = replace(score, shards=[data] if data is not None else score.shards)
     if not score.shards:
         raise UserError(f"eval.{name}.shards: empty; name held-out shards there, or give --data")
-    corpus = Corpus.open(score.shards, predictor.config.data.cache)
-    return Samples(name, score, corpus, predictor, progress, most)
+    dataset = Dataset.open(score.shards, predictor.config.data.cache)
+    return EvalSamples(name, score, dataset, predictor, progress, most)
 
 
 def format_table(scores: dict[str, dict[str, Any]]) -> str:
@@ -134,7 +147,9 @@ def format_table(scores: dict[str, dict[str, Any]]) -> str:
     rows = [("score", "kind", "samples", "left out", "result")]
     for name, found in scores.items():
         left_out = found.get("skipped", 0) + found.get("oversize", 0)
-        result = "  ".join(f"{key} {value:.3f}" for key, value in found.items() if isinstance(value, float))
+        result = "  ".join(
+            f"{key} {value:.3f}" for key, value in found.items() if isinstance(value, float)
+        )
         rows.append((name, found["task"], str(found["samples"]), str(left_out), result))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     lines = []
@@ -144,7 +159,7 @@ def format_table(scores: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _classify(samples: Samples) -> dict[str, Any]:
+def _classify(samples: EvalSamples) -> dict[str, Any]:
     predictor, score = samples.predictor, samples.score
     labels = labels_of(samples)
     truth: list[str] = []
@@ -165,7 +180,7 @@ def _classify(samples: Samples) -> dict[str, Any]:
     return out
 
 
-def _transcribe(samples: Samples) -> dict[str, Any]:
+def _transcribe(samples: EvalSamples) -> dict[str, Any]:
     score = samples.score
     decoding = Decoding(max_new_tokens=score.max_new_tokens, beams=score.beams)
     truth: list[str] = []
@@ -187,12 +202,14 @@ def _transcribe(samples: Samples) -> dict[str, Any]:
     }
 
 
-def _retrieve(samples: Samples) -> dict[str, Any]:
+def _retrieve(samples: EvalSamples) -> dict[str, Any]:
     """Every sample is a query and, by its other field, a candidate."""
     score = samples.score
     same = score.query == score.candidates
     if same and not score.match:
-        raise UserError(f"eval.{samples.name}.match: needed where query and candidates are the same field")
+        raise UserError(
+            f"eval.{samples.name}.match: needed where query and candidates are the same field"
+        )
     embeddings: tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]] = ([], [])
     match: list[str] = []
     for chunk in samples.chunks():
@@ -206,9 +223,13 @@ def _retrieve(samples: Samples) -> dict[str, Any]:
 _KINDS = {"classify": _classify, "transcribe": _transcribe, "retrieve": _retrieve}
 
 
-def _choose(target: Path, entries: dict[str, EvalConfig], tasks: list[str] | None) -> dict[str, EvalConfig]:
+def _choose(
+    target: Path, entries: dict[str, EvalConfig], tasks: list[str] | None
+) -> dict[str, EvalConfig]:
     if not entries:
-        raise UserError(f"{target}: its config has no scores; add an entry under eval before training")
+        raise UserError(
+            f"{target}: its config has no scores; add an entry under eval before training"
+        )
     if tasks is None:
         return entries
     kinds = {*(score.task for score in entries.values()), KIND}
@@ -223,7 +244,8 @@ def _attackable(target: Path, entries: dict[str, EvalConfig]) -> dict[str, EvalC
     found = {name: score for name, score in entries.items() if score.task == "classify"}
     if not found:
         raise UserError(
-            f"{target}: --task {KIND} attacks classify scores, and its config has none; add one under eval"
+            f"{target}: --task {KIND} attacks classify scores, and its config has none; add one "
+            "under eval"
         )
     return found
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from mmscale import prf
 from mmscale.config import EvalConfig
-from mmscale.data.index.dataset import Corpus
+from mmscale.data.index.dataset import Dataset
 from mmscale.errors import SampleFault, UserError
 from mmscale.predict.predictor import Predictor
 from mmscale.predict.query import Part
@@ -19,7 +19,7 @@ _CHUNK = 256  # samples decoded before they are scored together
 
 
 @dataclass
-class Sample:
+class EvalSample:
     """What a score needs of one sample."""
 
     key: str
@@ -28,7 +28,7 @@ class Sample:
 
 
 @dataclass
-class Samples:
+class EvalSamples:
     """The usable samples of a score's shards, read in order; counts what it leaves out.
 
     ``most`` samples at most, drawn by the run's seed; 0: all.
@@ -36,7 +36,7 @@ class Samples:
 
     name: str
     score: EvalConfig
-    corpus: Corpus
+    dataset: Dataset
     predictor: Predictor
     progress: bool
     most: int = 0
@@ -44,13 +44,16 @@ class Samples:
     skipped: int = 0
     oversize: int = 0
 
-    def chunks(self, longest_answer: int = 0) -> Iterator[list[Sample]]:
-        """Up to `_CHUNK` decoded samples at a time; ``longest_answer`` tokens must fit behind the query.
+    def chunks(self, longest_answer: int = 0) -> Iterator[list[EvalSample]]:
+        """Up to `_CHUNK` decoded samples at a time; ``longest_answer`` tokens must fit behind the
+        query.
 
         Raises `UserError` if no sample has the fields or none could be used.
         """
-        chunk: list[Sample] = []
-        for sample in tqdm(self._present(), desc=self.name, unit="sample", disable=not self.progress):
+        chunk: list[EvalSample] = []
+        for sample in tqdm(
+            self._present(), desc=self.name, unit="sample", disable=not self.progress
+        ):
             try:
                 made = self._read(sample)
             except SampleFault:
@@ -58,7 +61,9 @@ class Samples:
                 continue
             if made is None:
                 continue
-            length = max(self.predictor.query_tokens(query, self.score.prompt) for query in made.queries)
+            length = max(
+                self.predictor.query_tokens(query, self.score.prompt) for query in made.queries
+            )
             if length + longest_answer > self.predictor.config.data.seq_len:
                 self.oversize += 1
                 continue
@@ -72,7 +77,8 @@ class Samples:
         if not self.used:
             raise UserError(
                 f"eval.{self.name}: no sample of {', '.join(self.score.shards)} can be used "
-                f"({self.skipped} broken, {self.oversize} longer than data.seq_len); give other shards"
+                f"({self.skipped} broken, {self.oversize} longer than data.seq_len); give other "
+                "shards"
             )
 
     def targets(self) -> list[str]:
@@ -80,7 +86,7 @@ class Samples:
         found: list[str] = []
         for sample in self._having_fields():
             try:
-                text = self.corpus.text(self.score.target, sample)
+                text = self.dataset.text(self.score.target, sample)
             except SampleFault:
                 continue  # it is counted when the sample is read whole
             if text is not None:
@@ -102,9 +108,9 @@ class Samples:
     def _having_fields(self) -> list[int]:
         """Samples whose index has every field the score reads."""
         fields = self.score.fields()
-        has = np.ones(len(self.corpus), dtype=bool)
+        has = np.ones(len(self.dataset), dtype=bool)
         for name in fields:
-            has &= self.corpus.facts(name, np.arange(len(self.corpus)))["offset"] > 0
+            has &= self.dataset.facts(name, np.arange(len(self.dataset)))["offset"] > 0
         if not has.any():
             raise UserError(
                 f"eval.{self.name}: no sample of {', '.join(self.score.shards)} has the fields "
@@ -113,17 +119,19 @@ class Samples:
         found: list[int] = np.nonzero(has)[0].tolist()
         return found
 
-    def _read(self, sample: int) -> Sample | None:
-        """The sample decoded; None if its JSON lacks a field. Raises `SampleFault` if it is broken."""
-        score, corpus, reader = self.score, self.corpus, self.predictor.reader
+    def _read(self, sample: int) -> EvalSample | None:
+        """The sample decoded; None if its JSON lacks a field. Raises `SampleFault` if it is
+        broken.
+        """
+        score, dataset, reader = self.score, self.dataset, self.predictor.reader
         asked = [[score.query], [score.candidates]] if score.task == "retrieve" else [score.input]
         queries = []
         for fields in asked:
-            query = reader.query(corpus, fields, sample)
+            query = reader.query(dataset, fields, sample)
             if query is None:
                 return None
             queries.append(query)
-        key = corpus.key(sample)
+        key = dataset.key(sample)
         wanted = score.match if score.task == "retrieve" else score.target
-        answer = corpus.text(wanted, sample) if wanted else key
-        return None if answer is None else Sample(key, queries, answer)
+        answer = dataset.text(wanted, sample) if wanted else key
+        return None if answer is None else EvalSample(key, queries, answer)

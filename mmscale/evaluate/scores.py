@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 RECALL_AT = (1, 5, 10)
 
-# Scripts written without spaces between words: Han (with extensions and compatibility forms), kana, Bopomofo.
+# Scripts written without spaces between words: Han (with extensions and compatibility forms), kana,
+# Bopomofo.
 _UNSPACED = re.compile(
     "([\u3005-\u3007\u3040-\u30ff\u3105-\u312f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     "\uff66-\uff9d\U0001b000-\U0001b16f\U00020000-\U000323af])"
@@ -26,8 +27,12 @@ def accuracy(truth: Sequence[str], predicted: Sequence[str]) -> float:
     return sum(t == p for t, p in zip(truth, predicted, strict=True)) / len(truth)
 
 
-def confusion(truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> NDArray[np.int64]:
-    """Counts, int64 [labels, labels]: row the truth, column the prediction; ``labels`` are all different."""
+def confusion(
+    truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]
+) -> NDArray[np.int64]:
+    """Counts, int64 [labels, labels]: row the truth, column the prediction; ``labels`` are all
+    different.
+    """
     number = {label: n for n, label in enumerate(labels)}
     assert len(number) == len(labels)
     counts = np.zeros((len(labels), len(labels)), np.int64)
@@ -36,7 +41,9 @@ def confusion(truth: Sequence[str], predicted: Sequence[str], labels: Sequence[s
 
 
 def macro_f1(counts: NDArray[np.int64]) -> float:
-    """Unweighted mean of F1 over the classes of a confusion matrix that occur as truth or prediction."""
+    """Unweighted mean of F1 over the classes of a confusion matrix that occur as truth or
+    prediction.
+    """
     hits = counts.diagonal()
     either = counts.sum(axis=0) + counts.sum(axis=1)
     present = either > 0
@@ -45,21 +52,26 @@ def macro_f1(counts: NDArray[np.int64]) -> float:
 
 
 def words(text: str) -> list[str]:
-    """Words for the word error rate: split at white space; a Chinese or Japanese character is a word."""
+    """Words for the word error rate: split at white space; a Chinese or Japanese character is a
+    word.
+    """
     return _UNSPACED.sub(r" \1 ", text).split()
 
 
 def word_error_rate(truth: Sequence[str], predicted: Sequence[str]) -> float:
-    """Substituted, deleted and inserted words over true words, summed over all texts before dividing.
+    """Substituted, deleted and inserted words over true words, summed over all texts before
+    dividing.
 
-    Counted by `jiwer` on the texts as they are: case and punctuation matter. For Chinese and Japanese, whose
-    words have no spaces between them, a word is a character (mixed error rate).
+    Counted by `jiwer` on the texts as they are: case and punctuation matter. For Chinese and
+    Japanese, whose words have no spaces between them, a word is a character (mixed error rate).
     """
     return _error_rate([words(text) for text in truth], [words(text) for text in predicted])
 
 
 def character_error_rate(truth: Sequence[str], predicted: Sequence[str]) -> float:
-    """Like `word_error_rate` with characters for words; white space between words is one character."""
+    """Like `word_error_rate` with characters for words; white space between words is one
+    character.
+    """
     return _error_rate(
         [list(" ".join(t.split())) for t in truth], [list(" ".join(p.split())) for p in predicted]
     )
@@ -73,16 +85,18 @@ def recall_at(
     *,
     leave_out_own: bool = False,
 ) -> dict[str, float]:
-    """Share of queries with a match among the k most similar candidates, ``{"recall@1": …}`` for `RECALL_AT`.
+    """Share of queries with a match among the k most similar candidates, ``{"recall@1": …}`` for
+    `RECALL_AT`.
 
     Args:
         query: float32 [Q, E], candidate: float32 [C, E]; the similarity is the dot product.
-        query_match, candidate_match: a candidate is a hit if its value equals the query's: sample keys for
+        query_match, candidate_match: a candidate is a hit if its value equals the query's: sample
+        keys for
             instances, labels for classes.
         leave_out_own: candidate n is query n itself, and is not searched.
 
-    Of equally similar candidates the misses count as the more similar, so that a model that gives everything
-    the same embedding finds nothing. A query without a matching candidate is a miss.
+    Of equally similar candidates the misses count as the more similar, so that a model that gives
+    everything the same embedding finds nothing. A query without a matching candidate is a miss.
     """
     assert len(query) == len(query_match) > 0 and len(candidate) == len(candidate_match)
     number = {value: n for n, value in enumerate(dict.fromkeys([*query_match, *candidate_match]))}
@@ -98,7 +112,9 @@ def recall_at(
             similarity[np.arange(len(own)), own] = -np.inf
             hit[np.arange(len(own)), own] = False
         best = np.fmax.reduce(np.where(hit, similarity, np.nan), axis=1, initial=-np.inf)
-        misses = ~hit & ~(similarity < best[:, None])  # what is no number counts as the more similar
+        misses = ~hit & ~(
+            similarity < best[:, None]
+        )  # what is no number counts as the more similar
         before[rows] = np.where(best > -np.inf, misses.sum(axis=1), _NEVER)
     return {f"recall@{k}": float((before < k).mean()) for k in RECALL_AT}
 
@@ -116,5 +132,7 @@ def _error_rate(truth: list[list[str]], predicted: list[list[str]]) -> float:
 
 
 def _spell(units: list[str]) -> str:
-    """Units as words for jiwer, which splits at spaces: a unit that is a space becomes a visible one."""
+    """Units as words for jiwer, which splits at spaces: a unit that is a space becomes a visible
+    one.
+    """
     return " ".join("\u2423" if unit == " " else unit for unit in units)

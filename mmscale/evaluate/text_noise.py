@@ -1,7 +1,8 @@
-"""Typing errors: a share of a text's characters is exchanged, left out, repeated or swapped with the next.
+"""Typing errors: a share of a text's characters is exchanged, left out, repeated or swapped with
+the next.
 
-As in Belinkov and Bisk, "Synthetic and natural noise both break neural machine translation" (2018); new characters are
-drawn from the text itself, so that a Chinese text stays Chinese.
+As in Belinkov and Bisk, "Synthetic and natural noise both break neural machine translation" (2018);
+new characters are drawn from the text itself, so that a Chinese text stays Chinese.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from mmscale.prf import Draws
 
 
 def with_typing_errors(text: str, share: float, key: int) -> str:
-    """``text`` with each character changed with probability ``share``; equal keys change alike. Never empty."""
+    """``text`` with each character changed with probability ``share``; equal keys change alike.
+    Never empty.
+    """
     draws = Draws(key)
     characters = list(text)
     out: list[str] = []

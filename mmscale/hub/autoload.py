@@ -1,10 +1,11 @@
 """Telling `transformers` of our classes when, and only if, somebody imports it.
 
-`transformers` has no place where an installed package can name its models (5.24 looks for none), so its auto modules
-are watched: each is imported as always, and then told. Importing mmscale therefore imports neither `transformers` nor
-torch. `install` is called by ``import mmscale``, and through the entry point that torch calls when it is imported
-(pyproject.toml, group torch.backends), so that AutoModel and AutoProcessor work where mmscale is merely installed.
-(AutoConfig, where a program imports nothing else of `transformers`, needs the ``import mmscale``.)
+`transformers` has no place where an installed package can name its models (5.24 looks for none), so
+its auto modules are watched: each is imported as always, and then told. Importing mmscale therefore
+imports neither `transformers` nor torch. `install` is called by ``import mmscale``, and through the
+entry point that torch calls when it is imported (pyproject.toml, group torch.backends), so that
+AutoModel and AutoProcessor work where mmscale is merely installed. (AutoConfig, where a program
+imports nothing else of `transformers`, needs the ``import mmscale``.)
 """
 
 from __future__ import annotations
@@ -50,12 +51,14 @@ _warned = False
 
 
 class _Watcher(importlib.abc.MetaPathFinder):
-    """Finds a watched module as the other finders do, and tells it of our classes once it has run."""
+    """Finds a watched module as the other finders do, and tells it of our classes once it has
+    run.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        settle()
+        register_pending()
         if fullname not in _WATCHED:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
@@ -73,25 +76,30 @@ class _Loader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None
-        module.__spec__.loader = module.__loader__ = self._inner  # nobody need know that it was watched
+        module.__spec__.loader = module.__loader__ = (
+            self._inner
+        )  # nobody need know that it was watched
         self._inner.exec_module(module)
         _attempt(self._tell, module)
 
 
 def install() -> None:
-    """Watch for `transformers`, or tell it at once where it was imported before; more calls change nothing."""
+    """Watch for `transformers`, or tell it at once where it was imported before; more calls change
+    nothing.
+    """
     if any(isinstance(finder, _Watcher) for finder in sys.meta_path):
         return
     _pending.update(_WATCHED.keys() & sys.modules.keys())
-    settle()
+    register_pending()
     sys.meta_path.insert(0, _Watcher())
 
 
-def settle() -> None:
+def register_pending() -> None:
     """Tell the modules that were imported before the watch began, once they are whole.
 
-    torch, which calls `install`, is itself imported by them. Called with every later import, and by our config when
-    `transformers` makes one, which it does before it looks for a model or a processor.
+    torch, which calls `install`, is itself imported by them. Called with every later import, and by
+    our config when `transformers` makes one, which it does before it looks for a model or a
+    processor.
     """
     for name in sorted(_pending):
         module = sys.modules.get(name)

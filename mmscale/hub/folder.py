@@ -1,4 +1,6 @@
-"""Where a release lies: a local folder, or a repository of the Hugging Face Hub, fetched once into its cache."""
+"""Where a release lies: a local folder, or a repository of the Hugging Face Hub, fetched once into
+its cache.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ _FILES = ["*.json", "*.safetensors", "model.sig", "README.md"]
 
 
 def release_folder(name: str | PathLike[str], keywords: dict[str, Any]) -> Path:
-    """The folder ``name``, or the snapshot of the repository ``name``; takes its settings out of ``keywords``.
+    """The folder ``name``, or the snapshot of the repository ``name``; takes its settings out of
+    ``keywords``.
 
     Raises:
         UserError: there is neither, or it cannot be fetched.
@@ -25,7 +28,9 @@ def release_folder(name: str | PathLike[str], keywords: dict[str, Any]) -> Path:
 
     try:
         return Path(snapshot_download(str(name), allow_patterns=_FILES, **settings))
-    except Exception as error:  # the library has a kind for every failure of network, name and permission
+    except (
+        Exception
+    ) as error:  # the library has a kind for every failure of network, name and permission
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{name}: no local folder, and cannot be fetched ({reason}); check the name"

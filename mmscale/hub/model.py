@@ -1,4 +1,6 @@
-"""A release as a `transformers` model. Shape suffixes: B sequences, L positions, D width, E embedding width."""
+"""A release as a `transformers` model. Shape suffixes: B sequences, L positions, D width, E
+embedding width.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +25,19 @@ from mmscale.predict.generate import Generator
 from mmscale.release.open_release import load_release
 from mmscale.release.weight_writer import WEIGHT_TYPES
 
-# What callers may say and what changes nothing here: weights are always mapped, checked and from safetensors.
+# What callers may say and what changes nothing here: weights are always mapped, checked and from
+# safetensors.
 _NO_MATTER = {
-    "trust_remote_code", "low_cpu_mem_usage", "use_safetensors", "adapter_kwargs", "attn_implementation",
+    "trust_remote_code", "low_cpu_mem_usage", "use_safetensors", "adapter_kwargs",
+    "attn_implementation",
     "_from_auto", "_commit_hash",
 }  # fmt: skip
 
 
 class MmscaleModel(PreTrainedModel):
-    """`FusionTransformer` behind the interface of `transformers`; inputs come from `MmscaleProcessor`."""
+    """`FusionTransformer` behind the interface of `transformers`; inputs come from
+    `MmscaleProcessor`.
+    """
 
     config_class = MmscaleConfig
     base_model_prefix = "fusion"
@@ -52,9 +58,11 @@ class MmscaleModel(PreTrainedModel):
     def from_pretrained(  # type: ignore[override]  # fewer keywords, and the others are told
         cls, pretrained_model_name_or_path: str | PathLike[str], *inputs: Any, **keywords: Any
     ) -> MmscaleModel:
-        """Open a release folder, or one on the Hub, as `mmscale.load` does: hashes checked, weights mapped.
+        """Open a release folder, or one on the Hub, as `mmscale.load` does: hashes checked, weights
+        mapped.
 
-        Keywords: ``dtype`` (default: as stored), ``device_map`` (one device), those of the Hub, and ``verify``.
+        Keywords: ``dtype`` (default: as stored), ``device_map`` (one device), those of the Hub, and
+            ``verify``.
 
         Raises:
             UserError: no release, a damaged or changed one, or a keyword that means nothing here.
@@ -68,7 +76,8 @@ class MmscaleModel(PreTrainedModel):
         unknown = [name for name in keywords if name not in _NO_MATTER]
         if unknown or inputs:
             raise UserError(
-                f"from_pretrained: {[*unknown, *inputs][0]!r} means nothing for an mmscale release; leave it out"
+                f"from_pretrained: {[*unknown, *inputs][0]!r} means nothing for an mmscale "
+                "release; leave it out"
             )
         predictor, _ = load_release(folder, device, dtype, verify)
         if not isinstance(config, MmscaleConfig):
@@ -86,11 +95,14 @@ class MmscaleModel(PreTrainedModel):
     def save_pretrained(self, *arguments: Any, **keywords: Any) -> None:
         """Not supported: raises `UserError`."""
         raise UserError(
-            "save_pretrained: a release is written by mmscale export, from its run; copy the folder instead"
+            "save_pretrained: a release is written by mmscale export, from its run; copy the "
+            "folder instead"
         )
 
     def forward(self, **inputs: Any) -> BaseModelOutputWithPooling:
-        """``last_hidden_state`` [B, L, D]; ``pooler_output`` float32 [B, E], unit embeddings, if inputs ask for any."""
+        """``last_hidden_state`` [B, L, D]; ``pooler_output`` float32 [B, E], unit embeddings, if
+        inputs ask for any.
+        """
         batch = to_batch(inputs)
         hidden_BLD = self.fusion.hidden(batch)
         pooled = None
@@ -112,7 +124,8 @@ class MmscaleModel(PreTrainedModel):
         seed: int = 0,
         **inputs: Any,
     ) -> Tensor:
-        """Answers' token ids, int64 [B, longest], <|end|> left out, padded with <|pad|>; see `Decoding`.
+        """Answers' token ids, int64 [B, longest], <|end|> left out, padded with <|pad|>; see
+        `Decoding`.
 
         Raises:
             UserError: a setting that cannot be.
@@ -129,7 +142,9 @@ class MmscaleModel(PreTrainedModel):
         decoding.check()
         lengths = (batch.segment_BL > 0).sum(1)
         rooms = (self._seq_len - lengths + 1).clamp(max=max_new_tokens).tolist()
-        allowed_V = torch.zeros(self.fusion.config.vocab_size, dtype=torch.bool, device=lengths.device)
+        allowed_V = torch.zeros(
+            self.fusion.config.vocab_size, dtype=torch.bool, device=lengths.device
+        )
         allowed_V[len(SPECIAL_TOKENS) : self._tokens] = True
         allowed_V[END] = True
         found = Generator(self.fusion, allowed_V, END, decoding, None).answer(
@@ -149,10 +164,13 @@ def to_batch(inputs: dict[str, Any]) -> Batch:
     missing = {"tokens_BL", "segment_BL", "audio_chunks", "images_padded"} - inputs.keys()
     if unknown or missing:
         raise UserError(
-            f"inputs: {min(unknown | missing)!r} is unknown or missing; make them with the processor"
+            f"inputs: {min(unknown | missing)!r} is unknown or missing; make them with the "
+            "processor"
         )
     chunks = [tuple(chunk) for chunk in inputs["audio_chunks"].tolist()]
-    return Batch(**{**inputs, "audio_chunks": chunks, "images_padded": bool(inputs["images_padded"])})
+    return Batch(
+        **{**inputs, "audio_chunks": chunks, "images_padded": bool(inputs["images_padded"])}
+    )
 
 
 def _dtype(value: Any) -> torch.dtype | None:

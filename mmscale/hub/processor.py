@@ -1,4 +1,6 @@
-"""Pictures, sounds and texts to the inputs of `MmscaleModel`, by the very functions that training uses."""
+"""Pictures, sounds and texts to the inputs of `MmscaleModel`, by the very functions that training
+uses.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +38,16 @@ class MmscaleProcessor(ProcessorMixin):
     def from_pretrained(  # type: ignore[override]  # fewer keywords
         cls, pretrained_model_name_or_path: str | PathLike[str], **keywords: Any
     ) -> MmscaleProcessor:
-        """From a release folder, or one on the Hub. Raises `UserError` if it is none, or is damaged or changed."""
+        """From a release folder, or one on the Hub. Raises `UserError` if it is none, or is damaged
+        or changed.
+        """
         return cls(*read_small_files(release_folder(pretrained_model_name_or_path, keywords)))
 
     def save_pretrained(self, *arguments: Any, **keywords: Any) -> None:
         """Not supported: raises `UserError`."""
         raise UserError(
-            "save_pretrained: a release is written by mmscale export, from its run; copy the folder instead"
+            "save_pretrained: a release is written by mmscale export, from its run; copy the "
+            "folder instead"
         )
 
     def __call__(
@@ -54,18 +59,22 @@ class MmscaleProcessor(ProcessorMixin):
         embed: bool = False,
         **ignored: Any,
     ) -> BatchFeature:
-        """The inputs of `MmscaleModel`: for `generate`, or with ``embed`` for the embeddings of its forward pass.
+        """The inputs of `MmscaleModel`: for `generate`, or with ``embed`` for the embeddings of its
+        forward pass.
 
-        ``text``, ``images`` and ``audio`` are single values or equally long lists, as `mmscale.load` takes them.
-        ``prompt`` is that of the training task; left out, the one that was trained with such inputs.
+        ``text``, ``images`` and ``audio`` are single values or equally long lists, as
+        `mmscale.load` takes them. ``prompt`` is that of the training task; left out, the one that
+        was trained with such inputs.
 
         Raises:
-            UserError: nothing was given, lists of different lengths, or something that cannot be used.
+            UserError: nothing was given, lists of different lengths, or something that cannot be
+                used.
         """
         ignored.pop("return_tensors", None)  # they are always torch's
         if ignored:
             raise UserError(
-                f"processor: {min(ignored)!r} means nothing here; give text, images, audio, prompt, embed"
+                f"processor: {min(ignored)!r} means nothing here; give text, images, audio, "
+                "prompt, embed"
             )
         segments = [
             self._segment(image, sound, words, prompt, embed)
@@ -74,7 +83,8 @@ class MmscaleProcessor(ProcessorMixin):
         lengths = [count_tokens(segment, self.run.media) for segment in segments]
         if max(lengths) > self.run.data.seq_len:
             raise UserError(
-                f"data.seq_len={self.run.data.seq_len}: a question takes {max(lengths)} tokens; shorten it"
+                f"data.seq_len={self.run.data.seq_len}: a question takes {max(lengths)} tokens; "
+                "shorten it"
             )
         builder = BatchBuilder(len(segments), max(lengths), self.run.media)
         last = []
@@ -98,7 +108,9 @@ class MmscaleProcessor(ProcessorMixin):
         """The texts of `MmscaleModel.generate`'s rows."""
         return [self.decode(row) for row in ids]
 
-    def _segment(self, image: Any, audio: Any, text: Any, prompt: str | None, embed: bool) -> list[Part]:
+    def _segment(
+        self, image: Any, audio: Any, text: Any, prompt: str | None, embed: bool
+    ) -> list[Part]:
         parts, trained = read_question(self._reader, self.run, image, audio, text)
         words = [] if embed else self.tokenizer.encode(choose_prompt(prompt, trained))
         return [*parts, Text(np.array([*words, EMBED if embed else ANSWER], np.int64))]
@@ -115,5 +127,7 @@ def _rows(*columns: Any) -> list[tuple[Any, ...]]:
     if len(lengths) != 1 or lengths == {0}:
         raise UserError("processor: give text, images or audio, and lists of one length")
     (count,) = lengths
-    full: list[Sequence[Any]] = [column if column is not None else [None] * count for column in listed]
+    full: list[Sequence[Any]] = [
+        column if column is not None else [None] * count for column in listed
+    ]
     return list(zip(*full, strict=True))

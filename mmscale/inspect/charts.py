@@ -16,7 +16,9 @@ _MARKS = 6
 
 @dataclass(frozen=True)
 class Bar:
-    """``x`` and ``width`` in per cent of the chart's width, ``height`` of its height; ``says`` on hovering."""
+    """``x`` and ``width`` in per cent of the chart's width, ``height`` of its height; ``says`` on
+    hovering.
+    """
 
     x: float
     width: float
@@ -25,8 +27,10 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One set's distribution: its bars, number of values and, in words, its middle and its range."""
+class HistogramRow:
+    """One set's distribution: its bars, number of values and, in words, its middle and its
+    range.
+    """
 
     name: str
     number: int
@@ -42,7 +46,7 @@ class Histogram:
 
     title: str
     unit: str
-    rows: list[Row]
+    rows: list[HistogramRow]
     marks: list[tuple[float, str]]
     logarithmic: bool
 
@@ -54,8 +58,11 @@ class Histogram:
         return middle if len(spans) == 1 and span == f"{middle} to {middle}" else None
 
 
-def histogram(title: str, unit: str, values: list[tuple[str, NDArray[np.float64]]]) -> Histogram | None:
-    """The distributions of each set's values, whole numbers where all are; None where no set has any.
+def histogram(
+    title: str, unit: str, values: list[tuple[str, NDArray[np.float64]]]
+) -> Histogram | None:
+    """The distributions of each set's values, whole numbers where all are; None where no set has
+    any.
 
     Each row is scaled to its own highest bar, so that small sets can be compared with large ones.
     """
@@ -84,8 +91,10 @@ def histogram(title: str, unit: str, values: list[tuple[str, NDArray[np.float64]
         ]
         lowest, highest = number_text(float(array.min())), number_text(float(array.max()))
         middle = number_text(float(np.median(array)))
-        rows.append(Row(name, number, len(array), middle, f"{lowest} to {highest}", bars))
-    marks = _log_marks(edges[0], edges[-1]) if logarithmic else _round_marks(edges[0], edges[-1], whole)
+        rows.append(HistogramRow(name, number, len(array), middle, f"{lowest} to {highest}", bars))
+    marks = (
+        _log_marks(edges[0], edges[-1]) if logarithmic else _round_marks(edges[0], edges[-1], whole)
+    )
     positions = _place(np.array(marks), edges, logarithmic)
     words = [(round(p, 2), number_text(m)) for p, m in zip(positions, marks, strict=True)]
     return Histogram(title, unit, rows, words, logarithmic)
@@ -117,14 +126,18 @@ def _edges(low: float, high: float, whole: bool, logarithmic: bool) -> NDArray[n
     return np.linspace(low, high, BINS + 1)
 
 
-def _place(values: NDArray[np.float64], edges: NDArray[np.float64], logarithmic: bool) -> NDArray[np.float64]:
+def _place(
+    values: NDArray[np.float64], edges: NDArray[np.float64], logarithmic: bool
+) -> NDArray[np.float64]:
     if logarithmic:
         values, edges = np.log(values), np.log(edges)
     return 100.0 * (values - edges[0]) / (edges[-1] - edges[0])
 
 
 def _round_marks(low: float, high: float, whole: bool) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten between ``low`` and ``high``, about _MARKS of them."""
+    """Multiples of 1, 2 or 5 times a power of ten between ``low`` and ``high``, about _MARKS of
+    them.
+    """
     rough = (high - low) / _MARKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)

@@ -23,7 +23,7 @@ SHORT_S = 0.1
 
 
 @dataclass(frozen=True)
-class Check:
+class QualityCheck:
     """One question asked of every sample.
 
     Attributes:
@@ -49,18 +49,19 @@ class Check:
 
 
 CHECKS = [
-    Check(
+    QualityCheck(
         "image_broken",
         "image",
         "serious",
         "cannot be decoded",
         "cannot be decoded",
         "decoding it in full fails",
-        "Replace or remove them; training leaves their places empty and stops above data.max_bad_fraction.",
+        "Replace or remove them; training leaves their places empty and stops above "
+        "data.max_bad_fraction.",
         lambda t: t["image_fault"].notna(),
         "image_fault",
     ),
-    Check(
+    QualityCheck(
         "image_blank",
         "image",
         "check",
@@ -70,17 +71,18 @@ CHECKS = [
         "Look at them; a missing download or a wrong mask often leaves one flat colour.",
         lambda t: t["image_contrast"] <= BLANK_CONTRAST,
     ),
-    Check(
+    QualityCheck(
         "image_tiny",
         "image",
         "check",
         "is tiny",
         "are tiny",
         f"the shorter side is below {TINY_SIDE} pixels",
-        "Leave them out, or check that they are not thumbnails or tracking pixels taken for pictures.",
+        "Leave them out, or check that they are not thumbnails or tracking pixels taken for "
+        "pictures.",
         lambda t: t[["image_width", "image_height"]].min(axis=1) < TINY_SIDE,
     ),
-    Check(
+    QualityCheck(
         "image_long",
         "image",
         "note",
@@ -93,28 +95,30 @@ CHECKS = [
             > LONG_ASPECT * t[["image_width", "image_height"]].min(axis=1)
         ),
     ),
-    Check(
+    QualityCheck(
         "audio_broken",
         "audio",
         "serious",
         "cannot be decoded",
         "cannot be decoded",
         "decoding it in full fails",
-        "Replace or remove them; training leaves their places empty and stops above data.max_bad_fraction.",
+        "Replace or remove them; training leaves their places empty and stops above "
+        "data.max_bad_fraction.",
         lambda t: t["audio_fault"].notna(),
         "audio_fault",
     ),
-    Check(
+    QualityCheck(
         "audio_silent",
         "audio",
         "serious",
         "is silent",
         "are silent",
         f"no sample is above {SILENT_PEAK_DB:g} dB of full scale",
-        "Remove them or record them again; a transcript of silence teaches the model to invent words.",
+        "Remove them or record them again; a transcript of silence teaches the model to invent "
+        "words.",
         lambda t: t["audio_peak"] <= SILENT_PEAK_DB,
     ),
-    Check(
+    QualityCheck(
         "audio_quiet",
         "audio",
         "check",
@@ -124,7 +128,7 @@ CHECKS = [
         "Listen to some; raise their level, or remove them if only noise is left.",
         lambda t: (t["audio_level"] < QUIET_LEVEL_DB) & (t["audio_peak"] > SILENT_PEAK_DB),
     ),
-    Check(
+    QualityCheck(
         "audio_clipped",
         "audio",
         "check",
@@ -134,7 +138,7 @@ CHECKS = [
         "Listen to some; record again at a lower gain if you can. Clipping cannot be undone.",
         lambda t: t["audio_clipped_samples"] >= CLIPPED_SAMPLES,
     ),
-    Check(
+    QualityCheck(
         "audio_short",
         "audio",
         "check",
@@ -144,7 +148,7 @@ CHECKS = [
         "Check how they were cut; a word takes 0.2 s or more.",
         lambda t: t["audio_seconds"] < SHORT_S,
     ),
-    Check(
+    QualityCheck(
         "text_broken",
         "text",
         "serious",
@@ -155,7 +159,7 @@ CHECKS = [
         lambda t: t["text_fault"].notna(),
         "text_fault",
     ),
-    Check(
+    QualityCheck(
         "text_empty",
         "text",
         "check",
@@ -165,7 +169,7 @@ CHECKS = [
         "Remove the samples, or give them a text; as a target it teaches the model to say nothing.",
         lambda t: t["text"] == "",
     ),
-    Check(
+    QualityCheck(
         "text_replaced",
         "text",
         "check",
@@ -175,7 +179,7 @@ CHECKS = [
         "Convert the source again with its true encoding.",
         lambda t: t["text_replacements"] > 0,
     ),
-    Check(
+    QualityCheck(
         "label_broken",
         "label",
         "serious",
@@ -191,6 +195,8 @@ CHECKS = [
 
 def run_checks(table: pandas.DataFrame) -> None:
     """Add a boolean column for every check, named as the check. Null measures are not found."""
-    assert table.columns.intersection([check.name for check in CHECKS]).empty, "a measure would be lost"
+    assert table.columns.intersection([check.name for check in CHECKS]).empty, (
+        "a measure would be lost"
+    )
     for check in CHECKS:
         table[check.name] = check.finds(table).fillna(False).astype(bool)

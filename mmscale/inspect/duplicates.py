@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 NEAR_BITS = 4
 """Perceptual hashes of pictures that look alike differ in so many of 64 bits, at the most."""
 NEAR_COLOUR = 12.0
-"""And their coarse colours by this mean, of 255, at the most: a flag in other colours is another picture."""
+"""And their coarse colours by this mean, of 255, at the most: a flag in other colours is another
+picture.
+"""
 
 # Bands of a hash: with one more band than bits that may differ, one band at least is equal.
 _BANDS = NEAR_BITS + 1
-# Neighbours that a picture is compared with in a band; more than so many look-alikes are one group anyway.
+# Neighbours that a picture is compared with in a band; more than so many look-alikes are one group
+# anyway.
 _REACH = 1000
 
 
@@ -30,8 +33,8 @@ _REACH = 1000
 class Overlap:
     """Samples of set ``part`` that are also in set ``whole``, which was named before it.
 
-    ``samples`` and ``others`` are rows of the table: ``others[i]`` is the first of ``whole`` that equals
-    ``samples[i]``. ``near``: they are alike, not equal.
+    ``samples`` and ``others`` are rows of the table: ``others[i]`` is the first of ``whole`` that
+    equals ``samples[i]``. ``near``: they are alike, not equal.
     """
 
     modality: str
@@ -43,11 +46,12 @@ class Overlap:
 
 
 def add_groups(table: pandas.DataFrame) -> None:
-    """Add, for every modality, the columns ``<modality>_same`` and ``<modality>_alike``: Int64 group numbers.
+    """Add, for every modality, the columns ``<modality>_same`` and ``<modality>_alike``: Int64
+    group numbers.
 
-    A group is two samples or more with equal contents (pictures: equal files; sound: equal waveforms; text:
-    equal text); of ``_alike``, with nearly equal contents. A sample without such a relative has null.
-    Sound has no ``_alike``.
+    A group is two samples or more with equal contents (pictures: equal files; sound: equal
+    waveforms; text: equal text); of ``_alike``, with nearly equal contents. A sample without such a
+    relative has null. Sound has no ``_alike``.
     """
     table["image_same"] = _groups(table["image_hash"])
     table["image_alike"] = _look_alikes(table)
@@ -62,7 +66,9 @@ def pairs(names: list[str]) -> list[tuple[str, str]]:
 
 
 def overlaps(table: pandas.DataFrame, names: list[str], modality: str) -> Iterator[Overlap]:
-    """The overlaps of every two sets that have one: equal samples, then those that are only alike."""
+    """The overlaps of every two sets that have one: equal samples, then those that are only
+    alike.
+    """
     for part, whole in pairs(names):
         equal = _overlap(table, modality, part, whole, near=False)
         if len(equal.samples):
@@ -75,7 +81,9 @@ def overlaps(table: pandas.DataFrame, names: list[str], modality: str) -> Iterat
 
 
 def repeats(table: pandas.DataFrame, column: str, name: str) -> list[NDArray[np.int64]]:
-    """Groups (rows of the table) of two samples or more of set ``name`` with one number in ``column``."""
+    """Groups (rows of the table) of two samples or more of set ``name`` with one number in
+    ``column``.
+    """
     inside = table[(table["set"] == name) & table[column].notna()]
     groups = [rows.index.to_numpy(dtype=np.int64) for _, rows in inside.groupby(column)]
     return [rows for rows in groups if len(rows) > 1]
@@ -92,7 +100,9 @@ def _overlap(table: pandas.DataFrame, modality: str, part: str, whole: str, near
 
 
 def _groups(values: pandas.Series) -> pandas.Series:
-    """Int64 group numbers of equal values, counted in order of first appearance; null where there is one alone."""
+    """Int64 group numbers of equal values, counted in order of first appearance; null where there
+    is one alone.
+    """
     import pandas as pd
 
     repeated = values.notna() & values.duplicated(keep=False)
@@ -124,8 +134,12 @@ def _look_alikes(table: pandas.DataFrame) -> pandas.Series:
     return _groups(roots)
 
 
-def _neighbours(hashes: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Pairs of pictures that may be within `NEAR_BITS`, all that are among them; a pair may come more than once."""
+def _neighbours(
+    hashes: NDArray[np.uint64],
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Pairs of pictures that may be within `NEAR_BITS`, all that are among them; a pair may come
+    more than once.
+    """
     edges = np.linspace(0, LOW * LOW, _BANDS + 1).astype(np.uint64)
     for low, high in pairwise(edges):
         band = (hashes >> low) & np.uint64((1 << int(high - low)) - 1)
@@ -139,11 +153,15 @@ def _neighbours(hashes: NDArray[np.uint64]) -> Iterator[tuple[NDArray[np.int64],
 
 
 def _differing_bits(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> NDArray[np.int64]:
-    return np.unpackbits((one ^ other).view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1, dtype=np.int64)
+    return np.unpackbits((one ^ other).view(np.uint8).reshape(-1, 8), axis=1).sum(
+        axis=1, dtype=np.int64
+    )
 
 
 def _unite(parent: NDArray[np.int64], ones: NDArray[np.int64], others: NDArray[np.int64]) -> None:
-    """Join the groups of each pair. ``parent`` is every member's first relative, before and after."""
+    """Join the groups of each pair. ``parent`` is every member's first relative, before and
+    after.
+    """
     for one, other in zip(ones.tolist(), others.tolist(), strict=True):
         a, b = _root(parent, one), _root(parent, other)
         parent[max(a, b)] = min(a, b)

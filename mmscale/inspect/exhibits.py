@@ -1,4 +1,6 @@
-"""The few samples a page shows: thumbnails, and clips with waveform, spectrogram and sound, as data URIs."""
+"""The few samples a page shows: thumbnails, and clips with waveform, spectrogram and sound, as data
+URIs.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mmscale.config import MediaConfig
-from mmscale.data.index.dataset import Corpus
+from mmscale.data.index.dataset import Dataset
 from mmscale.data.media.audio import decode_audio
 from mmscale.data.media.image import decode_image
 from mmscale.errors import SampleFault
@@ -29,7 +31,9 @@ WAVE_COLUMNS, WAVE_HEIGHT = 300, 100
 """Units of a drawn waveform."""
 
 _SOUND = MediaConfig(max_audio_s=MAX_S)
-_THUMBNAIL = MediaConfig(image_patch=1, max_image_tokens=THUMBNAIL_PIXELS, max_image_pixels=MAX_PIXELS)
+_THUMBNAIL = MediaConfig(
+    image_patch=1, max_image_tokens=THUMBNAIL_PIXELS, max_image_pixels=MAX_PIXELS
+)
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,10 @@ class Thumbnail:
 
 
 @dataclass(frozen=True)
-class Clip:
-    """``sound``: FLAC, mono at 16 kHz, as a model is given it. ``wave``: an SVG path of WAVE_COLUMNS x WAVE_HEIGHT
-    units. ``spectrogram``: a WebP picture. ``shown_s`` of ``seconds`` are on the page."""
+class ClipExhibit:
+    """``sound``: FLAC, mono at 16 kHz, as a model is given it. ``wave``: an SVG path of
+    WAVE_COLUMNS x WAVE_HEIGHT units. ``spectrogram``: a WebP picture. ``shown_s`` of ``seconds``
+    are on the page."""
 
     sound: str
     wave: str
@@ -53,28 +58,28 @@ class Clip:
     shown_s: float
 
 
-def thumbnail(corpus: Corpus, sample: int) -> Thumbnail | None:
+def thumbnail(dataset: Dataset, sample: int) -> Thumbnail | None:
     """The sample's picture, reduced; None where it cannot be decoded."""
     try:
-        pixels = decode_image(corpus.read("image", sample), _THUMBNAIL)
+        pixels = decode_image(dataset.read("image", sample), _THUMBNAIL)
     except SampleFault:
         return None
     picture = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     return Thumbnail(_webp(picture), picture.width, picture.height)
 
 
-def clip(corpus: Corpus, sample: int) -> Clip | None:
+def clip(dataset: Dataset, sample: int) -> ClipExhibit | None:
     """The beginning of the sample's sound; None where it cannot be decoded."""
     from mmscale.data.media.log_mel import LogMel  # torch is slow to import
 
     try:
-        whole = decode_audio(corpus.read("audio", sample), _SOUND)
+        whole = decode_audio(dataset.read("audio", sample), _SOUND)
     except SampleFault:
         return None
     wave = whole[: int(CLIP_S * _SOUND.sample_rate)]
     file = io.BytesIO()
     soundfile.write(file, wave, _SOUND.sample_rate, format="FLAC", subtype="PCM_16")
-    return Clip(
+    return ClipExhibit(
         sound=_uri("audio/flac", file.getvalue()),
         wave=wave_path(wave),
         spectrogram=_webp(_paint(LogMel(_SOUND)(wave))),
@@ -97,7 +102,9 @@ def wave_path(wave: NDArray[np.float32]) -> str:
 
 
 def _paint(mel_FM: NDArray[np.float32]) -> Image.Image:
-    """Colours of a log-mel spectrogram in about [-1, 1]: time to the right, low frequencies below."""
+    """Colours of a log-mel spectrogram in about [-1, 1]: time to the right, low frequencies
+    below.
+    """
     low, high = float(mel_FM.min()), float(mel_FM.max())
     levels = (mel_FM - low) / max(high - low, 1e-6)
     return Image.fromarray(_palette()[np.rint(levels.T[::-1] * 255).astype(np.uint8)])
@@ -105,7 +112,9 @@ def _paint(mel_FM: NDArray[np.float32]) -> Image.Image:
 
 @cache
 def _palette() -> NDArray[np.uint8]:
-    """uint8 [256, 3]: matplotlib's magma, which is even to the eye and legible without colour vision."""
+    """uint8 [256, 3]: matplotlib's magma, which is even to the eye and legible without colour
+    vision.
+    """
     magma = import_extra("matplotlib").colormaps["magma"]
     colours: NDArray[np.uint8] = np.rint(magma(np.arange(256))[:, :3] * 255).astype(np.uint8)
     return colours

@@ -1,4 +1,6 @@
-"""From the table to what a person should know first, in plain words, each with its remedy and examples."""
+"""From the table to what a person should know first, in plain words, each with its remedy and
+examples.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from mmscale.inspect.checks import CHECKS, Severity
 from mmscale.inspect.duplicates import Overlap, repeats
 from mmscale.inspect.labels import FEW, IMBALANCE, Label, contradictions
 from mmscale.inspect.named_set import NamedSet
-from mmscale.inspect.text import plain
+from mmscale.inspect.text import printable
 
 if TYPE_CHECKING:
     import pandas
@@ -102,14 +104,17 @@ def _across(table: pandas.DataFrame, overlaps: list[Overlap]) -> Iterator[Findin
             verb = ("differs", "differ")[many]
             says = f"{verb} from one in {overlap.whole} in case, spaces or punctuation only"
         # A caption may rightly stand with two pictures; a text that is all there is may not.
-        grave = modality != "text" or bool(table[["image_bytes", "audio_bytes"]].isna().all(axis=None))
+        grave = modality != "text" or bool(
+            table[["image_bytes", "audio_bytes"]].isna().all(axis=None)
+        )
         pairs = zip(overlap.samples.tolist(), overlap.others.tolist(), strict=True)
         yield Finding(
             f"overlap_{modality}_{'alike' if overlap.near else 'same'}",
             ("check" if overlap.near else "serious") if grave else "note",
             count,
             f"{count_of(count, modality)} of {overlap.part} {says}",
-            f"Take them out of one of the two; a score on {overlap.part} would partly measure memory."
+            f"Take them out of one of the two; a score on {overlap.part} would partly measure "
+            "memory."
             if grave
             else f"Their media may differ; look at some, and take them out of {overlap.part} if not.",
             [list(pair) for pair in islice(pairs, EXAMPLES)],
@@ -144,7 +149,8 @@ def _left_out(sets: list[NamedSet]) -> Iterator[Finding]:
                 "serious",
                 count,
                 f"{count:,} {members} of {one.name} could not be used when it was indexed",
-                "Their samples are in no figure of this page and in no training; repair them, then run "
+                "Their samples are in no figure of this page and in no training; repair them, then "
+                "run "
                 "`mmscale data index` again.",
                 lines=list(one.problems(PROBLEMS)),
             )
@@ -162,8 +168,10 @@ def _contradicting(
                     f"contradiction_{modality}",
                     "check",
                     len(groups),
-                    f"{count_of(len(groups), modality)} {verb} with different values of {plain(label)}",
-                    "Decide which value is right; the same input with two answers cannot be learned.",
+                    f"{count_of(len(groups), modality)} {verb} with different values of "
+                    f"{printable(label)}",
+                    "Decide which value is right; the same input with two answers cannot be "
+                    "learned.",
                     [group[:GROUP] for group in groups[:EXAMPLES]],
                     label,
                 )
@@ -179,8 +187,10 @@ def _within(table: pandas.DataFrame, names: list[str], modalities: list[str]) ->
                     f"repeated_{modality}",
                     "check" if modality != "text" else "note",
                     extra,
-                    f"{count_of(extra, modality)} of {name} {('repeats', 'repeat')[extra != 1]} another of {name}",
-                    "Keep one of each, unless the repetition is meant; repeats weigh more in training.",
+                    f"{count_of(extra, modality)} of {name} {('repeats', 'repeat')[extra != 1]} "
+                    f"another of {name}",
+                    "Keep one of each, unless the repetition is meant; repeats weigh more in "
+                    "training.",
                     [group[:GROUP].tolist() for group in same[:EXAMPLES]],
                 )
         if f"{modality}_alike" in table:
@@ -226,8 +236,9 @@ def _unseen(label: Label, names: list[str], part: int, whole: int) -> Iterator[F
             "label_disjoint",
             "note",
             len(unseen),
-            f"No value of {plain(label.field)} in {names[part]} appears in {names[whole]}",
-            "Right if the data was split by it, as by speaker or writer; wrong if it is what is to be learned.",
+            f"No value of {printable(label.field)} in {names[part]} appears in {names[whole]}",
+            "Right if the data was split by it, as by speaker or writer; wrong if it is what is to "
+            "be learned.",
             lines=unseen[:PROBLEMS],
         )
     elif unseen:
@@ -236,7 +247,8 @@ def _unseen(label: Label, names: list[str], part: int, whole: int) -> Iterator[F
             "label_unseen",
             "serious" if label.field == "cls" else "check",
             len(unseen),
-            f"{len(unseen):,} {values} of {plain(label.field)} in {names[part]} never {verb} in {names[whole]}",
+            f"{len(unseen):,} {values} of {printable(label.field)} in {names[part]} never {verb} "
+            f"in {names[whole]}",
             f"Bring examples into {names[whole]}, or leave these out of {names[part]}.",
             lines=unseen[:PROBLEMS],
         )
@@ -255,8 +267,9 @@ def _imbalance(label: Label, place: int, name: str) -> Iterator[Finding]:
             "label_imbalance",
             "check",
             len(counts),
-            f"{plain(label.field)} is unbalanced in {name}: {says}",
-            "Gather more of the rare ones, or weigh them up; judge by macro-F1 rather than by accuracy.",
+            f"{printable(label.field)} is unbalanced in {name}: {says}",
+            "Gather more of the rare ones, or weigh them up; judge by macro-F1 rather than by "
+            "accuracy.",
             lines=few[:PROBLEMS],
         )
 
@@ -273,7 +286,8 @@ def _lacking(table: pandas.DataFrame, names: list[str]) -> Iterator[Finding]:
                     "check",
                     len(lacking),
                     f"{len(lacking):,} {'sample' if len(lacking) == 1 else 'samples'} of {name} "
-                    f"{'has' if len(lacking) == 1 else 'have'} no {_NOUNS[modality][0]}; the others have one",
+                    f"{'has' if len(lacking) == 1 else 'have'} no {_NOUNS[modality][0]}; the "
+                    "others have one",
                     "Complete them if they should have one; tasks that need it pass over them.",
                     [[row] for row in lacking[:EXAMPLES]],
                 )
@@ -294,8 +308,10 @@ def _rates(table: pandas.DataFrame, names: list[str]) -> Iterator[Finding]:
             "audio_rates",
             "note",
             int(table["audio_rate"].notna().sum()),
-            f"Sound comes at {len(rates)} sample rates: {_enumerate(f'{rate:,} Hz' for rate in rates[:6])}",
-            "All is resampled for training; a model may still hear which rate a clip had, so see that no label "
+            f"Sound comes at {len(rates)} sample rates: "
+            f"{_enumerate(f'{rate:,} Hz' for rate in rates[:6])}",
+            "All is resampled for training; a model may still hear which rate a clip had, so see "
+            "that no label "
             "goes with one.",
         )
 
@@ -307,15 +323,17 @@ def _subsets(sets: Iterable[NamedSet]) -> Iterator[Finding]:
                 "subset",
                 "note",
                 len(one.looked_at),
-                f"Only {len(one.looked_at):,} of the {len(one.corpus):,} samples of {one.name} were looked at",
-                "Amounts are of all; everything else is of the drawn samples, and finds too few duplicates. Run "
+                f"Only {len(one.looked_at):,} of the {len(one.dataset):,} samples of {one.name} "
+                "were looked at",
+                "Amounts are of all; everything else is of the drawn samples, and finds too few "
+                "duplicates. Run "
                 "without --sample to look at all.",
             )
 
 
 def _short(value: str) -> str:
     """A value of the data, fit to be printed to a terminal."""
-    return plain(value if len(value) <= _LONGEST_VALUE else f"{value[: _LONGEST_VALUE - 1]}…")
+    return printable(value if len(value) <= _LONGEST_VALUE else f"{value[: _LONGEST_VALUE - 1]}…")
 
 
 def _enumerate(words: Iterable[str]) -> str:

@@ -44,12 +44,18 @@ def find_labels(table: pandas.DataFrame, names: list[str]) -> list[Label]:
 
 
 def free_texts(table: pandas.DataFrame, labels: list[Label]) -> list[str]:
-    """The fields whose values are texts of their own: ``text`` and string-like ``json.<path>``, not labels."""
+    """The fields whose values are texts of their own: ``text`` and string-like ``json.<path>``, not
+    labels.
+    """
     taken = {label.field for label in labels}
     found = []
     for field in ["text", *(name for name in table.columns if name.startswith("json."))]:
         values = _filled(table[field])
-        if field not in taken and values.nunique() > 1 and values.str.contains(r"[^\W\d_]{2}").mean() > 0.5:
+        if (
+            field not in taken
+            and values.nunique() > 1
+            and values.str.contains(r"[^\W\d_]{2}").mean() > 0.5
+        ):
             found.append(field)
     return found
 

@@ -1,4 +1,6 @@
-"""The data sets of a report: opened, named, counted from their index, and the samples to be looked at drawn."""
+"""The data sets of a report: opened, named, counted from their index, and the samples to be looked
+at drawn.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mmscale.data.index.dataset import Corpus
+from mmscale.data.index.dataset import Dataset
 from mmscale.data.index.probe import kind_of
 from mmscale.errors import UserError
 from mmscale.prf import Permutation, derive_key
@@ -33,22 +35,22 @@ class NamedSet:
 
     name: str
     source: str
-    corpus: Corpus
+    dataset: Dataset
     looked_at: NDArray[np.int64]
 
     @property
     def is_subset(self) -> bool:
         """Whether only some of its samples are looked at."""
-        return len(self.looked_at) < len(self.corpus)
+        return len(self.looked_at) < len(self.dataset)
 
     @property
     def problem_count(self) -> int:
         """Members its index left out."""
-        return sum(manifest.problem_count for manifest in self.corpus.manifests)
+        return sum(manifest.problem_count for manifest in self.dataset.manifests)
 
     def problems(self, most: int) -> Iterator[str]:
         """One line for each of the first ``most`` members its index left out."""
-        return islice(chain.from_iterable(m.problems() for m in self.corpus.manifests), most)
+        return islice(chain.from_iterable(m.problems() for m in self.dataset.manifests), most)
 
 
 @dataclass
@@ -70,33 +72,41 @@ class Amount:
     fields: dict[str, int] = field(default_factory=dict)
 
 
-def open_sets(sources: list[str], names: list[str], sample: int | None, seed: int) -> list[NamedSet]:
-    """Open every source under its name; of each, draw ``sample`` samples to look at, or take all (None).
+def open_sets(
+    sources: list[str], names: list[str], sample: int | None, seed: int
+) -> list[NamedSet]:
+    """Open every source under its name; of each, draw ``sample`` samples to look at, or take all
+    (None).
 
-    Without ``names`` a set is called as its folder is, with as much of the path as tells the folders apart.
+    Without ``names`` a set is called as its folder is, with as much of the path as tells the
+    folders apart.
 
     Raises `UserError` when a source has no index, or names and sources do not pair up.
     """
     names = names or _names_of(sources)
     if len(names) != len(sources):
-        raise UserError(f"--name: {len(names)} names for {len(sources)} folders; name all of them, or none")
+        raise UserError(
+            f"--name: {len(names)} names for {len(sources)} folders; name all of them, or none"
+        )
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise UserError(f"--name {repeated[0]}: given twice; use a different name for each folder")
     if sample is not None and sample < 1:
-        raise UserError(f"--sample {sample}: look at 1 sample or more, or leave it out to look at all")
+        raise UserError(
+            f"--sample {sample}: look at 1 sample or more, or leave it out to look at all"
+        )
     sets = []
     for name, source in zip(names, sources, strict=True):
-        corpus = Corpus.open([source])
-        sets.append(NamedSet(name, source, corpus, _draw(corpus, sample, seed)))
+        dataset = Dataset.open([source])
+        sets.append(NamedSet(name, source, dataset, _draw(dataset, sample, seed)))
     return sets
 
 
-def count(corpus: Corpus) -> Amount:
-    """Sum up the index of ``corpus``."""
-    entries = [entry for manifest in corpus.manifests for entry in manifest.entries]
-    amount = Amount(len(corpus), len(entries), sum(entry.bytes for entry in entries))
-    for manifest in corpus.manifests:
+def count(dataset: Dataset) -> Amount:
+    """Sum up the index of ``dataset``."""
+    entries = [entry for manifest in dataset.manifests for entry in manifest.entries]
+    amount = Amount(len(dataset), len(entries), sum(entry.bytes for entry in entries))
+    for manifest in dataset.manifests:
         for name in manifest.fields:
             column = manifest.column(name)
             for start in range(0, len(column), _ROWS):
@@ -119,11 +129,11 @@ def _add(amount: Amount, name: str, facts: NDArray[np.void]) -> None:
         amount.characters += int(facts["a"].sum(dtype=np.uint64))
 
 
-def _draw(corpus: Corpus, sample: int | None, seed: int) -> NDArray[np.int64]:
-    if sample is None or sample >= len(corpus):
-        return np.arange(len(corpus))
-    key = derive_key("inspect", seed, *corpus.digests)
-    return np.sort(Permutation(key, len(corpus))(np.arange(sample)))
+def _draw(dataset: Dataset, sample: int | None, seed: int) -> NDArray[np.int64]:
+    if sample is None or sample >= len(dataset):
+        return np.arange(len(dataset))
+    key = derive_key("inspect", seed, *dataset.digests)
+    return np.sort(Permutation(key, len(dataset))(np.arange(sample)))
 
 
 def _names_of(sources: list[str]) -> list[str]:

@@ -1,8 +1,8 @@
 """Lays a report out as one page of HTML that needs no other file and runs no script.
 
-Every text is escaped by jinja2, which no part of the templates switches off. Should something slip through all the
-same, the page's Content-Security-Policy lets the browser run no script and fetch nothing: it allows one style sheet,
-by its hash, and pictures and sound from data URIs.
+Every text is escaped by jinja2, which no part of the templates switches off. Should something slip
+through all the same, the page's Content-Security-Policy lets the browser run no script and fetch
+nothing: it allows one style sheet, by its hash, and pictures and sound from data URIs.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from mmscale.inspect.charts import number_text
 from mmscale.inspect.duplicates import NEAR_BITS, NEAR_COLOUR
 from mmscale.inspect.exhibits import WAVE_COLUMNS, WAVE_HEIGHT
 from mmscale.inspect.table import import_extra
-from mmscale.inspect.text import plain
+from mmscale.inspect.text import printable
 
 if TYPE_CHECKING:
-    from mmscale.inspect.report import Report
+    from mmscale.inspect.report import QualityReport
 
 COLOURS = 6
 """Colours of the style sheet that tell sets apart; more sets share them."""
@@ -31,7 +31,7 @@ _HERE = Path(__file__).parent
 _MODALITIES = {"image": "Pictures", "audio": "Sound", "text": "Text", "label": "Labels"}
 
 
-def render(report: Report) -> str:
+def render(report: QualityReport) -> str:
     """The page."""
     jinja2 = import_extra("jinja2")
     environment = jinja2.Environment(
@@ -42,7 +42,7 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "plain": plain,
+        "printable": printable,
         "number": number_text,
         "amount": amount_text,
         "hours": hours_text,

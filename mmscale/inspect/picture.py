@@ -1,4 +1,6 @@
-"""What one picture is measured for: contents, contrast, and a hash that survives scaling and re-encoding."""
+"""What one picture is measured for: contents, contrast, and a hash that survives scaling and
+re-encoding.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,11 @@ LOW = 8
 CELLS = 4
 """The picture's colours are kept as the means of CELLS x CELLS cells."""
 BLANK_CONTRAST = 8
-"""A picture whose values differ by no more than this, of 255, in any colour channel shows nothing."""
+"""A picture whose values differ by no more than this, of 255, in any colour channel shows nothing.
+"""
 
-# What the index admitted, under limits of its own, is looked at; this bounds the memory of a process.
+# What the index admitted, under limits of its own, is looked at; this bounds the memory of a
+# process.
 MAX_PIXELS = 256_000_000
 
 _MEDIA = MediaConfig(image_height=SIDE, image_width=SIDE, max_image_pixels=MAX_PIXELS)
@@ -31,8 +35,8 @@ _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 def measure_picture(data: bytes) -> dict[str, Any]:
     """Measures of one encoded picture, by column of the table.
 
-    ``image_hash`` is of the file; ``image_contrast`` the largest range of a colour channel (0 to 255);
-    ``image_phash`` and ``image_colours`` are `perceptual_hash` and `cell_colours`.
+    ``image_hash`` is of the file; ``image_contrast`` the largest range of a colour channel (0 to
+    255); ``image_phash`` and ``image_colours`` are `perceptual_hash` and `cell_colours`.
 
     Raises `SampleFault` when it cannot be decoded.
     """
@@ -50,8 +54,9 @@ def perceptual_hash(pixels: NDArray[np.uint8]) -> int:
     """64-bit hash of uint8 [3, SIDE, SIDE]: signs of the lowest frequencies of its brightness.
 
     The discrete cosine transform's LOW x LOW lowest frequencies without the constant one in either
-    direction, each bit telling whether one is above their median (Zauner, "Implementation and benchmarking of
-    perceptual image hash functions", 2010). Pictures that look alike differ in few bits.
+    direction, each bit telling whether one is above their median (Zauner, "Implementation and
+    benchmarking of perceptual image hash functions", 2010). Pictures that look alike differ in few
+    bits.
     """
     grey = np.tensordot(_LUMA, pixels.astype(np.float64), 1)
     basis = _cosines()

@@ -1,4 +1,6 @@
-"""Gathers everything a report says, from opened sets to finished figures; `page` only lays it out."""
+"""Gathers everything a report says, from opened sets to finished figures; `page` only lays it
+out.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,9 @@ import numpy as np
 from tqdm import tqdm
 
 from mmscale.inspect.charts import Histogram, histogram
-from mmscale.inspect.checks import CHECKS, Check
+from mmscale.inspect.checks import CHECKS, QualityCheck
 from mmscale.inspect.duplicates import Overlap, overlaps, pairs, repeats
-from mmscale.inspect.exhibits import Clip, Thumbnail, clip, thumbnail
+from mmscale.inspect.exhibits import ClipExhibit, Thumbnail, clip, thumbnail
 from mmscale.inspect.findings import Finding, compared, find
 from mmscale.inspect.labels import Label, find_labels, free_texts
 from mmscale.inspect.named_set import Amount, NamedSet, count
@@ -42,11 +44,11 @@ class Exhibit:
     key: str
     says: str
     thumbnail: Thumbnail | None = None
-    clip: Clip | None = None
+    clip: ClipExhibit | None = None
 
 
 @dataclass(frozen=True)
-class Told:
+class FindingWithExamples:
     """A finding with its examples made visible."""
 
     finding: Finding
@@ -54,20 +56,20 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Report:
+class QualityReport:
     """What the page says.
 
     Attributes:
         checks: those that apply to the data; ``check_counts`` their samples, by check and set.
-        repeated: samples too many, by kind of duplicate (``image_same``, ``text_alike``, …) and set.
-        pairs: every two sets; ``shared`` samples of the first that are in the second, by kind and pair.
-        scripts: texts by field, script and set.
+        repeated: samples too many, by kind of duplicate (``image_same``, ``text_alike``, …) and
+        set. pairs: every two sets; ``shared`` samples of the first that are in the second, by kind
+        and pair. scripts: texts by field, script and set.
     """
 
     sets: list[NamedSet]
     amounts: list[Amount]
-    told: list[Told]
-    checks: list[Check]
+    told: list[FindingWithExamples]
+    checks: list[QualityCheck]
     check_counts: dict[str, list[int]]
     repeated: dict[str, list[int]]
     pairs: list[tuple[str, str]]
@@ -91,17 +93,19 @@ class Report:
         names = [one.name for one in self.sets]
         return {
             "sets": [
-                {"name": one.name, "source": one.source, "digests": one.corpus.digests}
+                {"name": one.name, "source": one.source, "digests": one.dataset.digests}
                 | asdict(amount)
                 | {"looked_at": len(one.looked_at), "problems": one.problem_count}
                 for one, amount in zip(self.sets, self.amounts, strict=True)
             ],
             "warnings": [_finding_json(told) for told in self.told],
             "checks": {
-                name: dict(zip(names, counts, strict=True)) for name, counts in self.check_counts.items()
+                name: dict(zip(names, counts, strict=True))
+                for name, counts in self.check_counts.items()
             },
             "repeated": {
-                kind: dict(zip(names, counts, strict=True)) for kind, counts in self.repeated.items()
+                kind: dict(zip(names, counts, strict=True))
+                for kind, counts in self.repeated.items()
             },
             "shared": {
                 kind: [
@@ -111,17 +115,24 @@ class Report:
                 for kind, counts in self.shared.items()
             },
             "labels": {
-                label.field: {v: dict(zip(names, counts, strict=True)) for v, counts in label.counts.items()}
+                label.field: {
+                    v: dict(zip(names, counts, strict=True)) for v, counts in label.counts.items()
+                }
                 for label in self.labels
             },
             "scripts": {
-                field: {script: dict(zip(names, counts, strict=True)) for script, counts in found.items()}
+                field: {
+                    script: dict(zip(names, counts, strict=True))
+                    for script, counts in found.items()
+                }
                 for field, found in self.scripts.items()
             },
         }
 
 
-def build_report(sets: list[NamedSet], table: pandas.DataFrame, seed: int, progress: bool) -> Report:
+def build_report(
+    sets: list[NamedSet], table: pandas.DataFrame, seed: int, progress: bool
+) -> QualityReport:
     """Draw every conclusion from ``table``, to which groups and checks must have been added."""
     names = [one.name for one in sets]
     labels = find_labels(table, names)
@@ -131,7 +142,7 @@ def build_report(sets: list[NamedSet], table: pandas.DataFrame, seed: int, progr
     findings = find(table, sets, labels, across)
     with tqdm(desc="draw", unit="sample", disable=not progress) as bar:
         exhibitor.bar = bar
-        told = [Told(finding, exhibitor.examples(finding)) for finding in findings]
+        told = [FindingWithExamples(finding, exhibitor.examples(finding)) for finding in findings]
         pictures = exhibitor.gallery("image", "image_hash", THUMBNAILS)
         clips = exhibitor.gallery("audio", "audio_hash", CLIPS)
         texts = exhibitor.gallery("text", "text_hash", TEXTS) if "text" in modalities else []
@@ -144,9 +155,9 @@ def build_report(sets: list[NamedSet], table: pandas.DataFrame, seed: int, progr
         if kind in table
     ]
     texts_of = {field: table[field] for field in free_texts(table, labels)}
-    return Report(
+    return QualityReport(
         sets=sets,
-        amounts=[count(one.corpus) for one in sets],
+        amounts=[count(one.dataset) for one in sets],
         told=told,
         checks=checks,
         check_counts={check.name: _by_set(table, names, check.name) for check in checks},
@@ -154,7 +165,9 @@ def build_report(sets: list[NamedSet], table: pandas.DataFrame, seed: int, progr
         pairs=pairs(names),
         shared=_shared(across, pairs(names), kinds),
         labels=labels,
-        scripts={field: _scripts(table, names, field, values) for field, values in texts_of.items()},
+        scripts={
+            field: _scripts(table, names, field, values) for field, values in texts_of.items()
+        },
         text_charts=_text_charts(table, names, list(texts_of)),
         image_charts=_image_charts(table, names),
         audio_charts=_audio_charts(table, names),
@@ -169,7 +182,9 @@ class _Exhibitor:
 
     bar: tqdm[Any]
 
-    def __init__(self, sets: list[NamedSet], table: pandas.DataFrame, labels: list[Label], seed: int) -> None:
+    def __init__(
+        self, sets: list[NamedSet], table: pandas.DataFrame, labels: list[Label], seed: int
+    ) -> None:
         self._sets = {one.name: one for one in sets}
         self._table, self._seed = table, seed
         self._says = ["text", *(label.field for label in labels)]
@@ -178,19 +193,28 @@ class _Exhibitor:
     def examples(self, finding: Finding) -> list[list[Exhibit]]:
         pictured = finding.code.partition("_")[0] == "image" or "_image" in finding.code
         return [
-            [self._exhibit(row, picture=pictured, sound=False, detail=finding.detail) for row in group]
+            [
+                self._exhibit(row, picture=pictured, sound=False, detail=finding.detail)
+                for row in group
+            ]
             for group in finding.examples
         ]
 
-    def gallery(self, modality: str, column: str, most: int) -> list[tuple[NamedSet, list[Exhibit]]]:
-        """Of every set that has some, sound samples drawn under the seed, in the order of the set."""
+    def gallery(
+        self, modality: str, column: str, most: int
+    ) -> list[tuple[NamedSet, list[Exhibit]]]:
+        """Of every set that has some, sound samples drawn under the seed, in the order of the
+        set.
+        """
         shown = []
         for name, one in self._sets.items():
-            rows = self._table.index[(self._table["set"] == name) & self._table[column].notna()].to_numpy()
+            rows = self._table.index[
+                (self._table["set"] == name) & self._table[column].notna()
+            ].to_numpy()
             if not len(rows):
                 continue
             number = min(len(rows), max(1, most // len(self._sets)))
-            key = derive_key("inspect gallery", self._seed, modality, *one.corpus.digests)
+            key = derive_key("inspect gallery", self._seed, modality, *one.dataset.digests)
             drawn = np.sort(rows[Permutation(key, len(rows))(np.arange(number))])
             exhibits = [
                 self._exhibit(row, picture=modality == "image", sound=modality == "audio")
@@ -202,22 +226,24 @@ class _Exhibitor:
     def _exhibit(self, row: int, picture: bool, sound: bool, detail: str = "") -> Exhibit:
         self.bar.update()
         facts = self._table.loc[row]
-        corpus, sample = self._sets[facts["set"]].corpus, int(facts["sample"])
+        dataset, sample = self._sets[facts["set"]].dataset, int(facts["sample"])
         if picture and row not in self._thumbnails:
             there = isinstance(facts["image_hash"], str)
-            self._thumbnails[row] = thumbnail(corpus, sample) if there else None
+            self._thumbnails[row] = thumbnail(dataset, sample) if there else None
         columns = [detail] if detail else self._says
-        says = (facts[column] for column in columns if isinstance(facts[column], str) and facts[column])
+        says = (
+            facts[column] for column in columns if isinstance(facts[column], str) and facts[column]
+        )
         return Exhibit(
             set=facts["set"],
             key=facts["key"],
             says=next(says, ""),
             thumbnail=self._thumbnails[row] if picture else None,
-            clip=clip(corpus, sample) if sound else None,
+            clip=clip(dataset, sample) if sound else None,
         )
 
 
-def _finding_json(told: Told) -> dict[str, Any]:
+def _finding_json(told: FindingWithExamples) -> dict[str, Any]:
     finding = told.finding
     return {
         "code": finding.code,
@@ -225,7 +251,9 @@ def _finding_json(told: Told) -> dict[str, Any]:
         "count": finding.count,
         "title": finding.title,
         "remedy": finding.remedy,
-        "examples": [[{"set": one.set, "key": one.key} for one in group] for group in told.examples],
+        "examples": [
+            [{"set": one.set, "key": one.key} for one in group] for group in told.examples
+        ],
         "lines": finding.lines,
     }
 
@@ -241,7 +269,9 @@ def _repeated(table: pandas.DataFrame, names: list[str], kinds: list[str]) -> di
     }
 
 
-def _shared(across: list[Overlap], pairs: list[tuple[str, str]], kinds: list[str]) -> dict[str, list[int]]:
+def _shared(
+    across: list[Overlap], pairs: list[tuple[str, str]], kinds: list[str]
+) -> dict[str, list[int]]:
     """Equal samples count as alike too."""
     return {
         kind: [
@@ -266,14 +296,17 @@ def _scripts(
     ranked = sorted(counts.index, key=lambda script: (-int(counts[script]), script))
     of_set = table["set"].reindex(scripts.index)
     return {
-        script: [int(((scripts == script) & (of_set == name)).sum()) for name in names] for script in ranked
+        script: [int(((scripts == script) & (of_set == name)).sum()) for name in names]
+        for script in ranked
     }
 
 
 def _text_charts(table: pandas.DataFrame, names: list[str], fields: list[str]) -> list[Histogram]:
     charts = []
     if "text" in fields:
-        charts.append(_chart(table, names, "Length of a text", "characters", table["text_characters"]))
+        charts.append(
+            _chart(table, names, "Length of a text", "characters", table["text_characters"])
+        )
     for field in fields:
         if field != "text":
             title = f"Length of {field}"
@@ -286,7 +319,9 @@ def _image_charts(table: pandas.DataFrame, names: list[str]) -> list[Histogram]:
     charts = [
         _chart(table, names, "Width", "pixels", width),
         _chart(table, names, "Height", "pixels", height),
-        _chart(table, names, "Aspect ratio, width to height", "", (width / height).astype("Float64")),
+        _chart(
+            table, names, "Aspect ratio, width to height", "", (width / height).astype("Float64")
+        ),
     ]
     return [chart for chart in charts if chart is not None]
 

@@ -12,8 +12,8 @@ from mmscale.inspect.duplicates import add_groups
 from mmscale.inspect.named_set import open_sets
 from mmscale.inspect.page import render
 from mmscale.inspect.report import build_report
-from mmscale.inspect.scan_samples import look_at_all
-from mmscale.inspect.table import build_table, import_extra, write_table
+from mmscale.inspect.scan_samples import scan_samples
+from mmscale.inspect.table import build_table, import_extra, write_sample_table
 
 
 def inspect(
@@ -27,7 +27,8 @@ def inspect(
     workers: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Write one HTML page about the indexed shard folders ``sources``; returns the same for programs.
+    """Write one HTML page about the indexed shard folders ``sources``; returns the same for
+    programs.
 
     Args:
         sources: folders (or brace patterns) of indexed shards.
@@ -39,20 +40,20 @@ def inspect(
         workers: processes; None: one a core; 0: this one alone. The result does not depend on it.
         progress: show bars on stderr.
 
-    Raises `UserError` when a source has no index, a file cannot be written, or pandas, pyarrow or matplotlib
-    is not installed.
+    Raises `UserError` when a source has no index, a file cannot be written, or pandas, pyarrow or
+    matplotlib is not installed.
     """
     for module in ("pandas", "pyarrow", "matplotlib", "jinja2"):
         import_extra(module)
     for path in (html, table):
         _check_writable(path)
     sets = open_sets(sources, names or [], sample, seed)
-    found = build_table(look_at_all(sets, workers, progress))
+    found = build_table(scan_samples(sets, workers, progress))
     add_groups(found)
     run_checks(found)
     report = build_report(sets, found, seed, progress)
     if table is not None:
-        write_table(found, table)
+        write_sample_table(found, table)
     _write(html, render(report))
     return {"html": str(html), "table": str(table) if table else None} | report.as_json()
 
@@ -74,4 +75,6 @@ def _write(path: Path, text: str) -> None:
         os.replace(unfinished, path)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror}); name another file") from None
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); name another file"
+        ) from None

@@ -13,27 +13,32 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from mmscale.data.index.dataset import Corpus
+from mmscale.data.index.dataset import Dataset
 from mmscale.errors import SampleFault, UserError
 from mmscale.inspect.named_set import NamedSet
 from mmscale.inspect.picture import measure_picture
 from mmscale.inspect.sound import measure_sound
 from mmscale.inspect.text import EXCERPT, measure_text, scalars
 
-Row = dict[str, Any]
+ScannedSample = dict[str, Any]
 """What was found of one sample, by column of the table."""
 
-# Samples handed to a process at a time, and below which starting processes costs more than it saves.
+# Samples handed to a process at a time, and below which starting processes costs more than it
+# saves.
 _CHUNK = 64
 _WORTH_PROCESSES = 256
 # Any path will do: it names the sample's JSON document.
 _JSON = "json.document"
 
 
-def look_at_all(sets: list[NamedSet], workers: int | None, progress: bool) -> Iterator[Row]:
-    """One row for every sample to be looked at, in the order of the sets; the same for any ``workers``.
+def scan_samples(
+    sets: list[NamedSet], workers: int | None, progress: bool
+) -> Iterator[ScannedSample]:
+    """One row for every sample to be looked at, in the order of the sets; the same for any
+    ``workers``.
 
-    ``workers`` processes share the work (None: one a core; 0: this one alone). ``progress`` shows a bar.
+    ``workers`` processes share the work (None: one a core; 0: this one alone). ``progress`` shows a
+    bar.
 
     Raises `UserError` when the system ends a worker, naming the folder.
     """
@@ -45,32 +50,42 @@ def look_at_all(sets: list[NamedSet], workers: int | None, progress: bool) -> It
     total = sum(len(samples) for _, samples in jobs)
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if total > _WORTH_PROCESSES else 0
-    names, corpora = [one.name for one in sets], [one.corpus for one in sets]
+    names, datasets = [one.name for one in sets], [one.dataset for one in sets]
     with tqdm(total=total, desc="inspect", unit="sample", disable=not progress) as bar:
-        for rows in _in_processes(jobs, names, corpora, workers) if workers else _here(jobs, names, corpora):
+        for rows in (
+            _in_processes(jobs, names, datasets, workers)
+            if workers
+            else _here(jobs, names, datasets)
+        ):
             bar.update(len(rows))
             yield from rows
 
 
-def _here(jobs: list[Job], names: list[str], corpora: list[Corpus]) -> Iterator[list[Row]]:
-    looker = _Looker(names, corpora)
+def _here(
+    jobs: list[ScanJob], names: list[str], datasets: list[Dataset]
+) -> Iterator[list[ScannedSample]]:
+    looker = _Scanner(names, datasets)
     return map(looker, jobs)
 
 
 def _in_processes(
-    jobs: list[Job], names: list[str], corpora: list[Corpus], workers: int
-) -> Iterator[list[Row]]:
+    jobs: list[ScanJob], names: list[str], datasets: list[Dataset], workers: int
+) -> Iterator[list[ScannedSample]]:
     # Spawned: this process may hold threads (of torch, of the cache) that a fork would cut off.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start, (names, corpora)) as pool:
+    with ProcessPoolExecutor(workers, context, _start, (names, datasets)) as pool:
         waiting = [pool.submit(_look, job) for job in jobs]
         for (number, samples), future in zip(jobs, waiting, strict=True):
             try:
                 yield future.result()
             except BrokenProcessPool:
-                first, last = corpora[number].key(int(samples[0])), corpora[number].key(int(samples[-1]))
+                first, last = (
+                    datasets[number].key(int(samples[0])),
+                    datasets[number].key(int(samples[-1])),
+                )
                 raise UserError(
-                    f"{names[number]}: a worker process was ended near samples {first!r} to {last!r}, perhaps for "
+                    f"{names[number]}: a worker process was ended near samples {first!r} to "
+                    f"{last!r}, perhaps for "
                     "memory; try fewer with --workers 1"
                 ) from None
             except BaseException:
@@ -78,46 +93,55 @@ def _in_processes(
                 raise
 
 
-class _Looker:
+class _Scanner:
     """Looks at a job's samples; one in each process."""
 
-    def __init__(self, names: list[str], corpora: list[Corpus]) -> None:
-        self._names, self._corpora = names, corpora
+    def __init__(self, names: list[str], datasets: list[Dataset]) -> None:
+        self._names, self._corpora = names, datasets
 
-    def __call__(self, job: Job) -> list[Row]:
+    def __call__(self, job: ScanJob) -> list[ScannedSample]:
         number, samples = job
-        corpus = self._corpora[number]
-        facts = {field: corpus.facts(field, samples) for field in ("image", "audio", "text", "cls", _JSON)}
+        dataset = self._corpora[number]
+        facts = {
+            field: dataset.facts(field, samples)
+            for field in ("image", "audio", "text", "cls", _JSON)
+        }
         rows = []
         for place, sample in enumerate(samples.tolist()):
-            row: Row = {"set": self._names[number], "sample": sample, "key": corpus.key(sample)}
+            row: ScannedSample = {
+                "set": self._names[number],
+                "sample": sample,
+                "key": dataset.key(sample),
+            }
             for field, column in facts.items():
                 if column["offset"][place]:
-                    row |= _look_at_field(corpus, field, sample, column[place])
+                    row |= _look_at_field(dataset, field, sample, column[place])
             rows.append(row)
         return rows
 
 
-Job = tuple[int, NDArray[np.int64]]
+ScanJob = tuple[int, NDArray[np.int64]]
 """Number of the set, and samples of it."""
 
-_looker: _Looker | None = None
+_looker: _Scanner | None = None
 
 
-def _start(names: list[str], corpora: list[Corpus]) -> None:
+def _start(names: list[str], datasets: list[Dataset]) -> None:
     global _looker
-    _looker = _Looker(names, corpora)
+    _looker = _Scanner(names, datasets)
 
 
-def _look(job: Job) -> list[Row]:
+def _look(job: ScanJob) -> list[ScannedSample]:
     assert _looker is not None
     return _looker(job)
 
 
-def _look_at_field(corpus: Corpus, field: str, sample: int, facts: np.void) -> Row:
-    """Columns of one field. A field that cannot be read or decoded has its reason in ``<field>_fault``."""
+def _look_at_field(dataset: Dataset, field: str, sample: int, facts: np.void) -> ScannedSample:
+    """Columns of one field. A field that cannot be read or decoded has its reason in
+    ``<field>_fault``.
+    """
     size, a, b = int(facts["size"]), int(facts["a"]), int(facts["b"])
-    row: Row = {}
+    row: ScannedSample = {}
     kind = field.partition(".")[0]
     if kind == "image":
         row = {"image_bytes": size, "image_width": a, "image_height": b}
@@ -127,12 +151,15 @@ def _look_at_field(corpus: Corpus, field: str, sample: int, facts: np.void) -> R
         row = {"text_characters": a}
     try:
         if kind == "image":
-            return row | measure_picture(corpus.read(field, sample))
+            return row | measure_picture(dataset.read(field, sample))
         if kind == "audio":
-            return row | measure_sound(corpus.read(field, sample), b)
+            return row | measure_sound(dataset.read(field, sample), b)
         if kind == "json":
-            return {f"json.{path}": value for path, value in scalars(corpus.read(field, sample)).items()}
-        text = corpus.text(field, sample) or ""
+            return {
+                f"json.{path}": value
+                for path, value in scalars(dataset.read(field, sample)).items()
+            }
+        text = dataset.text(field, sample) or ""
         return row | measure_text(text) if kind == "text" else {"cls": text[:EXCERPT]}
     except SampleFault as fault:
         return row | {f"{kind}_fault": str(fault)}

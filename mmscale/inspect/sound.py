@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from mmscale.config import MediaConfig
 from mmscale.data.media.audio import decode_audio
 
-# Within two steps of 16 bits of full scale; a plateau there of at least three samples is a cut-off wave.
+# Within two steps of 16 bits of full scale; a plateau there of at least three samples is a cut-off
+# wave.
 _FULL_SCALE = 32766 / 32768
 _PLATEAU = 3
-# What the index admitted, under limits of its own, is looked at; this bounds the memory of a process.
+# What the index admitted, under limits of its own, is looked at; this bounds the memory of a
+# process.
 MAX_S = 600.0
 
 _MEDIA = MediaConfig(max_audio_s=MAX_S)
@@ -26,8 +28,9 @@ FLOOR_DB = -150.0
 def measure_sound(data: bytes, rate: int) -> dict[str, Any]:
     """Measures of one encoded clip of ``rate`` Hz, by column of the table.
 
-    ``audio_peak`` and ``audio_level`` (root mean square) are in dB below full scale; ``audio_clipped_samples`` counts
-    the samples that stand on plateaus at full scale; ``audio_hash`` is of the waveform.
+    ``audio_peak`` and ``audio_level`` (root mean square) are in dB below full scale;
+    ``audio_clipped_samples`` counts the samples that stand on plateaus at full scale;
+    ``audio_hash`` is of the waveform.
 
     Raises `SampleFault` when it cannot be decoded.
     """
@@ -54,11 +57,15 @@ def clipped_samples(wave: NDArray[np.float32]) -> int:
 
 
 def _hash(wave: NDArray[np.float32], rate: int) -> str:
-    """Of the waveform in 16 bits without silence around it: the same for a clip saved as WAV and as FLAC."""
+    """Of the waveform in 16 bits without silence around it: the same for a clip saved as WAV and as
+    FLAC.
+    """
     steps = np.clip(np.rint(wave * 32768), -32768, 32767).astype("<i2")
     loud = np.flatnonzero(steps)
     kept = steps[loud[0] : loud[-1] + 1] if len(loud) else steps[:0]
-    return hashlib.blake2b(kept.tobytes(), digest_size=16, salt=rate.to_bytes(8, "little")).hexdigest()
+    return hashlib.blake2b(
+        kept.tobytes(), digest_size=16, salt=rate.to_bytes(8, "little")
+    ).hexdigest()
 
 
 def _decibels(power: float) -> float:

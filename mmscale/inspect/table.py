@@ -44,10 +44,13 @@ COLUMNS = {
     "cls_fault": "string",
     "json_fault": "string",
 }
-"""Columns every table has, and their types; ``json.<path>`` columns, strings, follow. Null: not there."""
+"""Columns every table has, and their types; ``json.<path>`` columns, strings, follow. Null: not
+there.
+"""
 
 MAX_PATHS = 100
-"""Columns ``json.<path>`` at the most: JSON whose names are data would make one for every sample."""
+"""Columns ``json.<path>`` at the most: JSON whose names are data would make one for every sample.
+"""
 
 
 def import_extra(module: str) -> Any:
@@ -57,11 +60,15 @@ def import_extra(module: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != module.partition(".")[0]:
             raise  # the module is there, and broken: a bug, or a broken installation
-        raise UserError(f"inspecting data needs {error.name}; run `pip install 'mmscale[tables]'`") from None
+        raise UserError(
+            f"inspecting data needs {error.name}; run `pip install 'mmscale[tables]'`"
+        ) from None
 
 
 def build_table(rows: Iterable[dict[str, Any]]) -> pandas.DataFrame:
-    """The rows of `look.look_at_all` as a table of `COLUMNS` and the most frequent ``json.<path>`` columns."""
+    """The rows of `look.scan_samples` as a table of `COLUMNS` and the most frequent ``json.<path>``
+    columns.
+    """
     pd = import_extra("pandas")
     gathered = list(rows)
     seen = Counter(name for row in gathered for name in row if name not in COLUMNS)
@@ -69,14 +76,19 @@ def build_table(rows: Iterable[dict[str, Any]]) -> pandas.DataFrame:
     types = COLUMNS | dict.fromkeys(sorted(frequent), "string")
     # A column at a time: through objects, pandas would turn 64-bit hashes into floats.
     return pd.DataFrame(
-        {name: pd.array([row.get(name) for row in gathered], dtype=kind) for name, kind in types.items()}
+        {
+            name: pd.array([row.get(name) for row in gathered], dtype=kind)
+            for name, kind in types.items()
+        }
     )
 
 
-def write_table(table: pandas.DataFrame, path: Path) -> None:
+def write_sample_table(table: pandas.DataFrame, path: Path) -> None:
     """Write Parquet. Raises `UserError` when the file cannot be written."""
     import_extra("pyarrow")
     try:
         table.to_parquet(path, engine="pyarrow", index=False)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); name another file") from None
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); name another file"
+        ) from None

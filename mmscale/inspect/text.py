@@ -1,4 +1,6 @@
-"""What one text is measured for: its script, and hashes of it as it stands and without its dress."""
+"""What one text is measured for: its script, and hashes of it as it stands and without its
+dress.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ def measure_text(text: str) -> dict[str, Any]:
 
 
 def script_of(text: str) -> str:
-    """The script of most letters of ``text``, such as ``Latin``; of two that are both frequent, ``Han + Latin``.
+    """The script of most letters of ``text``, such as ``Latin``; of two that are both frequent,
+    ``Han + Latin``.
 
     ``none`` for texts without letters. A script is no language: Latin may be English or Vietnamese.
     """
@@ -56,11 +59,13 @@ def bare(text: str) -> str:
     Of a text that has nothing else, such as ``?!``, its compatibility form.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    kept = "".join(letter for letter in folded if letter.isalnum() or unicodedata.category(letter)[0] == "M")
+    kept = "".join(
+        letter for letter in folded if letter.isalnum() or unicodedata.category(letter)[0] == "M"
+    )
     return kept or folded
 
 
-def plain(text: str) -> str:
+def printable(text: str) -> str:
     """``text`` with every invisible or unprintable character made visible as �, on one line."""
     return "".join(
         letter
@@ -71,7 +76,8 @@ def plain(text: str) -> str:
 
 
 def scalars(document: bytes) -> dict[str, str]:
-    """Dotted path → value, as text, of the scalars of a JSON document outside of lists; cut to `EXCERPT`.
+    """Dotted path → value, as text, of the scalars of a JSON document outside of lists; cut to
+    `EXCERPT`.
 
     Raises `SampleFault` for bad JSON.
     """
@@ -101,8 +107,8 @@ def _letter_script(letter: str) -> str | None:
     if not letter.isalpha():
         return None
     # "FULLWIDTH LATIN CAPITAL LETTER A" and the like are told by their plain form.
-    plain = unicodedata.normalize("NFKC", letter)[0]
-    first = unicodedata.name(plain, "OTHER").split()[0]
+    printable = unicodedata.normalize("NFKC", letter)[0]
+    first = unicodedata.name(printable, "OTHER").split()[0]
     return _NAMES.get(first, first.title())
 
 

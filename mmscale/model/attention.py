@@ -1,13 +1,14 @@
 """Attention over packed segments: one rule of who sees whom, three ways to compute it.
 
-A position sees the positions of its own segment that come before it, and itself; the tokens of one picture or
-clip (a span) also see their whole span. ``visible`` is that rule; every path uses it.
+A position sees the positions of its own segment that come before it, and itself; the tokens of one
+picture or clip (a span) also see their whole span. ``visible`` is that rule; every path uses it.
 
-- dense:   one boolean mask [B, 1, L, L] for scaled_dot_product_attention. The reference; quadratic in L.
-- grouped: segments of like length are gathered into padded groups, so nothing is computed across segments.
-           The fast path on CPU, where FlexAttention has no backward.
-- flex:    FlexAttention with a block mask. The fast path on GPU, but for short sequences of changing lengths, as
-           prediction has them: compiling for each costs more than it saves.
+- dense:   one boolean mask [B, 1, L, L] for scaled_dot_product_attention. The reference; quadratic
+  in L.
+- grouped: segments of like length are gathered into padded groups, so nothing is computed across
+  segments. The fast path on CPU, where FlexAttention has no backward.
+- flex:    FlexAttention with a block mask. The fast path on GPU, but for short sequences of
+  changing lengths, as prediction has them: compiling for each costs more than it saves.
 """
 
 from __future__ import annotations
@@ -27,19 +28,26 @@ from mmscale.batch import Batch
 from mmscale.model.positions import Positions
 
 _DENSE_LENGTH = 1024  # of sequences, up to which a GPU that needs no gradients attends densely
-# Of a group's segments, up to which attention is written out; its probabilities are kept for the backward pass.
+# Of a group's segments, up to which attention is written out; its probabilities are kept for the
+# backward pass.
 _PLAIN_LENGTH = 512
-_GROUP_SLACK = 0.7  # a group's shortest segment is at least this share of its longest, or within 8 positions
+_GROUP_SLACK = (
+    0.7  # a group's shortest segment is at least this share of its longest, or within 8 positions
+)
 
 
-def visible(segment_q: Tensor, segment_k: Tensor, span_q: Tensor, span_k: Tensor, causal: Tensor) -> Tensor:
-    """The rule. ``causal`` is true where the key's position is not after the query's; all shapes broadcast."""
+def visible(
+    segment_q: Tensor, segment_k: Tensor, span_q: Tensor, span_k: Tensor, causal: Tensor
+) -> Tensor:
+    """The rule. ``causal`` is true where the key's position is not after the query's; all shapes
+    broadcast.
+    """
     same_span = (span_q == span_k) & (span_q > 0)
     return (segment_q == segment_k) & (causal | same_span)
 
 
 @dataclass
-class Group:
+class SegmentGroup:
     """Segments of like length, padded to the longest: G segments of P positions."""
 
     size: tuple[int, int]  # (G, P)
@@ -47,7 +55,9 @@ class Group:
     _bias: Tensor | None = None
 
     def bias(self, like: Tensor) -> Tensor:
-        """0 where a key is seen and minus infinity elsewhere, [G or 1, 1, P, P], in the type of ``like``; made once."""
+        """0 where a key is seen and minus infinity elsewhere, [G or 1, 1, P, P], in the type of
+        ``like``; made once.
+        """
         if self._bias is None or self._bias.dtype != like.dtype:
             length = self.size[1]
             seen = self.mask
@@ -64,7 +74,7 @@ class AttentionPlan:
     path: str
     dense_mask: Tensor | None = None  # bool [B, 1, L, L]
     block_mask: Any = None
-    groups: list[Group] | None = None
+    groups: list[SegmentGroup] | None = None
     slot_to_flat: Tensor | None = None  # int64 [slots], flat position each slot of the groups reads
     slot_padding: Tensor | None = None  # int64, slots of no position
     flat_to_slot: Tensor | None = None  # int64 [B * L], slot of each position (0 for padding)
@@ -87,7 +97,9 @@ def make_plan(batch: Batch, path: str, positions: Positions | None = None) -> At
     if path == "dense":
         length = segment.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-        mask = visible(segment[:, :, None], segment[:, None, :], span[:, :, None], span[:, None, :], causal)
+        mask = visible(
+            segment[:, :, None], segment[:, None, :], span[:, :, None], span[:, None, :], causal
+        )
         return AttentionPlan(path, dense_mask=positions.mine(mask)[:, None])
     if path == "flex":
         return AttentionPlan(path, block_mask=_block_mask(segment, span, positions))
@@ -95,7 +107,9 @@ def make_plan(batch: Batch, path: str, positions: Positions | None = None) -> At
 
 
 def attend(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, plan: AttentionPlan) -> Tensor:
-    """Attention output [B, L, H, D]; keys and values may have fewer heads (grouped-query attention)."""
+    """Attention output [B, L, H, D]; keys and values may have fewer heads (grouped-query
+    attention).
+    """
     if plan.path == "grouped":
         return _attend_grouped(q_BLHD, k_BLHD, v_BLHD, plan)
     gqa = q_BLHD.shape[2] != k_BLHD.shape[2]
@@ -117,13 +131,17 @@ def _block_mask(segment: Tensor, span: Tensor, positions: Positions) -> Any:
         return visible(segment[b, q], segment[b, k], span[b, q], span[b, k], q >= k)
 
     batch, length = segment.shape
-    make = _compiled(create_block_mask, segment.device.type)  # which never has the whole mask in memory
+    make = _compiled(
+        create_block_mask, segment.device.type
+    )  # which never has the whole mask in memory
     return make(rule, batch, None, queries, length, device=segment.device)
 
 
 @cache
 def _compiled(function: Any, device: str) -> Any:
-    """FlexAttention is only fast compiled; on CPU only tests use it, and compiling costs more than it saves."""
+    """FlexAttention is only fast compiled; on CPU only tests use it, and compiling costs more than
+    it saves.
+    """
     return torch.compile(function) if device == "cuda" else function
 
 
@@ -159,7 +177,8 @@ def _group_segments(segment_BL: Tensor, span_BL: Tensor) -> AttentionPlan:
         group_span = np.where(inside, span[flat], 0)
         mask = None
         if group_span.any():
-            # Padded keys get segment 0; padded queries keep segment 1 and so see at least one key (no NaN).
+            # Padded keys get segment 0; padded queries keep segment 1 and so see at least one key
+            # (no NaN).
             valid = torch.from_numpy(inside).to(device)
             span_t = torch.from_numpy(group_span).to(device)
             causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
@@ -171,12 +190,14 @@ def _group_segments(segment_BL: Tensor, span_BL: Tensor) -> AttentionPlan:
                 span_t[:, None, :],
                 causal,
             )[:, None]
-        groups.append(Group(flat.shape, mask))
+        groups.append(SegmentGroup(flat.shape, mask))
         slots.append(flat.reshape(-1))
         first = last
 
     def tensor(parts: list[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate(parts) if parts else np.zeros(0, np.int64)).to(device)
+        return torch.from_numpy(np.concatenate(parts) if parts else np.zeros(0, np.int64)).to(
+            device
+        )
 
     return AttentionPlan(
         "grouped",
@@ -189,7 +210,9 @@ def _group_segments(segment_BL: Tensor, span_BL: Tensor) -> AttentionPlan:
 
 
 class _Gather(torch.autograd.Function):
-    """Rows by index where the index is a partial permutation, so the gradient is a gather too, not a scatter-add."""
+    """Rows by index where the index is a partial permutation, so the gradient is a gather too, not
+    a scatter-add.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, index: Tensor, inverse: Tensor, unused: Tensor) -> Tensor:
@@ -204,15 +227,18 @@ class _Gather(torch.autograd.Function):
 
 
 class _PlainAttention(torch.autograd.Function):
-    """Attention written out: [G, P, H, D]. The fused kernel for CPUs takes twice as long, and more for few positions.
+    """Attention written out: [G, P, H, D]. The fused kernel for CPUs takes twice as long, and more
+    for few positions.
 
-    The heads that share keys are rows of one product. In bfloat16 the scores are rounded, which that kernel's are not;
-    a softmax counts in float32 whatever it is given. The backward pass is written out because a masked score's gradient
-    needs no mask: it is zero as its probability is.
+    The heads that share keys are rows of one product. In bfloat16 the scores are rounded, which
+    that kernel's are not; a softmax counts in float32 whatever it is given. The backward pass is
+    written out because a masked score's gradient needs no mask: it is zero as its probability is.
     """
 
     @staticmethod
-    def forward(ctx: Any, q_GPHD: Tensor, k_GPKD: Tensor, v_GPKD: Tensor, bias_G1PP: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, q_GPHD: Tensor, k_GPKD: Tensor, v_GPKD: Tensor, bias_G1PP: Tensor
+    ) -> Tensor:
         segments, length, heads, width = q_GPHD.shape
         kv_heads = k_GPKD.shape[2]
         q, k, v = (_by_shared_head(x, kv_heads) for x in (q_GPHD, k_GPKD * width**-0.5, v_GPKD))
@@ -253,26 +279,32 @@ def _by_position(x: Tensor, segments: int, heads: int) -> Tensor:
     return x.reshape(segments, -1, heads, width)
 
 
-def _plain_attention(q_GPHD: Tensor, k_GPKD: Tensor, v_GPKD: Tensor, group: Group) -> Tensor:
+def _plain_attention(q_GPHD: Tensor, k_GPKD: Tensor, v_GPKD: Tensor, group: SegmentGroup) -> Tensor:
     """Attention written out: [G, P, H, D]."""
     return _PlainAttention.apply(q_GPHD, k_GPKD, v_GPKD, group.bias(q_GPHD))
 
 
-def _fused_attention(q_GPHD: Tensor, k_GPKD: Tensor, v_GPKD: Tensor, group: Group) -> Tensor:
+def _fused_attention(q_GPHD: Tensor, k_GPKD: Tensor, v_GPKD: Tensor, group: SegmentGroup) -> Tensor:
     """PyTorch's kernel: [G, P, H, D]."""
     q, k, v = (x.transpose(1, 2) for x in (q_GPHD, k_GPKD, v_GPKD))
     if q.shape[1] != k.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask, is_causal=group.mask is None)
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=group.mask, is_causal=group.mask is None
+    )
     return out.transpose(1, 2)
 
 
 def _attend_grouped(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, plan: AttentionPlan) -> Tensor:
     batch, length, heads, width = q_BLHD.shape
     kv_heads = k_BLHD.shape[2]
-    assert plan.groups is not None and plan.flat_padding is not None and plan.slot_padding is not None
+    assert (
+        plan.groups is not None and plan.flat_padding is not None and plan.slot_padding is not None
+    )
     # One gather for queries, keys and values together.
-    qkv = torch.cat([q_BLHD, k_BLHD, v_BLHD], dim=2).reshape(batch * length, heads + 2 * kv_heads, width)
+    qkv = torch.cat([q_BLHD, k_BLHD, v_BLHD], dim=2).reshape(
+        batch * length, heads + 2 * kv_heads, width
+    )
     if (
         not plan.groups
     ):  # only padding; every matrix still gets a gradient, of zero, for the ranks to agree on

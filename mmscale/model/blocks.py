@@ -1,4 +1,5 @@
-"""The fusion block: pre-norm mixing of positions and SwiGLU, as in Qwen3 (Qwen team, 2025) on the text path.
+"""The fusion block: pre-norm mixing of positions and SwiGLU, as in Qwen3 (Qwen team, 2025) on the
+text path.
 
 Positions are mixed by attention, or by a recurrent layer (`mmscale.model.recurrent`).
 Shape suffixes: B sequences, L positions, D model width, H heads, T positions of one modality.
@@ -26,7 +27,7 @@ MODALITIES = ("text", "image", "audio")
 
 
 @dataclass
-class Places:
+class BlockInputs:
     """Where the positions of a batch are and what they hold; the same for every block."""
 
     cos: Tensor  # float32 [B, L, 1, head_dim]
@@ -38,17 +39,21 @@ class Places:
     positions: Positions
 
 
-def places_of(batch: Batch, cos: Tensor, sin: Tensor, plan: AttentionPlan, positions: Positions) -> Places:
+def block_inputs(
+    batch: Batch, cos: Tensor, sin: Tensor, plan: AttentionPlan, positions: Positions
+) -> BlockInputs:
     """Of a packed batch."""
     modality = (batch.kind_BL.long() - 1).clamp(min=0)
-    return Places(
+    return BlockInputs(
         positions.mine(cos), positions.mine(sin), plan, positions.mine(modality),
         (batch.text_at_T, batch.image_at_T, batch.audio_at_T), batch.dropout_key_B, positions,
     )  # fmt: skip
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation of the last axis (Zhang and Sennrich, 2019), computed in float32."""
+    """Root-mean-square normalisation of the last axis (Zhang and Sennrich, 2019), computed in
+    float32.
+    """
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -60,7 +65,9 @@ class RMSNorm(nn.Module):
 
 
 class ModalRMSNorm(nn.Module):
-    """`RMSNorm` with weights of each modality's own (Mixture-of-Transformers: Liang et al., 2024)."""
+    """`RMSNorm` with weights of each modality's own (Mixture-of-Transformers: Liang et al.,
+    2024).
+    """
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -112,7 +119,9 @@ class FeedForward(nn.Module):
 
 
 class ModalFeedForward(nn.Module):
-    """`FeedForward` with weights of each modality's own. A modality the batch lacks gets a gradient of zero."""
+    """`FeedForward` with weights of each modality's own. A modality the batch lacks gets a gradient
+    of zero.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -130,7 +139,8 @@ class ModalFeedForward(nn.Module):
 class Block(nn.Module):
     """One pre-norm fusion block.
 
-    ``project`` and ``combine`` are all of it but the mixing of positions; `mmscale.parallel` may compile them.
+    ``project`` and ``combine`` are all of it but the mixing of positions; `mmscale.parallel` may
+    compile them.
     """
 
     def __init__(self, config: ModelConfig, number: int) -> None:
@@ -149,8 +159,10 @@ class Block(nn.Module):
         # Deeper blocks are left out more often, the first of them never.
         self._left_out = config.stochastic_depth * number / max(1, config.layers - 1)
 
-    def forward(self, x_BLD: Tensor, places: Places, memory: Any = None) -> Tensor:
-        """``memory`` is this block's part of a `cache.Cache`: what generation must not compute again."""
+    def forward(self, x_BLD: Tensor, places: BlockInputs, memory: Any = None) -> Tensor:
+        """``memory`` is this block's part of a `cache.Cache`: what generation must not compute
+        again.
+        """
         factors = self._factors(places.dropout_key_B)
         if self.recurrent:
             mixed = self.mixer(self.attention_norm(x_BLD, places.modality_BL), places.plan, memory)
@@ -158,8 +170,13 @@ class Block(nn.Module):
             q, k, v = self.project(x_BLD, places.cos, places.sin, places.modality_BL)
             k, v = places.positions.whole(k), places.positions.whole(v)
             assert memory is None or isinstance(memory, KeyValues)
-            mixed = attend(q, k, v, places.plan) if memory is None else memory.attend(q, k, v, places.plan)
-        # Only where they are used: their lengths change with every batch, and compiled code is for one length.
+            mixed = (
+                attend(q, k, v, places.plan)
+                if memory is None
+                else memory.attend(q, k, v, places.plan)
+            )
+        # Only where they are used: their lengths change with every batch, and compiled code is for
+        # one length.
         routes = places.routes if self._untied else ()
         first = places.positions.first
         return self.combine(x_BLD, mixed, places.modality_BL, routes, first, *factors)
@@ -179,7 +196,9 @@ class Block(nn.Module):
         first: int,
         *factors: Tensor,
     ) -> Tensor:
-        """From what was mixed, and the residual stream before it, to the residual stream after the block."""
+        """From what was mixed, and the residual stream before it, to the residual stream after the
+        block.
+        """
         if not self.recurrent:
             mixed = self.attention.o_proj(mixed.flatten(2))
         x_BLD = x_BLD + self._thin(mixed, first, factors[:2])
@@ -187,7 +206,9 @@ class Block(nn.Module):
         return x_BLD + self._thin(fed, first, factors[2:])
 
     def _factors(self, dropout_key_B: Tensor) -> list[Tensor]:
-        """Of each of the two branches: the key of its dropout, and its factor of stochastic depth."""
+        """Of each of the two branches: the key of its dropout, and its factor of stochastic
+        depth.
+        """
         if not self.training or (self._dropout == 0.0 and self._left_out == 0.0):
             return []
         factors = []
@@ -200,4 +221,6 @@ class Block(nn.Module):
         if not factors:
             return x_BLD
         key, factor_B = factors
-        return keyed_dropout(x_BLD, self._dropout, key, first) * factor_B[:, None, None].to(x_BLD.dtype)
+        return keyed_dropout(x_BLD, self._dropout, key, first) * factor_B[:, None, None].to(
+            x_BLD.dtype
+        )

@@ -1,7 +1,9 @@
-"""What generation keeps so that no position is computed twice: keys and values, or a recurrent state.
+"""What generation keeps so that no position is computed twice: keys and values, or a recurrent
+state.
 
-Every row holds one query. The first pass reads the whole queries, padded on the right; each later pass one new token a
-row. Shape suffixes: R rows, L positions of a pass, P positions kept, H heads, D width of a head or of the model.
+Every row holds one query. The first pass reads the whole queries, padded on the right; each later
+pass one new token a row. Shape suffixes: R rows, L positions of a pass, P positions kept, H heads,
+D width of a head or of the model.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from mmscale.model.attention import AttentionPlan, attend
 
 
 class KeyValues:
-    """One block's keys and values, [R, P, kv_heads, D], with room for ``extra`` tokens behind the longest query."""
+    """One block's keys and values, [R, P, kv_heads, D], with room for ``extra`` tokens behind the
+    longest query.
+    """
 
     def __init__(self, length_R: Tensor, extra: int) -> None:
         self._length_R, self._extra = length_R, extra
@@ -33,7 +37,9 @@ class KeyValues:
         self._length_R = self._length_R + 1
         q, k, v = (x.transpose(1, 2) for x in (q_RLHD, self._k, self._v))
         gqa = q.shape[1] != k.shape[1]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen_RP[:, None, None], enable_gqa=gqa)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=seen_RP[:, None, None], enable_gqa=gqa
+        )
         return out.transpose(1, 2)
 
     def select(self, rows: Tensor) -> None:

@@ -1,8 +1,9 @@
 """The contrastive objective over groups that no single forward pass holds.
 
-GradCache (Gao et al., 2021): embed everything without gradients, find the loss and its gradient with regard to the
-embeddings, then run each micro-batch again with that gradient. Dropout is keyed, so both passes are the same function,
-and the result is the gradient of the whole group, not an approximation.
+GradCache (Gao et al., 2021): embed everything without gradients, find the loss and its gradient
+with regard to the embeddings, then run each micro-batch again with that gradient. Dropout is keyed,
+so both passes are the same function, and the result is the gradient of the whole group, not an
+approximation.
 
 Shape suffixes: S embeddings of the step, T of a micro-batch, E embedding width.
 """
@@ -19,7 +20,9 @@ from mmscale.model.objectives import contrastive_loss
 
 @dataclass
 class ContrastTerms:
-    """What a micro-batch contributes to a contrastive loss that was found beforehand; everything float32."""
+    """What a micro-batch contributes to a contrastive loss that was found beforehand; everything
+    float32.
+    """
 
     loss: Tensor  # scalar, the part of the step's loss that is told here
     unit_grad_TE: Tensor  # gradient with regard to the micro-batch's embeddings
@@ -38,7 +41,9 @@ class ContrastTerms:
 
 @dataclass
 class StepEmbeddings:
-    """Every embedding of a step with what says which belong together; rows of broken samples have no weight."""
+    """Every embedding of a step with what says which belong together; rows of broken samples have
+    no weight.
+    """
 
     unit_SE: Tensor  # float32, unit length
     group_S: Tensor  # int64, as are the next three; see `Batch`
@@ -50,7 +55,9 @@ class StepEmbeddings:
     def gradients(
         self, rows: slice, log_scale: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of the group in ``rows``: (loss, gradient of its embeddings, of the scale [1], of the bias [1])."""
+        """Of the group in ``rows``: (loss, gradient of its embeddings, of the scale [1], of the
+        bias [1]).
+        """
         with torch.enable_grad():
             unit = self.unit_SE[rows].detach().requires_grad_()
             scale = log_scale.detach().float().requires_grad_()
@@ -59,7 +66,8 @@ class StepEmbeddings:
             loss = contrastive_loss(
                 unit, scale, shift,
                 # A row without an embedding is nobody's candidate.
-                group_T=torch.where(real, self.group_S[rows], -1 - torch.arange(len(real), device=real.device)),
+                group_T=torch.where(real, self.group_S[rows], -1 - torch.arange(len(real),
+                device=real.device)),
                 task_T=self.task_S[rows], side_T=self.side_S[rows], match_T=self.match_S[rows],
                 weight_T=self.weight_S[rows],
             )  # fmt: skip

@@ -1,4 +1,6 @@
-"""How many parameters a model has, by part; built on the meta device, so that no memory is needed."""
+"""How many parameters a model has, by part; built on the meta device, so that no memory is
+needed.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ _PARTS = {
 
 
 def count_parameters(config: ModelConfig, media: MediaConfig) -> dict[str, int]:
-    """Parameters by part, only those there are; ``total`` comes last. ``config.vocab_size`` must be set."""
+    """Parameters by part, only those there are; ``total`` comes last. ``config.vocab_size`` must be
+    set.
+    """
     with torch.device("meta"):
         model = FusionTransformer(config, media)
     counts = dict.fromkeys(_PARTS, 0)

@@ -1,4 +1,5 @@
-"""Dropout whose mask is a function of (seed, step, sequence, place in the network), not of a generator's state.
+"""Dropout whose mask is a function of (seed, step, sequence, place in the network), not of a
+generator's state.
 
 The same sequence is dropped alike on any rank, at any world size and when a block is recomputed.
 The hash is the finaliser of MurmurHash3 (Appleby, 2011) in wrapping 32-bit integers.
@@ -38,10 +39,14 @@ def keyed_dropout(x_BLD: Tensor, share: float, site_key_B: Tensor, first: int = 
     counter = torch.arange(start, start + length * width, dtype=torch.int32, device=x_BLD.device)
     noise = _hash32(_hash32(counter[None, :] ^ site_key_B[:, None])) & _POSITIVE
     keep = (noise >= int(share * 2**31)).view(batch, length, width)
-    return torch.where(keep, x_BLD / (1.0 - share), torch.zeros((), dtype=x_BLD.dtype, device=x_BLD.device))
+    return torch.where(
+        keep, x_BLD / (1.0 - share), torch.zeros((), dtype=x_BLD.dtype, device=x_BLD.device)
+    )
 
 
 def depth_factor(share: float, site_key_B: Tensor) -> Tensor:
-    """float32 [B]: 0 for a ``share`` of the sequences, the rest scaled: stochastic depth (Huang et al., 2016)."""
+    """float32 [B]: 0 for a ``share`` of the sequences, the rest scaled: stochastic depth (Huang et
+    al., 2016).
+    """
     noise = _hash32(site_key_B ^ _GOLDEN) & _POSITIVE
     return (noise >= int(share * 2**31)).float() / (1.0 - share)

@@ -1,7 +1,7 @@
 """The fusion transformer: text, pictures and speech in one packed sequence.
 
-Shape suffixes: B sequences, L positions, D model width, E embedding width, T items of one kind, V vocabulary.
-The model knows nothing of ranks; how it is split lives in `mmscale.parallel`.
+Shape suffixes: B sequences, L positions, D model width, E embedding width, T items of one kind, V
+vocabulary. The model knows nothing of ranks; how it is split lives in `mmscale.parallel`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmscale.batch import Batch
 from mmscale.config import MediaConfig, ModelConfig
 from mmscale.model.attention import AttentionPlan, make_plan
-from mmscale.model.blocks import Block, Places, RMSNorm, places_of
+from mmscale.model.blocks import Block, BlockInputs, RMSNorm, block_inputs
 from mmscale.model.cache import Cache
 from mmscale.model.contrast import ContrastTerms
 from mmscale.model.objectives import (
@@ -49,7 +49,9 @@ class FusionTransformer(nn.Module):
         super().__init__()
         assert config.vocab_size > 0, "resolve model.vocab_size from the tokenizer first"
         self.config, self.media = config, media
-        self.run_block: Callable[..., Tensor] = _run  # `mmscale.parallel` may compute activations again
+        self.run_block: Callable[..., Tensor] = (
+            _run  # `mmscale.parallel` may compute activations again
+        )
         self.positions = Positions()  # and may compute some of the positions elsewhere
         self._tied_factor = width_ratio(config)  # of logits made by the embedding
         self.embedding = nn.Embedding(config.vocab_size, config.width)
@@ -73,8 +75,9 @@ class FusionTransformer(nn.Module):
     ) -> dict[str, Tensor]:
         """The batch's share of the step's losses, float32 scalars by objective.
 
-        ``contrast`` replaces the contrastive loss among the batch's own embeddings. With ``embeddings_only``, instead:
-        ``unit`` float32 [T, E], the embeddings, and ``log_scale`` and ``bias``, [1].
+        ``contrast`` replaces the contrastive loss among the batch's own embeddings. With
+        ``embeddings_only``, instead: ``unit`` float32 [T, E], the embeddings, and ``log_scale`` and
+        ``bias``, [1].
         """
         hidden = self.positions.whole(self.hidden(batch)).flatten(0, 1)
         words = hidden * self._tied_factor
@@ -96,21 +99,25 @@ class FusionTransformer(nn.Module):
         else:
             contrastive = contrastive_loss(
                 unit, scale, bias, group_T=batch.embed_group_T, task_T=batch.embed_task_T,
-                side_T=batch.embed_side_T, match_T=batch.embed_match_T, weight_T=batch.embed_weight_T,
+                side_T=batch.embed_side_T, match_T=batch.embed_match_T,
+                weight_T=batch.embed_weight_T,
             )  # fmt: skip
         ctc = ctc_loss(
-            words, table, at_CP=batch.ctc_at_CP, tokens_C=batch.ctc_tokens_C, target_CU=batch.ctc_target_CU,
+            words, table, at_CP=batch.ctc_at_CP, tokens_C=batch.ctc_tokens_C,
+            target_CU=batch.ctc_target_CU,
             length_C=batch.ctc_length_C, weight_C=batch.ctc_weight_C,
         )  # fmt: skip
         classify = classification_loss(
-            self._class_logits(hidden[batch.class_at_T]), head_T=batch.class_head_T, class_T2=batch.class_T2,
+            self._class_logits(hidden[batch.class_at_T]), head_T=batch.class_head_T,
+            class_T2=batch.class_T2,
             share_T=batch.class_share_T, weight_T=batch.class_weight_T, smoothing=smoothing,
         )  # fmt: skip
         whole = {"contrastive": contrastive, "ctc": ctc, "classify": classify}
         return {"next_token": next_token} | {name: loss * part for name, loss in whole.items()}
 
     def hidden(self, batch: Batch, plan: AttentionPlan | None = None) -> Tensor:
-        """Output of the last norm at this process's positions, by default all: [B, L, D] in the compute type.
+        """Output of the last norm at this process's positions, by default all: [B, L, D] in the
+        compute type.
 
         ``plan`` replaces the batch's own attention.
         """
@@ -125,7 +132,8 @@ class FusionTransformer(nn.Module):
         length_R = (batch.segment_BL > 0).sum(1)
         row = torch.arange(len(length_R), device=length_R.device)
         cache = Cache(
-            length_R, batch.position_BL3[row, length_R - 1, 0] + 1, layers=self.config.layers, extra=extra,
+            length_R, batch.position_BL3[row, length_R - 1, 0] + 1, layers=self.config.layers,
+            extra=extra,
             recurrent=self.config.fusion == "rnn",
         )  # fmt: skip
         x = self._through_blocks(self._inputs(batch), self._places(batch, None), cache)
@@ -136,7 +144,7 @@ class FusionTransformer(nn.Module):
         position = cache.clock_R[:, None, None].expand(-1, 1, 3)
         cos, sin = rotary_angles(position, self.config.head_dim, self.config.rope_theta)
         every, none = torch.arange(len(token_R), device=token_R.device), token_R[:0]
-        places = Places(
+        places = BlockInputs(
             cos,
             sin,
             AttentionPlan("cached"),
@@ -149,15 +157,21 @@ class FusionTransformer(nn.Module):
         cache.clock_R = cache.clock_R + 1
         return x[:, 0]
 
-    def _places(self, batch: Batch, plan: AttentionPlan | None) -> Places:
+    def _places(self, batch: Batch, plan: AttentionPlan | None) -> BlockInputs:
         cos, sin = rotary_angles(batch.position_BL3, self.config.head_dim, self.config.rope_theta)
         if plan is None and self.config.fusion == "rnn":
             plan = AttentionPlan("recurrent", time_major=time_major(batch.segment_BL))
-        return places_of(
-            batch, cos, sin, plan or make_plan(batch, self.config.attention, self.positions), self.positions
+        return block_inputs(
+            batch,
+            cos,
+            sin,
+            plan or make_plan(batch, self.config.attention, self.positions),
+            self.positions,
         )
 
-    def _through_blocks(self, x_BLD: Tensor, places: Places, cache: Cache | None = None) -> Tensor:
+    def _through_blocks(
+        self, x_BLD: Tensor, places: BlockInputs, cache: Cache | None = None
+    ) -> Tensor:
         for number, block in enumerate(self.blocks):
             x_BLD = self.run_block(block, x_BLD, places, cache.blocks[number] if cache else None)
         return self.norm(x_BLD)
@@ -171,12 +185,16 @@ class FusionTransformer(nn.Module):
         return self._unit(self.hidden(batch).flatten(0, 1), batch)
 
     def class_logits(self, batch: Batch) -> list[Tensor]:
-        """Logits of every linear head, in the order of their names, at ``class_at_T``: float32 [T, classes]."""
+        """Logits of every linear head, in the order of their names, at ``class_at_T``: float32 [T,
+        classes].
+        """
         hidden = self.hidden(batch).flatten(0, 1)[batch.class_at_T]
         return [logits.float() for logits in self._class_logits(hidden)]
 
     def ctc_log_probs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(float32 [C, P, V], blank is token 0; int64 [C], how many of the P are real) of the batch's ctc clips."""
+        """(float32 [C, P, V], blank is token 0; int64 [C], how many of the P are real) of the
+        batch's ctc clips.
+        """
         hidden = self.hidden(batch).flatten(0, 1)
         return ctc_log_probs(
             hidden * self._tied_factor, self.embedding.weight, batch.ctc_at_CP
@@ -191,9 +209,9 @@ class FusionTransformer(nn.Module):
     def _inputs(self, batch: Batch) -> Tensor:
         """Text, picture and sound vectors in their places, [B, L, D].
 
-        Both stems always run, on one blank item if the batch has none: a rank without pictures must still
-        take part in the collectives of a sharded stem. Selecting no row of the output gives the stem's
-        parameters a gradient of exactly zero.
+        Both stems always run, on one blank item if the batch has none: a rank without pictures must
+        still take part in the collectives of a sharded stem. Selecting no row of the output gives
+        the stem's parameters a gradient of exactly zero.
         """
         x = self.embedding(batch.tokens_BL).flatten(0, 1)
         image, audio, frames, chunks = (

@@ -1,8 +1,9 @@
-"""Initial weights as a function of (seed, parameter name, element), so any shard can be filled by itself.
+"""Initial weights as a function of (seed, parameter name, element), so any shard can be filled by
+itself.
 
-Matrices and convolutions: normal with variance 1/fan-in, so that activations keep their size; the two
-matrices that write to the residual stream are divided by sqrt(2 x layers) (GPT-2: Radford et al., 2019).
-Embedding: normal, 0.02. Norm weights one, biases zero.
+Matrices and convolutions: normal with variance 1/fan-in, so that activations keep their size; the
+two matrices that write to the residual stream are divided by sqrt(2 x layers) (GPT-2: Radford et
+al., 2019). Embedding: normal, 0.02. Norm weights one, biases zero.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ _PIECE = 1 << 17  # elements that a thread draws before it takes others
 def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
     """Fill every parameter in place; parameters may be DTensors sharded in any way.
 
-    Drawn on the host, because devices differ in the last bits of a logarithm; by as many threads as torch may use.
+    Drawn on the host, because devices differ in the last bits of a logarithm; by as many threads as
+    torch may use.
     """
     for name, parameter in model.named_parameters():
         draw(name, parameter, config, seed)
@@ -52,7 +54,9 @@ def draw(name: str, parameter: Tensor, config: ModelConfig, seed: int) -> None:
             part = local[start : start + rows]
             values = _normals(key, len(part) * width, first + start * width, np.float32(deviation))
             part.copy_(
-                values.view(len(part), *parameter.shape[1:])[:, columns] if columns else values.view_as(part)
+                values.view(len(part), *parameter.shape[1:])[:, columns]
+                if columns
+                else values.view_as(part)
             )
 
 
@@ -85,7 +89,9 @@ def _rule(name: str, parameter: Tensor, config: ModelConfig) -> tuple[float, flo
         return (1.0 if name.endswith("norm.weight") else 0.0), 0.0
     if name == "embedding.weight":
         return 0.0, 0.02
-    deviation = initial_factor(name, parameter.dim(), config) / math.sqrt(math.prod(parameter.shape[1:]))
+    deviation = initial_factor(name, parameter.dim(), config) / math.sqrt(
+        math.prod(parameter.shape[1:])
+    )
     if name.endswith(("o_proj.weight", "down_proj.weight")):
         deviation /= math.sqrt(2.0 * config.layers)
     return 0.0, deviation
@@ -103,7 +109,9 @@ def fill(parameter: Tensor, values: Tensor) -> None:
 
 @torch.no_grad()
 def fill_rows(parameter: Tensor, rows: Any) -> None:
-    """As `fill`, from whatever gives the rows of its slices, such as a tensor in a file; no other row is asked for."""
+    """As `fill`, from whatever gives the rows of its slices, such as a tensor in a file; no other
+    row is asked for.
+    """
     for local, first, columns in _local_rows(parameter):
         start = first // math.prod(parameter.shape[1:])
         here = rows[start : start + len(local)]
@@ -113,8 +121,8 @@ def fill_rows(parameter: Tensor, rows: Any) -> None:
 def _local_rows(parameter: Tensor) -> Iterator[tuple[Tensor, int, slice | None]]:
     """What is here of a parameter, in runs of neighbouring rows.
 
-    Yields (the rows, index of their first element in the whole parameter, which columns of the whole rows they are;
-    None: all).
+    Yields (the rows, index of their first element in the whole parameter, which columns of the
+    whole rows they are; None: all).
     """
     if not isinstance(parameter, DTensor):
         yield parameter, 0, None
@@ -140,7 +148,9 @@ def _indices(parameter: DTensor, axis: int) -> Tensor:
     for placement in parameter.placements:
         if placement.is_replicate() or placement.dim != axis:  # type: ignore[attr-defined]
             placements.append(Replicate())
-        elif isinstance(placement, _StridedShard):  # by FSDP, of what tensor parallelism split before
+        elif isinstance(
+            placement, _StridedShard
+        ):  # by FSDP, of what tensor parallelism split before
             placements.append(_StridedShard(0, split_factor=placement.split_factor))
         else:
             placements.append(Shard(0))

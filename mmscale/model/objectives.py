@@ -1,7 +1,8 @@
-"""What is learned. Each objective returns a sum that is already divided by the whole step's count, so that the
-sums of all micro-batches of all ranks add up to the step's loss.
+"""What is learned. Each objective returns a sum that is already divided by the whole step's count,
+so that the sums of all micro-batches of all ranks add up to the step's loss.
 
-Shape suffixes: T positions, V vocabulary, D model width, E embedding width, C clips, P audio tokens of the longest.
+Shape suffixes: T positions, V vocabulary, D model width, E embedding width, C clips, P audio tokens
+    of the longest.
 """
 
 from __future__ import annotations
@@ -26,14 +27,18 @@ def _at_once(hidden_TD: Tensor, logits: int) -> int:
 
 
 def next_token_loss(
-    hidden_TD: Tensor, embedding_VD: Tensor, target_T: Tensor, weight_T: Tensor, smoothing: float = 0.0
+    hidden_TD: Tensor,
+    embedding_VD: Tensor,
+    target_T: Tensor,
+    weight_T: Tensor,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Weighted sum of cross-entropies, float32 scalar, of logits ``hidden @ embedding.T``.
 
-    Only supervised positions are passed in. Logits exist for a chunk of them at a time, forward and backward: their
-    gradient is found together with the loss (as in Liger Kernel; Hsu et al., 2024), and only its products with the
-    weights and the inputs are kept. ``smoothing`` spreads so much of each target over the vocabulary (Szegedy et
-    al., 2016).
+    Only supervised positions are passed in. Logits exist for a chunk of them at a time, forward and
+    backward: their gradient is found together with the loss (as in Liger Kernel; Hsu et al., 2024),
+    and only its products with the weights and the inputs are kept. ``smoothing`` spreads so much of
+    each target over the vocabulary (Szegedy et al., 2016).
     """
     return _ChunkedCrossEntropy.apply(hidden_TD, embedding_VD, target_T, weight_T, smoothing)
 
@@ -57,7 +62,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(target_T), at_once):
             rows = slice(start, start + at_once)
             true, weight = target_T[rows, None], weight_T[rows, None]
-            # In one memory: logits less the largest, their exponentials, and the gradient of the loss by them.
+            # In one memory: logits less the largest, their exponentials, and the gradient of the
+            # loss by them.
             logits = (hidden_TD[rows] @ embedding_VD.T).float()
             logits -= logits.amax(-1, keepdim=True)
             likely = (1.0 - smoothing) * logits.gather(1, true)
@@ -80,7 +86,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         hidden_grad, embedding_grad = ctx.saved_tensors
-        return (hidden_grad * grads[0]).to(hidden_grad.dtype), embedding_grad * grads[0], None, None, None
+        return (
+            (hidden_grad * grads[0]).to(hidden_grad.dtype),
+            embedding_grad * grads[0],
+            None,
+            None,
+            None,
+        )
 
 
 def contrastive_loss(
@@ -96,18 +108,22 @@ def contrastive_loss(
 ) -> Tensor:
     """Pairwise sigmoid loss (SigLIP: Zhai et al., 2023), float32 scalar.
 
-    The unit-length embeddings of one task in one group are each other's candidates: every pair of different sides
-    is a positive if it matches and a negative otherwise.
+    The unit-length embeddings of one task in one group are each other's candidates: every pair of
+    different sides is a positive if it matches and a negative otherwise.
     """
     logits = unit_TE @ unit_TE.T * log_scale.float().exp() + bias.float()
-    together = (group_T[:, None] == group_T) & (task_T[:, None] == task_T) & (side_T[:, None] < side_T)
+    together = (
+        (group_T[:, None] == group_T) & (task_T[:, None] == task_T) & (side_T[:, None] < side_T)
+    )
     sign = torch.where(match_T[:, None] == match_T, 1.0, -1.0)
     losses = -F.logsigmoid(sign * logits)
     return (losses * together * weight_T[:, None]).sum()
 
 
 def ctc_log_probs(hidden_TD: Tensor, embedding_VD: Tensor, at_CP: Tensor) -> Tensor:
-    """Log-probabilities of every token, blank included, at each clip's audio tokens: float32 [C, P, V]."""
+    """Log-probabilities of every token, blank included, at each clip's audio tokens: float32 [C, P,
+    V].
+    """
     return (hidden_TD[at_CP] @ embedding_VD.T).float().log_softmax(-1)
 
 
@@ -121,7 +137,8 @@ def ctc_loss(
     length_C: Tensor,
     weight_C: Tensor,
 ) -> Tensor:
-    """Weighted sum of connectionist temporal classification losses (Graves et al., 2006), float32 scalar.
+    """Weighted sum of connectionist temporal classification losses (Graves et al., 2006), float32
+    scalar.
 
     Logits exist for a few clips at a time and are made again for the backward pass.
     """
@@ -132,7 +149,12 @@ def ctc_loss(
     def some(hidden: Tensor, embedding: Tensor, rows: slice) -> Tensor:
         log_probs_PCV = ctc_log_probs(hidden, embedding, at_CP[rows]).transpose(0, 1)
         losses = F.ctc_loss(
-            log_probs_PCV, target_CU[rows], tokens_C[rows], length_C[rows], blank=BLANK, reduction="none"
+            log_probs_PCV,
+            target_CU[rows],
+            tokens_C[rows],
+            length_C[rows],
+            blank=BLANK,
+            reduction="none",
         )
         return (losses * weight_C[rows]).sum()
 
@@ -151,10 +173,11 @@ def classification_loss(
     weight_T: Tensor,
     smoothing: float,
 ) -> Tensor:
-    """Weighted sum of cross-entropies, float32 scalar; ``logits`` are each head's, [T, classes], for every position.
+    """Weighted sum of cross-entropies, float32 scalar; ``logits`` are each head's, [T, classes],
+    for every position.
 
-    A position counts for its own head alone. Its target is ``share`` of the first of two classes and the rest of the
-    second.
+    A position counts for its own head alone. Its target is ``share`` of the first of two classes
+    and the rest of the second.
     """
     total = weight_T.new_zeros(())
     for number, of_head in enumerate(logits):

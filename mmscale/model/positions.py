@@ -1,4 +1,6 @@
-"""Which positions of every sequence this process computes: all, unless `mmscale.parallel` says otherwise."""
+"""Which positions of every sequence this process computes: all, unless `mmscale.parallel` says
+otherwise.
+"""
 
 from __future__ import annotations
 

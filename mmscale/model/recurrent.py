@@ -1,7 +1,9 @@
-"""The recurrent mixer: a GRU (Cho et al., 2014) in the place of attention, the small baseline (``model.fusion: rnn``).
+"""The recurrent mixer: a GRU (Cho et al., 2014) in the place of attention, the small baseline
+(``model.fusion: rnn``).
 
-It reads every segment from its start, media as well as text, one position after another; its state never crosses
-segments. There is no fast path for it on a GPU: the lengths of segments are read on the host.
+It reads every segment from its start, media as well as text, one position after another; its state
+never crosses segments. There is no fast path for it on a GPU: the lengths of segments are read on
+the host.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ from mmscale.model.cache import State
 
 @dataclass
 class TimeMajor:
-    """Positions of all segments by their place in the segment, as `torch.nn.utils.rnn.PackedSequence` has them."""
+    """Positions of all segments by their place in the segment, as
+    `torch.nn.utils.rnn.PackedSequence` has them.
+    """
 
     flat: Tensor  # int64 [real positions], flat position b * L + l
     batch_sizes: Tensor  # int64 [longest segment], on the host: segments that are so long
-    last: (
-        Tensor  # int64 [segments], row of `flat` with the last position of each, in the order of the segments
-    )
+    # int64 [segments], row of `flat` with the last position of each, in the order of the segments
+    last: Tensor
 
 
 def time_major(segment_BL: Tensor) -> TimeMajor:
@@ -47,7 +50,9 @@ def time_major(segment_BL: Tensor) -> TimeMajor:
     last[order] = first_of_step[sizes[order] - 1] + np.arange(len(order))
     device = segment_BL.device
     return TimeMajor(
-        torch.from_numpy(flat).to(device), torch.from_numpy(batch_sizes), torch.from_numpy(last).to(device)
+        torch.from_numpy(flat).to(device),
+        torch.from_numpy(batch_sizes),
+        torch.from_numpy(last).to(device),
     )
 
 
@@ -66,7 +71,9 @@ class GruMixer(nn.Module):
     def forward(self, x_BLD: Tensor, plan: AttentionPlan, memory: State | None = None) -> Tensor:
         weights = (self.input_weight, self.state_weight, self.input_bias, self.state_bias)
         if memory is not None and memory.started:
-            return self.o_proj(memory.step(torch.gru_cell(x_BLD[:, 0], memory.state_RD, *weights)))[:, None]
+            return self.o_proj(memory.step(torch.gru_cell(x_BLD[:, 0], memory.state_RD, *weights)))[
+                :, None
+            ]
         order = plan.time_major
         assert order is not None, "plan made for attention"
         rows = x_BLD.flatten(0, 1)[order.flat]

@@ -1,7 +1,7 @@
 """Stems: how a picture or a spectrogram becomes vectors of the model's width.
 
-Every stem gives a fixed number of tokens per item, computed from each item alone: what else is in the batch,
-and how far a clip is padded, changes nothing.
+Every stem gives a fixed number of tokens per item, computed from each item alone: what else is in
+the batch, and how far a clip is padded, changes nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from mmscale.model.towers import PretrainedAudioStem, PretrainedImageStem
 
 
 class ChannelNorm(nn.Module):
-    """RMSNorm over the channels at each place of a [N, C, …] map; never across places, so padding cannot leak."""
+    """RMSNorm over the channels at each place of a [N, C, …] map; never across places, so padding
+    cannot leak.
+    """
 
     def __init__(self, channels: int, eps: float) -> None:
         super().__init__()
@@ -32,7 +34,9 @@ def _pixels(image_N3HW: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _inside(size_N2: Tensor, x: Tensor, stride: int) -> Tensor:
-    """1 where a map [N, C, h, w] of pictures of ``size_N2`` pixels is real, 0 where it is padding: [N, 1, h, w]."""
+    """1 where a map [N, C, h, w] of pictures of ``size_N2`` pixels is real, 0 where it is padding:
+    [N, 1, h, w].
+    """
     rows = torch.arange(x.shape[2], device=x.device) * stride < size_N2[:, :1]
     columns = torch.arange(x.shape[3], device=x.device) * stride < size_N2[:, 1:]
     return (rows[:, None, :, None] & columns[:, None, None, :]).to(x.dtype)
@@ -41,7 +45,8 @@ def _inside(size_N2: Tensor, x: Tensor, stride: int) -> Tensor:
 class PatchStem(nn.Module):
     """Linear projection of square patches (ViT: Dosovitskiy et al., 2020).
 
-    uint8 [N, 3, H, W] → [N, T, D]; ``size_N2`` int64, the real heights and widths where pictures are padded.
+    uint8 [N, 3, H, W] → [N, T, D]; ``size_N2`` int64, the real heights and widths where pictures
+    are padded.
     """
 
     def __init__(self, config: ModelConfig, media: MediaConfig) -> None:
@@ -57,7 +62,8 @@ class PatchStem(nn.Module):
 class CnnStem(nn.Module):
     """Strided 3x3 convolutions down to one vector a patch (early convolutions: Xiao et al., 2021).
 
-    Shapes as `PatchStem`'s. What lies outside a padded picture stays zero, as the convolutions' own padding.
+    Shapes as `PatchStem`'s. What lies outside a padded picture stays zero, as the convolutions' own
+    padding.
     """
 
     def __init__(self, config: ModelConfig, media: MediaConfig) -> None:
@@ -121,8 +127,8 @@ class RnnStem(AudioStem):
         self.conv = ConvStem(config, media)
         self.frames_per_token = media.frames_per_token
         self.units = config.width // 2
-        # torch.gru is called with these directly: nn.GRU keeps its own list of weights, which goes stale
-        # when a strategy swaps parameters for sharded or bf16 ones.
+        # torch.gru is called with these directly: nn.GRU keeps its own list of weights, which goes
+        # stale when a strategy swaps parameters for sharded or bf16 ones.
         for suffix in ("", "_reverse"):
             self.register_parameter(
                 f"input_weight{suffix}", nn.Parameter(torch.empty(3 * self.units, config.width))
@@ -130,8 +136,12 @@ class RnnStem(AudioStem):
             self.register_parameter(
                 f"state_weight{suffix}", nn.Parameter(torch.empty(3 * self.units, self.units))
             )
-            self.register_parameter(f"input_bias{suffix}", nn.Parameter(torch.empty(3 * self.units)))
-            self.register_parameter(f"state_bias{suffix}", nn.Parameter(torch.empty(3 * self.units)))
+            self.register_parameter(
+                f"input_bias{suffix}", nn.Parameter(torch.empty(3 * self.units))
+            )
+            self.register_parameter(
+                f"state_bias{suffix}", nn.Parameter(torch.empty(3 * self.units))
+            )
         self.project = nn.Linear(2 * self.units, config.width, bias=False)
         self.norm = RMSNorm(config.width, config.norm_eps)
 
@@ -150,9 +160,13 @@ class RnnStem(AudioStem):
         kept = (
             torch.is_grad_enabled()
         )  # a GPU keeps what the backward pass needs only when told that it trains
-        out, _ = torch.gru(packed.data, packed.batch_sizes, state, weights, True, 1, 0.0, kept, True)
+        out, _ = torch.gru(
+            packed.data, packed.batch_sizes, state, weights, True, 1, 0.0, kept, True
+        )
         packed = packed._replace(data=out)
-        padded, _ = nn.utils.rnn.pad_packed_sequence(packed, batch_first=True, total_length=x.shape[1])
+        padded, _ = nn.utils.rnn.pad_packed_sequence(
+            packed, batch_first=True, total_length=x.shape[1]
+        )
         return self.norm(x + self.project(padded))
 
 

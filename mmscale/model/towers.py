@@ -1,7 +1,9 @@
-"""Pretrained encoders of the `transformers` library as stems: a vision tower for pictures, Whisper's encoder for sound.
+"""Pretrained encoders of the `transformers` library as stems: a vision tower for pictures,
+Whisper's encoder for sound.
 
-A tower's architecture travels in the config as JSON (``model.image_tower_config``), so that a run or a release can
-build it without the folder its weights came from. Shape suffixes as in `mmscale.model.stems`; E width of the tower.
+A tower's architecture travels in the config as JSON (``model.image_tower_config``), so that a run
+or a release can build it without the folder its weights came from. Shape suffixes as in
+`mmscale.model.stems`; E width of the tower.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ def import_transformers() -> Any:
         import transformers
     except ImportError:
         raise UserError(
-            "model.image_stem=pretrained and model.audio_stem=pretrained need the transformers library; "
+            "model.image_stem=pretrained and model.audio_stem=pretrained need the transformers "
+            "library; "
             "pip install 'mmscale[pretrained]'"
         ) from None
     return transformers
@@ -60,7 +63,9 @@ def _check_numbers(value: Any) -> None:
 
 @contextlib.contextmanager
 def _few_weights() -> Iterator[None]:
-    """A number of layers has as many names as there are models, so weights are counted as they are made."""
+    """A number of layers has as many names as there are models, so weights are counted as they are
+    made.
+    """
     made = 0
 
     def count(*ignored: Any) -> None:
@@ -91,7 +96,9 @@ def _read_facts(text: str, key: str) -> dict[str, Any]:
 def _build(
     tree: dict[str, Any], key: str, make: Callable[[Any], nn.Module], sizes: Sequence[str]
 ) -> tuple[Any, nn.Module]:
-    """(architecture, tower without its weights). Raises `UserError` if the library cannot, or ``sizes`` are none."""
+    """(architecture, tower without its weights). Raises `UserError` if the library cannot, or
+    ``sizes`` are none.
+    """
     try:
         with _few_weights():
             architecture = read_architecture(tree)
@@ -101,7 +108,8 @@ def _build(
     except Exception as error:  # of any kind: the library checks little of what a config says
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(
-            f"model.{key}: transformers cannot build this tower ({reason}); name the folder of another"
+            f"model.{key}: transformers cannot build this tower ({reason}); name the folder of "
+            "another"
         ) from None
     for name in sizes:
         if type(getattr(architecture, name, None)) is not int or getattr(architecture, name) < 1:
@@ -117,7 +125,8 @@ def _read_channels(facts: dict[str, Any], name: str, key: str) -> list[float]:
         and all(type(one) in (int, float) and abs(one) < _MOST for one in found)
     ):
         raise UserError(
-            f"model.{key}: its {name} is not a number for each channel; name the folder of another tower"
+            f"model.{key}: its {name} is not a number for each channel; name the folder of another "
+            "tower"
         )
     return found
 
@@ -132,10 +141,12 @@ class _Tower(nn.Module):
         for module in tower.modules():
             for name in list(module._buffers):
                 buffer = module._buffers.pop(name)
-                # The one kind of buffer these towers have; a model without buffers can be built without memory.
+                # The one kind of buffer these towers have; a model without buffers can be built
+                # without memory.
                 if name != "position_ids" or buffer is None:
                     raise UserError(
-                        f"model: its tower keeps {name} beside its weights, which is not supported; "
+                        f"model: its tower keeps {name} beside its weights, which is not "
+                        "supported; "
                         "use one such as SigLIP, CLIP or DINOv2"
                     )
                 self._numbered.append((module, buffer.shape[-1]))
@@ -152,7 +163,11 @@ class _Tower(nn.Module):
         for module, count in self._numbered:
             module.position_ids = torch.arange(count, device=inputs[0].device)[None]
         # An attack asks for the inputs' gradients, also through a tower that is not trained.
-        with contextlib.nullcontext() if self._trained or inputs[0].requires_grad else torch.no_grad():
+        with (
+            contextlib.nullcontext()
+            if self._trained or inputs[0].requires_grad
+            else torch.no_grad()
+        ):
             out: Tensor = self.tower(*inputs, **settings).last_hidden_state
         return out
 
@@ -160,19 +175,24 @@ class _Tower(nn.Module):
 class PretrainedImageStem(_Tower):
     """Any vision transformer of `transformers` (CLIP, SigLIP, DINOv2, …), then norm and projection.
 
-    uint8 [N, 3, H, W] → [N, T, D]; H and W are the same for all pictures. Tokens before the patches (class, registers)
-    are left out. Position embeddings are interpolated where the pictures are not of the tower's own size.
+    uint8 [N, 3, H, W] → [N, T, D]; H and W are the same for all pictures. Tokens before the patches
+    (class, registers) are left out. Position embeddings are interpolated where the pictures are not
+    of the tower's own size.
     """
 
     def __init__(self, config: ModelConfig, media: MediaConfig) -> None:
         key = "image_tower_config"
         facts = _read_facts(config.image_tower_config, key)
         make = import_transformers().AutoModel.from_config
-        architecture, tower = _build(facts["config"], key, make, ("hidden_size", "image_size", "patch_size"))
+        architecture, tower = _build(
+            facts["config"], key, make, ("hidden_size", "image_size", "patch_size")
+        )
         super().__init__(tower, config.image_tower_trained)
         self._mean, self._std = (_read_channels(facts, name, key) for name in ("mean", "std"))
         self._own_size = architecture.image_size == media.image_height == media.image_width
-        self._tokens = (media.image_height // media.image_patch) * (media.image_width // media.image_patch)
+        self._tokens = (media.image_height // media.image_patch) * (
+            media.image_width // media.image_patch
+        )
         self.tower_norm = RMSNorm(architecture.hidden_size, config.norm_eps)
         self.project = nn.Linear(architecture.hidden_size, config.width, bias=False)
         self.norm = RMSNorm(config.width, config.norm_eps)
@@ -180,7 +200,8 @@ class PretrainedImageStem(_Tower):
     def forward(self, image_N3HW: Tensor, size_N2: Tensor | None = None) -> Tensor:
         dtype = self.project.weight.dtype
         mean, std = (
-            image_N3HW.new_tensor(x, dtype=torch.float32)[:, None, None] for x in (self._mean, self._std)
+            image_N3HW.new_tensor(x, dtype=torch.float32)[:, None, None]
+            for x in (self._mean, self._std)
         )
         pixels = ((image_N3HW.float() / 255.0 - mean) / std).to(dtype)
         settings = {} if self._own_size else {"interpolate_pos_encoding": True}
@@ -220,7 +241,10 @@ class PretrainedAudioStem(_Tower, AudioStem):
         hidden = self.run(window.transpose(1, 2).to(self.project.weight.dtype))
         # Positions that hold any real frame, averaged by tokens; tokens without one are never used.
         positions = -(-length // WHISPER_FRAMES_A_POSITION)
-        real = torch.arange(positions, device=hidden.device) * WHISPER_FRAMES_A_POSITION < frames_N[:, None]
+        real = (
+            torch.arange(positions, device=hidden.device) * WHISPER_FRAMES_A_POSITION
+            < frames_N[:, None]
+        )
         hidden = hidden[:, :positions] * real[..., None].to(hidden.dtype)
         sums = hidden.unflatten(1, (-1, self._pooled)).sum(2)
         counts = real.unflatten(1, (-1, self._pooled)).sum(2).clamp(min=1)[..., None]

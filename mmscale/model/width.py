@@ -1,7 +1,8 @@
 """Width-aware parametrisation: a learning rate found on a narrow model holds on a wide one.
 
-muP for Adam (Yang et al., "Tensor Programs V", 2022, table 3), with ``model.base_width`` as the width at which it is
-the standard parametrisation. A weight's rule follows from which of its sides grow with the model's width:
+muP for Adam (Yang et al., "Tensor Programs V", 2022, table 3), with ``model.base_width`` as the
+width at which it is the standard parametrisation. A weight's rule follows from which of its sides
+grow with the model's width:
 
 =========  =======================================  ==================  =====================================
 rule       parameters                               learning rate       initial deviation
@@ -14,9 +15,10 @@ input      embedding, convolutions and projections  x 1                 as alway
 
 [1] x sqrt(base / width) for those that Muon updates.
 
-The embedding is tied to the output, so its logits are multiplied by base / width instead. Attention needs no 1 / d
-scale: heads have one width at every size, and queries and keys are normalised. Decoupled weight decay is multiplied
-by width / base where the learning rate is divided by it, so that both shrink a weight alike at every width.
+The embedding is tied to the output, so its logits are multiplied by base / width instead. Attention
+needs no 1 / d scale: heads have one width at every size, and queries and keys are normalised.
+Decoupled weight decay is multiplied by width / base where the learning rate is divided by it, so
+that both shrink a weight alike at every width.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ def rule_of(name: str, dimensions: int, config: ModelConfig) -> str:
         return "output"
     if name.startswith("blocks."):
         return "hidden"
-    # The GRU stem's matrices, and its projection, read the model's width; the projection of the others reads channels.
+    # The GRU stem's matrices, and its projection, read the model's width; the projection of the
+    # others reads channels.
     recurrent = ("audio_stem.input_weight", "audio_stem.state_weight", "audio_stem.project.")
     return "hidden" if config.audio_stem == "rnn" and name.startswith(recurrent) else "input"
 
@@ -45,8 +48,8 @@ def rule_of(name: str, dimensions: int, config: ModelConfig) -> str:
 def lr_factor(name: str, dimensions: int, config: ModelConfig, muon: bool = False) -> float:
     """Factor of a parameter's learning rate, the inverse of that of its weight decay.
 
-    Muon's update of a matrix has all singular values alike, so its effect grows with the root of the width only, where
-    AdamW's, which is nearly of rank one, grows with the width.
+    Muon's update of a matrix has all singular values alike, so its effect grows with the root of
+    the width only, where AdamW's, which is nearly of rank one, grows with the width.
     """
     if rule_of(name, dimensions, config) == "input":
         return 1.0

@@ -22,7 +22,8 @@ _SETTINGS = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths in a config are relative to where the command was given
     "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that fails by its settings has no score to tell
+    # a trial that fails by its settings has no score to tell
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
@@ -42,10 +43,11 @@ def import_ray() -> Any:
 
 @contextmanager
 def ray_cluster(config: RayConfig, quiet: bool = True, trains: bool = False) -> Iterator[Any]:
-    """The package ``ray``, connected: to ``address``, else ``$RAY_ADDRESS``, else to a cluster of this process alone.
+    """The package ``ray``, connected: to ``address``, else ``$RAY_ADDRESS``, else to a cluster of
+    this process alone.
 
-    ``quiet``: what workers print stays in Ray's logs. ``trains``: Ray Train will be used, which needs the dashboard to
-    free the places of a run that was cut off.
+    ``quiet``: what workers print stays in Ray's logs. ``trains``: Ray Train will be used, which
+    needs the dashboard to free the places of a run that was cut off.
 
     Raises:
         UserError: Ray is not installed, or the cluster cannot be reached.
@@ -66,7 +68,8 @@ def ray_cluster(config: RayConfig, quiet: bool = True, trains: bool = False) -> 
         else:
             ray.init(
                 address="local", num_cpus=available_cores(), include_dashboard=trains,
-                object_store_memory=_OBJECT_STORE_BYTES, runtime_env={"env_vars": _passed_on()}, **options,
+                object_store_memory=_OBJECT_STORE_BYTES, runtime_env={"env_vars": _passed_on()},
+                **options,
             )  # fmt: skip
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -86,16 +89,25 @@ def ray_cluster(config: RayConfig, quiet: bool = True, trains: bool = False) -> 
 def tell_cluster(ray: Any) -> str:
     """The nodes that are up and what each has, for people."""
     return "; ".join(
-        f"{node['NodeManagerAddress']} {_tell(node['Resources'])}" for node in ray.nodes() if node["Alive"]
+        f"{node['NodeManagerAddress']} {_tell(node['Resources'])}"
+        for node in ray.nodes()
+        if node["Alive"]
     )
 
 
 def placement_fault(ray: Any, processes: list[dict[str, float]]) -> str:
-    """Why ``processes``, each needing CPUs and GPUs of one node, have no room even on the idle cluster; else empty."""
+    """Why ``processes``, each needing CPUs and GPUs of one node, have no room even on the idle
+    cluster; else empty.
+    """
     free = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
     for needs in sorted(processes, key=lambda one: (-one.get("GPU", 0), -one.get("CPU", 0))):
         node = next(
-            (one for one in free if all(one.get(kind, 0) >= amount for kind, amount in needs.items())), None
+            (
+                one
+                for one in free
+                if all(one.get(kind, 0) >= amount for kind, amount in needs.items())
+            ),
+            None,
         )
         if node is None:
             counts = Counter(map(_tell, processes))
@@ -107,13 +119,16 @@ def placement_fault(ray: Any, processes: list[dict[str, float]]) -> str:
 
 
 def wait_for_room(ray: Any, processes: list[dict[str, float]], wait_s: float, whose: str) -> None:
-    """Wait until the cluster can hold ``processes`` at all, and say so. Raises `UserError` after ``wait_s`` seconds."""
+    """Wait until the cluster can hold ``processes`` at all, and say so. Raises `UserError` after
+    ``wait_s`` seconds.
+    """
     began, told = time.monotonic(), -math.inf
     while fault := placement_fault(ray, processes):
         waited = time.monotonic() - began
         if waited >= wait_s:
             raise UserError(
-                f"{whose} {fault}; add machines, ask for fewer processes, or lower ray.cpus or ray.gpus (waited "
+                f"{whose} {fault}; add machines, ask for fewer processes, or lower ray.cpus or "
+                "ray.gpus (waited "
                 f"{waited:.0f} s, ray.wait_s)"
             )
         if waited - told > _TOLD_EVERY_S:

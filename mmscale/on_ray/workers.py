@@ -19,9 +19,11 @@ def make_trainer(
     name: str,
     callbacks: list[Any] | None = None,
 ) -> Any:
-    """A `ray.train.torch.TorchTrainer` that calls ``work(sent)`` on ``workers`` processes, or (fewest, most) of them.
+    """A `ray.train.torch.TorchTrainer` that calls ``work(sent)`` on ``workers`` processes, or
+    (fewest, most) of them.
 
-    A worker or node that is lost starts all of them again, up to ``max_failures`` times, on the nodes that are left.
+    A worker or node that is lost starts all of them again, up to ``max_failures`` times, on the
+    nodes that are left.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -34,7 +36,8 @@ def make_trainer(
             num_workers=count, use_gpu="GPU" in process, resources_per_worker=process,
         ),
         run_config=RunConfig(
-            name=name, storage_path=storage, failure_config=FailureConfig(max_failures=max_failures),
+            name=name, storage_path=storage,
+            failure_config=FailureConfig(max_failures=max_failures),
             callbacks=callbacks or [],
         ),
     )  # fmt: skip
@@ -49,7 +52,8 @@ def leave_rays_group() -> None:
 
 
 def meet_anew() -> None:
-    """Agree on an address at which the ranks of this worker group meet; called on all of them before each run.
+    """Agree on an address at which the ranks of this worker group meet; called on all of them
+    before each run.
 
     Ray tells every worker its rank; the store of an earlier process group must not be met again.
     """

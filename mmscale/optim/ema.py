@@ -12,15 +12,18 @@ from torch.distributed.tensor import DTensor
 def decay_at(decay: float, step: int) -> float:
     """The decay of update number ``step`` (from 0): ``min(decay, (1 + step) / (10 + step))``.
 
-    So the first weights, which know nothing, are soon forgotten (as TensorFlow's ExponentialMovingAverage with
-    ``num_updates``).
+    So the first weights, which know nothing, are soon forgotten (as TensorFlow's
+    ExponentialMovingAverage with ``num_updates``).
     """
     return min(decay, (1.0 + step) / (10.0 + step))
 
 
 @torch.no_grad()
-def take_in(pairs: Iterable[tuple[Tensor, Tensor]], decay: float, step: int, skip: Tensor | None) -> None:
-    """Move each (average, weights) pair's average towards its weights as after ``step``, unless ``skip`` is 1.
+def take_in(
+    pairs: Iterable[tuple[Tensor, Tensor]], decay: float, step: int, skip: Tensor | None
+) -> None:
+    """Move each (average, weights) pair's average towards its weights as after ``step``, unless
+    ``skip`` is 1.
 
     ``skip``: float32 scalar, read on its device, so that the host need not wait for it.
     """
@@ -43,7 +46,9 @@ class Ema:
 
     def update(self, step: int, skip: Tensor | None = None) -> None:
         """Take the weights after step ``step`` in; see `take_in`."""
-        pairs = ((_own(average), _own(self._parameters[name])) for name, average in self.averages.items())
+        pairs = (
+            (_own(average), _own(self._parameters[name])) for name, average in self.averages.items()
+        )
         take_in(pairs, self._decay, step, skip)
 
     def state_tensors(self) -> dict[str, Tensor]:

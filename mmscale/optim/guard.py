@@ -1,7 +1,9 @@
-"""Steps that must not be taken: a loss or gradient that is not finite, or a gradient far above its usual size.
+"""Steps that must not be taken: a loss or gradient that is not finite, or a gradient far above its
+usual size.
 
-The decision is a tensor on the device, equal on every rank because it is made from sums over all of them, and the
-optimiser leaves weights and moments alone where it is 1. The host learns of it when it reads the step's metrics.
+The decision is a tensor on the device, equal on every rank because it is made from sums over all of
+them, and the optimiser leaves weights and moments alone where it is 1. The host learns of it when
+it reads the step's metrics.
 """
 
 from __future__ import annotations
@@ -19,16 +21,22 @@ class StepGuard:
     norm_mean, steps: what an earlier part of the run ended with.
     """
 
-    def __init__(self, max_spike: float, norm_mean: float, steps: int, device: torch.device) -> None:
+    def __init__(
+        self, max_spike: float, norm_mean: float, steps: int, device: torch.device
+    ) -> None:
         self._max_spike = max_spike
         self.norm_mean = torch.tensor(norm_mean, device=device)
         self._steps = torch.tensor(float(steps), device=device)
 
-    def judge(self, norm: Tensor, losses: Tensor) -> Tensor:
-        """float32 scalar: 1 if the step is to be skipped, else 0; from the gradient's norm and the summed losses."""
+    def should_skip(self, norm: Tensor, losses: Tensor) -> Tensor:
+        """float32 scalar: 1 if the step is to be skipped, else 0; from the gradient's norm and the
+        summed losses.
+        """
         good = torch.isfinite(norm) & torch.isfinite(losses).all()
         if self._max_spike:
-            good = good & ((norm <= self._max_spike * self.norm_mean) | (self._steps < _FIRST_STEPS))
+            good = good & (
+                (norm <= self._max_spike * self.norm_mean) | (self._steps < _FIRST_STEPS)
+            )
         share = torch.where(self._steps == 0, 1.0, 1.0 - _MEMORY)
         self.norm_mean = torch.where(good, self.norm_mean.lerp(norm.float(), share), self.norm_mean)
         self._steps = self._steps + good

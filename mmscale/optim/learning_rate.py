@@ -8,12 +8,13 @@ from mmscale.config import OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Rate of step ``step`` of ``steps``: linear warm-up over ``warmup_steps``, then by ``schedule``.
+    """Rate of step ``step`` of ``steps``: linear warm-up over ``warmup_steps``, then by
+    ``schedule``.
 
     - cosine: down to ``final_lr`` of the peak at the last step (Loshchilov and Hutter, 2017);
-    - wsd: warm-up, stable, decay: constant, then linearly down to ``final_lr`` of the peak over the last
-      ``decay_share`` of the steps (Hu et al., MiniCPM, 2024). A run may be prolonged from any checkpoint before the
-      decay, because until then its rates do not depend on ``steps``;
+    - wsd: warm-up, stable, decay: constant, then linearly down to ``final_lr`` of the peak over the
+      last ``decay_share`` of the steps (Hu et al., MiniCPM, 2024). A run may be prolonged from any
+      checkpoint before the decay, because until then its rates do not depend on ``steps``;
     - constant.
     """
     if step < config.warmup_steps:

@@ -1,12 +1,15 @@
-"""Muon: momentum whose update is orthogonalised (Jordan et al., 2024), for the matrices of the blocks.
+"""Muon: momentum whose update is orthogonalised (Jordan et al., 2024), for the matrices of the
+blocks.
 
-The update is scaled as in Moonlight (Liu et al., 2025), to the root mean square of AdamW's, so that AdamW's learning
-rate and weight decay hold. A sharded matrix is gathered whole, orthogonalised on every rank, and each rank keeps its
-own rows: the result does not depend on the number of ranks. That is done in the type the model computes in; the
-iteration was made for bfloat16. A GRU's three gates, which lie in one matrix, are orthogonalised together.
+The update is scaled as in Moonlight (Liu et al., 2025), to the root mean square of AdamW's, so that
+AdamW's learning rate and weight decay hold. A sharded matrix is gathered whole, orthogonalised on
+every rank, and each rank keeps its own rows: the result does not depend on the number of ranks.
+That is done in the type the model computes in; the iteration was made for bfloat16. A GRU's three
+gates, which lie in one matrix, are orthogonalised together.
 
-A matrix whose gradient is exactly 0, because its modality is not in the step, is left alone, and so is its momentum:
-orthogonalised, what is left of an old momentum would move it at full speed for hundreds of steps.
+A matrix whose gradient is exactly 0, because its modality is not in the step, is left alone, and so
+is its momentum: orthogonalised, what is left of an old momentum would move it at full speed for
+hundreds of steps.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-# Quintic Newton-Schulz iteration; after five steps every singular value lies between about 0.7 and 1.2.
+# Quintic Newton-Schulz iteration; after five steps every singular value lies between about 0.7 and
+# 1.2.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _STEPS = 5
 _RMS = 0.2  # of an AdamW update, about
@@ -89,21 +93,29 @@ class Muon(torch.optim.Optimizer):
         scale = _RMS * max(whole.shape) ** 0.5
         step = orthogonalise(whole).to(parameter.dtype).mul_(scale)
         if isinstance(parameter, DTensor):
-            step = distribute_tensor(step, parameter.device_mesh, parameter.placements, src_data_rank=None)
+            step = distribute_tensor(
+                step, parameter.device_mesh, parameter.placements, src_data_rank=None
+            )
         changed = parameter * (1.0 - group["lr"] * group["weight_decay"]) - group["lr"] * step
         buffer.copy_(_choose(keep, buffer, moved))
         parameter.copy_(_choose(keep, parameter, changed))
 
 
 def _largest(gradients: list[Tensor]) -> Tensor:
-    """The largest magnitude in each gradient, float32 [gradients]; of one that is sharded, over all its shards."""
+    """The largest magnitude in each gradient, float32 [gradients]; of one that is sharded, over all
+    its shards.
+    """
     shards = [one.to_local() if isinstance(one, DTensor) else one for one in gradients]
     shards = [one if one.numel() else one.new_zeros(1) for one in shards]
     largest = list(torch._foreach_norm(shards, ord=torch.inf))
     split_alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for number, one in enumerate(gradients):
         if isinstance(one, DTensor):
-            axes = [axis for axis, placement in enumerate(one.placements) if not placement.is_replicate()]
+            axes = [
+                axis
+                for axis, placement in enumerate(one.placements)
+                if not placement.is_replicate()
+            ]
             split_alike[tuple(one.device_mesh.get_group(axis) for axis in axes)].append(number)
     for groups, numbers in split_alike.items():
         # Stacked, not indexed by numbers, which the host would have to send to the device.
@@ -116,8 +128,12 @@ def _largest(gradients: list[Tensor]) -> Tensor:
 
 
 def _choose(keep: Tensor, old: Tensor, new: Tensor) -> Tensor:
-    """``old`` where the scalar ``keep`` is true, else ``new``; of sharded tensors, each rank its own part."""
+    """``old`` where the scalar ``keep`` is true, else ``new``; of sharded tensors, each rank its
+    own part.
+    """
     if not isinstance(old, DTensor):
         return torch.where(keep, old, new)
     local = torch.where(keep, old.to_local(), new.to_local())  # type: ignore[attr-defined]
-    return DTensor.from_local(local, old.device_mesh, old.placements, shape=old.shape, stride=old.stride())
+    return DTensor.from_local(
+        local, old.device_mesh, old.placements, shape=old.shape, stride=old.stride()
+    )

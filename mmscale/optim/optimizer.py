@@ -16,7 +16,8 @@ class TrainOptimizer:
     """AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest.
 
     Matrices and convolutions are decayed, vectors (norms, biases, scales) are not. Learning rates
-    and decays follow `mmscale.model.width`. Parameters that need no gradient (frozen) are left alone.
+    and decays follow `mmscale.model.width`. Parameters that need no gradient (frozen) are left
+    alone.
     """
 
     def __init__(
@@ -36,11 +37,16 @@ class TrainOptimizer:
         self._inner: list[torch.optim.Optimizer] = []
         if of("adamw"):
             betas = (config.beta1, config.beta2)
-            self._inner.append(torch.optim.AdamW(of("adamw"), betas=betas, eps=config.eps, fused=True))
+            self._inner.append(
+                torch.optim.AdamW(of("adamw"), betas=betas, eps=config.eps, fused=True)
+            )
         if of("muon"):
-            self._inner.append(Muon(of("muon"), config.lr, config.momentum, config.weight_decay, compute))
+            self._inner.append(
+                Muon(of("muon"), config.lr, config.momentum, config.weight_decay, compute)
+            )
 
-        # At once, so that a checkpoint holds the same names whether or not every parameter had a gradient.
+        # At once, so that a checkpoint holds the same names whether or not every parameter had a
+        # gradient.
         self.allocate(0)
 
     def set_learning_rate(self, lr: float) -> None:
@@ -50,7 +56,9 @@ class TrainOptimizer:
                 group["lr"] = lr * group["lr_factor"]
 
     def step(self, skip: Tensor | None = None) -> None:
-        """Update the parameters from their gradients, unless ``skip``, a float32 scalar on the device, is 1."""
+        """Update the parameters from their gradients, unless ``skip``, a float32 scalar on the
+        device, is 1.
+        """
         for optimizer in self._inner:
             # What `torch.amp.GradScaler` does too: the kernel reads it, so the host need not.
             optimizer.found_inf = skip  # type: ignore[attr-defined]
@@ -62,7 +70,9 @@ class TrainOptimizer:
             optimizer.zero_grad(set_to_none=True)
 
     def allocate(self, step: int) -> None:
-        """Make the moments as they are after ``step`` updates, zero until a checkpoint is read into them."""
+        """Make the moments as they are after ``step`` updates, zero until a checkpoint is read into
+        them.
+        """
         for optimizer in self._inner:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
@@ -72,7 +82,9 @@ class TrainOptimizer:
                         continue
                     optimizer.state[parameter] = {
                         # Fused AdamW keeps its step count beside the parameter.
-                        "step": torch.tensor(float(step), dtype=torch.float32, device=parameter.device),
+                        "step": torch.tensor(
+                            float(step), dtype=torch.float32, device=parameter.device
+                        ),
                         "exp_avg": zeros(parameter),
                         "exp_avg_sq": zeros(parameter),
                     }
@@ -91,7 +103,8 @@ class TrainOptimizer:
 def parameter_groups(
     model: nn.Module, shapes: dict[str, torch.Size], config: OptimizerConfig, sizes: ModelConfig
 ) -> list[dict[str, Any]]:
-    """Groups as `torch.optim` takes them, of parameters with the same ``kind`` (adamw or muon), rate and decay.
+    """Groups as `torch.optim` takes them, of parameters with the same ``kind`` (adamw or muon),
+    rate and decay.
 
     ``shapes`` are those of the whole parameters, which may lie elsewhere in parts.
     """
@@ -119,5 +132,7 @@ def parameter_groups(
 
 
 def _is_block_matrix(name: str, axes: int) -> bool:
-    """Weights between vectors of the residual stream; embeddings, stems and heads are not of this kind."""
+    """Weights between vectors of the residual stream; embeddings, stems and heads are not of this
+    kind.
+    """
     return name.startswith("blocks.") and axes == 2

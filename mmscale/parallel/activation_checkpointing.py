@@ -1,4 +1,5 @@
-"""Activation checkpointing: what the forward pass does not keep, the backward pass computes again (Chen et al., 2016).
+"""Activation checkpointing: what the forward pass does not keep, the backward pass computes again
+(Chen et al., 2016).
 
 Dropout is a function of keys, so what is computed again is the same.
 """
@@ -10,7 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from mmscale.model.fusion import FusionTransformer
 
@@ -24,7 +29,7 @@ _KEPT = {
 }
 
 
-def set_recompute(model: FusionTransformer, how: str) -> None:
+def set_activation_checkpointing(model: FusionTransformer, how: str) -> None:
     """``none``, ``full`` or ``selective``; see the config key ``parallel.checkpointing``."""
     if how == "none":
         return
@@ -37,7 +42,8 @@ def set_recompute(model: FusionTransformer, how: str) -> None:
 def _keep_weights(run: Any, block: nn.Module, *arguments: Any) -> Any:
     """``run(block, …)``, which computes again with the weights of now.
 
-    `mmscale.parallel.single.run_in` puts copies in another type into the model, for the forward pass alone.
+    `mmscale.parallel.single.run_in` puts copies in another type into the model, for the forward
+    pass alone.
     """
     weights: dict[str, Tensor] = dict(block.named_parameters())
     if all(weight.is_leaf for weight in weights.values()):

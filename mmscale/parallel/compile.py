@@ -1,7 +1,7 @@
 """Compiling the blocks with `torch.compile`: everything in them but the mixing of positions.
 
-All blocks share their compiled code. Attention keeps its own path: FlexAttention is compiled on a GPU anyway, and on a
-CPU the sizes of its groups change with every batch.
+All blocks share their compiled code. Attention keeps its own path: FlexAttention is compiled on a
+GPU anyway, and on a CPU the sizes of its groups change with every batch.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from mmscale.model.fusion import FusionTransformer
 
 
 def compile_blocks(model: FusionTransformer, device: torch.device) -> None:
-    """Compile on first use; a minute or so, once a machine. Raises `UserError` where there is no C++ compiler."""
+    """Compile on first use; a minute or so, once a machine. Raises `UserError` where there is no
+    C++ compiler.
+    """
     compiler = os.environ.get("CXX", "g++")
     if device.type == "cpu" and shutil.which(compiler) is None:
         raise UserError(
-            f"parallel.compile: needs a C++ compiler, and there is no {compiler}; install one, or set CXX"
+            f"parallel.compile: needs a C++ compiler, and there is no {compiler}; install one, or "
+            "set CXX"
         )
     project = torch.compile(Block.project, dynamic=False)
     combine = torch.compile(Block.combine, dynamic=False)

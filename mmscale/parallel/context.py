@@ -1,8 +1,9 @@
 """Context parallelism: the positions of every sequence, split over neighbouring ranks.
 
-Each computes the blocks for its own positions and sees the keys and values of all, which are gathered in every block
-(as in Llama 3's training: Grattafiori et al., 2024, section 3.3.2). What the stems make, and what the losses read, is
-whole on every rank; targets are dealt, and the other losses count for a share each.
+Each computes the blocks for its own positions and sees the keys and values of all, which are
+gathered in every block (as in Llama 3's training: Grattafiori et al., 2024, section 3.3.2). What
+the stems make, and what the losses read, is whole on every rank; targets are dealt, and the other
+losses count for a share each.
 """
 
 from __future__ import annotations
@@ -45,5 +46,7 @@ def split_positions(model: FusionTransformer, mesh: DeviceMesh, seq_len: int) ->
         what = "model.fusion=rnn" if config.fusion == "rnn" else f"model.untied={config.untied}"
         raise UserError(f"parallel.context={ranks}: {what} is not split; use parallel.context=1")
     if seq_len % ranks:
-        raise UserError(f"parallel.context={ranks}: does not divide data.seq_len={seq_len}; use a divisor")
+        raise UserError(
+            f"parallel.context={ranks}: does not divide data.seq_len={seq_len}; use a divisor"
+        )
     model.positions = SharedPositions(mesh)

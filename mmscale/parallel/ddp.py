@@ -1,4 +1,6 @@
-"""DDP: the whole model on every rank, gradients summed over them (`torch.nn.parallel.DistributedDataParallel`)."""
+"""DDP: the whole model on every rank, gradients summed over them
+(`torch.nn.parallel.DistributedDataParallel`).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from mmscale.model.contrast import ContrastTerms
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
 from mmscale.parallel.build import build_model
-from mmscale.parallel.optimizer_step import OwnUpdate
+from mmscale.parallel.optimizer_step import OptimizerStep
 from mmscale.parallel.ranks import Ranks
 from mmscale.parallel.single import run_in
 
@@ -32,8 +34,10 @@ class _Computed(nn.Module):
         return run_in(self._compute, self.model, *arguments)
 
 
-class DdpStrategy(OwnUpdate):
-    """fp32 parameters on every rank; the gradients of a step are summed in fp32 behind its last backward pass."""
+class DdpStrategy(OptimizerStep):
+    """fp32 parameters on every rank; the gradients of a step are summed in fp32 behind its last
+    backward pass.
+    """
 
     name = "ddp"
 
@@ -44,7 +48,8 @@ class DdpStrategy(OwnUpdate):
             _Computed(model, compute),
             device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
             # A trained tower may have weights its last hidden states do not need.
-            find_unused_parameters=config.model.image_tower_trained or config.model.audio_tower_trained,
+            find_unused_parameters=config.model.image_tower_trained
+            or config.model.audio_tower_trained,
             gradient_as_bucket_view=True,
         )
         # A plain sum, not a mean: losses are divided by the step's counts.
@@ -67,7 +72,8 @@ class DdpStrategy(OwnUpdate):
         return {name: loss.detach() for name, loss in losses.items()}
 
 
-# DDP looks at a hook's annotations, and knows them only as objects, not as the strings they are in this file.
+# DDP looks at a hook's annotations, and knows them only as objects, not as the strings they are in
+# this file.
 def _sum(state, bucket):
     """Sum a bucket of gradients over all ranks; a future of its one tensor."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)

@@ -1,7 +1,8 @@
 """Locks of compilations that were killed.
 
-DeepSpeed compiles an extension when it is first used on CPUs, through `torch.utils.cpp_extension.load`, which waits for
-another process's lock file without end. A process that was killed leaves it.
+DeepSpeed compiles an extension when it is first used on CPUs, through
+`torch.utils.cpp_extension.load`, which waits for another process's lock file without end. A process
+that was killed leaves it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ _BUILDS_S = 600.0  # longer than any compilation takes
 _POLL_S = 0.5
 
 
-def pass_stale_build(extension: str, tell: bool) -> None:
-    """Wait for another process that compiles ``extension``; remove its lock when it cannot be at work any more."""
+def clear_stale_lock(extension: str, tell: bool) -> None:
+    """Wait for another process that compiles ``extension``; remove its lock when it cannot be at
+    work any more.
+    """
     lock = Path(_get_build_directory(extension, verbose=False)) / "lock"
     told = not tell
     while True:
@@ -31,7 +34,8 @@ def pass_stale_build(extension: str, tell: bool) -> None:
         if not told:
             told = True
             print(
-                f"mmscale: another process compiles {extension} ({lock}); if it was killed, remove that file, which "
+                f"mmscale: another process compiles {extension} ({lock}); if it was killed, remove "
+                "that file, which "
                 f"happens by itself in {(_BUILDS_S - age) / 60:.0f} min",
                 file=sys.stderr,
             )

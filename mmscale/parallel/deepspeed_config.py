@@ -1,4 +1,6 @@
-"""What DeepSpeed is told: this run's config, and the user's own JSON where the two do not contradict."""
+"""What DeepSpeed is told: this run's config, and the user's own JSON where the two do not
+contradict.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ _REMEDIES = {
 
 
 def deepspeed_settings(config: Config, ranks: Ranks, compute: torch.dtype) -> dict[str, Any]:
-    """The dictionary `deepspeed.initialize` takes. Raises `UserError` for a JSON that contradicts the config."""
+    """The dictionary `deepspeed.initialize` takes. Raises `UserError` for a JSON that contradicts
+    the config.
+    """
     per_rank = config.data.sequences // ranks.world
     micro = min(config.train.micro_batch, per_rank)
     ours: dict[str, Any] = {
@@ -67,7 +71,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"parallel.deepspeed_config: {path} cannot be read ({error.strerror})") from None
+        raise UserError(
+            f"parallel.deepspeed_config: {path} cannot be read ({error.strerror})"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"parallel.deepspeed_config: {path} is no JSON ({error})") from None
     if not isinstance(found, dict):
@@ -75,7 +81,9 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def _merge(path: str, theirs: dict[str, Any], ours: dict[str, Any], where: str = "") -> dict[str, Any]:
+def _merge(
+    path: str, theirs: dict[str, Any], ours: dict[str, Any], where: str = ""
+) -> dict[str, Any]:
     """``ours`` with what only ``theirs`` says; ``"auto"`` in theirs means ours."""
     merged = dict(ours)
     for name, value in theirs.items():
@@ -86,7 +94,8 @@ def _merge(path: str, theirs: dict[str, Any], ours: dict[str, Any], where: str =
             enabled = value.get("enabled", True) if isinstance(value, dict) else bool(value)
             if enabled and enabled != "auto":
                 raise UserError(
-                    f"{path}: {full} is set in the run's config; remove it and set {_REMEDIES[name]}"
+                    f"{path}: {full} is set in the run's config; remove it and set "
+                    f"{_REMEDIES[name]}"
                 )
             continue
         mine = ours.get(name)
@@ -95,7 +104,8 @@ def _merge(path: str, theirs: dict[str, Any], ours: dict[str, Any], where: str =
         elif name in ours and mine != value:
             remedy = f"; set {_REMEDIES[name]}" if name in _REMEDIES else ""
             raise UserError(
-                f"{path}: {full}={json.dumps(value)} contradicts this run's {json.dumps(mine)}; make them "
+                f"{path}: {full}={json.dumps(value)} contradicts this run's {json.dumps(mine)}; "
+                "make them "
                 f'agree, or write "auto"{remedy}'
             )
         else:

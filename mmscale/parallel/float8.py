@@ -1,7 +1,7 @@
 """The blocks' matrix products in 8-bit floating point (Micikevicius et al., 2022), by torchao.
 
-Weights, moments and checkpoints stay as they are: operands are scaled and rounded when they are multiplied, forward and
-backward, and what is multiplied is again bfloat16.
+Weights, moments and checkpoints stay as they are: operands are scaled and rounded when they are
+multiplied, forward and backward, and what is multiplied is again bfloat16.
 """
 
 from __future__ import annotations
@@ -25,20 +25,23 @@ def use_float8(model: FusionTransformer, recipe: str, device: torch.device) -> N
     """Turn the blocks' linear layers into torchao's ``Float8Linear``; names of parameters stay.
 
     Args:
-        model: not yet split.
-        recipe: ``tensorwise`` or ``rowwise`` scales; ``emulated``: rowwise, computed in ordinary arithmetic.
-        device: where it will run.
+        model: not yet split. recipe: ``tensorwise`` or ``rowwise`` scales; ``emulated``: rowwise,
+        computed in ordinary arithmetic. device: where it will run.
 
     Raises:
         UserError: torchao is not installed, or the hardware has no such products.
     """
     emulated = recipe == "emulated"
-    if not emulated and (device.type != "cuda" or torch.cuda.get_device_capability(device) < _CAPABILITY):
+    if not emulated and (
+        device.type != "cuda" or torch.cuda.get_device_capability(device) < _CAPABILITY
+    ):
         found = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
         raise no_products(recipe, found)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logging.getLogger("torchao").setLevel(logging.ERROR)  # of kernels that were built for other machines
+        logging.getLogger("torchao").setLevel(
+            logging.ERROR
+        )  # of kernels that were built for other machines
         try:
             from torchao.float8 import Float8LinearConfig, convert_to_float8_training
         except ImportError as error:
@@ -54,8 +57,10 @@ def use_float8(model: FusionTransformer, recipe: str, device: torch.device) -> N
 def no_products(recipe: str, found: str) -> UserError:
     """What to say of a device that is too old."""
     return UserError(
-        f"parallel.float8={recipe}: {found} has no 8-bit floating-point products, which come with compute "
-        "capability 8.9 (Ada, Hopper and later); leave it empty, or use emulated to see what it does to the curve"
+        f"parallel.float8={recipe}: {found} has no 8-bit floating-point products, which come with "
+        "compute "
+        "capability 8.9 (Ada, Hopper and later); leave it empty, or use emulated to see what it "
+        "does to the curve"
     )
 
 

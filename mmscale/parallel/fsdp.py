@@ -1,8 +1,9 @@
 """FSDP2: every parameter is sharded along its first axis (`torch.distributed.fsdp.fully_shard`).
 
-Over all ranks, or, with ``parallel.replicas``, over the ranks of each replica: hybrid sharding, which sends weights
-within a replica only (such as one machine), and sums gradients between them. Neighbouring ranks may share the matrices
-of the blocks (`mmscale.parallel.tensor`) or the positions of every sequence (`mmscale.parallel.context`) as well.
+Over all ranks, or, with ``parallel.replicas``, over the ranks of each replica: hybrid sharding,
+which sends weights within a replica only (such as one machine), and sums gradients between them.
+Neighbouring ranks may share the matrices of the blocks (`mmscale.parallel.tensor`) or the positions
+of every sequence (`mmscale.parallel.context`) as well.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from mmscale.model.initialise import initialise
 from mmscale.parallel.build import build_model
 from mmscale.parallel.context import split_positions
 from mmscale.parallel.gloo_collectives import use_direct_exchange
-from mmscale.parallel.optimizer_step import OwnUpdate
+from mmscale.parallel.optimizer_step import OptimizerStep
 from mmscale.parallel.ranks import Ranks
 from mmscale.parallel.tensor import split_matrices
 
 
-class FsdpStrategy(OwnUpdate):
+class FsdpStrategy(OptimizerStep):
     """One unit per stem and per block, the rest in the root; gradients are summed in fp32."""
 
     name = "fsdp"
@@ -57,7 +58,8 @@ class FsdpStrategy(OwnUpdate):
                 reshard_after_forward=parallel.reshard and unit is not model,
             )  # fmt: skip
             assert isinstance(unit, FSDPModule)
-            # A plain sum, not a mean: losses are divided by the step's counts. Gloo has no other reduction.
+            # A plain sum, not a mean: losses are divided by the step's counts. Gloo has no other
+            # reduction.
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)
             if ranks.device.type == "cpu" and dist.get_backend() == "gloo":
@@ -101,7 +103,9 @@ def _mesh(config: Config, ranks: Ranks) -> DeviceMesh:
 
 
 def _sharding(mesh: DeviceMesh) -> DeviceMesh:
-    """The axes FSDP shards over: those that share positions hold different parts of the weights too."""
+    """The axes FSDP shards over: those that share positions hold different parts of the weights
+    too.
+    """
     names = mesh.mesh_dim_names
     assert names is not None
     shard = "shard"

@@ -1,7 +1,9 @@
-"""Gathering weights and summing gradients over Gloo: every rank gives every other its part, and nothing more.
+"""Gathering weights and summing gradients over Gloo: every rank gives every other its part, and
+nothing more.
 
-For a reduce-scatter Gloo sums whole tensors on every rank and throws most of them away, which takes three times as long
-(`tools/bench_parallel.py`); gathering is two and a half times as quick. NCCL needs none of this.
+For a reduce-scatter Gloo sums whole tensors on every rank and throws most of them away, which takes
+three times as long (`tools/bench_parallel.py`); gathering is two and a half times as quick. NCCL
+needs none of this.
 """
 
 from __future__ import annotations
@@ -14,11 +16,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-_PIECE = 1 << 18  # elements that are received before they are added: a megabyte, which stays in the cache
+_PIECE = (
+    1 << 18
+)  # elements that are received before they are added: a megabyte, which stays in the cache
 
 
 def use_direct_exchange(unit: FSDPModule) -> None:
-    """Let a unit of FSDP2 exchange directly. For ranks that are joined by Gloo, and units on the CPU."""
+    """Let a unit of FSDP2 exchange directly. For ranks that are joined by Gloo, and units on the
+    CPU.
+    """
     unit.set_custom_all_gather(DirectAllGather())  # type: ignore[arg-type]
     unit.set_custom_reduce_scatter(DirectReduceScatter())  # type: ignore[arg-type]
 
@@ -35,7 +41,11 @@ class DirectAllGather(_Direct):
     """``output_tensor`` [ranks x n] from each rank's ``input_tensor`` [n]."""
 
     def __call__(
-        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
+        self,
+        output_tensor: Tensor,
+        input_tensor: Tensor,
+        group: dist.ProcessGroup,
+        async_op: bool = False,
     ) -> None:
         """Done when it returns, asked to wait or not."""
         parts, rank = output_tensor.view(group.size(), -1), group.rank()
@@ -50,7 +60,9 @@ class DirectAllGather(_Direct):
 
 
 class DirectReduceScatter(_Direct):
-    """``output_tensor`` [n], the sum over ranks of their parts for this one of ``input_tensor`` [ranks x n]."""
+    """``output_tensor`` [n], the sum over ranks of their parts for this one of ``input_tensor``
+    [ranks x n].
+    """
 
     def __call__(
         self,
@@ -60,7 +72,9 @@ class DirectReduceScatter(_Direct):
         op: Any,
         async_op: bool = False,
     ) -> None:
-        """Done when it returns. Summed in an order that depends on the rank alone, so it can be repeated."""
+        """Done when it returns. Summed in an order that depends on the rank alone, so it can be
+        repeated.
+        """
         assert op == dist.ReduceOp.SUM, "FSDP is told to sum"
         parts = input_tensor.view(group.size(), -1)
         output_tensor.copy_(parts[group.rank()])
@@ -68,7 +82,8 @@ class DirectReduceScatter(_Direct):
         received = [output_tensor.new_empty(min(_PIECE, len(output_tensor))) for _ in range(2)]
         for to, source in _rounds(group):
             sent = [
-                dist.isend(parts[to][start : start + _PIECE], group=group, group_dst=to) for start in pieces
+                dist.isend(parts[to][start : start + _PIECE], group=group, group_dst=to)
+                for start in pieces
             ]
             expected: list[tuple[Tensor, Tensor, Any]] = []
             for number, start in enumerate(pieces):  # the next piece comes while one is added

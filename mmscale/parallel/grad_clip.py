@@ -12,10 +12,11 @@ from torch.distributed.tensor import DTensor
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
-    """Scale the gradients to a global norm of at most ``max_norm`` (0: leave them); returns the norm before.
+    """Scale the gradients to a global norm of at most ``max_norm`` (0: leave them); returns the
+    norm before.
 
-    float32 scalar, equal on every rank. A sharded gradient's parts are summed over the ranks that hold them, once for
-    all gradients that are split alike.
+    float32 scalar, equal on every rank. A sharded gradient's parts are summed over the ranks that
+    hold them, once for all gradients that are split alike.
     """
     split_alike: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
     for parameter in model.parameters():
@@ -23,7 +24,9 @@ def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
         if isinstance(gradient, DTensor):
             mesh, placements = gradient.device_mesh, gradient.placements
             groups = tuple(
-                mesh.get_group(axis) for axis, one in enumerate(placements) if not one.is_replicate()
+                mesh.get_group(axis)
+                for axis, one in enumerate(placements)
+                if not one.is_replicate()
             )
             assert not any(one.is_partial() for one in placements)
             split_alike[groups].append(gradient.to_local())
@@ -31,7 +34,9 @@ def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
             split_alike[()].append(gradient)
     squares = []
     for groups, gradients in split_alike.items():
-        norms = torch._foreach_norm([one for one in gradients if one.numel()] or [gradients[0].new_zeros(1)])
+        norms = torch._foreach_norm(
+            [one for one in gradients if one.numel()] or [gradients[0].new_zeros(1)]
+        )
         square = torch.stack([norm.float() for norm in norms]).square().sum()
         for group in groups:
             dist.all_reduce(square, group=group)

@@ -1,7 +1,8 @@
-"""What to tell when a collective does not end: which one, on which rank, and where the record of the last ones lies.
+"""What to tell when a collective does not end: which one, on which rank, and where the record of
+the last ones lies.
 
-PyTorch's flight recorder keeps the last collectives of every process. NCCL's own watchdog dumps it and ends the
-process; with gloo the waiting call raises, and the record is written here.
+PyTorch's flight recorder keeps the last collectives of every process. NCCL's own watchdog dumps it
+and ends the process; with gloo the waiting call raises, and the record is written here.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ _OTHERS_LEFT = ("Connection closed by peer", "Connection reset by peer", "Broken
 
 
 def arm_recorder(folder: Path) -> None:
-    """Switch the flight recorder on; called before the process group is joined. ``folder`` gets NCCL's dumps."""
+    """Switch the flight recorder on; called before the process group is joined. ``folder`` gets
+    NCCL's dumps.
+    """
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", _KEPT)
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
     os.environ.setdefault("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(folder / "nccl-rank-"))
@@ -40,9 +43,7 @@ def explain(error: RuntimeError, rank: int, timeout_s: float, folder: Path) -> s
     unended = [entry for entry in entries if not entry.get("retired", True)]
     what = _describe([*entries, *unended][-1]) if entries else "a collective"
     if not timed_out:
-        return (
-            f"rank {rank}: another rank ended while this one was in {what}; that rank's own message tells why"
-        )
+        return f"rank {rank}: another rank ended while this one was in {what}; that rank's own message tells why"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"rank-{rank}.json"
@@ -51,14 +52,18 @@ def explain(error: RuntimeError, rank: int, timeout_s: float, folder: Path) -> s
     except OSError as fault:
         where = f"this rank's last collectives could not be written ({fault.strerror})"
     return (
-        f"rank {rank} waited in {what} longer than parallel.timeout_s={timeout_s:g}: another rank hangs, is gone, or "
-        f"is that far behind; {where}, and the rank whose file is missing or ends earlier is the one to look at"
+        f"rank {rank} waited in {what} longer than parallel.timeout_s={timeout_s:g}: another rank "
+        "hangs, is gone, or "
+        f"is that far behind; {where}, and the rank whose file is missing or ends earlier is the "
+        "one to look at"
     )
 
 
 def _recorded() -> list[dict[str, Any]]:
     try:
-        found = json.loads(getattr(_distributed_c10d, _DUMP)(includeCollectives=True, onlyActive=False))
+        found = json.loads(
+            getattr(_distributed_c10d, _DUMP)(includeCollectives=True, onlyActive=False)
+        )
         entries: list[dict[str, Any]] = found.get("entries", [])
     except (RuntimeError, ValueError, AttributeError):
         return []
@@ -67,6 +72,4 @@ def _recorded() -> list[dict[str, Any]]:
 
 def _describe(entry: dict[str, Any]) -> str:
     name, group = entry["profiling_name"], entry["process_group"][-1]
-    return (
-        f"{name} of {entry.get('input_sizes', [])} (number {entry['collective_seq_id']} of group {group!r})"
-    )
+    return f"{name} of {entry.get('input_sizes', [])} (number {entry['collective_seq_id']} of group {group!r})"

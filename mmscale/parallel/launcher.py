@@ -1,9 +1,10 @@
-"""What the launcher says about the strategy: taken where the config is open, an error where the two contradict.
+"""What the launcher says about the strategy: taken where the config is open, an error where the two
+contradict.
 
 `accelerate launch --config_file F` puts its file's settings into ``ACCELERATE_*``, ``FSDP_*`` and
-``PARALLELISM_CONFIG_*``. A setting at accelerate's own default says nothing, because accelerate writes those too.
-DeepSpeed's launcher says ZeRO-2 by having started us: by pdsh no variables of ours reach the other machines.
-torchrun says nothing about the strategy.
+``PARALLELISM_CONFIG_*``. A setting at accelerate's own default says nothing, because accelerate
+writes those too. DeepSpeed's launcher says ZeRO-2 by having started us: by pdsh no variables of
+ours reach the other machines. torchrun says nothing about the strategy.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from mmscale.errors import UserError
 _BY_DEEPSPEED = ("LOCAL_SIZE", "CROSS_SIZE")  # what its launcher alone sets
 
 
-def settle(config: Config, environment: Mapping[str, str] | None = None) -> None:
+def apply_launcher_settings(config: Config, environment: Mapping[str, str] | None = None) -> None:
     """Complete ``config.parallel`` from the launcher's environment.
 
     Raises:
@@ -39,7 +40,9 @@ def settle(config: Config, environment: Mapping[str, str] | None = None) -> None
 
 def _take_accelerate(config: Config, said: dict[str, str]) -> None:
     if _true(said, "ACCELERATE_USE_MEGATRON_LM"):
-        raise UserError("accelerate's use_megatron_lm is not offered; use fsdp with parallel.tensor instead")
+        raise UserError(
+            "accelerate's use_megatron_lm is not offered; use fsdp with parallel.tensor instead"
+        )
     _check_precision(config, said)
     backend = said.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if backend not in ("no", "inductor"):
@@ -56,13 +59,18 @@ def _take_accelerate(config: Config, said: dict[str, str]) -> None:
     elif int(said.get("WORLD_SIZE", "1")) > 1:
         _settle(config, "strategy", "ddp", "neither use_fsdp nor use_deepspeed", default="auto")
     if _true(said, "ACCELERATE_USE_PARALLELISM_CONFIG"):
-        for key, name in (("tensor", "TP_SIZE"), ("context", "CP_SIZE"), ("replicas", "DP_REPLICATE_SIZE")):
+        for key, name in (
+            ("tensor", "TP_SIZE"),
+            ("context", "CP_SIZE"),
+            ("replicas", "DP_REPLICATE_SIZE"),
+        ):
             size = int(said.get(f"PARALLELISM_CONFIG_{name}", "1"))
             if size > 1:
                 _settle(config, key, size, f"parallelism_config_{name.lower()}", default=1)
         if int(said.get("PARALLELISM_CONFIG_SP_SIZE", "1")) > 1:
             raise UserError(
-                "accelerate's parallelism_config_sp_size is not offered; use parallelism_config_cp_size"
+                "accelerate's parallelism_config_sp_size is not offered; use "
+                "parallelism_config_cp_size"
             )
 
 
@@ -70,7 +78,9 @@ def _take_deepspeed(config: Config, said: dict[str, str]) -> None:
     path = said.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
     if path and path.lower() != "none":
         _settle(config, "deepspeed_config", path, "deepspeed_config_file", default="")
-        _settle(config, "strategy", _stage_of(path), f"deepspeed_config_file {path}", default="auto")
+        _settle(
+            config, "strategy", _stage_of(path), f"deepspeed_config_file {path}", default="auto"
+        )
         return
     stage = said.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
     if f"zero{stage}" not in ZERO_STAGES:
@@ -81,7 +91,8 @@ def _take_deepspeed(config: Config, said: dict[str, str]) -> None:
     weights = said.get("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", expected)
     if weights != expected:
         raise UserError(
-            f"accelerate's offload_optimizer_device={device} and offload_param_device={weights}: stage 3 offloads both "
+            f"accelerate's offload_optimizer_device={device} and offload_param_device={weights}: "
+            "stage 3 offloads both "
             "to one place, 1 and 2 the optimizer alone; make them agree"
         )
     if device != "none":
@@ -90,12 +101,14 @@ def _take_deepspeed(config: Config, said: dict[str, str]) -> None:
     norm = config.train.optimizer.clip_norm
     if clip not in ("none", "auto", "1.0", f"{norm}", f"{norm:g}"):
         raise UserError(
-            f"accelerate's gradient_clipping={clip} contradicts train.optimizer.clip_norm={norm:g}; make them agree"
+            f"accelerate's gradient_clipping={clip} contradicts "
+            f"train.optimizer.clip_norm={norm:g}; make them agree"
         )
     steps = said.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     if steps not in ("1", "auto"):
         raise UserError(
-            f"accelerate's gradient_accumulation_steps={steps}: here it follows from data.sequences, the number of "
+            f"accelerate's gradient_accumulation_steps={steps}: here it follows from "
+            "data.sequences, the number of "
             "ranks and train.micro_batch; leave it out"
         )
 
@@ -108,7 +121,8 @@ def _take_fsdp(config: Config, said: dict[str, str]) -> None:
     _settle(config, "strategy", "fsdp", "fsdp_config", default="auto")
     if "HYBRID" in said.get("FSDP_SHARDING_STRATEGY", "").upper() and config.parallel.replicas == 1:
         raise UserError(
-            "accelerate's fsdp_sharding_strategy is hybrid, but how many replicas there are is not said; set "
+            "accelerate's fsdp_sharding_strategy is hybrid, but how many replicas there are is not "
+            "said; set "
             "parallel.replicas"
         )
     if _true(said, "FSDP_OFFLOAD_PARAMS"):
@@ -123,7 +137,8 @@ def _check_precision(config: Config, said: dict[str, str]) -> None:
     asked = said["ACCELERATE_MIXED_PRECISION"].lower()
     if asked not in ("no", config.train.precision):
         raise UserError(
-            f"accelerate's mixed_precision={asked} contradicts train.precision={config.train.precision}; make them "
+            f"accelerate's mixed_precision={asked} contradicts "
+            f"train.precision={config.train.precision}; make them "
             "agree"
         )
 
@@ -133,7 +148,8 @@ def _settle(config: Config, key: str, asked: object, name: str, *, default: obje
     current = getattr(config.parallel, key)
     if current not in (default, asked):
         raise UserError(
-            f"accelerate's {name} asks for parallel.{key}={asked}, the config says {current}; change one of them"
+            f"accelerate's {name} asks for parallel.{key}={asked}, the config says {current}; "
+            "change one of them"
         )
     setattr(config.parallel, key, asked)
 
@@ -144,7 +160,9 @@ def _stage_of(path: str) -> str:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
         stage = found["zero_optimization"]["stage"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"{path}: no DeepSpeed JSON with zero_optimization.stage; check the file") from None
+        raise UserError(
+            f"{path}: no DeepSpeed JSON with zero_optimization.stage; check the file"
+        ) from None
     if f"zero{stage}" not in ZERO_STAGES:
         raise UserError(f"{path}: zero_optimization.stage={stage} is not offered; use 1, 2 or 3")
     return f"zero{stage}"

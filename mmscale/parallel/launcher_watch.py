@@ -1,8 +1,10 @@
-"""A rank ends when its launcher does: a killed launcher must not leave ranks behind that write into the run's folder.
+"""A rank ends when its launcher does: a killed launcher must not leave ranks behind that write into
+the run's folder.
 
-torchrun, accelerate and deepspeed end their ranks when they are told to stop, not when they are killed. Ray's workers
-look for its daemon now and then and end in good order, which on a busy machine has taken more than a minute. The
-kernel's parent-death signal is no help: it is sent when the *thread* ends that started the process.
+torchrun, accelerate and deepspeed end their ranks when they are told to stop, not when they are
+killed. Ray's workers look for its daemon now and then and end in good order, which on a busy
+machine has taken more than a minute. The kernel's parent-death signal is no help: it is sent when
+the *thread* ends that started the process.
 """
 
 from __future__ import annotations
@@ -18,14 +20,18 @@ _LOST = 1
 
 
 def end_with_launcher() -> None:
-    """Watch the parent process, if it is a launcher; called first thing, without imports that take time."""
+    """Watch the parent process, if it is a launcher; called first thing, without imports that take
+    time.
+    """
     if any(name in os.environ for name in _LAUNCHED):
         end_with_parent()
 
 
 @functools.cache  # Ray gives a worker one trial after the other
 def end_with_parent() -> None:
-    """End this process, without a word to anybody, when the process that started it ends. Does nothing but on Linux."""
+    """End this process, without a word to anybody, when the process that started it ends. Does
+    nothing but on Linux.
+    """
     if not hasattr(os, "pidfd_open"):
         return
     parent = os.getppid()
@@ -46,5 +52,8 @@ def _wait(handle: int) -> None:
 
 def _end() -> None:
     with contextlib.suppress(OSError):
-        os.write(2, b"mmscale: error: the launcher is gone; this rank ends, and the last checkpoint stands\n")
+        os.write(
+            2,
+            b"mmscale: error: the launcher is gone; this rank ends, and the last checkpoint stands\n",
+        )
     os._exit(_LOST)

@@ -1,4 +1,6 @@
-"""The update of a step by our own optimisers, for strategies whose parameters are plain or distributed tensors."""
+"""The update of a step by our own optimisers, for strategies whose parameters are plain or
+distributed tensors.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from mmscale.optim.optimizer import TrainOptimizer
 from mmscale.parallel.grad_clip import clip_gradients
 
 
-class OwnUpdate:
+class OptimizerStep:
     """Clips, judges, updates and averages; the second half of a `Strategy`."""
 
     model: nn.Module
@@ -26,10 +28,12 @@ class OwnUpdate:
         self._optimizer = TrainOptimizer(self.model, config.train.optimizer, config.model, compute)
         self._ema = Ema(self.model, config.train.ema) if config.train.ema else None
 
-    def update(self, step: int, lr: float, judge: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def update(
+        self, step: int, lr: float, should_skip: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """See `Strategy`."""
         norm = clip_gradients(self.model, self._clip_norm)
-        skip = judge(norm)
+        skip = should_skip(norm)
         self._optimizer.set_learning_rate(lr)
         self._optimizer.step(skip)
         self._optimizer.zero_grad()
@@ -39,7 +43,9 @@ class OwnUpdate:
 
     def state_tensors(self) -> dict[str, Tensor]:
         """See `Strategy`."""
-        weights = {f"model.{name}": parameter.data for name, parameter in self.model.named_parameters()}
+        weights = {
+            f"model.{name}": parameter.data for name, parameter in self.model.named_parameters()
+        }
         averages = self._ema.state_tensors() if self._ema is not None else {}
         return weights | self._optimizer.state_tensors() | averages
 

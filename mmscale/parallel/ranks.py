@@ -1,4 +1,6 @@
-"""Who am I among the ranks: read from the launcher's environment, and the process group that joins them."""
+"""Who am I among the ranks: read from the launcher's environment, and the process group that joins
+them.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,9 @@ _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 class Ranks:
     """This process's place. ``local_*`` count the processes of this machine.
 
-    ``data_*`` count those that read sequences of their own: ``parts`` neighbouring ranks, which share the matrices or
-    the positions of a model (`ParallelConfig.tensor`, ``context``), read the same.
+    ``data_*`` count those that read sequences of their own: ``parts`` neighbouring ranks, which
+    share the matrices or the positions of a model (`ParallelConfig.tensor`, ``context``), read the
+    same.
     """
 
     rank: int
@@ -40,7 +43,7 @@ class Ranks:
     parts: int = 1
     data_group: dist.ProcessGroup | None = None  # one rank of each part; None: all ranks
     # All ranks, for what may take longer than a collective; None: one rank.
-    patient: dist.ProcessGroup | None = None
+    slow_group: dist.ProcessGroup | None = None
 
     @property
     def data_rank(self) -> int:
@@ -53,8 +56,10 @@ class Ranks:
         return self.world // self.parts
 
     @property
-    def tells(self) -> bool:
-        """True on one of the ranks that read the same sequences: the one whose counts are summed."""
+    def reports(self) -> bool:
+        """True on one of the ranks that read the same sequences: the one whose counts are
+        summed.
+        """
         return self.rank % self.parts == 0
 
     @property
@@ -67,7 +72,8 @@ def meet_ranks(timeout_s: float) -> dist.Store:
     """The store by which the ranks of a launcher find each other, or one of this process alone.
 
     Raises:
-        UserError: the launcher's environment is incomplete, or nobody keeps the store where it says.
+        UserError: the launcher's environment is incomplete, or nobody keeps the store where it
+            says.
     """
     read_environment()
     if "RANK" not in os.environ:
@@ -77,7 +83,8 @@ def meet_ranks(timeout_s: float) -> dist.Store:
     except RuntimeError as error:
         where = f"MASTER_ADDR={os.environ['MASTER_ADDR']} MASTER_PORT={os.environ['MASTER_PORT']}"
         raise UserError(
-            f"{where}: the ranks cannot meet there ({str(error).splitlines()[0]}); check that the first one runs and "
+            f"{where}: the ranks cannot meet there ({str(error).splitlines()[0]}); check that the "
+            "first one runs and "
             "the others reach it"
         ) from None
     store.set_timeout(timedelta(seconds=timeout_s))
@@ -92,24 +99,28 @@ def join_ranks(config: ParallelConfig, store: dist.Store | None = None) -> Ranks
         store: what `meet_ranks` gave, if the ranks have met before.
 
     Raises:
-        UserError: the launcher's environment is incomplete, or holds no integers, or the ranks cannot be divided as
-            ``config`` asks.
+        UserError: the launcher's environment is incomplete, or holds no integers, or the ranks
+            cannot be divided as ``config`` asks.
     """
     rank, world, local_rank, local_world = read_environment()
     parts = config.tensor * config.context
     if world % (parts * config.replicas):
         raise UserError(
-            f"parallel.tensor={config.tensor}, context={config.context}, replicas={config.replicas}: their product "
+            f"parallel.tensor={config.tensor}, context={config.context}, "
+            f"replicas={config.replicas}: their product "
             f"does not divide the {world} ranks that were started"
         )
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
             raise UserError(
-                f"LOCAL_RANK={local_rank}, but this machine has {torch.cuda.device_count()} GPUs; start fewer processes"
+                f"LOCAL_RANK={local_rank}, but this machine has {torch.cuda.device_count()} GPUs; "
+                "start fewer processes"
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-        torch.backends.cudnn.allow_tf32 = False  # of convolutions; fp32 means fp32, as it does for products
+        torch.backends.cudnn.allow_tf32 = (
+            False  # of convolutions; fp32 means fp32, as it does for products
+        )
         backend = "cpu:gloo,cuda:nccl"
     else:
         device, backend = torch.device("cpu"), "gloo"
@@ -122,14 +133,16 @@ def join_ranks(config: ParallelConfig, store: dist.Store | None = None) -> Ranks
     for part in range(parts if parts > 1 else 0):  # every rank takes part in making every group
         made = dist.new_group(list(range(part, world, parts)))
         group = made if part == rank % parts else group
-    patient = dist.new_group(backend="gloo", timeout=_PATIENCE) if world > 1 else None
-    return Ranks(rank, world, local_rank, local_world, device, parts, group, patient)
+    slow_group = dist.new_group(backend="gloo", timeout=_PATIENCE) if world > 1 else None
+    return Ranks(rank, world, local_rank, local_world, device, parts, group, slow_group)
 
 
 def on_first_rank(act: Callable[[], Result], ranks: Ranks) -> Result | None:
-    """What ``act`` returns on the first rank; None on the others, which wait for it. Called on every rank.
+    """What ``act`` returns on the first rank; None on the others, which wait for it. Called on
+    every rank.
 
-    Raises `UserError` on the first rank if ``act`` does, and `SystemExit` on the others: telling it once is enough.
+    Raises `UserError` on the first rank if ``act`` does, and `SystemExit` on the others: telling it
+        once is enough.
     """
     result, said = None, [""]
     if ranks.is_first:
@@ -138,7 +151,7 @@ def on_first_rank(act: Callable[[], Result], ranks: Ranks) -> Result | None:
         except UserError as error:
             said = [str(error)]
     if ranks.world > 1:
-        dist.broadcast_object_list(said, src=0, group=ranks.patient)
+        dist.broadcast_object_list(said, src=0, group=ranks.slow_group)
     if said[0]:
         if not ranks.is_first:
             raise SystemExit(2)
@@ -156,7 +169,9 @@ def leave_ranks() -> None:
 
 
 def read_environment() -> tuple[int, int, int, int]:
-    """(rank, world, local rank, local world) as torchrun, accelerate, deepspeed and srun scripts set them."""
+    """(rank, world, local rank, local world) as torchrun, accelerate, deepspeed and srun scripts
+    set them.
+    """
     present = [name for name in _LAUNCHER_VARIABLES if name in os.environ]
     if not present:
         return 0, 1, 0, 1
@@ -165,7 +180,8 @@ def read_environment() -> tuple[int, int, int, int]:
     missing = [name for name in _LAUNCHER_VARIABLES if name not in os.environ]
     if missing:
         raise UserError(
-            f"the environment sets {', '.join(present)} but not {', '.join(missing)}; start with torchrun"
+            f"the environment sets {', '.join(present)} but not {', '.join(missing)}; start with "
+            "torchrun"
         )
     try:
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -174,11 +190,13 @@ def read_environment() -> tuple[int, int, int, int]:
         local_world = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
     except ValueError:
         raise UserError(
-            "RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE must be integers; start with torchrun"
+            "RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE must be integers; start with "
+            "torchrun"
         ) from None
     if not (0 <= rank < world and local_rank >= 0 and local_world >= 1):
         raise UserError(
-            f"RANK={rank} of WORLD_SIZE={world}, LOCAL_RANK={local_rank} of LOCAL_WORLD_SIZE={local_world}: ranks "
+            f"RANK={rank} of WORLD_SIZE={world}, LOCAL_RANK={local_rank} of "
+            f"LOCAL_WORLD_SIZE={local_world}: ranks "
             "count from 0 to one less than their number; start with torchrun"
         )
     return rank, world, local_rank, local_world

@@ -12,20 +12,24 @@ from mmscale.config import Config
 from mmscale.model.contrast import ContrastTerms
 from mmscale.model.initialise import initialise
 from mmscale.parallel.build import build_model
-from mmscale.parallel.optimizer_step import OwnUpdate
+from mmscale.parallel.optimizer_step import OptimizerStep
 from mmscale.parallel.ranks import Ranks
 
 
 def run_in(compute: torch.dtype, model: nn.Module, *arguments: Any) -> Any:
-    """``model(*arguments)`` on copies of its fp32 parameters in another type, whose gradients flow back as fp32."""
+    """``model(*arguments)`` on copies of its fp32 parameters in another type, whose gradients flow
+    back as fp32.
+    """
     if compute == torch.float32:
         return model(*arguments)
     copies = {name: p.to(compute) for name, p in model.named_parameters()}
     return torch.func.functional_call(model, copies, arguments)
 
 
-class SingleStrategy(OwnUpdate):
-    """fp32 parameters; in bf16 each micro-batch runs on bf16 copies, whose gradients flow back as fp32."""
+class SingleStrategy(OptimizerStep):
+    """fp32 parameters; in bf16 each micro-batch runs on bf16 copies, whose gradients flow back as
+    fp32.
+    """
 
     name = "single"
 

@@ -1,8 +1,8 @@
 """One small interface for every way to split a model over ranks.
 
-In every strategy the weights, the optimiser's moments and the summed gradients are fp32; ``bf16`` means that
-forward and backward see bf16 copies of the weights. The gradient of a step is the *sum* over micro-batches and
-ranks, because every loss is already divided by the whole step's count.
+In every strategy the weights, the optimiser's moments and the summed gradients are fp32; ``bf16``
+means that forward and backward see bf16 copies of the weights. The gradient of a step is the *sum*
+over micro-batches and ranks, because every loss is already divided by the whole step's count.
 """
 
 from __future__ import annotations
@@ -34,31 +34,37 @@ class Strategy(Protocol):
     def forward_backward(
         self, batch: Batch, last: bool, contrast: ContrastTerms | None = None
     ) -> dict[str, Tensor]:
-        """Losses of a micro-batch (detached float32 scalars); gradients are added to the parameters'.
+        """Losses of a micro-batch (detached float32 scalars); gradients are added to the
+        parameters'.
 
-        ``contrast`` replaces the batch's own contrastive loss. ``last`` marks the step's last micro-batch, after which
-        the gradients are summed over all ranks.
+        ``contrast`` replaces the batch's own contrastive loss. ``last`` marks the step's last
+        micro-batch, after which the gradients are summed over all ranks.
         """
 
     def embeddings(self, batch: Batch) -> dict[str, Tensor]:
         """`FusionTransformer.forward` with ``embeddings_only``, without gradients."""
 
-    def update(self, step: int, lr: float, judge: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def update(
+        self, step: int, lr: float, should_skip: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Clip the gradients, update weights, moments and averages, forget the gradients.
 
-        ``judge`` gets the gradients' norm, and returns 1 if nothing may be changed, else 0. Returns both: float32
-        scalars, equal on every rank.
+        ``should_skip`` gets the gradients' norm, and returns 1 if nothing may be changed, else 0.
+        Returns both: float32 scalars, equal on every rank.
         """
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Weights, moments and averages for a checkpoint, by name: fp32, whole or sharded; names are of no strategy."""
+        """Weights, moments and averages for a checkpoint, by name: fp32, whole or sharded; names
+        are of no strategy.
+        """
 
     def restore(self, load: Callable[[dict[str, Tensor]], None], updates: int) -> None:
         """Let ``load`` fill the state tensors, as they were after so many ``updates``."""
 
 
 def to_device(batch: Batch, config: ParallelConfig, ranks: Ranks) -> Batch:
-    """The batch where this rank computes; on CPUs, where padding costs what tokens cost, without that at its end.
+    """The batch where this rank computes; on CPUs, where padding costs what tokens cost, without
+    that at its end.
 
     A GPU's compiled code is for one length; so is the division of positions over ranks.
     """
@@ -79,17 +85,22 @@ def check_strategy(config: Config, name: str) -> None:
 
         check_zero(config, name)
     if adversarial.on and name in ZERO_STAGES:  # whose engine does not give gradients of inputs
-        raise UserError(f"train.adversarial: not with parallel.strategy={name}; use one of single, ddp, fsdp")
+        raise UserError(
+            f"train.adversarial: not with parallel.strategy={name}; use one of single, ddp, fsdp"
+        )
     if adversarial.on and parallel.context > 1:
         raise UserError(f"train.adversarial: not with parallel.context={parallel.context}; use 1")
 
 
-def check_beginning(config: Config, name: str) -> None:
-    """Refuse to begin a run with others' weights where the strategy ``name`` cannot; it can go on with such a run."""
+def check_initial_weights(config: Config, name: str) -> None:
+    """Refuse to begin a run with others' weights where the strategy ``name`` cannot; it can go on
+    with such a run.
+    """
     for key in ("image_tower", "audio_tower", "init_from"):
         if name in ZERO_STAGES and getattr(config.model, key):
             raise UserError(
-                f"model.{key}: {name} cannot begin with others' weights; begin with parallel.strategy=fsdp, and go on "
+                f"model.{key}: {name} cannot begin with others' weights; begin with "
+                "parallel.strategy=fsdp, and go on "
                 "with any strategy from its first checkpoint"
             )
 
@@ -106,7 +117,8 @@ def build_strategy(config: Config, ranks: Ranks) -> Strategy:
         name = "fsdp" if ranks.world > 1 else "single"
     if name == "single" and ranks.world > 1:
         raise UserError(
-            f"parallel.strategy=single, but the launcher started {ranks.world} ranks; use fsdp, or start one process"
+            f"parallel.strategy=single, but the launcher started {ranks.world} ranks; use fsdp, or "
+            "start one process"
         )
     check_strategy(config, name)
     if name in ZERO_STAGES:

@@ -1,8 +1,10 @@
-"""Tensor parallelism: the matrices of every block, split over neighbouring ranks (Shoeybi et al., 2019).
+"""Tensor parallelism: the matrices of every block, split over neighbouring ranks (Shoeybi et al.,
+2019).
 
-By PyTorch's own DTensor plans. Queries, keys, values, gate and up are split by columns, their counterparts by rows, so
-that a rank computes some heads and some hidden units, and what it adds to the residual stream is summed. Embedding,
-norms, stems and heads are whole on each of these ranks, which compute the same with them.
+By PyTorch's own DTensor plans. Queries, keys, values, gate and up are split by columns, their
+counterparts by rows, so that a rank computes some heads and some hidden units, and what it adds to
+the residual stream is summed. Embedding, norms, stems and heads are whole on each of these ranks,
+which compute the same with them.
 """
 
 from __future__ import annotations
@@ -24,14 +26,22 @@ from mmscale.model.fusion import FusionTransformer
 
 
 def split_matrices(model: FusionTransformer, config: ModelConfig, mesh: DeviceMesh) -> None:
-    """Split every block over ``mesh``, which has one axis. Raises `UserError` for what cannot be split."""
+    """Split every block over ``mesh``, which has one axis. Raises `UserError` for what cannot be
+    split.
+    """
     ranks = mesh.size()
     if config.fusion == "rnn" or config.untied:
         what = "model.fusion=rnn" if config.fusion == "rnn" else f"model.untied={config.untied}"
         raise UserError(f"parallel.tensor={ranks}: {what} is not split; use parallel.tensor=1")
-    for key, size in (("heads", config.heads), ("kv_heads", config.kv_heads), ("hidden", config.hidden)):
+    for key, size in (
+        ("heads", config.heads),
+        ("kv_heads", config.kv_heads),
+        ("hidden", config.hidden),
+    ):
         if size % ranks:
-            raise UserError(f"parallel.tensor={ranks}: does not divide model.{key}={size}; use a divisor")
+            raise UserError(
+                f"parallel.tensor={ranks}: does not divide model.{key}={size}; use a divisor"
+            )
     for block in model.blocks:
         assert isinstance(block, Block)
         parallelize_module(

@@ -1,10 +1,13 @@
-"""ZeRO by DeepSpeed: moments (stage 1), gradients (2), weights (3) divided over the ranks (Rajbhandari et al., 2020).
+"""ZeRO by DeepSpeed: moments (stage 1), gradients (2), weights (3) divided over the ranks
+(Rajbhandari et al., 2020).
 
-`deepspeed.initialize` gets our AdamW, so that rates, decays and moments are those of every other strategy, and the same
-rule decides whether a step is taken. DeepSpeed keeps weights and moments in flat float32 pieces; `zero_pieces.py` knows
-which piece belongs to which parameter, so checkpoints hold named tensors as they do elsewhere.
+`deepspeed.initialize` gets our AdamW, so that rates, decays and moments are those of every other
+strategy, and the same rule decides whether a step is taken. DeepSpeed keeps weights and moments in
+flat float32 pieces; `zero_pieces.py` knows which piece belongs to which parameter, so checkpoints
+hold named tensors as they do elsewhere.
 
-DeepSpeed reads the gradients' norm on the host in every step, and leaves a step out itself if the norm is not finite.
+DeepSpeed reads the gradients' norm on the host in every step, and leaves a step out itself if the
+norm is not finite.
 """
 
 from __future__ import annotations
@@ -27,12 +30,13 @@ from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import draw
 from mmscale.optim.optimizer import parameter_groups
 from mmscale.parallel.build import build_model
-from mmscale.parallel.deepspeed_build_lock import pass_stale_build
+from mmscale.parallel.deepspeed_build_lock import clear_stale_lock
 from mmscale.parallel.deepspeed_config import deepspeed_settings
 from mmscale.parallel.ranks import Ranks
 from mmscale.parallel.zero_pieces import Pieces
 
-# DeepSpeed asks the environment for the rank on this machine; a process that was started by itself is told it here.
+# DeepSpeed asks the environment for the rank on this machine; a process that was started by itself
+# is told it here.
 _told_local_rank = False
 
 
@@ -63,7 +67,7 @@ class ZeroStrategy:
 
         optimizer = config.train.optimizer
         groups = parameter_groups(self.model, self._shapes, optimizer, config.model)
-        self._inner = _JudgedAdamW(
+        self._inner = _GuardedAdamW(
             groups, betas=(optimizer.beta1, optimizer.beta2), eps=optimizer.eps, fused=True
         )
         self._engine, self._zero, *_ = deepspeed.initialize(
@@ -97,15 +101,17 @@ class ZeroStrategy:
         self._engine.backward(whole, scale_wrt_gas=False)
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def update(self, step: int, lr: float, judge: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def update(
+        self, step: int, lr: float, should_skip: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """See `Strategy`."""
         for group in self._inner.param_groups:
             group["lr"] = lr * group["lr_factor"]
-        self._inner.judge, self._inner.verdict = judge, None
+        self._inner.should_skip, self._inner.verdict = should_skip, None
         self._engine.step()
         if self._inner.verdict is None:  # DeepSpeed found the norm not finite, and took no step
             norm = torch.full((), torch.inf, device=self._ranks.device)
-            verdict = judge(norm)
+            verdict = should_skip(norm)
         else:
             norm, verdict = self._inner.verdict
         if self._config.train.ema:
@@ -139,7 +145,9 @@ class ZeroStrategy:
 
 
 def forget_groups() -> None:
-    """Called when the ranks part: DeepSpeed would go on using their groups in this process's next run."""
+    """Called when the ranks part: DeepSpeed would go on using their groups in this process's next
+    run.
+    """
     global _told_local_rank
     if _told_local_rank:
         os.environ.pop("LOCAL_RANK", None)
@@ -153,11 +161,13 @@ def forget_groups() -> None:
             setattr(groups, name, {} if isinstance(value, dict) else None)
 
 
-class _JudgedAdamW(torch.optim.AdamW):
-    """AdamW that asks, at the first of the pieces DeepSpeed lets it update in a step, whether the step is taken."""
+class _GuardedAdamW(torch.optim.AdamW):
+    """AdamW that asks, at the first of the pieces DeepSpeed lets it update in a step, whether the
+    step is taken.
+    """
 
     norm: Callable[[], Any]
-    judge: Callable[[Tensor], Tensor]
+    should_skip: Callable[[Tensor], Tensor]
     verdict: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
@@ -166,7 +176,7 @@ class _JudgedAdamW(torch.optim.AdamW):
         if self.verdict is None:
             norm = torch.as_tensor(self.norm(), dtype=torch.float32)
             norm = norm.to(self._device())
-            self.verdict = norm, self.judge(norm)
+            self.verdict = norm, self.should_skip(norm)
         self.found_inf = self.verdict[1]
         super().step(closure)
 
@@ -182,7 +192,8 @@ def check_zero(config: Config, name: str) -> None:
     """Refuse what no stage does, ``name`` among them."""
     if config.train.optimizer.name != "adamw":
         raise UserError(
-            f"train.optimizer.name={config.train.optimizer.name}: DeepSpeed's pieces are no matrices, so {name} needs "
+            f"train.optimizer.name={config.train.optimizer.name}: DeepSpeed's pieces are no "
+            f"matrices, so {name} needs "
             "adamw; or use parallel.strategy=fsdp"
         )
 
@@ -197,10 +208,11 @@ def _import_deepspeed(ranks: Ranks) -> Any:
         import deepspeed
     except ImportError:
         raise UserError(
-            "parallel.strategy: zero1, zero2 and zero3 need DeepSpeed; pip install 'mmscale[deepspeed]'"
+            "parallel.strategy: zero1, zero2 and zero3 need DeepSpeed; pip install "
+            "'mmscale[deepspeed]'"
         ) from None
     if ranks.device.type == "cpu":
-        pass_stale_build("deepspeed_shm_comm", tell=ranks.is_first)
+        clear_stale_lock("deepspeed_shm_comm", tell=ranks.is_first)
     deepspeed.init_distributed()  # finds the process group we joined
     return deepspeed
 
@@ -208,7 +220,8 @@ def _import_deepspeed(ranks: Ranks) -> Any:
 def _set_units(deepspeed: Any, model: FusionTransformer) -> None:
     """Let stage 3 gather a stem or a block at once, as FSDP does.
 
-    Within a stem the ranks may run their layers unequally often, and every gathering needs all of them.
+    Within a stem the ranks may run their layers unequally often, and every gathering needs all of
+    them.
     """
     for unit in (model.image_stem, model.audio_stem, *model.blocks):
         deepspeed.utils.set_z3_leaf_module(unit, True)
@@ -219,5 +232,7 @@ def _set_units(deepspeed: Any, model: FusionTransformer) -> None:
 
 
 def _want_gradient(stem: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """DeepSpeed knows by the gradient of a unit's input that its backward pass is over; data have none of their own."""
+    """DeepSpeed knows by the gradient of a unit's input that its backward pass is over; data have
+    none of their own.
+    """
     return inputs[0].float().requires_grad_(), *inputs[1:]

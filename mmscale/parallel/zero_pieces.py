@@ -1,7 +1,8 @@
 """DeepSpeed's flat pieces, by the names of the parameters they belong to.
 
-Every rank holds, for each group of parameters, one flat float32 tensor of weights and as long ones of moments. Stages 1
-and 2 cut the concatenation of a group's parameters at equal lengths, wherever that falls; stage 3 cuts every parameter.
+Every rank holds, for each group of parameters, one flat float32 tensor of weights and as long ones
+of moments. Stages 1 and 2 cut the concatenation of a group's parameters at equal lengths, wherever
+that falls; stage 3 cuts every parameter.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ from mmscale.optim.ema import take_in
 from mmscale.parallel.ranks import Ranks
 
 # Of stage 3, of stages 1 and 2, and of stage 1 in bf16.
-_FLATS = ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition")
+_FLATS = (
+    "fp32_partitioned_groups_flat",
+    "single_partition_of_fp32_groups",
+    "fp32_groups_flat_partition",
+)
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,15 @@ class Pieces:
         zero: DeepSpeed's optimizer of stage 1, 2 or 3.
     """
 
-    def __init__(self, model: nn.Module, shapes: dict[str, torch.Size], zero: Any, ranks: Ranks) -> None:
+    def __init__(
+        self, model: nn.Module, shapes: dict[str, torch.Size], zero: Any, ranks: Ranks
+    ) -> None:
         self._zero, self._ranks, self._shapes = zero, ranks, shapes
         self._stage3 = hasattr(zero, "fp32_partitioned_groups_flat")
         names = {id(parameter): name for name, parameter in model.named_parameters()}
-        self._pieces = dict(self._of_stage3(names) if self._stage3 else self._of_stages_1_and_2(names))
+        self._pieces = dict(
+            self._of_stage3(names) if self._stage3 else self._of_stages_1_and_2(names)
+        )
         self._averages: list[Tensor] = []
 
     def allocate(self, updates: int, averages: bool) -> None:
@@ -53,7 +62,8 @@ class Pieces:
         for group, flat in enumerate(self._flats()):
             with self._present(group):
                 moments = {
-                    name: torch.zeros_like(flat, requires_grad=False) for name in ("exp_avg", "exp_avg_sq")
+                    name: torch.zeros_like(flat, requires_grad=False)
+                    for name in ("exp_avg", "exp_avg_sq")
                 }
                 step = torch.tensor(float(updates), dtype=torch.float32, device=flat.device)
                 self._zero.optimizer.state[flat] = {"step": step, **moments}
@@ -139,7 +149,11 @@ class Pieces:
 
     def _of_stages_1_and_2(self, names: dict[int, str]) -> Iterator[tuple[str, list[Piece]]]:
         # Stage 1 in bf16 is another class, which calls them otherwise.
-        groups = self._zero.bit16_groups if hasattr(self._zero, "bit16_groups") else self._zero.bf16_groups
+        groups = (
+            self._zero.bit16_groups
+            if hasattr(self._zero, "bit16_groups")
+            else self._zero.bf16_groups
+        )
         for group, parameters in enumerate(groups):
             for parameter in parameters:
                 mapping = parameter._hp_mapping

@@ -1,4 +1,6 @@
-"""From the log-probabilities of every audio token to a transcript (connectionist temporal classification)."""
+"""From the log-probabilities of every audio token to a transcript (connectionist temporal
+classification).
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,15 @@ def greedy_ctc(log_probs_TV: NDArray[np.float32], blank: int) -> list[int]:
 def beam_ctc(
     log_probs_TV: NDArray[np.float32], blank: int, beams: int, candidates: int = 40
 ) -> list[tuple[list[int], float]]:
-    """Prefix beam search: transcripts and their log-probabilities over all alignments, the best first.
+    """Prefix beam search: transcripts and their log-probabilities over all alignments, the best
+    first.
 
-    Hannun et al., "First-pass large vocabulary continuous speech recognition using bi-directional recurrent DNNs"
-    (2014). ``candidates``: likeliest tokens of each position that may extend a prefix.
+    Hannun et al., "First-pass large vocabulary continuous speech recognition using bi-directional
+    recurrent DNNs" (2014). ``candidates``: likeliest tokens of each position that may extend a
+    prefix.
     """
-    # Of each prefix: log-probability of its alignments that end with a blank, and of those that end with a token.
+    # Of each prefix: log-probability of its alignments that end with a blank, and of those that end
+    # with a token.
     prefixes: dict[tuple[int, ...], tuple[float, float]] = {(): (0.0, -np.inf)}
     for log_probs in log_probs_TV.astype(np.float64):
         likely = np.argsort(-log_probs, kind="stable")[:candidates].tolist()
@@ -31,7 +36,10 @@ def beam_ctc(
             if max(by_blank, by_token) == -np.inf:
                 return  # no alignment
             old = grown.get(prefix, (-np.inf, -np.inf))  # noqa: B023  called within this turn of the loop
-            grown[prefix] = float(np.logaddexp(old[0], by_blank)), float(np.logaddexp(old[1], by_token))  # noqa: B023
+            grown[prefix] = (  # noqa: B023
+                float(np.logaddexp(old[0], by_blank)),
+                float(np.logaddexp(old[1], by_token)),
+            )
 
         for prefix, (by_blank, by_token) in prefixes.items():
             either = float(np.logaddexp(by_blank, by_token))

@@ -56,11 +56,12 @@ class Generator:
     def answer(self, batch: Batch, numbers: list[int], rooms: list[int]) -> list[list[Hypothesis]]:
         """Of each query, one a sequence of ``batch``, the hypotheses found, the best first.
 
-        ``numbers`` are the queries' numbers, which sampling is keyed by; ``rooms`` the most tokens each may get.
+        ``numbers`` are the queries' numbers, which sampling is keyed by; ``rooms`` the most tokens
+        each may get.
         """
         hidden, cache = self._model.start(batch, max(rooms))
         beam = self._decoding.beams > 1
-        rows = [_Row(query, Hypothesis()) for query in range(len(numbers))]
+        rows = [_Beam(query, Hypothesis()) for query in range(len(numbers))]
         done: list[list[Hypothesis]] = [[] for _ in numbers]
         for position in range(max(rooms)):
             log_probs = self._log_probs(hidden, rows)
@@ -75,10 +76,15 @@ class Generator:
             tokens = torch.tensor([row.so_far.ids[-1] for row in rows], device=device)
             hidden = self._model.step(tokens, cache)
         penalty = self._decoding.length_penalty if beam else 0.0
-        return [sorted(found, key=lambda one: -one.rank(penalty))[: self._decoding.beams] for found in done]
+        return [
+            sorted(found, key=lambda one: -one.rank(penalty))[: self._decoding.beams]
+            for found in done
+        ]
 
-    def _log_probs(self, hidden_RD: Tensor, rows: list[_Row]) -> Tensor:
-        """float32 [R, V]: of the whole vocabulary, then minus infinity for what may not be chosen."""
+    def _log_probs(self, hidden_RD: Tensor, rows: list[_Beam]) -> Tensor:
+        """float32 [R, V]: of the whole vocabulary, then minus infinity for what may not be
+        chosen.
+        """
         log_probs = self._model.logits(hidden_RD).log_softmax(-1)
         if self._choices is None:
             return log_probs.masked_fill(~self._allowed_V, -torch.inf)
@@ -88,13 +94,15 @@ class Generator:
         return log_probs.masked_fill(barred, -torch.inf)
 
     def _extend(
-        self, log_probs_RV: Tensor, rows: list[_Row], rooms: list[int], done: list[list[Hypothesis]],
+        self, log_probs_RV: Tensor, rows: list[_Beam], rooms: list[int], done:
+        list[list[Hypothesis]],
         numbers: list[int], position: int,
-    ) -> tuple[list[_Row], list[int]]:  # fmt: skip
+    ) -> tuple[list[_Beam], list[int]]:  # fmt: skip
         """One token more for every row. Returns the rows that go on, and which rows they were."""
         if self._decoding.temperature > 0:
             keys = [
-                prf.derive_key("sample", self._decoding.seed, numbers[row.query], position) for row in rows
+                prf.derive_key("sample", self._decoding.seed, numbers[row.query], position)
+                for row in rows
             ]
             draws = np.array([prf.Draws(key).uniform() for key in keys])
             chosen = sample(log_probs_RV, draws, self._decoding)
@@ -102,27 +110,39 @@ class Generator:
             chosen = log_probs_RV.argmax(-1)
         gained = log_probs_RV.gather(1, chosen[:, None])[:, 0].tolist()
         kept, parents = [], []
-        for number, (row, token, more) in enumerate(zip(rows, chosen.tolist(), gained, strict=True)):
+        for number, (row, token, more) in enumerate(
+            zip(rows, chosen.tolist(), gained, strict=True)
+        ):
             after = self._grown(row.so_far, token, more)
             if after.ended or len(after.ids) >= rooms[row.query]:
                 done[row.query].append(after)
             else:
-                kept.append(_Row(row.query, after))
+                kept.append(_Beam(row.query, after))
                 parents.append(number)
         return kept, parents
 
     def _widen(
-        self, log_probs_RV: Tensor, rows: list[_Row], rooms: list[int], done: list[list[Hypothesis]]
-    ) -> tuple[list[_Row], list[int]]:
-        """Every row's likeliest continuations, of which each query keeps its best. Returns as `_extend`."""
+        self,
+        log_probs_RV: Tensor,
+        rows: list[_Beam],
+        rooms: list[int],
+        done: list[list[Hypothesis]],
+    ) -> tuple[list[_Beam], list[int]]:
+        """Every row's likeliest continuations, of which each query keeps its best. Returns as
+        `_extend`.
+        """
         beams, penalty = self._decoding.beams, self._decoding.length_penalty
         # One of them may be the end, so that one more than the beams leaves enough that go on.
         gained, tokens = log_probs_RV.topk(min(beams + 1, log_probs_RV.shape[1]), dim=-1)
         grown: dict[int, list[tuple[Hypothesis, int]]] = {}
-        for number, (row, values, ids) in enumerate(zip(rows, gained.tolist(), tokens.tolist(), strict=True)):
+        for number, (row, values, ids) in enumerate(
+            zip(rows, gained.tolist(), tokens.tolist(), strict=True)
+        ):
             for more, token in zip(values, ids, strict=True):
                 if more > -np.inf:
-                    grown.setdefault(row.query, []).append((self._grown(row.so_far, token, more), number))
+                    grown.setdefault(row.query, []).append(
+                        (self._grown(row.so_far, token, more), number)
+                    )
         kept, parents = [], []
         for query, found in grown.items():
             found.sort(key=lambda one: -one[0].log_prob)
@@ -135,14 +155,15 @@ class Generator:
                     if len(after.ids) >= rooms[query]:
                         done[query].append(after)
                     else:
-                        kept.append(_Row(query, after))
+                        kept.append(_Beam(query, after))
                         parents.append(number)
         return self._worth_it(kept, parents, rooms, done, beams, penalty)
 
     def _worth_it(
-        self, rows: list[_Row], parents: list[int], rooms: list[int], done: list[list[Hypothesis]], beams: int,
+        self, rows: list[_Beam], parents: list[int], rooms: list[int], done: list[list[Hypothesis]],
+        beams: int,
         penalty: float,
-    ) -> tuple[list[_Row], list[int]]:  # fmt: skip
+    ) -> tuple[list[_Beam], list[int]]:  # fmt: skip
         """Without the rows that can no longer come among their query's best, however they go on."""
         kept = []
         for row, parent in zip(rows, parents, strict=True):
@@ -160,15 +181,17 @@ class Generator:
 
 
 @dataclass
-class _Row:
+class _Beam:
     query: int
     so_far: Hypothesis
 
 
 def sample(log_probs_RV: Tensor, draws: NDArray[np.float64], decoding: Decoding) -> Tensor:
-    """A token of each row, int64 [R], from ``draws`` in [0, 1): the inverse of the cumulative distribution.
+    """A token of each row, int64 [R], from ``draws`` in [0, 1): the inverse of the cumulative
+    distribution.
 
-    The tokens stand in the order of their probabilities, so the result is one function of row and draw.
+    The tokens stand in the order of their probabilities, so the result is one function of row and
+    draw.
     """
     assert decoding.temperature > 0
     ordered, tokens = log_probs_RV.double().sort(dim=-1, descending=True, stable=True)

@@ -1,9 +1,9 @@
 """Labels as a tree of tokens, so that one pass over a query scores all of them.
 
-Written one after the other, every label would need its own copy of the query. Here the labels' tokens stand
-behind a single <|answer|> as a prefix tree: a token sees the query and its own ancestors only, and its rotary
-position is its depth. Its output is then the same as if its label stood there alone (tree attention: Miao et
-al., SpecInfer, 2023).
+Written one after the other, every label would need its own copy of the query. Here the labels'
+tokens stand behind a single <|answer|> as a prefix tree: a token sees the query and its own
+ancestors only, and its rotary position is its depth. Its output is then the same as if its label
+stood there alone (tree attention: Miao et al., SpecInfer, 2023).
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ class LabelTree:
     """A prefix tree of K nodes, parents before children; the root is <|answer|> and no node."""
 
     labels: NDArray[np.int64]  # [n], which labels it holds
-    ends: NDArray[np.int64]  # [n], the last node of each label; -1: the root (a label without tokens)
+    ends: NDArray[
+        np.int64
+    ]  # [n], the last node of each label; -1: the root (a label without tokens)
     tokens: NDArray[np.int64]  # [K], token id
     parents: NDArray[np.int64]  # [K], parent node; -1: the root
     depths: NDArray[np.int64]  # [K], tokens between the root and this node
@@ -30,8 +32,8 @@ class LabelTree:
 def build_trees(labels: Sequence[Sequence[int]], max_nodes: int) -> list[LabelTree]:
     """Trees that hold every label of ``labels`` (token ids) once.
 
-    Neighbours in lexicographic order share prefixes, so they are put in the same tree. A tree has at most
-    ``max_nodes`` nodes, unless a single label is longer.
+    Neighbours in lexicographic order share prefixes, so they are put in the same tree. A tree has
+    at most ``max_nodes`` nodes, unless a single label is longer.
     """
     trees: list[LabelTree] = []
     nodes: dict[tuple[int, ...], int] = {}
@@ -50,7 +52,9 @@ def build_trees(labels: Sequence[Sequence[int]], max_nodes: int) -> list[LabelTr
     return trees
 
 
-def _tree(nodes: dict[tuple[int, ...], int], held: list[int], labels: Sequence[Sequence[int]]) -> LabelTree:
+def _tree(
+    nodes: dict[tuple[int, ...], int], held: list[int], labels: Sequence[Sequence[int]]
+) -> LabelTree:
     parents = [nodes.get(path[:-1], -1) for path in nodes]
     sees = np.eye(len(nodes), dtype=bool)
     for node, parent in enumerate(parents):

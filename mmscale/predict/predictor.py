@@ -1,7 +1,8 @@
-"""Asking a trained model: scores of labels, answers, transcripts, embeddings. Batched; knows nothing of files.
+"""Asking a trained model: scores of labels, answers, transcripts, embeddings. Batched; knows
+nothing of files.
 
-Shape suffixes: B sequences, L positions, D model width, E embedding width, R rows, K nodes of a label tree,
-V vocabulary.
+Shape suffixes: B sequences, L positions, D model width, E embedding width, R rows, K nodes of a
+label tree, V vocabulary.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from mmscale.predict.query import PartReader, Query, Text, count_tokens, lay_que
 
 _FORWARD_TOKENS = 8192  # positions of one forward pass, about
 _TREE_NODES = 256  # beyond this, masked pairs of nodes cost more than reading the query again
-_ROW_SLACK = 0.8  # rows of one forward pass are at least this share of the longest, or within 8 positions
+_ROW_SLACK = (
+    0.8  # rows of one forward pass are at least this share of the longest, or within 8 positions
+)
 _GREEDY = Decoding()
 _LOGIT_ELEMENTS = 1 << 25  # float32 logits that exist at once
 
@@ -39,8 +42,8 @@ _LOGIT_ELEMENTS = 1 << 25  # float32 logits that exist at once
 class Predictor:
     """A model in evaluation mode, with its tokenizer and the config it was trained with.
 
-    A *query* is an ordered list of parts (see `mmscale.predict.query`); `reader` makes parts. Results do not
-    depend on which queries share a call, beyond floating-point rounding.
+    A *query* is an ordered list of parts (see `mmscale.predict.query`); `reader` makes parts.
+    Results do not depend on which queries share a call, beyond floating-point rounding.
     """
 
     def __init__(self, model: FusionTransformer, tokenizer: Tokenizer, config: Config) -> None:
@@ -62,8 +65,8 @@ class Predictor:
     ) -> NDArray[np.float32]:
         """Log-likelihood of every label as the whole answer, float32 [queries, labels], in nats.
 
-        The sum over the label's tokens and the closing <|end|> of their log-probabilities given the query.
-        Exact: every label is scored, in one pass over each query (see `label_tree`).
+        The sum over the label's tokens and the closing <|end|> of their log-probabilities given the
+        query. Exact: every label is scored, in one pass over each query (see `label_tree`).
 
         Raises:
             UserError: a query with its longest label is longer than ``data.seq_len``.
@@ -79,13 +82,20 @@ class Predictor:
             return scores
         for tree in build_trees(ids, _TREE_NODES):
             for rows in _rows_of_like_length(lengths, len(tree.tokens)):
-                scores[rows[:, None], tree.labels] = self._tree_scores([segments[row] for row in rows], tree)
+                scores[rows[:, None], tree.labels] = self._tree_scores(
+                    [segments[row] for row in rows], tree
+                )
         return scores
 
     @torch.inference_mode()
-    def generate(self, queries: Sequence[Query], prompt: str, decoding: Decoding = _GREEDY) -> list[str]:
+    def generate(
+        self, queries: Sequence[Query], prompt: str, decoding: Decoding = _GREEDY
+    ) -> list[str]:
         """The best answer to every query; see `hypotheses`."""
-        return [self.tokenizer.decode(found[0].ids) for found in self.hypotheses(queries, prompt, decoding)]
+        return [
+            self.tokenizer.decode(found[0].ids)
+            for found in self.hypotheses(queries, prompt, decoding)
+        ]
 
     @torch.inference_mode()
     def hypotheses(
@@ -93,8 +103,9 @@ class Predictor:
     ) -> list[list[Hypothesis]]:
         """Answers to every query, the best first: one, or as many as there are beams.
 
-        An answer ends with <|end|>, after ``max_new_tokens``, or where the query and it fill ``data.seq_len``.
-        Tokens that are no text (special tokens but <|end|>, rows that only round up the vocabulary) are never chosen.
+        An answer ends with <|end|>, after ``max_new_tokens``, or where the query and it fill
+        ``data.seq_len``. Tokens that are no text (special tokens but <|end|>, rows that only round
+        up the vocabulary) are never chosen.
 
         Raises:
             UserError: a query is longer than ``data.seq_len``, or ``decoding`` cannot be.
@@ -122,14 +133,17 @@ class Predictor:
                 lay_query(builder, segments[row])
             batch = builder.finish().to(self.device)
             for row, best in zip(
-                rows.tolist(), generator.answer(batch, rows.tolist(), rooms[rows].tolist()), strict=True
+                rows.tolist(),
+                generator.answer(batch, rows.tolist(), rooms[rows].tolist()),
+                strict=True,
             ):
                 found[row] = best
         return found
 
     @torch.inference_mode()
     def spell(self, clips: Sequence[Query], beams: int = 1) -> list[str]:
-        """What is said in every clip, by its CTC outputs: queries of one sound each, as ctc tasks train them.
+        """What is said in every clip, by its CTC outputs: queries of one sound each, as ctc tasks
+        train them.
 
         Raises:
             UserError: a clip is longer than ``data.seq_len``.
@@ -160,7 +174,8 @@ class Predictor:
 
     @torch.inference_mode()
     def class_scores(self, queries: Sequence[Query], prompt: str, head: str) -> NDArray[np.float32]:
-        """Log-probabilities of a linear head's classes, float32 [queries, classes], in the order of ``model.classes``.
+        """Log-probabilities of a linear head's classes, float32 [queries, classes], in the order of
+        ``model.classes``.
 
         Raises:
             UserError: there is no such head, or a query is longer than ``data.seq_len``.
@@ -229,21 +244,31 @@ class Predictor:
                 builder.open_sequence()
                 ends += [lay_query(builder, segments[item]) for item in items]
             batch = builder.finish().to(self.device)
-            yield np.concatenate(group).astype(np.int64), batch, torch.tensor(ends, device=self.device)
+            yield (
+                np.concatenate(group).astype(np.int64),
+                batch,
+                torch.tensor(ends, device=self.device),
+            )
 
     def _answer_scores(self, segments: list[Query], label: list[int]) -> NDArray[np.float32]:
-        """Log-likelihood of one answer to every segment, float32 [segments]; each is read with the answer behind it."""
+        """Log-likelihood of one answer to every segment, float32 [segments]; each is read with the
+        answer behind it.
+        """
         behind = Text(np.array(label, np.int64))
         out = np.zeros(len(segments), np.float32)
         for items, batch, ends in self._packed([[*segment, behind] for segment in segments]):
             at_RK = ends[:, None] + torch.arange(-len(label), 1, device=self.device)
-            log_probs = self.model.logits(self.model.hidden(batch).flatten(0, 1)[at_RK]).log_softmax(-1)
+            log_probs = self.model.logits(
+                self.model.hidden(batch).flatten(0, 1)[at_RK]
+            ).log_softmax(-1)
             wanted = torch.tensor([*label, END], device=self.device).expand(len(items), -1)
             out[items] = log_probs.gather(2, wanted[..., None]).double().sum((1, 2)).cpu().numpy()
         return out
 
     def _tree_scores(self, segments: list[Query], tree: LabelTree) -> NDArray[np.float32]:
-        """Scores of the tree's labels, float32 [segments, labels]; one segment a row of the batch."""
+        """Scores of the tree's labels, float32 [segments, labels]; one segment a row of the
+        batch.
+        """
         media, nodes = self.config.media, len(tree.tokens)
         length = max(count_tokens(one, media) for one in segments) + nodes
         builder = BatchBuilder(len(segments), length, media)
@@ -257,7 +282,9 @@ class Predictor:
         node_RK = answer_R[:, None] + 1 + torch.arange(nodes)
         # A position follows its parent's, not the one written before it.
         position = batch.position_BL3.flatten(0, 1)
-        position[node_RK] = position[answer_R][:, None] + 1 + torch.from_numpy(tree.depths).int()[:, None]
+        position[node_RK] = (
+            position[answer_R][:, None] + 1 + torch.from_numpy(tree.depths).int()[:, None]
+        )
 
         batch = batch.to(self.device)
         plan = make_plan(batch, "dense")
@@ -267,7 +294,9 @@ class Predictor:
             start = answer + 1 - row * length
             plan.dense_mask[row, 0, start : start + nodes, start : start + nodes] = sees
         hidden = self.model.hidden(batch, plan).flatten(0, 1)
-        at_RP = torch.cat([answer_R[:, None], node_RK], dim=1).to(self.device)  # the root, then the nodes
+        at_RP = torch.cat([answer_R[:, None], node_RK], dim=1).to(
+            self.device
+        )  # the root, then the nodes
         at_once = max(1, _LOGIT_ELEMENTS // (at_RP.shape[1] * self.config.model.vocab_size))
         parts = [self._path_sums(hidden[at], tree) for at in at_RP.split(at_once)]
         return torch.cat(parts).float().cpu().numpy()
@@ -275,11 +304,14 @@ class Predictor:
     def _path_sums(self, hidden_RPD: Tensor, tree: LabelTree) -> Tensor:
         """Log-likelihoods, float64 [R, labels], from the outputs at the root and at every node."""
         log_probs = (
-            self.model.logits(hidden_RPD.flatten(0, 1)).log_softmax(-1).unflatten(0, hidden_RPD.shape[:2])
+            self.model.logits(hidden_RPD.flatten(0, 1))
+            .log_softmax(-1)
+            .unflatten(0, hidden_RPD.shape[:2])
         )
         device = hidden_RPD.device
         parents, tokens, ends = (
-            torch.from_numpy(array).to(device) for array in (tree.parents + 1, tree.tokens, tree.ends + 1)
+            torch.from_numpy(array).to(device)
+            for array in (tree.parents + 1, tree.tokens, tree.ends + 1)
         )
         edges = log_probs[:, parents, tokens].double()
         sums = (

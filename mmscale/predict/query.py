@@ -1,7 +1,7 @@
 """What the model is asked: an ordered list of parts, laid out exactly as training lays them out.
 
-The layout of a segment is that of `mmscale.data.planning.sample_sizes`: fields · prompt · <|answer|> · answer, or
-field · <|embed|>. Prediction never augments.
+The layout of a segment is that of `mmscale.data.planning.sample_sizes`: fields · prompt ·
+<|answer|> · answer, or field · <|embed|>. Prediction never augments.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmscale.config import MediaConfig, is_media
-from mmscale.data.index.dataset import Corpus
+from mmscale.data.index.dataset import Dataset
 from mmscale.data.loading.batch_builder import BatchBuilder
 from mmscale.data.media.audio import decode_audio
 from mmscale.data.media.image import decode_image
@@ -66,23 +66,27 @@ class PartReader:
         """Text; special tokens in it are plain characters."""
         return Text(np.array(self._tokenizer.encode(text), dtype=np.int64))
 
-    def field(self, corpus: Corpus, field: str, sample: int) -> Part | None:
-        """One field of a sample; None where its JSON lacks the path. Raises `SampleFault` naming it."""
+    def field(self, dataset: Dataset, field: str, sample: int) -> Part | None:
+        """One field of a sample; None where its JSON lacks the path. Raises `SampleFault` naming
+        it.
+        """
         try:
             if is_media(field) and field.startswith("image"):
-                return self.image(corpus.read(field, sample))
+                return self.image(dataset.read(field, sample))
             if is_media(field):
-                return self.audio(corpus.read(field, sample))
-            text = corpus.text(field, sample)
+                return self.audio(dataset.read(field, sample))
+            text = dataset.text(field, sample)
         except SampleFault as fault:
             raise SampleFault(f"{field}: {str(fault).removeprefix(field + ': ')}") from None
         return None if text is None else self.text(text)
 
-    def query(self, corpus: Corpus, fields: Sequence[str], sample: int) -> list[Part] | None:
-        """The fields in order; None where the sample lacks one. Raises `SampleFault` naming the field."""
+    def query(self, dataset: Dataset, fields: Sequence[str], sample: int) -> list[Part] | None:
+        """The fields in order; None where the sample lacks one. Raises `SampleFault` naming the
+        field.
+        """
         parts: list[Part] = []
         for field in fields:
-            part = self.field(corpus, field, sample)
+            part = self.field(dataset, field, sample)
             if part is None:
                 return None
             parts.append(part)
@@ -94,7 +98,9 @@ def count_tokens(query: Query, media: MediaConfig) -> int:
     total = 0
     for part in query:
         if isinstance(part, Picture):
-            total += (part.pixels.shape[1] // media.image_patch) * (part.pixels.shape[2] // media.image_patch)
+            total += (part.pixels.shape[1] // media.image_patch) * (
+                part.pixels.shape[2] // media.image_patch
+            )
         elif isinstance(part, Clip):
             total += -(-len(part.mel) // media.frames_per_token)
         else:

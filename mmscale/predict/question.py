@@ -1,4 +1,6 @@
-"""A person's question in parts, in the order in which a training task had the same kinds of input."""
+"""A person's question in parts, in the order in which a training task had the same kinds of
+input.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,11 @@ from mmscale.predict.raw_input import AudioInput, ImageInput, audio_bytes, image
 
 
 def read_question(
-    reader: PartReader, config: Config, image: ImageInput | None, audio: AudioInput | None, text: str | None
+    reader: PartReader,
+    config: Config,
+    image: ImageInput | None,
+    audio: AudioInput | None,
+    text: str | None,
 ) -> tuple[list[Part], list[str]]:
     """(parts, the prompts that were trained with such inputs).
 
@@ -52,7 +58,9 @@ def trained_prompts(config: Config, kinds: Iterable[str]) -> list[str]:
 
 
 def _orders(config: Config, kinds: Iterable[str]) -> list[tuple[list[str], str]]:
-    """(kinds of input in the task's order, its prompt) of every task that answers to just these kinds."""
+    """(kinds of input in the task's order, its prompt) of every task that answers to just these
+    kinds.
+    """
     wanted = sorted(kinds)
     return [
         (order, task.prompt)
@@ -72,19 +80,24 @@ def choose_prompt(prompt: str | None, trained: list[str]) -> str:
         return ""
     if len(trained) > 1:
         raise UserError(
-            f"prompt: several tasks were trained with such input; give one of {', '.join(map(repr, trained))}"
+            "prompt: several tasks were trained with such input; give one of "
+            f"{', '.join(map(repr, trained))}"
         )
     return trained[0]
 
 
 def checked_text(text: Any, where: str) -> str:
-    """``text``. Raises `UserError` if it is none, such as bytes of the command line that are not UTF-8."""
+    """``text``. Raises `UserError` if it is none, such as bytes of the command line that are not
+    UTF-8.
+    """
     if not isinstance(text, str):
         raise UserError(f"{where}: got a {type(text).__name__}; give a string")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{where}: {text[:40]!r} is no Unicode text ({error.reason}); give UTF-8") from None
+        raise UserError(
+            f"{where}: {text[:40]!r} is no Unicode text ({error.reason}); give UTF-8"
+        ) from None
     return text
 
 

@@ -1,7 +1,7 @@
 """Pictures and sounds as people hold them (paths, bytes, arrays) to the bytes of an encoded file.
 
-Everything goes through the decoders that training uses, so that limits, resizing and resampling are the same;
-arrays are encoded without loss first.
+Everything goes through the decoders that training uses, so that limits, resizing and resampling are
+the same; arrays are encoded without loss first.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
 def image_bytes(image: ImageInput, media: MediaConfig) -> bytes:
-    """An encoded picture from a path, bytes, a PIL image, or uint8 [H, W], [H, W, 3 or 4] or [3, H, W].
+    """An encoded picture from a path, bytes, a PIL image, or uint8 [H, W], [H, W, 3 or 4] or [3, H,
+    W].
 
     Raises:
-        UserError: a file that cannot be read or is over ``media.max_file_bytes``, a broken picture, or another kind of
-            value.
+        UserError: a file that cannot be read or is over ``media.max_file_bytes``, a broken picture,
+            or another kind of value.
     """
     if isinstance(image, bytes):
         return image
@@ -56,10 +57,12 @@ def image_bytes(image: ImageInput, media: MediaConfig) -> bytes:
 
 
 def audio_bytes(audio: AudioInput, media: MediaConfig) -> bytes:
-    """An encoded sound from a path, bytes, or (float [n] or [n, channels] of full scale 1.0, rate in Hz).
+    """An encoded sound from a path, bytes, or (float [n] or [n, channels] of full scale 1.0, rate
+    in Hz).
 
     Raises:
-        UserError: a file that cannot be read or is over ``media.max_file_bytes``, or another kind of value.
+        UserError: a file that cannot be read or is over ``media.max_file_bytes``, or another kind
+            of value.
     """
     if isinstance(audio, bytes):
         return audio
@@ -67,7 +70,8 @@ def audio_bytes(audio: AudioInput, media: MediaConfig) -> bytes:
         return _file_bytes(Path(audio), media)
     if not (isinstance(audio, tuple) and len(audio) == 2 and isinstance(audio[0], np.ndarray)):
         raise UserError(
-            f"audio: got a {type(audio).__name__}; give a path, bytes, or a pair (float array, rate in Hz)"
+            f"audio: got a {type(audio).__name__}; give a path, bytes, or a pair (float array, "
+            "rate in Hz)"
         )
     wave, rate = audio
     if wave.dtype.kind != "f" or wave.ndim not in (1, 2):
@@ -78,7 +82,12 @@ def audio_bytes(audio: AudioInput, media: MediaConfig) -> bytes:
     buffer = io.BytesIO()
     try:
         soundfile.write(buffer, wave.astype(np.float32), int(rate), format="WAV", subtype="FLOAT")
-    except (RuntimeError, ValueError, TypeError, OverflowError) as error:  # SoundFileError is a RuntimeError
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        OverflowError,
+    ) as error:  # SoundFileError is a RuntimeError
         raise UserError(
             f"audio: {wave.shape} samples at {rate} Hz cannot be used ({error}); check the pair"
         ) from None

@@ -1,1 +1,3 @@
-"""Releases: safetensors, a manifest of hashes, a model card, a signature; exported, verified, opened."""
+"""Releases: safetensors, a manifest of hashes, a model card, a signature; exported, verified,
+opened.
+"""

@@ -14,7 +14,7 @@ import yaml
 from mmscale.checkpoint.run_state import RunState
 from mmscale.checkpoint.score_file import read_scores
 from mmscale.config import CacheConfig, Config, MediaConfig, SetConfig, TaskConfig
-from mmscale.data.index.dataset import Corpus
+from mmscale.data.index.dataset import Dataset
 from mmscale.errors import UserError
 from mmscale.release.emissions import emissions_section
 
@@ -37,7 +37,10 @@ class CardFacts:
 
 def model_card(config: Config, state: RunState, told: CardFacts) -> str:
     """The card as Markdown with YAML front matter."""
-    front: dict[str, Any] = {"library_name": "mmscale", "tags": ["multimodal", "image", "text", "audio"]}
+    front: dict[str, Any] = {
+        "library_name": "mmscale",
+        "tags": ["multimodal", "image", "text", "audio"],
+    }
     if config.licence:
         front["license"] = "other"
         front["license_name"] = config.licence
@@ -45,7 +48,8 @@ def model_card(config: Config, state: RunState, told: CardFacts) -> str:
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n",
         f"# {told.name}\n",
         f"{config.description or 'No description was given (config key `description`).'}\n",
-        f"A fusion transformer over images, text and speech with {told.parameters:,} parameters ({told.dtype}), "
+        f"A fusion transformer over images, text and speech with {told.parameters:,} parameters "
+        f"({told.dtype}), "
         f"trained with mmscale for {state.step:,} steps.\n",
         _use(told.name, config),
         _data(config),
@@ -65,33 +69,43 @@ def _use(name: str, config: Config) -> str:
     tasks = [task for one in config.data.sets.values() for task in one.tasks]
     for task in tasks:
         if task.objective == "next_token":
-            inputs = "".join(f"{kind}=…, " for kind in dict.fromkeys(_kind(field) for field in task.input))
+            inputs = "".join(
+                f"{kind}=…, " for kind in dict.fromkeys(_kind(field) for field in task.input)
+            )
             lines.append(f"model.answer({inputs}prompt={task.prompt!r})  # {task.target}")
     for field in dict.fromkeys(_kind(field) for task in tasks for field in task.between):
         lines.append(f"model.embed({field}=…)")
     code = "\n".join(lines)
-    return (
-        f"## Use\n\n```python\n{code}\n```\n\n`classify`, `transcribe` and `describe` are in `help(model)`.\n"
-    )
+    return f"## Use\n\n```python\n{code}\n```\n\n`classify`, `transcribe` and `describe` are in `help(model)`.\n"
 
 
 def _data(config: Config) -> str:
-    lines = ["## Training data", "", f"Licence: {config.licence or 'not given (config key `licence`)'}", ""]
-    lines += ["| set | weight | samples | learned | manifest digest (SHA-256) |", "|---|---|---|---|---|"]
+    lines = [
+        "## Training data",
+        "",
+        f"Licence: {config.licence or 'not given (config key `licence`)'}",
+        "",
+    ]
+    lines += [
+        "| set | weight | samples | learned | manifest digest (SHA-256) |",
+        "|---|---|---|---|---|",
+    ]
     for name, one in config.data.sets.items():
         samples, digests = _identity(one, config.data.cache)
         learned = "; ".join(_learned(task) for task in one.tasks)
-        lines.append(f"| {_cell(name)} | {one.weight:g} | {samples} | {_cell(learned)} | {digests} |")
+        lines.append(
+            f"| {_cell(name)} | {one.weight:g} | {samples} | {_cell(learned)} | {digests} |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def _identity(one: SetConfig, cache: CacheConfig) -> tuple[str, str]:
     """(number of samples, manifest digests) of a set, if its shards are on this machine."""
     try:
-        corpus = Corpus.open(one.shards, cache)
+        dataset = Dataset.open(one.shards, cache)
     except UserError:
         return "not available", "not available (the shards were not on the exporting machine)"
-    return f"{len(corpus):,}", ", ".join(f"`{digest}`" for digest in corpus.digests)
+    return f"{len(dataset):,}", ", ".join(f"`{digest}`" for digest in dataset.digests)
 
 
 def _learned(task: TaskConfig) -> str:
@@ -109,7 +123,8 @@ def _training(config: Config, state: RunState, told: CardFacts) -> str:
         "samples seen": f"{state.seen:,}, of which {state.bad:,} could not be used",
         "precision": f"{config.train.precision} compute, fp32 weights and moments",
         "optimizer": f"{_OPTIMIZERS[optimizer.name]}, peak learning rate {optimizer.lr:g}, "
-        f"{optimizer.warmup_steps} warm-up steps, {optimizer.schedule} to {optimizer.final_lr:g} of the peak, "
+        f"{optimizer.warmup_steps} warm-up steps, {optimizer.schedule} to {optimizer.final_lr:g} "
+        "of the peak, "
         f"weight decay {optimizer.weight_decay:g}",
         "seed": str(config.seed),
         "fingerprint of the data plan": f"`{state.fingerprint}`",
@@ -120,7 +135,8 @@ def _training(config: Config, state: RunState, told: CardFacts) -> str:
         rows["weights"] = f"moving averages, decay {config.train.ema:g}"
     if told.merged:
         runs = (
-            f"{Path(run).name} (step {one.step:,}, `{one.fingerprint[:16]}…`)" for run, one in told.merged
+            f"{Path(run).name} (step {one.step:,}, `{one.fingerprint[:16]}…`)"
+            for run, one in told.merged
         )
         rows["mean of the weights of"] = ", ".join(runs)
     return (
@@ -141,7 +157,9 @@ def _scores(told: CardFacts, step: int) -> str:
         )
         return f"## Scores\n\n{other}\n## Robustness\n\n{other}"
     every = read_scores(told.run_dir, step)
-    entries = {name: one for name, one in every.items() if one["scores"].get("task") != "robustness"}
+    entries = {
+        name: one for name, one in every.items() if one["scores"].get("task") != "robustness"
+    }
     attacked = {name: one for name, one in every.items() if name not in entries}
     plain, robust = _plain_scores(entries), _robustness(attacked)
     cast = f"\nMeasured with weights of float32, before they were rounded to {told.dtype}.\n"
@@ -159,9 +177,12 @@ def _robustness(entries: dict[str, dict[str, Any]]) -> str:
             + "Not measured at this step; `mmscale eval RUN --task robustness` before the export measures it.\n"
         )
     lines = [
-        "Accuracy counts samples that are right as they are *and* under attack. PGD is projected gradient ascent with "
-        "all of the model known; typing errors exchange, drop, repeat and swap characters. Another attack may do "
-        "worse. Suspects are training samples whose label the model contradicts at every kept checkpoint; a backdoor "
+        "Accuracy counts samples that are right as they are *and* under attack. PGD is projected "
+        "gradient ascent with "
+        "all of the model known; typing errors exchange, drop, repeat and swap characters. Another "
+        "attack may do "
+        "worse. Suspects are training samples whose label the model contradicts at every kept "
+        "checkpoint; a backdoor "
         "that the model has learned is not among them.",
         "",
         "| what | samples | result |",
@@ -174,7 +195,9 @@ def _robustness(entries: dict[str, dict[str, Any]]) -> str:
             result.append(f"({scores['budget']})")
         if "suspects" in scores:
             result.append(f"({scores['suspects']} suspects, {scores['checkpoints']} checkpoints)")
-        lines.append(f"| {_cell(name)} | {scores.get('samples', '?')} | {_cell(', '.join(result))} |")
+        lines.append(
+            f"| {_cell(name)} | {scores.get('samples', '?')} | {_cell(', '.join(result))} |"
+        )
     commands = "\n".join(dict.fromkeys(str(entry["command"]) for entry in entries.values()))
     return title + "\n".join(lines) + f"\n\n```\n{commands}\n```\n"
 
@@ -182,13 +205,16 @@ def _robustness(entries: dict[str, dict[str, Any]]) -> str:
 def _plain_scores(entries: dict[str, dict[str, Any]]) -> str:
     if not entries:
         return (
-            "## Scores\n\nNot evaluated at this step; `mmscale eval RUN` before `mmscale export RUN` "
+            "## Scores\n\nNot evaluated at this step; `mmscale eval RUN` before `mmscale export "
+            "RUN` "
             "puts scores here.\n"
         )
     lines = ["## Scores", "", "| score | samples | result | data (SHA-256) |", "|---|---|---|---|"]
     for name, entry in entries.items():
         scores: dict[str, Any] = entry["scores"]
-        result = ", ".join(f"{key} {value:.4f}" for key, value in scores.items() if isinstance(value, float))
+        result = ", ".join(
+            f"{key} {value:.4f}" for key, value in scores.items() if isinstance(value, float)
+        )
         left_out = [f"{scores[key]} {key}" for key in ("skipped", "oversize") if scores.get(key)]
         samples = ", ".join([str(scores.get("samples", "?")), *left_out])
         digests = ", ".join(f"`{digest[:16]}…`" for digest in entry["digests"])
@@ -199,9 +225,7 @@ def _plain_scores(entries: dict[str, dict[str, Any]]) -> str:
 
 def _pictures(media: MediaConfig) -> str:
     if media.max_image_tokens:
-        return (
-            f"aspect ratio kept, at most {media.max_image_tokens} tokens of {media.image_patch}-pixel squares"
-        )
+        return f"aspect ratio kept, at most {media.max_image_tokens} tokens of {media.image_patch}-pixel squares"
     rows, columns = media.image_grid(media.image_height, media.image_width)
     return f"resized to {media.image_width} x {media.image_height} pixels, {rows * columns} tokens"
 
@@ -225,13 +249,15 @@ def _sizes(config: Config, told: CardFacts) -> str:
 def _integrity(told: CardFacts) -> str:
     key = " --public-key public.pem" if told.signed else ""
     how = (
-        "signed with OpenSSF model-signing (`model.sig`). Get the public key from where you trust it, not from this "
+        "signed with OpenSSF model-signing (`model.sig`). Get the public key from where you trust "
+        "it, not from this "
         "folder."
         if told.signed
         else "not signed."
     )
     return (
-        f"## Integrity\n\n`manifest.json` holds the SHA-256 of every file. This release is {how}\n\n"
+        "## Integrity\n\n`manifest.json` holds the SHA-256 of every file. This release is "
+        f"{how}\n\n"
         f"```\nmmscale verify {told.name}{key}\n```\n"
     )
 
@@ -244,19 +270,30 @@ def _limits(config: Config, state: RunState) -> str:
         f"- One question with its answer fits in {config.data.seq_len} tokens.",
         f"- Clips are at most {media.max_audio_s:g} s long, "
         f"pictures at most {media.max_image_pixels:,} pixels.",
-        "- It knows the prompts it was trained with; other prompts give answers nobody has measured.",
-        "- Scores hold for data like the data they were measured on. Probabilities are not calibrated.",
-        "- It repeats what its training data holds, errors and prejudice included. Judge its answers before "
+        "- It knows the prompts it was trained with; other prompts give answers nobody has "
+        "measured.",
+        "- Scores hold for data like the data they were measured on. Probabilities are not "
+        "calibrated.",
+        "- It repeats what its training data holds, errors and prejudice included. Judge its "
+        "answers before "
         "they decide anything about a person.",
     ]
     if state.step < config.train.steps:
-        lines.append(f"- Training was not finished: {state.step:,} of {config.train.steps:,} steps.")
+        lines.append(
+            f"- Training was not finished: {state.step:,} of {config.train.steps:,} steps."
+        )
     return "\n".join(lines) + "\n"
 
 
 def _table(rows: dict[str, str]) -> str:
     return (
-        "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(value)} |" for name, value in rows.items())])
+        "\n".join(
+            [
+                "| | |",
+                "|---|---|",
+                *(f"| {name} | {_cell(value)} |" for name, value in rows.items()),
+            ]
+        )
         + "\n"
     )
 

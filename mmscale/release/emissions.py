@@ -1,4 +1,6 @@
-"""The model card's estimate of what training emitted: time x power x carbon intensity (Lacoste et al., 2019)."""
+"""The model card's estimate of what training emitted: time x power x carbon intensity (Lacoste et
+al., 2019).
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,12 @@ def emissions_section(run_dir: Path, step: int, run: RunConfig) -> str:
     whence = "as told in `run.watts`" if run.watts else f"assumed for a {device} rank"
     kwh = rank_hours * watts / 1000.0
     return (
-        f"{title}About {_grams(kwh * run.co2_g_per_kwh)} CO₂: {rank_hours:.3g} rank-hours of training steps x "
-        f"{watts:g} W ({whence}) = {kwh:.3g} kWh, at {run.co2_g_per_kwh:g} g a kWh (`run.co2_g_per_kwh`). An estimate; "
-        "power was not measured, and data preparation, evaluation and earlier attempts are not in it.\n"
+        f"{title}About {_grams(kwh * run.co2_g_per_kwh)} CO₂: {rank_hours:.3g} rank-hours of "
+        "training steps x "
+        f"{watts:g} W ({whence}) = {kwh:.3g} kWh, at {run.co2_g_per_kwh:g} g a kWh "
+        "(`run.co2_g_per_kwh`). An estimate; "
+        "power was not measured, and data preparation, evaluation and earlier attempts are not in "
+        "it.\n"
     )
 
 

@@ -6,7 +6,8 @@
     OUT/manifest.json     size and SHA-256 of every other file, see `manifest`
     OUT/model.sig         signature over all of it, where a key was given, see `signature`
 
-Weights stand under the names of `FusionTransformer.named_parameters`, in one type. `open_release` reads it back.
+Weights stand under the names of `FusionTransformer.named_parameters`, in one type. `open_release`
+reads it back.
 """
 
 from __future__ import annotations
@@ -84,15 +85,17 @@ def export(
 ) -> dict[str, Any]:
     """Write the run's newest complete checkpoint, or the given one, as a release.
 
-    Memory does not grow with the model: weights are read, cast, written and hashed some rows at a time. The release
-    appears under ``out`` flushed and whole or not at all; an earlier release there is replaced, and stays until then.
+    Memory does not grow with the model: weights are read, cast, written and hashed some rows at a
+    time. The release appears under ``out`` flushed and whole or not at all; an earlier release
+    there is replaced, and stays until then.
 
     Returns:
-        ``out``, ``checkpoint``, ``step``, ``parameters``, ``bytes``, ``signed`` and the list ``files``.
+        ``out``, ``checkpoint``, ``step``, ``parameters``, ``bytes``, ``signed`` and the list
+        ``files``.
 
     Raises:
-        UserError: no run, no checkpoint, weights that are not finite, runs that cannot be merged, a key that cannot
-            sign, or ``out`` holds something else.
+        UserError: no run, no checkpoint, weights that are not finite, runs that cannot be merged, a
+            key that cannot sign, or ``out`` holds something else.
     """
     if options.dtype not in WEIGHT_TYPES:
         raise UserError(f"--dtype {options.dtype}: not one of {', '.join(WEIGHT_TYPES)}")
@@ -103,7 +106,9 @@ def export(
     try:
         restore_folder(out)
     except OSError as error:
-        raise UserError(f"{out}: cannot be put back ({error}); rename .{out.name}.old beside it") from None
+        raise UserError(
+            f"{out}: cannot be put back ({error}); rename .{out.name}.old beside it"
+        ) from None
     _check_replaceable(out)
     model = build_empty(config)
     names = saved_names(model, config, options.ema)
@@ -111,7 +116,11 @@ def export(
     state = read_state(checkpoint)
     source, merged = _sources(run_dir, checkpoint, config, tokenizer, options.merge)
     parameters = sum(math.prod(shape) for shape in shapes.values())
-    facts: dict[str, Any] = {"step": state.step, "fingerprint": state.fingerprint, "parameters": parameters}
+    facts: dict[str, Any] = {
+        "step": state.step,
+        "fingerprint": state.fingerprint,
+        "parameters": parameters,
+    }
     # The folder has its final name while it is signed: the signature tells it.
     hidden = out.parent / f".{out.name}.partial"
     partial = hidden / out.name
@@ -143,7 +152,9 @@ def export(
         files = _sizes(partial)
         replace_folder(partial, out)
     except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error}); free space or choose another folder") from None
+        raise UserError(
+            f"{out}: cannot be written ({error}); free space or choose another folder"
+        ) from None
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
     return {
@@ -160,7 +171,9 @@ def export(
 def _sources(
     run_dir: Path, checkpoint: Path, config: Config, tokenizer: Tokenizer, merge: Sequence[Path]
 ) -> tuple[Weights, list[tuple[str, RunState]]]:
-    """The weights to write, and of every run whose weights they are the mean of, its name and state."""
+    """The weights to write, and of every run whose weights they are the mean of, its name and
+    state.
+    """
     sources = [StoredWeights(checkpoint)]
     merged = [(str(run_dir), read_state(checkpoint))] if merge else []
     for other in merge:
@@ -169,7 +182,9 @@ def _sources(
             ours, theirs = to_tree(getattr(config, part)), to_tree(getattr(its_config, part))
             wrong = [name for name in ours if ours[name] != theirs[name]]
             if wrong:
-                raise UserError(f"--merge {other}: its {part}.{wrong[0]} is another; merge runs of one model")
+                raise UserError(
+                    f"--merge {other}: its {part}.{wrong[0]} is another; merge runs of one model"
+                )
         if its_tokenizer.digest != tokenizer.digest:
             raise UserError(
                 f"--merge {other}: its tokenizer is another; merge runs that share tokenizer.json"
@@ -195,5 +210,6 @@ def _check_replaceable(out: Path) -> None:
     if foreign or not is_release(out):
         what = foreign[0] if foreign else held[0]
         raise UserError(
-            f"{out}: is not empty and no earlier release alone (it holds {what}); choose another folder"
+            f"{out}: is not empty and no earlier release alone (it holds {what}); choose another "
+            "folder"
         )

@@ -1,4 +1,6 @@
-"""What a run begins with instead of drawn weights (``model.init_from``): a release, or a Qwen3 model's text path."""
+"""What a run begins with instead of drawn weights (``model.init_from``): a release, or a Qwen3
+model's text path.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,17 @@ from mmscale.release.open_release import fill_from_release, is_release, read_rel
 from mmscale.release.qwen3 import load_qwen3, qwen3_tokenizer
 from mmscale.release.release_files import TOKENIZER
 
-# Numbers of a model that no tensor's shape tells: with others the same weights are another function.
+# Numbers of a model that no tensor's shape tells: with others the same weights are another
+# function.
 _SHAPELESS = ("rope_theta", "norm_eps", "base_width")
 
 
-def begin_from(model: nn.Module, config: ModelConfig) -> None:
-    """Copy the weights of ``config.init_from`` into a model that was just initialised, whole or sharded.
+def load_initial_weights(model: nn.Module, config: ModelConfig) -> None:
+    """Copy the weights of ``config.init_from`` into a model that was just initialised, whole or
+    sharded.
 
-    Every rank reads its own rows; the first one alone checks a release's hashes. Linear heads that a release does not
-    have stay as they were initialised. Raises:
+    Every rank reads its own rows; the first one alone checks a release's hashes. Linear heads that
+    a release does not have stay as they were initialised. Raises:
         UserError: neither a release nor a Qwen3 model, of other sizes, or damaged.
     """
     folder = Path(config.init_from)
@@ -35,12 +39,13 @@ def begin_from(model: nn.Module, config: ModelConfig) -> None:
         ours, theirs = getattr(config, name), getattr(release.config.model, name)
         if ours != theirs:
             raise UserError(
-                f"model.{name}={ours:g}: {folder} was trained with {theirs:g}, and with another its weights are "
+                f"model.{name}={ours:g}: {folder} was trained with {theirs:g}, and with another "
+                "its weights are "
                 f"another function; set model.{name}={theirs:g}"
             )
     fill_from_release(model, release, new="class_heads.")
 
 
-def begin_tokenizer(folder: Path) -> Tokenizer:
+def initial_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a release or a Qwen3 folder. Raises `UserError` if it cannot be used."""
     return Tokenizer.load(folder / TOKENIZER) if is_release(folder) else qwen3_tokenizer(folder)

@@ -1,9 +1,10 @@
-"""``manifest.json`` of a release: size and SHA-256 of every other file, so that nothing can change unseen.
+"""``manifest.json`` of a release: size and SHA-256 of every other file, so that nothing can change
+unseen.
 
 {"format": "mmscale-manifest", "version": 1, "files": {name: {"size": 123, "sha256": "…"}}}
 
-It proves that a folder is whole. Who made it is proved by a signature (`mmscale.release.signature`), which covers
-the manifest too.
+It proves that a folder is whole. Who made it is proved by a signature
+(`mmscale.release.signature`), which covers the manifest too.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class FileFacts:
 
 
 def write_manifest(folder: Path, known: Mapping[str, str] | None = None) -> None:
-    """List every file of ``folder``; ``known`` are the SHA-256 of those that were hashed while they were written."""
+    """List every file of ``folder``; ``known`` are the SHA-256 of those that were hashed while they
+    were written.
+    """
     known = known or {}
     files = {}
     for path in sorted(folder.iterdir()):
@@ -54,11 +57,15 @@ def read_manifest(folder: Path) -> dict[str, FileFacts] | None:
         return None
     tree = read_object(path, _AGAIN, _AGAIN)
     listed = tree.get("files")
-    if any(tree.get(name) != value for name, value in _FORMAT.items()) or not isinstance(listed, dict):
+    if any(tree.get(name) != value for name, value in _FORMAT.items()) or not isinstance(
+        listed, dict
+    ):
         raise UserError(f"{path}: not a manifest of this version; {_AGAIN}")
     files: dict[str, FileFacts] = {}
     for name, facts in listed.items():
-        size, digest = (facts.get("size"), facts.get("sha256")) if isinstance(facts, dict) else (None, None)
+        size, digest = (
+            (facts.get("size"), facts.get("sha256")) if isinstance(facts, dict) else (None, None)
+        )
         if not name or name in (".", "..", NAME) or _NO_NAME.search(name):
             raise UserError(f"{path}: {name[:60]!r} is no name of a file beside it; {_AGAIN}")
         if type(size) is not int or not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
@@ -67,8 +74,12 @@ def read_manifest(folder: Path) -> dict[str, FileFacts] | None:
     return files
 
 
-def check_names(folder: Path, files: Mapping[str, FileFacts], besides: Collection[str] = ()) -> None:
-    """Raise `UserError` if a listed file is missing, or one is there that is neither listed nor in ``besides``."""
+def check_file_names(
+    folder: Path, files: Mapping[str, FileFacts], besides: Collection[str] = ()
+) -> None:
+    """Raise `UserError` if a listed file is missing, or one is there that is neither listed nor in
+    ``besides``.
+    """
     present = _names(folder)
     missing = sorted(files.keys() - present)
     if missing:
@@ -76,12 +87,14 @@ def check_names(folder: Path, files: Mapping[str, FileFacts], besides: Collectio
     added = sorted(present - files.keys() - {NAME, *besides})
     if added:
         raise UserError(
-            f"{folder / added[0]}: was added, it is not in {NAME}; remove it, or name it with --ignore"
+            f"{folder / added[0]}: was added, it is not in {NAME}; remove it, or name it with "
+            "--ignore"
         )
 
 
 def check_covered(folder: Path, files: Mapping[str, FileFacts]) -> None:
-    """Raise `UserError` for a file that opening a release could read, by its ending, and that is not listed.
+    """Raise `UserError` for a file that opening a release could read, by its ending, and that is
+    not listed.
 
     Others, such as those a download adds, are never read.
     """
@@ -89,7 +102,8 @@ def check_covered(folder: Path, files: Mapping[str, FileFacts]) -> None:
     added = sorted(read - files.keys() - {NAME})
     if added:
         raise UserError(
-            f"{folder / added[0]}: is not in {NAME}; remove it, or copy the release again into an empty folder"
+            f"{folder / added[0]}: is not in {NAME}; remove it, or copy the release again into an "
+            "empty folder"
         )
 
 
@@ -106,18 +120,25 @@ def check_contents(
         except FileNotFoundError:
             raise UserError(f"{folder / name}: missing; {_AGAIN}") from None
         except OSError as error:
-            raise UserError(f"{folder / name}: cannot be read ({error.strerror}); {_AGAIN}") from None
+            raise UserError(
+                f"{folder / name}: cannot be read ({error.strerror}); {_AGAIN}"
+            ) from None
         if not stat.S_ISREG(found.st_mode):
             raise UserError(f"{folder / name}: is no plain file; {_AGAIN}")
         if found.st_size != facts.size:
             raise UserError(
-                f"{folder / name}: was changed, it has {found.st_size} bytes and not {facts.size}; {_AGAIN}"
+                f"{folder / name}: was changed, it has {found.st_size} bytes and not {facts.size}; "
+                f"{_AGAIN}"
             )
     names = [name for name in files if hashed is None or name in hashed]
     with ThreadPoolExecutor(_THREADS) as pool:
-        for name, digest in zip(names, pool.map(lambda name: _digest(folder / name), names), strict=True):
+        for name, digest in zip(
+            names, pool.map(lambda name: _digest(folder / name), names), strict=True
+        ):
             if digest != files[name].sha256:
-                raise UserError(f"{folder / name}: was changed, its SHA-256 is {digest[:16]}…; {_AGAIN}")
+                raise UserError(
+                    f"{folder / name}: was changed, its SHA-256 is {digest[:16]}…; {_AGAIN}"
+                )
 
 
 def _names(folder: Path) -> set[str]:

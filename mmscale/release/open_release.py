@@ -33,7 +33,9 @@ _NO_RELEASE, _COPY_AGAIN = "give a folder made by mmscale export", "copy the rel
 
 @dataclass(frozen=True)
 class Release:
-    """A release whose headers were read and compared with its config; its weights were not touched."""
+    """A release whose headers were read and compared with its config; its weights were not
+    touched.
+    """
 
     folder: Path
     facts: dict[str, Any]  # step, fingerprint, parameters
@@ -47,12 +49,13 @@ class Release:
 def read_release(folder: Path, verify: bool = True) -> Release:
     """Everything about a release but its weights.
 
-    If it has a manifest, everything that is read must be in it, and with ``verify`` every file it lists is hashed
-    first; without, only the small ones are, and of the others the sizes are compared.
+    If it has a manifest, everything that is read must be in it, and with ``verify`` every file it
+    lists is hashed first; without, only the small ones are, and of the others the sizes are
+    compared.
 
     Raises:
-        UserError: the folder is no release; a file is missing, damaged or changed; a tensor is missing, unknown, of
-            another shape, or of a type that releases do not have.
+        UserError: the folder is no release; a file is missing, damaged or changed; a tensor is
+            missing, unknown, of another shape, or of a type that releases do not have.
     """
     _check_files(folder, verify)
     facts, config, tokenizer = _read_small(folder)
@@ -68,7 +71,8 @@ def read_release(folder: Path, verify: bool = True) -> Release:
     # A forged config must not make us build a model of a billion layers to compare with.
     if config.model.layers > len(tensors):
         raise UserError(
-            f"{folder / CONFIG}: model.layers={config.model.layers}, but there are {len(tensors)} tensors"
+            f"{folder / CONFIG}: model.layers={config.model.layers}, but there are {len(tensors)} "
+            "tensors"
         )
     if len(config.model.classes) > len(tensors):
         raise UserError(
@@ -95,8 +99,9 @@ def load_release(
 ) -> tuple[Predictor, dict[str, Any]]:
     """(predictor with the release's weights, the facts of its config.json without the config).
 
-    On the CPU, in the type they are stored in (``dtype`` None), the weights are mapped: pages of the files are read
-    when they are first used. Otherwise each is copied once, to ``device`` and in ``dtype``.
+    On the CPU, in the type they are stored in (``dtype`` None), the weights are mapped: pages of
+    the files are read when they are first used. Otherwise each is copied once, to ``device`` and in
+    ``dtype``.
 
     Raises:
         UserError: as `read_release`, or ``device`` cannot be used.
@@ -119,23 +124,30 @@ def load_release(
 
 @torch.no_grad()
 def fill_from_release(model: nn.Module, release: Release, new: str = "") -> None:
-    """Copy the release's weights into ``model``, whole or sharded; of each tensor only this rank's rows are read.
+    """Copy the release's weights into ``model``, whole or sharded; of each tensor only this rank's
+    rows are read.
 
     Tensors whose names begin with ``new``, if it is not empty, may be missing. Raises:
         UserError: another tensor of the model is missing, or one is of another shape.
     """
-    held = {name: tensor for file in release.files for name, tensor in map_tensors(file, _COPY_AGAIN).items()}
+    held = {
+        name: tensor
+        for file in release.files
+        for name, tensor in map_tensors(file, _COPY_AGAIN).items()
+    }
     for name, parameter in model.named_parameters():
         if name not in held:
             if new and name.startswith(new):
                 continue
             raise UserError(
-                f"{release.folder}: has no tensor {name}, which this model needs; set model.* as its"
+                f"{release.folder}: has no tensor {name}, which this model needs; set model.* as "
+                "its"
             )
         ours, theirs = tuple(parameter.shape), tuple(held[name].shape)
         if ours != theirs:
             raise UserError(
-                f"{release.folder}: {name} has shape {list(theirs)}, not {list(ours)}; set model.* as its"
+                f"{release.folder}: {name} has shape {list(theirs)}, not {list(ours)}; set model.* "
+                "as its"
             )
         fill_rows(parameter, held[name])
 
@@ -172,12 +184,15 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], Config]:
     tree = read_object(path, _NO_RELEASE, _COPY_AGAIN)
     if tree.get("version") != VERSION:
         raise UserError(
-            f"{path}: release version {tree.get('version')!r}, this program reads {VERSION}; upgrade mmscale"
+            f"{path}: release version {tree.get('version')!r}, this program reads {VERSION}; "
+            "upgrade mmscale"
         )
     expected: dict[str, type] = {"config": dict, "step": int, "fingerprint": str, "parameters": int}
     for name, kind in expected.items():
         if type(tree.get(name)) is not kind:
-            raise UserError(f"{path}: {name} is missing or no {kind.__name__}; export the release again")
+            raise UserError(
+                f"{path}: {name} is missing or no {kind.__name__}; export the release again"
+            )
     return {name: tree[name] for name in ("step", "fingerprint", "parameters")}, config_from_tree(
         tree["config"], str(path)
     )
@@ -196,7 +211,9 @@ def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
     files: dict[Path, set[str] | None] = {}
     for name, file in weight_map.items():
         if not isinstance(file, str) or not SHARD.fullmatch(file):
-            raise UserError(f"{index}: {str(file)[:60]!r} is no name of a weight file; {_COPY_AGAIN}")
+            raise UserError(
+                f"{index}: {str(file)[:60]!r} is no name of a weight file; {_COPY_AGAIN}"
+            )
         members = files.setdefault(folder / file, set())
         assert members is not None
         members.add(name)
@@ -214,7 +231,9 @@ def _compare(folder: Path, model: nn.Module, found: dict[str, StoredTensor]) -> 
     dtypes = {one.dtype for one in found.values()}
     for name, parameter in expected.items():
         if name not in found:
-            raise UserError(f"{folder}: tensor {name} is missing; copy the release again, or export it anew")
+            raise UserError(
+                f"{folder}: tensor {name} is missing; copy the release again, or export it anew"
+            )
         if found[name].shape != tuple(parameter.shape):
             raise UserError(
                 f"{folder}: tensor {name} has shape {list(found[name].shape)}, "
@@ -222,11 +241,14 @@ def _compare(folder: Path, model: nn.Module, found: dict[str, StoredTensor]) -> 
             )
     extra = sorted(found.keys() - expected.keys())
     if extra:
-        raise UserError(f"{folder}: tensor {extra[0][:60]} is not one of config.json's model; export it anew")
+        raise UserError(
+            f"{folder}: tensor {extra[0][:60]} is not one of config.json's model; export it anew"
+        )
     if len(dtypes) != 1 or not dtypes <= set(WEIGHT_TYPES.values()):
         told = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         raise UserError(
-            f"{folder}: its tensors are of types {told}; a release holds one of {', '.join(WEIGHT_TYPES)}; "
+            f"{folder}: its tensors are of types {told}; a release holds one of "
+            f"{', '.join(WEIGHT_TYPES)}; "
             "export it anew"
         )
     return dtypes.pop()

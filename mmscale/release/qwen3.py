@@ -1,10 +1,11 @@
 """The text path as a Qwen3 checkpoint: begin a run from one, or write a run as one.
 
-Blocks, final norm and tied embedding of `FusionTransformer` are those of Qwen3 (Qwen team, 2025) under other names.
+Blocks, final norm and tied embedding of `FusionTransformer` are those of Qwen3 (Qwen team, 2025)
+under other names.
 
-Vocabulary: the run's tokenizer is Qwen3's with this project's special tokens in front (`Tokenizer.from_foreign`), so
-row ``SHIFT + i`` of the embedding is Qwen3's row i; <|end|> begins as its end-of-text token. What is written back has
-the run's vocabulary and tokenizer.json.
+Vocabulary: the run's tokenizer is Qwen3's with this project's special tokens in front
+(`Tokenizer.from_foreign`), so row ``SHIFT + i`` of the embedding is Qwen3's row i; <|end|> begins
+as its end-of-text token. What is written back has the run's vocabulary and tokenizer.json.
 """
 
 from __future__ import annotations
@@ -67,11 +68,15 @@ def qwen3_name(name: str) -> str | None:
         return "model.norm.weight"
     kind, _, rest = name.partition(".")
     number, _, inner = rest.partition(".")
-    return f"model.layers.{number}.{_BLOCK[inner]}" if kind == "blocks" and inner in _BLOCK else None
+    return (
+        f"model.layers.{number}.{_BLOCK[inner]}" if kind == "blocks" and inner in _BLOCK else None
+    )
 
 
 def qwen3_tokenizer(folder: Path) -> Tokenizer:
-    """The folder's tokenizer with this project's special tokens in front. Raises `UserError` if it cannot be used."""
+    """The folder's tokenizer with this project's special tokens in front. Raises `UserError` if it
+    cannot be used.
+    """
     return Tokenizer.from_foreign(folder / "tokenizer.json")
 
 
@@ -79,31 +84,41 @@ def check_qwen3(folder: Path, model: ModelConfig) -> None:
     """Raise `UserError` naming the keys to set if ``model`` is not of the folder's sizes."""
     tree = read_object(folder / "config.json", "name a local folder with a Qwen3 model")
     if tree.get("model_type") != "qwen3":
-        raise UserError(f"model.init_from: {folder} holds a {tree.get('model_type')!r}; only qwen3 is read")
+        raise UserError(
+            f"model.init_from: {folder} holds a {tree.get('model_type')!r}; only qwen3 is read"
+        )
     wanted = {ours: tree.get(theirs) for ours, theirs in _SIZES.items()}
     theta = (tree.get("rope_parameters") or {}).get("rope_theta", tree.get("rope_theta"))
     wanted["rope_theta"] = theta
-    wrong = [name for name, value in wanted.items() if value is None or getattr(model, name) != value]
+    wrong = [
+        name for name, value in wanted.items() if value is None or getattr(model, name) != value
+    ]
     if wrong:
         lines = " ".join(f"model.{name}={wanted[name]}" for name in wrong)
         raise UserError(f"model.init_from: {folder} is of other sizes; set {lines}")
     if not tree.get("tie_word_embeddings", True):
         raise UserError(
-            f"model.init_from: {folder} has an output layer of its own; only tied embeddings are read"
+            f"model.init_from: {folder} has an output layer of its own; only tied embeddings are "
+            "read"
         )
-    scaling = (tree.get("rope_parameters") or tree.get("rope_scaling") or {}).get("rope_type", "default")
+    scaling = (tree.get("rope_parameters") or tree.get("rope_scaling") or {}).get(
+        "rope_type", "default"
+    )
     if scaling != "default" or model.fusion != "transformer" or model.untied or model.base_width:
         raise UserError(
-            f"model.init_from: {folder}: scaled rotary positions, model.fusion=rnn, model.untied and "
+            f"model.init_from: {folder}: scaled rotary positions, model.fusion=rnn, model.untied "
+            "and "
             "model.base_width are not those of a Qwen3 text path"
         )
 
 
 def load_qwen3(model: nn.Module, config: ModelConfig) -> None:
-    """Copy the text path of ``config.init_from`` into a model that was just initialised, whole or sharded.
+    """Copy the text path of ``config.init_from`` into a model that was just initialised, whole or
+    sharded.
 
     Raises:
-        UserError: not a Qwen3 folder of these sizes, or its weights cannot be read. Pickled weights are not opened.
+        UserError: not a Qwen3 folder of these sizes, or its weights cannot be read. Pickled weights
+            are not opened.
     """
     folder = Path(config.init_from)
     check_qwen3(folder, config)
@@ -119,13 +134,17 @@ def load_qwen3(model: nn.Module, config: ModelConfig) -> None:
             tensor = weights.get_tensor(theirs).float()
         if name == "embedding.weight":
             rows = torch.zeros(parameter.shape)
-            rows[:SHIFT] = tensor.mean(0)  # a vector among the others, for the tokens Qwen3 does not know
+            rows[:SHIFT] = tensor.mean(
+                0
+            )  # a vector among the others, for the tokens Qwen3 does not know
             rows[SHIFT : SHIFT + len(tensor)] = tensor[: len(rows) - SHIFT]
             if end is not None and end < len(tensor):
                 rows[END] = tensor[end]
             tensor = rows
         if tensor.shape != parameter.shape:
-            raise UserError(f"{folder}: {theirs} has shape {list(tensor.shape)}, not {list(parameter.shape)}")
+            raise UserError(
+                f"{folder}: {theirs} has shape {list(tensor.shape)}, not {list(parameter.shape)}"
+            )
         fill(parameter, tensor)
 
 
@@ -140,9 +159,10 @@ def export_qwen3(
 ) -> dict[str, Any]:
     """Write the text path of a run's newest whole checkpoint, or the given one, as a Qwen3 folder.
 
-    As with a release, memory does not grow with the model, and the folder is there whole or not at all. Returns
-    ``out``, ``step``, ``parameters``. Raises:
-        UserError: no run, no checkpoint, ``out`` is not empty, weights are not finite, or what `check_form` refuses.
+    As with a release, memory does not grow with the model, and the folder is there whole or not at
+    all. Returns ``out``, ``step``, ``parameters``. Raises:
+        UserError: no run, no checkpoint, ``out`` is not empty, weights are not finite, or what
+            `check_form` refuses.
     """
     config, tokenizer, checkpoint = open_run(run_dir, checkpoint)
     check_form(config.model)
@@ -158,12 +178,16 @@ def export_qwen3(
         make_folder(hidden)
         source = StoredWeights(checkpoint)
         try:
-            write_qwen3(config.model, source, names, shapes, tokenizer, hidden, dtype, max_shard_bytes)
+            write_qwen3(
+                config.model, source, names, shapes, tokenizer, hidden, dtype, max_shard_bytes
+            )
         except UserError as error:
             raise UserError(f"{checkpoint}: {error}") from None
         replace_folder(hidden, out)
     except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error}); free space or choose another folder") from None
+        raise UserError(
+            f"{out}: cannot be written ({error}); free space or choose another folder"
+        ) from None
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
     parameters = sum(math.prod(shape) for shape in shapes.values())
@@ -171,10 +195,13 @@ def export_qwen3(
 
 
 def check_form(config: ModelConfig) -> None:
-    """Raise `UserError` if the model has what Qwen3 has not: recurrent fusion, untied weights, muP."""
+    """Raise `UserError` if the model has what Qwen3 has not: recurrent fusion, untied
+    weights, muP.
+    """
     if config.fusion != "transformer" or config.untied or config.base_width:
         raise UserError(
-            "--as qwen3: model.fusion=rnn, model.untied and model.base_width have no counterpart in Qwen3; "
+            "--as qwen3: model.fusion=rnn, model.untied and model.base_width have no counterpart "
+            "in Qwen3; "
             "export without --as"
         )
 
@@ -189,7 +216,9 @@ def write_qwen3(
     dtype: str,
     max_shard_bytes: int,
 ) -> None:
-    """Write a folder that `transformers` opens; see `write_weights`. ``names`` and ``shapes`` go by our names."""
+    """Write a folder that `transformers` opens; see `write_weights`. ``names`` and ``shapes`` go by
+    our names.
+    """
     tree: dict[str, Any] = {theirs: getattr(config, ours) for ours, theirs in _SIZES.items()}
     tree |= {
         "architectures": ["Qwen3ForCausalLM"],
@@ -229,7 +258,9 @@ def _files_by_name(folder: Path) -> dict[str, Path]:
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: damaged ({error}); download the model again") from None
     if not found:
-        raise UserError(f"model.init_from: {folder}: has no safetensors; other weight files are pickles")
+        raise UserError(
+            f"model.init_from: {folder}: has no safetensors; other weight files are pickles"
+        )
     return found
 
 

@@ -1,7 +1,8 @@
 """The small files of a release, under the names that the Hugging Face libraries look for.
 
 config.json               what `mmscale.load` needs: format, resolved config, step, fingerprint of the data plan,
-                          type of the weights; for `transformers`, model_type and the usual names of the sizes
+                          type of the weights; for `transformers`, model_type and the usual names of
+                          the sizes
 preprocessor_config.json  how pictures and sound become tokens
 generation_config.json    how answers end
 tokenizer.json            the run's tokenizer; tokenizer_config.json names its class
@@ -30,14 +31,17 @@ PREPROCESSOR, GENERATION, TOKENIZER_CONFIG = (
 def write_release_files(
     folder: Path, config: Config, tokenizer: Tokenizer, facts: dict[str, Any], dtype: str
 ) -> None:
-    """Write all of them. ``facts`` are step, fingerprint and number of parameters; ``dtype`` is a name of torch's."""
+    """Write all of them. ``facts`` are step, fingerprint and number of parameters; ``dtype`` is a
+    name of torch's.
+    """
     model = config.model
     tree = {
         "format": FORMAT,
         "version": VERSION,
         "model_type": MODEL_TYPE,
         "architectures": [MODEL_CLASS],
-        # Here alone: transformers then looks at the model's type before it looks for the class of this name.
+        # Here alone: transformers then looks at the model's type before it looks for the class of
+        # this name.
         "processor_class": PROCESSOR_CLASS,
         "dtype": dtype,
         "vocab_size": model.vocab_size,

@@ -1,7 +1,9 @@
-"""Who made a release: signatures by OpenSSF model-signing over every file of a folder, with an elliptic-curve key.
+"""Who made a release: signatures by OpenSSF model-signing over every file of a folder, with an
+elliptic-curve key.
 
-The signature is a Sigstore bundle around an in-toto statement of all files' SHA-256; the `model_signing` command and
-library check it too. It lies in the folder and is the one file that it does not cover.
+The signature is a Sigstore bundle around an in-toto statement of all files' SHA-256; the
+`model_signing` command and library check it too. It lies in the folder and is the one file that it
+does not cover.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ def make_keys(folder: Path) -> tuple[Path, Path]:
     except OSError as error:
         for path in made:  # one without the other is no pair
             path.unlink(missing_ok=True)
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror}); choose another folder"
+        ) from None
     return paths
 
 
@@ -77,14 +81,16 @@ def check_private_key(path: Path) -> None:
 
 
 def sign(folder: Path, private_key: Path) -> None:
-    """Sign every file of ``folder``; writes model.sig there. Raises `UserError` for a key that cannot sign."""
+    """Sign every file of ``folder``; writes model.sig there. Raises `UserError` for a key that
+    cannot sign.
+    """
     check_private_key(private_key)
     hashing, signing, _ = _import()
     config = signing.Config().use_elliptic_key_signer(private_key=private_key)
     config.set_hashing_config(_covering(hashing, [])).sign(folder, folder / NAME)
 
 
-def verify(folder: Path, public_key: Path, ignored: Sequence[str] = ()) -> None:
+def verify_signature(folder: Path, public_key: Path, ignored: Sequence[str] = ()) -> None:
     """Check the signature of ``folder`` and with it every file but ``ignored``.
 
     Raises:
@@ -95,24 +101,33 @@ def verify(folder: Path, public_key: Path, ignored: Sequence[str] = ()) -> None:
     try:
         read_plain(path, _MOST_BYTES)
     except FileNotFoundError:
-        raise UserError(f"{path}: missing; the release was not signed, or ask for its signature") from None
+        raise UserError(
+            f"{path}: missing; the release was not signed, or ask for its signature"
+        ) from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); copy the release again, whole") from None
+        raise UserError(
+            f"{path}: cannot be read ({error}); copy the release again, whole"
+        ) from None
     try:
         config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
     except OSError as error:
-        raise UserError(f"{public_key}: cannot be read ({error.strerror}); check --public-key") from None
+        raise UserError(
+            f"{public_key}: cannot be read ({error.strerror}); check --public-key"
+        ) from None
     except Exception:  # as above
         raise UserError(
             f"{public_key}: is no PEM public key on P-256, P-384 or P-521; check --public-key"
         ) from None
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the library prints its warnings
-            config.set_hashing_config(_covering(hashing, ignored)).verify(folder, path)
-    except Exception as error:  # whatever a forged signature makes the libraries raise, it is no signature
+            config.set_hashing_config(_covering(hashing, ignored)).verify_signature(folder, path)
+    except (
+        Exception
+    ) as error:  # whatever a forged signature makes the libraries raise, it is no signature
         reason = " ".join(str(error).split())[:200] or "it was made with another key"
         raise UserError(
-            f"{path}: does not prove this folder ({reason}); do not use it, or give the right --public-key"
+            f"{path}: does not prove this folder ({reason}); do not use it, or give the right "
+            "--public-key"
         ) from None
 
 
@@ -121,7 +136,9 @@ def _covering(hashing: Any, ignored: Sequence[str]) -> Any:
 
     Links are followed, as a download cache is made of them; what they lead to is hashed.
     """
-    config = hashing.Config().use_file_serialization(hashing_algorithm="sha256", allow_symlinks=True)
+    config = hashing.Config().use_file_serialization(
+        hashing_algorithm="sha256", allow_symlinks=True
+    )
     config.set_ignored_paths(paths=[NAME, *ignored], ignore_git_paths=False)
     return config.set_allow_symlinks(True)
 

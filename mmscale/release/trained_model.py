@@ -1,4 +1,6 @@
-"""A released model for people: classify, transcribe, describe and embed plain pictures, sounds and texts."""
+"""A released model for people: classify, transcribe, describe and embed plain pictures, sounds and
+texts.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +28,13 @@ from mmscale.release.weight_writer import WEIGHT_TYPES
 class Pretrained:
     """A model with its tokenizer. Made by `load`.
 
-    Inputs: ``image`` is a path, encoded bytes, a PIL image or a uint8 array ([H, W], [H, W, 3 or 4] or
-    [3, H, W]); ``audio`` is a path, encoded bytes or a pair (float array, rate in Hz); ``text`` is a string.
-    Several inputs are given in the order of the training task that had the same ones.
+    Inputs: ``image`` is a path, encoded bytes, a PIL image or a uint8 array ([H, W], [H, W, 3 or 4]
+    or [3, H, W]); ``audio`` is a path, encoded bytes or a pair (float array, rate in Hz); ``text``
+    is a string. Several inputs are given in the order of the training task that had the same ones.
 
-    ``prompt`` is the prompt of the training task. Left out, it is the one prompt that was trained with such
-    inputs; if there were several, one must be named. Every method raises `UserError` for input that cannot
-    be used.
+    ``prompt`` is the prompt of the training task. Left out, it is the one prompt that was trained
+    with such inputs; if there were several, one must be named. Every method raises `UserError` for
+    input that cannot be used.
     """
 
     def __init__(self, predictor: Predictor, step: int) -> None:
@@ -50,9 +52,12 @@ class Pretrained:
     ) -> list[tuple[str, float]]:
         """(label, probability) of every label, the likeliest first.
 
-        The probability is the likelihood of the label as the whole answer, normalised over ``labels``.
+        The probability is the likelihood of the label as the whole answer, normalised over
+        ``labels``.
         """
-        labels = [] if isinstance(labels, str) else [checked_text(label, "labels") for label in labels]
+        labels = (
+            [] if isinstance(labels, str) else [checked_text(label, "labels") for label in labels]
+        )
         if not labels:
             raise UserError("labels: give a list of the answers to choose from")
         query, trained = self._query(image, audio, text)
@@ -73,14 +78,17 @@ class Pretrained:
     ) -> str:
         """The model's answer: greedy, or by the keywords of `mmscale.predict.decoding.Decoding`.
 
-        Such as ``beams=4``, ``temperature=0.8, top_p=0.95, seed=1``, ``labels=["yes", "no"]``, ``max_new_tokens=20``.
+        Such as ``beams=4``, ``temperature=0.8, top_p=0.95, seed=1``, ``labels=["yes", "no"]``,
+        ``max_new_tokens=20``.
         """
         return self.answers([{"image": image, "audio": audio, "text": text}], prompt, **decoding)[0]
 
     def answers(
         self, inputs: Sequence[Mapping[str, Any]], prompt: str | None = None, **decoding: Any
     ) -> list[str]:
-        """`answer` to many inputs at once, each a mapping of ``image``, ``audio`` and ``text``; much faster."""
+        """`answer` to many inputs at once, each a mapping of ``image``, ``audio`` and ``text``;
+        much faster.
+        """
         unknown = {name for one in inputs for name in one} - {"image", "audio", "text"}
         if unknown:
             raise UserError(f"answers: {min(unknown)!r} is none of image, audio, text")
@@ -89,7 +97,9 @@ class Pretrained:
         found = [""] * len(asked)
         for chosen in dict.fromkeys(prompts):
             rows = [row for row, one in enumerate(prompts) if one == chosen]
-            texts = self.predictor.generate([asked[row][0] for row in rows], chosen, _decoding(decoding))
+            texts = self.predictor.generate(
+                [asked[row][0] for row in rows], chosen, _decoding(decoding)
+            )
             for row, answer in zip(rows, texts, strict=True):
                 found[row] = answer
         return found
@@ -130,9 +140,9 @@ def load(
     """Open a release made by ``mmscale export``.
 
     Args:
-        device: where the model runs, such as ``cuda``.
-        dtype: float32, bfloat16 or float16; auto: as the release holds them, which on the CPU are mapped, not copied.
-        verify: hash all files first; False: only the small ones, so that a release of any size opens at once and its
+        device: where the model runs, such as ``cuda``. dtype: float32, bfloat16 or float16; auto:
+        as the release holds them, which on the CPU are mapped, not copied. verify: hash all files
+        first; False: only the small ones, so that a release of any size opens at once and its
             weights are read when they are used. Use it on a folder that `mmscale verify` has seen.
 
     Raises:
@@ -145,7 +155,9 @@ def load(
 
 
 def load_trained(folder: Path) -> Pretrained:
-    """A release, or a run's newest whole checkpoint. Raises `UserError` if the folder is neither, or is damaged."""
+    """A release, or a run's newest whole checkpoint. Raises `UserError` if the folder is neither,
+    or is damaged.
+    """
     if is_release(folder):
         return load(folder)
     config, tokenizer, checkpoint = open_run(folder)

@@ -17,11 +17,13 @@ def verify_release(
 ) -> dict[str, Any]:
     """Check every file of ``folder`` but those named in ``ignored``.
 
-    In turn: the headers of its tensor files, the names, sizes and SHA-256 of all files against manifest.json, the
-    signature if a ``public_key`` is given, and that config, index and tensors of a release agree.
+    In turn: the headers of its tensor files, the names, sizes and SHA-256 of all files against
+    manifest.json, the signature if a ``public_key`` is given, and that config, index and tensors of
+    a release agree.
 
     Returns:
-        ``folder``, ``files`` (how many were checked), ``bytes``, ``signed`` (has a signature), ``signature_checked``.
+        ``folder``, ``files`` (how many were checked), ``bytes``, ``signed`` (has a signature),
+        ``signature_checked``.
 
     Raises:
         UserError: for the first fault.
@@ -32,11 +34,13 @@ def verify_release(
         read_tensor_file(path, "copy the release again, whole")
     listed = manifest.read_manifest(folder)
     if listed is None:
-        raise UserError(f"{folder / manifest.NAME}: missing; nothing can be verified, get the whole release")
-    manifest.check_names(folder, listed, {signature.NAME, *ignored})
+        raise UserError(
+            f"{folder / manifest.NAME}: missing; nothing can be verified, get the whole release"
+        )
+    manifest.check_file_names(folder, listed, {signature.NAME, *ignored})
     manifest.check_contents(folder, listed)
     if public_key is not None:
-        signature.verify(folder, public_key, ignored)
+        signature.verify_signature(folder, public_key, ignored)
     if is_release(folder):
         read_release(folder, verify=False)
     return {

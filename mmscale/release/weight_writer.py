@@ -1,9 +1,11 @@
-"""Weights written as safetensors files of bounded size, a few rows at a time, and hashed on their way.
+"""Weights written as safetensors files of bounded size, a few rows at a time, and hashed on their
+way.
 
     model.safetensors, or model-00001-of-0000N.safetensors … with model.safetensors.index.json
 
-Written are the bytes that the safetensors library would write, except that tensors stand in the model's order. Memory
-is a few times `_ROWS_BYTES`, whatever the size of the model, of a file or of a tensor.
+Written are the bytes that the safetensors library would write, except that tensors stand in the
+model's order. Memory is a few times `_ROWS_BYTES`, whatever the size of the model, of a file or of
+a tensor.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from mmscale.json_file import write_object
 
 WEIGHT_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_ROWS_BYTES = 64 << 20  # float32 bytes of the rows that are in memory at once, unless a single row has more
+_ROWS_BYTES = (
+    64 << 20
+)  # float32 bytes of the rows that are in memory at once, unless a single row has more
 _TYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -47,7 +51,8 @@ def write_weights(
     dtype: torch.dtype,
     max_bytes: int,
 ) -> WrittenWeights:
-    """Write every tensor of ``shapes`` in ``dtype``, in files of at most ``max_bytes`` of tensors or of one tensor.
+    """Write every tensor of ``shapes`` in ``dtype``, in files of at most ``max_bytes`` of tensors
+    or of one tensor.
 
     Args:
         names: what each tensor is called in ``source``.
@@ -60,7 +65,8 @@ def write_weights(
         found = source.shape(names[name])
         if found != shape:
             raise UserError(
-                f"{names[name]} has shape {list(found)} in the checkpoint, the model needs {list(shape)}; "
+                f"{names[name]} has shape {list(found)} in the checkpoint, the model needs "
+                f"{list(shape)}; "
                 "was model.* changed since it was saved?"
             )
     files = _divide(shapes, dtype, max_bytes)
@@ -79,7 +85,9 @@ def write_weights(
 def write_header(
     file: BinaryIO, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, **metadata: str
 ) -> bytes:
-    """Write the header of a safetensors file whose tensors follow in the order of ``shapes``; returns its bytes."""
+    """Write the header of a safetensors file whose tensors follow in the order of ``shapes``;
+    returns its bytes.
+    """
     tree: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
     at = 0
     for name, shape in shapes.items():
@@ -108,7 +116,10 @@ def _divide(
         filled += size
     if len(parts) == 1:
         return {ONE_FILE: parts[0]}
-    return {f"model-{n:05d}-of-{len(parts):05d}.safetensors": part for n, part in enumerate(parts, start=1)}
+    return {
+        f"model-{n:05d}-of-{len(parts):05d}.safetensors": part
+        for n, part in enumerate(parts, start=1)
+    }
 
 
 def _write_file(

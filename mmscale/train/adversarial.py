@@ -1,4 +1,6 @@
-"""Adversarial training: every micro-batch is replaced by the worst one nearby, found with the weights of the moment."""
+"""Adversarial training: every micro-batch is replaced by the worst one nearby, found with the
+weights of the moment.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,10 @@ from mmscale.parallel.strategy import COMPUTE_TYPES, Strategy
 class Adversary:
     """Changes batches as ``config.train.adversarial`` says; does nothing if that is off.
 
-    Which items are changed, and their random starts, follow from (seed, step, sequence, place in it). The loss that is
-    driven up is that of the micro-batch, so a step is the same on any number of ranks; the contrastive part is left out
-    where its groups span several sequences, which no single micro-batch holds.
+    Which items are changed, and their random starts, follow from (seed, step, sequence, place in
+    it). The loss that is driven up is that of the micro-batch, so a step is the same on any number
+    of ranks; the contrastive part is left out where its groups span several sequences, which no
+    single micro-batch holds.
     """
 
     def __init__(self, config: Config, strategy: Strategy) -> None:
@@ -44,12 +47,19 @@ class Adversary:
         for kind, first_N in zip(("image", "audio"), first_places(batch, self._media), strict=True):
             found = [
                 prf.derive_key(
-                    self._seed, "adversarial", kind, batch.step, batch.sequences[at // length], at % length
+                    self._seed,
+                    "adversarial",
+                    kind,
+                    batch.step,
+                    batch.sequences[at // length],
+                    at % length,
                 )
                 for at in first_N.tolist()
             ]
             keys.append(found)
-            on.append([prf.Draws(prf.derive_key(key, "chosen")).uniform() < self._share for key in found])
+            on.append(
+                [prf.Draws(prf.derive_key(key, "chosen")).uniform() < self._share for key in found]
+            )
         return ItemKeys(keys[0], keys[1], on[0], on[1])
 
     def _gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -59,7 +69,9 @@ class Adversary:
 def input_gradients(
     strategy: Strategy, batch: Batch, compute: torch.dtype, contrast: bool
 ) -> tuple[Tensor, Tensor]:
-    """Those of the batch's loss with regard to its pictures and clips; ``contrast``: the contrastive part counts."""
+    """Those of the batch's loss with regard to its pictures and clips; ``contrast``: the
+    contrastive part counts.
+    """
     model = strategy.model
     if isinstance(model, FSDPModule):  # no gradient of a weight is made, and none is sent
         model.set_requires_gradient_sync(False)
@@ -67,6 +79,8 @@ def input_gradients(
         losses = model(batch)
     else:
         losses = run_in(compute, model, batch)
-    total = torch.stack([loss for name, loss in losses.items() if contrast or name != "contrastive"]).sum()
+    total = torch.stack(
+        [loss for name, loss in losses.items() if contrast or name != "contrastive"]
+    ).sum()
     image, audio = torch.autograd.grad(total, (batch.image_N3HW, batch.audio_NFM))
     return image, audio

@@ -1,4 +1,5 @@
-"""The classes of linear heads: found in the data once, and kept with the run, because the weights follow them.
+"""The classes of linear heads: found in the data once, and kept with the run, because the weights
+follow them.
 
 run.dir/classes.json    {head: [class, …]}
 """
@@ -9,7 +10,7 @@ import json
 from pathlib import Path
 
 from mmscale.config import Config, TaskConfig
-from mmscale.data.index.dataset import Corpus
+from mmscale.data.index.dataset import Dataset
 from mmscale.data.planning.token_counts import iterate_texts
 from mmscale.durable import write_durably
 from mmscale.errors import UserError
@@ -19,11 +20,12 @@ _MOST = 65_536
 
 
 def find_classes(config: Config) -> dict[str, list[str]]:
-    """The classes of every head that a task names: the config's, the run's own, or all that the data hold.
+    """The classes of every head that a task names: the config's, the run's own, or all that the
+    data hold.
 
     Raises:
-        UserError: a head that no task has, or one without classes, with too many to be classes, or with others than
-            the run began with.
+        UserError: a head that no task has, or one without classes, with too many to be classes, or
+            with others than the run began with.
     """
     path = Path(config.run.dir) / _NAME
     tasks = [
@@ -36,7 +38,8 @@ def find_classes(config: Config) -> dict[str, list[str]]:
     for head in config.model.classes:
         if head not in heads:
             raise UserError(
-                f"model.classes.{head}: no classify task has this head; there are {', '.join(heads) or 'none'}"
+                f"model.classes.{head}: no classify task has this head; there are "
+                f"{', '.join(heads) or 'none'}"
             )
     kept = _read(path) if path.exists() else {}
     classes: dict[str, list[str]] = {}
@@ -61,7 +64,9 @@ def _read(path: Path) -> dict[str, list[str]]:
         tree = json.loads(path.read_text(encoding="utf-8"))
         return {str(head): [str(label) for label in labels] for head, labels in tree.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); restore it, or choose another run.dir") from None
+        raise UserError(
+            f"{path}: cannot be read ({error}); restore it, or choose another run.dir"
+        ) from None
 
 
 def _in_data(config: Config, head: str, tasks: list[tuple[list[str], TaskConfig]]) -> list[str]:
@@ -69,11 +74,12 @@ def _in_data(config: Config, head: str, tasks: list[tuple[list[str], TaskConfig]
     for shards, task in tasks:
         if task.head_name() != head:
             continue
-        for label in iterate_texts(Corpus.open(shards, config.data.cache), task.target):
+        for label in iterate_texts(Dataset.open(shards, config.data.cache), task.target):
             found.add(label)
             if len(found) > _MOST:
                 raise UserError(
-                    f"model.classes.{head}: {task.target} has more than {_MOST:,} different values; is it a class?"
+                    f"model.classes.{head}: {task.target} has more than {_MOST:,} different "
+                    "values; is it a class?"
                 )
     if not found:
         raise UserError(

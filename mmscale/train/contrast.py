@@ -1,7 +1,9 @@
-"""Contrastive groups that span micro-batches and ranks: what every micro-batch contributes, found before its pass.
+"""Contrastive groups that span micro-batches and ranks: what every micro-batch contributes, found
+before its pass.
 
-The plan knows where every embedding of a step belongs, so all ranks write theirs into one table, summed over the
-ranks, and each finds the gradient of the rows that are its own. The candidates are the same at any world size.
+The plan knows where every embedding of a step belongs, so all ranks write theirs into one table,
+summed over the ranks, and each finds the gradient of the rows that are its own. The candidates are
+the same at any world size.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from mmscale.parallel.strategy import Strategy
 def contrast_terms(
     strategy: Strategy, ranks: Ranks, step: PlannedStep, batches: list[Batch], group_sequences: int
 ) -> list[ContrastTerms | None]:
-    """Terms of every micro-batch of this rank; None where groups are single sequences, which a pass holds whole.
+    """Terms of every micro-batch of this rank; None where groups are single sequences, which a pass
+    holds whole.
 
     Costs one more forward pass of the step. Called on every rank of a step, or on none.
     """
@@ -44,7 +47,11 @@ def contrast_terms(
             continue
         group_loss, unit_grad[rows], of_scale, of_bias = table.gradients(rows, log_scale, bias)
         if first in mine:  # told, and taught to the scale and the bias, by one rank
-            loss, scale_grad, bias_grad = loss + group_loss, scale_grad + of_scale, bias_grad + of_bias
+            loss, scale_grad, bias_grad = (
+                loss + group_loss,
+                scale_grad + of_scale,
+                bias_grad + of_bias,
+            )
 
     nothing = torch.zeros_like(loss), torch.zeros_like(scale_grad), torch.zeros_like(bias_grad)
     terms: list[ContrastTerms | None] = []
@@ -56,15 +63,22 @@ def contrast_terms(
 
 def _end(step: PlannedStep, sequence: int) -> int:
     """Embeddings of the step before ``sequence``."""
-    return step.sequences[sequence].first_embedding if sequence < len(step.sequences) else step.embeddings
+    return (
+        step.sequences[sequence].first_embedding
+        if sequence < len(step.sequences)
+        else step.embeddings
+    )
 
 
-def _gather(ranks: Ranks, step: PlannedStep, batches: list[Batch], units: list[Tensor]) -> StepEmbeddings:
+def _gather(
+    ranks: Ranks, step: PlannedStep, batches: list[Batch], units: list[Tensor]
+) -> StepEmbeddings:
     slots = torch.cat([batch.embed_slot_T for batch in batches])
     facts = torch.cat(
         [
             torch.stack(
-                [batch.embed_group_T, batch.embed_task_T, batch.embed_side_T, batch.embed_match_T], dim=1
+                [batch.embed_group_T, batch.embed_task_T, batch.embed_side_T, batch.embed_match_T],
+                dim=1,
             )
             for batch in batches
         ]
@@ -73,7 +87,9 @@ def _gather(ranks: Ranks, step: PlannedStep, batches: list[Batch], units: list[T
         [torch.cat(units), torch.cat([batch.embed_weight_T for batch in batches])[:, None]], dim=1
     )
     all_facts = facts.new_zeros(step.embeddings, facts.shape[1]).index_copy_(0, slots, facts)
-    all_numbers = numbers.new_zeros(step.embeddings, numbers.shape[1]).index_copy_(0, slots, numbers)
+    all_numbers = numbers.new_zeros(step.embeddings, numbers.shape[1]).index_copy_(
+        0, slots, numbers
+    )
     # No two ranks write the same row, so the sum is exact.
     dist.all_reduce(all_facts, group=ranks.data_group)
     dist.all_reduce(all_numbers, group=ranks.data_group)

@@ -12,8 +12,9 @@ from mmscale.durable import write_durably
 from mmscale.errors import UserError
 
 
-class StepLines:
-    """A file to which objects are added, a line each. A full disk does not end the run: what has no room waits.
+class JsonlLog:
+    """A file to which objects are added, a line each. A full disk does not end the run: what has no
+    room waits.
 
     Raises:
         UserError: the file cannot be opened.
@@ -44,7 +45,8 @@ class StepLines:
             if not self._told:
                 self._told = True
                 print(
-                    f"mmscale: warning: {self._path}: cannot be written ({error.strerror}); its lines wait in memory, "
+                    f"mmscale: warning: {self._path}: cannot be written ({error.strerror}); its "
+                    "lines wait in memory, "
                     "free space",
                     file=sys.stderr,
                 )
@@ -76,4 +78,6 @@ def cut_lines(path: Path, start: int) -> None:
 
 
 def _no_file(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path}: cannot be written ({error.strerror}); free space, or choose another run.dir")
+    return UserError(
+        f"{path}: cannot be written ({error.strerror}); free space, or choose another run.dir"
+    )

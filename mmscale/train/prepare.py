@@ -14,8 +14,8 @@ from mmscale.checkpoint.run_state import list_checkpoints, read_state
 from mmscale.checkpoint.towers import resolve_towers
 from mmscale.config import Config
 from mmscale.config_file import dump_config
-from mmscale.data.index.dataset import Corpus
-from mmscale.data.planning.editions import DataHistory
+from mmscale.data.index.dataset import Dataset
+from mmscale.data.planning.editions import EditionHistory
 from mmscale.data.planning.sample_sizes import text_fields
 from mmscale.data.planning.step_plan import Plan
 from mmscale.data.planning.token_counts import iterate_texts
@@ -23,39 +23,41 @@ from mmscale.data.tokenizer import Tokenizer
 from mmscale.durable import write_durably
 from mmscale.errors import UserError
 from mmscale.parallel.ranks import Ranks, on_first_rank
-from mmscale.release.init_from import begin_tokenizer
+from mmscale.release.init_from import initial_tokenizer
 from mmscale.train.classes import find_classes, write_classes
 
 
 def prepare(config: Config, ranks: Ranks, resume_step: int) -> tuple[Tokenizer, Plan]:
     """Tokenizer and plan, equal on every rank; resolves ``config.model``.
 
-    ``resume_step``: steps that are done. Nothing that run.dir says of an earlier start is changed: `record` does that.
+    ``resume_step``: steps that are done. Nothing that run.dir says of an earlier start is changed:
+        `record` does that.
     """
     plan = on_first_rank(lambda: _first_rank(config, resume_step), ranks)
     tokenizer = Tokenizer.load(Path(config.run.dir) / "tokenizer.json")
     resolve_vocabulary(config, tokenizer)
     classes = [config.model.classes]
     if ranks.world > 1:
-        dist.broadcast_object_list(classes, src=0, group=ranks.patient)
+        dist.broadcast_object_list(classes, src=0, group=ranks.slow_group)
     config.model.classes = classes[0]
     resolve_towers(config)
     return tokenizer, plan or open_plan(config, tokenizer, resume_step)
 
 
 def record(config: Config, plan: Plan, ranks: Ranks) -> None:
-    """Write what this start is to run.dir, once nothing can refuse it any more: the weights that lie there belong to
-    what stood there before."""
+    """Write what this start is to run.dir, once nothing can refuse it any more: the weights that
+    lie there belong to what stood there before."""
 
     def write() -> None:
         folder = Path(config.run.dir)
         try:
             write_classes(folder, config.model.classes)
-            plan.history.save({one.name: one.corpus for one in plan.sets})
+            plan.history.save({one.name: one.dataset for one in plan.sets})
             write_durably(folder / "config.yaml", dump_config(config))
         except OSError as error:
             raise UserError(
-                f"{folder}: cannot be written ({error.strerror}); free space or choose another run.dir"
+                f"{folder}: cannot be written ({error.strerror}); free space or choose another "
+                "run.dir"
             ) from None
 
     on_first_rank(write, ranks)
@@ -75,10 +77,11 @@ def prepare_tokenizer(config: Config) -> Tokenizer:
     """The configured tokenizer, or one trained on every text the tasks read."""
     given = Tokenizer.load(config.data.tokenizer.file) if config.data.tokenizer.file else None
     if config.model.init_from:
-        theirs = begin_tokenizer(Path(config.model.init_from))
+        theirs = initial_tokenizer(Path(config.model.init_from))
         if given is not None and given.digest != theirs.digest:
             raise UserError(
-                f"data.tokenizer.file={config.data.tokenizer.file}: is not the tokenizer of model.init_from, whose "
+                f"data.tokenizer.file={config.data.tokenizer.file}: is not the tokenizer of "
+                "model.init_from, whose "
                 "embeddings mean its own tokens; leave it empty"
             )
         return theirs
@@ -86,9 +89,9 @@ def prepare_tokenizer(config: Config) -> Tokenizer:
         return given
     texts: list[str] = []
     for one in config.data.sets.values():
-        corpus = Corpus.open(one.shards, config.data.cache)
+        dataset = Dataset.open(one.shards, config.data.cache)
         for field in text_fields(one.tasks):
-            texts.extend(iterate_texts(corpus, field))
+            texts.extend(iterate_texts(dataset, field))
         texts += [task.prompt for task in one.tasks if task.prompt]
     return Tokenizer.train(texts, config.data.tokenizer.vocab_size)
 
@@ -99,9 +102,11 @@ def run_tokenizer(config: Config) -> Tokenizer:
     return Tokenizer.load(path) if path.exists() else prepare_tokenizer(config)
 
 
-def open_plan(config: Config, tokenizer: Tokenizer, resume_step: int, progress: bool = False) -> Plan:
+def open_plan(
+    config: Config, tokenizer: Tokenizer, resume_step: int, progress: bool = False
+) -> Plan:
     """The plan of ``run.dir``, with what its sets held at earlier steps."""
-    return Plan(config, tokenizer, DataHistory(Path(config.run.dir)), resume_step, progress)
+    return Plan(config, tokenizer, EditionHistory(Path(config.run.dir)), resume_step, progress)
 
 
 def finished_steps(run_dir: Path) -> int:
@@ -116,23 +121,29 @@ def padded_vocabulary(size: int) -> int:
 
 
 def expected_vocabulary(config: Config) -> int:
-    """``model.vocab_size`` before any text was read: of the tokenizer's file or of what the run begins with if it is
-    there, else of the size that one is trained to."""
+    """``model.vocab_size`` before any text was read: of the tokenizer's file or of what the run
+    begins with if it is there, else of the size that one is trained to."""
     if config.model.vocab_size:
         return config.model.vocab_size
-    path, size = config.data.tokenizer.file or config.model.init_from, config.data.tokenizer.vocab_size
+    path, size = (
+        config.data.tokenizer.file or config.model.init_from,
+        config.data.tokenizer.vocab_size,
+    )
     if path and Path(path).exists():
         size = len(prepare_tokenizer(config))
     return padded_vocabulary(size)
 
 
 def resolve_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
-    """Set ``model.vocab_size`` from the tokenizer (rounded up to 64) or check that it is large enough."""
+    """Set ``model.vocab_size`` from the tokenizer (rounded up to 64) or check that it is large
+    enough.
+    """
     if config.model.vocab_size == 0:
         config.model.vocab_size = padded_vocabulary(len(tokenizer))
     elif config.model.vocab_size < len(tokenizer):
         raise UserError(
-            f"model.vocab_size={config.model.vocab_size} is below the tokenizer's {len(tokenizer)}; use 0 to follow it"
+            f"model.vocab_size={config.model.vocab_size} is below the tokenizer's "
+            f"{len(tokenizer)}; use 0 to follow it"
         )
 
 
@@ -143,12 +154,13 @@ def _first_rank(config: Config, resume_step: int) -> Plan:
     run_tokenizer(config).save(path)
     resolve_towers(config)
     config.model.classes = find_classes(config)
-    # Read back as the other ranks read it, so that all plan with the same tokenizer. What is measured now is
-    # kept beside the index, and the others read it there.
+    # Read back as the other ranks read it, so that all plan with the same tokenizer. What is
+    # measured now is kept beside the index, and the others read it there.
     plan = open_plan(config, Tokenizer.load(path), resume_step, config.run.progress)
     if plan.steps is not None and plan.steps < config.train.steps:
         raise UserError(
-            f"train.steps={config.train.steps}: after {plan.steps} steps every set was repeated max_epochs times; "
+            f"train.steps={config.train.steps}: after {plan.steps} steps every set was repeated "
+            "max_epochs times; "
             "lower train.steps, or raise max_epochs of a set"
         )
     _tell(plan, config)
@@ -161,7 +173,8 @@ def _tell(plan: Plan, config: Config) -> None:
     for one in plan.sets:
         sequences = one.order.sequences_per_epoch
         line = (
-            f"mmscale: {one.name}: {one.counts.samples:,} of {len(one.corpus):,} samples in {sequences:,} sequences, "
+            f"mmscale: {one.name}: {one.counts.samples:,} of {len(one.dataset):,} samples in "
+            f"{sequences:,} sequences, "
             f"{one.counts.tokens / (sequences * plan.seq_len):.1%} full, "
             f"{epochs[one.name]:.1f} epochs in {config.train.steps:,} steps"
         )

@@ -26,7 +26,9 @@ def profiled_steps(text: str, steps: int) -> range:
 
 
 class StepProfiler:
-    """Writes ``folder/rank-N.json.gz`` when the last of the ``steps`` is done, or the run ends before."""
+    """Writes ``folder/rank-N.json.gz`` when the last of the ``steps`` is done, or the run ends
+    before.
+    """
 
     def __init__(self, steps: range, folder: Path, rank: int) -> None:
         self._steps, self._folder, self._rank = steps, folder, rank
@@ -35,7 +37,10 @@ class StepProfiler:
     def before(self, step: int) -> None:
         """Called when a step begins."""
         if self._trace is None and step in self._steps:
-            kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+            kinds = [
+                ProfilerActivity.CPU,
+                *([ProfilerActivity.CUDA] if torch.cuda.is_available() else []),
+            ]
             self._trace = profile(activities=kinds, record_shapes=True)
             self._trace.start()
 

@@ -1,4 +1,6 @@
-"""One run or search at a time in a folder: a second start must not write, or clean up, among the first one's files."""
+"""One run or search at a time in a folder: a second start must not write, or clean up, among the
+first one's files.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +18,23 @@ from mmscale.errors import UserError
 from mmscale.parallel.ranks import Ranks, on_first_rank
 from mmscale.release.manifest import NAME as RELEASE_MANIFEST
 
-# A file server keeps the locks of a machine that was lost until its lease ends: 90 s with NFS, about 100 with Lustre.
+# A file server keeps the locks of a machine that was lost until its lease ends: 90 s with NFS,
+# about 100 with Lustre.
 _LEASE_S = 120.0
 _POLL_S = 0.5
 
 
 @contextmanager
 def hold_run(folder: Path, ranks: Ranks, patience_s: float = _LEASE_S) -> Iterator[None]:
-    """Hold ``folder``, which is made if it is missing, for this run. Called on every rank; the first one holds it.
+    """Hold ``folder``, which is made if it is missing, for this run. Called on every rank; the
+    first one holds it.
 
-    The system gives the lock back when the process ends, however it ends. On a file system without such locks nothing
-    is held.
+    The system gives the lock back when the process ends, however it ends. On a file system without
+    such locks nothing is held.
 
     Raises:
-        UserError: another run still holds it after ``patience_s`` seconds, or the folder cannot be made.
+        UserError: another run still holds it after ``patience_s`` seconds, or the folder cannot be
+            made.
     """
     handle = on_first_rank(lambda: _take(folder, patience_s, "run trains"), ranks)
     try:
@@ -51,10 +56,13 @@ def hold_search(folder: Path, patience_s: float = _LEASE_S) -> Iterator[None]:
 
 
 def _take(folder: Path, patience_s: float, doing: str) -> int | None:
-    """The locked file's handle; None: there are no locks here. ``doing``: what another holder does, for people."""
+    """The locked file's handle; None: there are no locks here. ``doing``: what another holder does,
+    for people.
+    """
     if (folder / RELEASE_MANIFEST).exists():
         raise UserError(
-            f"run.dir={folder}: is a release, which training in it would spoil; choose another folder"
+            f"run.dir={folder}: is a release, which training in it would spoil; choose another "
+            "folder"
         )
     try:
         make_folder(folder)
@@ -79,12 +87,14 @@ def _take(folder: Path, patience_s: float, doing: str) -> int | None:
         if time.monotonic() - began >= patience_s:
             os.close(handle)
             raise UserError(
-                f"run.dir={folder}: another {doing} in it ({holder}); stop that one, or choose another folder"
+                f"run.dir={folder}: another {doing} in it ({holder}); stop that one, or choose "
+                "another folder"
             )
         if not told:
             told = True
             print(
-                f"mmscale: {folder}: another {doing} in it ({holder}); waiting {patience_s:.0f} s for it to end",
+                f"mmscale: {folder}: another {doing} in it ({holder}); waiting {patience_s:.0f} s "
+                "for it to end",
                 file=sys.stderr,
             )
         time.sleep(_POLL_S)

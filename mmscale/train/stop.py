@@ -1,7 +1,7 @@
 """Being told to stop: save, and leave with a code by which launchers know to start the run again.
 
-SIGTERM and SIGUSR1 come before a preemption or a time limit, SIGINT from the keyboard. The wish travels with the sums
-of a step, so that every rank stops after the same one.
+SIGTERM and SIGUSR1 come before a preemption or a time limit, SIGINT from the keyboard. The wish
+travels with the sums of a step, so that every rank stops after the same one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ INTERRUPTED = 130  # by the keyboard, after it saved too
 _WISHES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: SAVED, signal.SIGUSR1: SAVED}
 
 
-class StopWish:
+class StopSignal:
     """Listens while a run trains; a context manager.
 
     Args:
@@ -31,8 +31,9 @@ class StopWish:
         self._timer: threading.Timer | None = None
         self.code = 0  # 0: go on
 
-    def __enter__(self) -> StopWish:
-        # Elsewhere than in the main thread Python takes no signals: a tuner's worker is stopped by its driver.
+    def __enter__(self) -> StopSignal:
+        # Elsewhere than in the main thread Python takes no signals: a tuner's worker is stopped by
+        # its driver.
         if threading.current_thread() is threading.main_thread():
             for number in _WISHES:
                 self._before[number] = signal.signal(number, self._heard)
@@ -45,7 +46,9 @@ class StopWish:
             self._timer.cancel()
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
-        """Launchers send a signal twice, or another after it: only the first counts, a second SIGINT excepted."""
+        """Launchers send a signal twice, or another after it: only the first counts, a second
+        SIGINT excepted.
+        """
         if self.code and number == signal.SIGINT:
             raise KeyboardInterrupt
         if self.code:

@@ -21,8 +21,8 @@ _LEAST_S = 0.01  # a difference that matters
 class RankTimes:
     """Measures this rank; tells of all, once their numbers have been summed.
 
-    Work is processor time of the process and its threads, so that a rank that waits for others does not look busy. How
-    long a GPU works is not in it: ``train.profile_steps`` tells that.
+    Work is processor time of the process and its threads, so that a rank that waits for others does
+    not look busy. How long a GPU works is not in it: ``train.profile_steps`` tells that.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -36,7 +36,9 @@ class RankTimes:
         self._hosts = hosts
 
     def own(self, wait: float) -> list[float]:
-        """Numbers of this rank's step that just ended, in places of its own among zeros: [2 * ranks]."""
+        """Numbers of this rank's step that just ended, in places of its own among zeros: [2 *
+        ranks].
+        """
         now = time.process_time()
         numbers = [0.0] * (2 * self._ranks.world)
         numbers[2 * self._ranks.rank : 2 * self._ranks.rank + 2] = [now - self._clock, wait]
@@ -44,7 +46,9 @@ class RankTimes:
         return numbers
 
     def tell(self, step: int, summed: list[float]) -> tuple[list[float], list[float]]:
-        """Work and wait for data of every rank, in their order; warns of a rank that is slow for long."""
+        """Work and wait for data of every rank, in their order; warns of a rank that is slow for
+        long.
+        """
         work, wait = summed[0::2], summed[1::2]
         if self._ranks.is_first and self._ranks.world > 1:
             for rank in range(self._ranks.world):
@@ -62,7 +66,8 @@ class RankTimes:
         if means[slowest] > max(_SLOW * usual, usual + _LEAST_S):
             self._quiet = 10 * _WINDOW
             print(
-                f"mmscale: warning: step {step}: rank {slowest} ({self._hosts[slowest]}) {name} {means[slowest]:.3f} s "
+                f"mmscale: warning: step {step}: rank {slowest} ({self._hosts[slowest]}) {name} "
+                f"{means[slowest]:.3f} s "
                 f"a step, the median rank {usual:.3f} s; all wait for it",
                 file=sys.stderr,
             )

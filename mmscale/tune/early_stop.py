@@ -1,4 +1,6 @@
-"""Who goes on and who is stopped, by the schedulers of Ray Tune, which take up what an earlier driver knew."""
+"""Who goes on and who is stopped, by the schedulers of Ray Tune, which take up what an earlier
+driver knew.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,8 @@ class _RememberedHalving(AsyncHyperBandScheduler):
     def __init__(self, config: Config, records: Records, brackets: int) -> None:
         super().__init__(
             time_attr="step", metric="score", mode=config.tune.better(), max_t=config.train.steps,
-            grace_period=config.tune.first_rung(config.train.steps), reduction_factor=config.tune.reduction,
+            grace_period=config.tune.first_rung(config.train.steps),
+            reduction_factor=config.tune.reduction,
             brackets=brackets,
         )  # fmt: skip
         self._seed, self._records = config.seed, records
@@ -70,13 +73,16 @@ class _RememberedHalving(AsyncHyperBandScheduler):
 
 
 class _Population(PopulationBasedTraining):
-    """Population-based training (Jaderberg et al., 2017); values near those of the better trial, within the space."""
+    """Population-based training (Jaderberg et al., 2017); values near those of the better trial,
+    within the space.
+    """
 
     def __init__(self, config: Config, space: Space, records: Records) -> None:
         better = config.tune.better()
         super().__init__(
             time_attr="step", metric="score", mode=better,
-            perturbation_interval=config.tune.stops(config.train.steps)[0], custom_explore_fn=self._near,
+            perturbation_interval=config.tune.stops(config.train.steps)[0],
+            custom_explore_fn=self._near,
             log_config=False, require_attrs=False,
         )  # fmt: skip
         self._worst = math.inf if better == "min" else -math.inf

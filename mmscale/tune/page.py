@@ -1,4 +1,6 @@
-"""tune.html: parallel coordinates, learning curves and the trials, by plotly; needs no network to be looked at."""
+"""tune.html: parallel coordinates, learning curves and the trials, by plotly; needs no network to
+be looked at.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def write_page(
     losses: dict[int, list[tuple[int, float]]],
     config: Config,
 ) -> None:
-    """Write ``path``. ``lines``: of HTML, told first; ``names``: the searched keys; ``losses``: by trial."""
+    """Write ``path``. ``lines``: of HTML, told first; ``names``: the searched keys; ``losses``: by
+    trial.
+    """
     from plotly.offline import get_plotlyjs
 
     parts = [
@@ -44,7 +48,10 @@ def write_page(
         "<h2>Score over steps</h2>",
         _draw(
             _curves(
-                {one.number: sorted(one.scores.items()) for one in trials}, trials, best, config.tune.metric
+                {one.number: sorted(one.scores.items()) for one in trials},
+                trials,
+                best,
+                config.tune.metric,
             )
         ),
         "<h2>Training loss over steps</h2>",
@@ -56,7 +63,9 @@ def write_page(
 
 
 def _draw(figure: Any) -> str:
-    return str(figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False}))
+    return str(
+        figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
+    )
 
 
 def _coordinates(names: list[str], trials: list[Trial], config: Config) -> Any:
@@ -73,7 +82,9 @@ def _coordinates(names: list[str], trials: list[Trial], config: Config) -> Any:
         "showscale": True,
         "reversescale": config.tune.better() == "min",
     }
-    return graph_objects.Figure(graph_objects.Parcoords(line=line, dimensions=axes)).update_layout(height=460)
+    return graph_objects.Figure(graph_objects.Parcoords(line=line, dimensions=axes)).update_layout(
+        height=460
+    )
 
 
 def _axis(name: str, config: Config, points: list[Point]) -> dict[str, Any]:
@@ -116,8 +127,10 @@ def _curves(curves: dict[int, Any], trials: list[Trial], best: Trial, label: str
         told = {"color": "#1a7f37", "width": 3} if trial is best else {"width": 1}
         figure.add_trace(
             graph_objects.Scatter(
-                x=[step for step, _ in curve], y=[score for _, score in curve], name=trial.name, line=told,
-                opacity=1.0 if trial is best else 0.6, mode="lines+markers" if len(curve) < 20 else "lines",
+                x=[step for step, _ in curve], y=[score for _, score in curve], name=trial.name,
+                line=told,
+                opacity=1.0 if trial is best else 0.6, mode="lines+markers" if len(curve) < 20 else
+                "lines",
             )
         )  # fmt: skip
     return figure.update_layout(
@@ -155,7 +168,9 @@ def _table(names: list[str], trials: list[Trial], best: Trial, config: Config) -
         cells += [_tell(trial.point.get(name)) for name in names]
         cells.append(trial.reason)
         kind = ' class="best"' if trial is best else ""
-        rows.append(f"<tr{kind}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+        rows.append(
+            f"<tr{kind}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
+        )
     return f'<div class="wide"><table>{"".join(rows)}</table></div>'
 
 

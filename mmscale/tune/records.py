@@ -1,7 +1,8 @@
-"""What is known of every trial, in ``tune.jsonl``: a line for each thing that happened, written when it happened.
+"""What is known of every trial, in ``tune.jsonl``: a line for each thing that happened, written
+when it happened.
 
-The search, the early stopping and the report are all functions of these lines, so a driver that was killed goes on from
-them; nothing is pickled.
+The search, the early stopping and the report are all functions of these lines, so a driver that was
+killed goes on from them; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ class Trial:
     number: int
     point: Point
     scores: dict[int, float] = field(default_factory=dict)  # by finished steps, each scored once
-    seconds: dict[int, float] = field(default_factory=dict)  # spent to get there since the score before
+    seconds: dict[int, float] = field(
+        default_factory=dict
+    )  # spent to get there since the score before
     parents: list[tuple[int, int]] = field(
         default_factory=list
     )  # (trial, step) whose weights it went on from
@@ -71,19 +74,22 @@ class Records:
         resume: go on with the trials that are there.
 
     Raises:
-        UserError: there are trials and ``resume`` was not asked for, there is no search and it was, the trials belong
-            to another search, or a line is damaged.
+        UserError: there are trials and ``resume`` was not asked for, there is no search and it was,
+            the trials belong to another search, or a line is damaged.
     """
 
     def __init__(self, folder: Path, job: dict[str, Any], resume: bool) -> None:
         self._path = folder / FILE
         self.trials: dict[int, Trial] = {}
         lines = read_lines(self._path)
-        if len(lines) == 1:  # a search that came to no trial, such as one whose cluster was not there
+        if (
+            len(lines) == 1
+        ):  # a search that came to no trial, such as one whose cluster was not there
             lines = []
         if lines and not resume:
             raise UserError(
-                f"{folder}: holds the trials of a search; add --resume to go on with it, or choose another run.dir"
+                f"{folder}: holds the trials of a search; add --resume to go on with it, or choose "
+                "another run.dir"
             )
         if resume and not self._path.exists():
             raise UserError(f"--resume: {folder} holds no search yet; leave it out")
@@ -91,7 +97,8 @@ class Records:
             before = lines[0].get("job") or {}
             changed = sorted(name for name in {*job, *before} if job.get(name) != before.get(name))
             raise UserError(
-                f"--resume: {self._path} was made with another {', '.join(changed)}; restore that, or choose another "
+                f"--resume: {self._path} was made with another {', '.join(changed)}; restore that, "
+                "or choose another "
                 "run.dir"
             )
         lines = lines or [{"job": job}]
@@ -122,7 +129,9 @@ class Records:
 
     def exchange(self, number: int, parent: int, step: int, point: Point) -> None:
         """A trial goes on from the weights of ``parent`` at ``step``, with other values."""
-        self._add({"event": "exchange", "number": number, "parent": parent, "step": step, "point": point})
+        self._add(
+            {"event": "exchange", "number": number, "parent": parent, "step": step, "point": point}
+        )
 
     def end(self, number: int, status: str, reason: str = "") -> None:
         """A trial is over."""
@@ -155,13 +164,16 @@ class Records:
             trial.parents.append((line["parent"], line["step"]))
             trial.at = line["step"]
             # The curve it goes on from is the other's.
-            trial.scores = {step: score for step, score in parent.scores.items() if step <= line["step"]}
+            trial.scores = {
+                step: score for step, score in parent.scores.items() if step <= line["step"]
+            }
         else:
             trial.status, trial.reason = line["status"], line["reason"]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines but a last one that a crash cut short; none if there is no file.
+    """The objects of a file of JSON lines but a last one that a crash cut short; none if there is
+    no file.
 
     Raises:
         UserError: a line is damaged, and others follow.

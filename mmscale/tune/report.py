@@ -22,7 +22,9 @@ from mmscale.tune.transfer import Transfer
 def write_report(
     folder: Path, config: Config, space: Space, trials: list[Trial], best: Trial, larger: Transfer
 ) -> Path:
-    """Write best.yaml, trials.parquet and tune.html to ``folder``; returns the path of the first."""
+    """Write best.yaml, trials.parquet and tune.html to ``folder``; returns the path of the
+    first.
+    """
     path = folder / "best.yaml"
     tree = to_tree(space.config(best.point))
     tree["run"]["dir"] = str(Path(config.run.dir) / "best")
@@ -34,22 +36,33 @@ def write_report(
     write_durably(path, text)
     write_table(folder / "trials.parquet", space, trials)
     lines = [
-        f"{len(trials)} trials by {config.tune.search} and {config.tune.scheduler}; best: {best.name}, "
+        f"{len(trials)} trials by {config.tune.search} and {config.tune.scheduler}; best: "
+        f"{best.name}, "
         f"{config.tune.metric} {best.score:.4g} after {best.steps} steps.",
         f"mmscale train {path}",
         rate_holds(config, best),
     ]
     if larger.scores:
-        lines.append(f"Larger model: {larger.told(config.tune.better(), found_rate(config, best))}.")
+        lines.append(
+            f"Larger model: {larger.told(config.tune.better(), found_rate(config, best))}."
+        )
     losses = {trial.number: _losses(folder / "trials" / trial.name) for trial in trials}
     write_page(
-        folder / "tune.html", [html.escape(line) for line in lines], list(space), trials, best, losses, config
+        folder / "tune.html",
+        [html.escape(line) for line in lines],
+        list(space),
+        trials,
+        best,
+        losses,
+        config,
     )
     return path
 
 
 def write_table(path: Path, space: Space, trials: list[Trial]) -> None:
-    """A row for each trial; a column for each searched key, null where its condition did not hold."""
+    """A row for each trial; a column for each searched key, null where its condition did not
+    hold.
+    """
     import pandas
 
     rows = [
@@ -80,17 +93,21 @@ def rate_holds(config: Config, best: Trial) -> str:
     rate = found_rate(config, best)
     if base:
         return (
-            f"Rate {rate:.3g} was found with model.base_width={base}: keep both, and a wider model trains its matrices "
+            f"Rate {rate:.3g} was found with model.base_width={base}: keep both, and a wider model "
+            "trains its matrices "
             f"at rate × {base} / width by itself (muP, docs/optimisers.md)."
         )
     return (
-        f"Rate {rate:.3g} was found at width {width} without muP: for a wider model set model.base_width={width}, "
+        f"Rate {rate:.3g} was found at width {width} without muP: for a wider model set "
+        f"model.base_width={width}, "
         "which scales it (docs/optimisers.md)."
     )
 
 
 def _cell(value: Any) -> Any:
-    return value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value)
+    return (
+        value if value is None or isinstance(value, bool | int | float | str) else json.dumps(value)
+    )
 
 
 def _losses(folder: Path) -> list[tuple[int, float]]:

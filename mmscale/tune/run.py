@@ -40,15 +40,18 @@ class TuneResult:
     best_score: float
     best_point: Point
     best_config: str  # path of best.yaml
-    transfer: list[dict[str, float | None]]  # rate, score of the larger model; None: it could not be trained
+    transfer: list[
+        dict[str, float | None]
+    ]  # rate, score of the larger model; None: it could not be trained
 
 
 def tune(config: Config, resume: bool = False) -> TuneResult:
     """Search ``config.tune.space``; the results lie in ``run.dir``.
 
     Raises:
-        UserError: a space or metric that is wrong, no room on the cluster, or no trial that gave a score.
-        KeyboardInterrupt: from the keyboard, after the trials were told to stop; ``resume`` goes on.
+        UserError: a space or metric that is wrong, no room on the cluster, or no trial that gave a
+        score. KeyboardInterrupt: from the keyboard, after the trials were told to stop; ``resume``
+        goes on.
     """
     import_ray()
     from mmscale.tune.report import write_report
@@ -79,25 +82,30 @@ def tune(config: Config, resume: bool = False) -> TuneResult:
                 larger = transfer_rates(ray, config, space, best, larger_model, folder)
                 write_report(folder, config, space, trials, best, larger)
     count = {
-        status: sum(one.status == status for one in trials) for status in ("finished", "stopped", "failed")
+        status: sum(one.status == status for one in trials)
+        for status in ("finished", "stopped", "failed")
     }
     return TuneResult(
         str(config.run.dir), len(trials), count["finished"], count["stopped"], count["failed"],
-        sum(one.trained for one in trials), best.name, best.score, best.point, str(path), larger.rows(),
+        sum(one.trained for one in trials), best.name, best.score, best.point, str(path),
+        larger.rows(),
     )  # fmt: skip
 
 
-def _run_trials(ray: Any, config: Config, space: Space, records: Records, search: Any, folder: Path) -> None:
+def _run_trials(
+    ray: Any, config: Config, space: Space, records: Records, search: Any, folder: Path
+) -> None:
     from ray import tune as ray_tune
 
     from mmscale.tune.early_stop import make_scheduler
-    from mmscale.tune.trial import Job, run_trial
+    from mmscale.tune.trial import TrialJob, run_trial
     from mmscale.tune.watch import GiveUp, Watch
 
     tune = config.tune
     process, max_failures = process_needs(ray, config.ray), config.ray.max_failures
-    job = Job(
-        str(folder), os.getcwd(), tune.metric, tune.stops(config.train.steps), tune.workers, process,
+    job = TrialJob(
+        str(folder), os.getcwd(), tune.metric, tune.stops(config.train.steps), tune.workers,
+        process,
         max_failures, tune.scheduler == "pbt",
     )  # fmt: skip
     # A trial on several workers only waits for them itself.
@@ -119,10 +127,12 @@ def _run_trials(ray: Any, config: Config, space: Space, records: Records, search
         tune_config=ray_tune.TuneConfig(
             scheduler=make_scheduler(config, space, records),
             max_concurrent_trials=tune.concurrent or most_at_once(ray, needs),
-            reuse_actors=tune.workers == 1, trial_name_creator=_name, trial_dirname_creator=_name, **chosen,
+            reuse_actors=tune.workers == 1, trial_name_creator=_name, trial_dirname_creator=_name,
+            **chosen,
         ),
         run_config=ray_tune.RunConfig(
-            name="search", storage_path=str(folder / "ray"), callbacks=[watch], stop=GiveUp(watch), verbose=0,
+            name="search", storage_path=str(folder / "ray"), callbacks=[watch], stop=GiveUp(watch),
+            verbose=0,
             failure_config=ray_tune.FailureConfig(max_failures=max_failures),
         ),
     )  # fmt: skip
@@ -134,7 +144,10 @@ def _run_trials(ray: Any, config: Config, space: Space, records: Records, search
     if watch.fault:
         raise UserError(watch.fault)
     if left:
-        print(f"mmscale: {left} trials are not done; the same command with --resume goes on", file=sys.stderr)
+        print(
+            f"mmscale: {left} trials are not done; the same command with --resume goes on",
+            file=sys.stderr,
+        )
         raise KeyboardInterrupt
 
 
@@ -151,7 +164,9 @@ def _name(trial: Any) -> str:
 
 
 def _job_facts(config: Config, space: Space) -> dict[str, Any]:
-    """What must be equal for trials to be compared: everything but where, how many and how many at once."""
+    """What must be equal for trials to be compared: everything but where, how many and how many at
+    once.
+    """
     tree = to_tree(config)
     for name in ("run", "tune", "ray"):
         del tree[name]
@@ -174,23 +189,28 @@ def check_metric(config: Config) -> None:
     name, dot, value = metric.rpartition(".")
     if not dot or name not in config.eval:
         known = ", ".join(f"{one}.…" for one in config.eval) or "none, since eval is empty"
-        raise UserError(f"tune.metric: {metric}: neither loss nor <name>.<value> of eval; names: {known}")
+        raise UserError(
+            f"tune.metric: {metric}: neither loss nor <name>.<value> of eval; names: {known}"
+        )
     values = SCORES[config.eval[name].task]
     if value not in values:
-        raise UserError(f"tune.metric: {name} has no {value or 'value'}; it has {', '.join(values)}")
+        raise UserError(
+            f"tune.metric: {name} has no {value or 'value'}; it has {', '.join(values)}"
+        )
 
 
 def _prepare_once(config: Config, folder: Path) -> None:
     """The embedded data and the tokenizer, before many trials would make them side by side."""
-    from mmscale.data.index.dataset import Corpus
+    from mmscale.data.index.dataset import Dataset
     from mmscale.train.prepare import prepare_data, prepare_tokenizer
 
     whole = replace(config, run=replace(config.run, dir=str(folder)))
     prepare_data(whole)
     if config.tune.metric != "loss":  # or every trial would find out after its first stop
-        Corpus.open(config.eval[config.tune.metric.rpartition(".")[0]].shards, config.data.cache)
+        Dataset.open(config.eval[config.tune.metric.rpartition(".")[0]].shards, config.data.cache)
     searched = any(
-        name.startswith(("data.tokenizer", "data.sets", "model.init_from")) for name in config.tune.space
+        name.startswith(("data.tokenizer", "data.sets", "model.init_from"))
+        for name in config.tune.space
     )
     if not searched and not config.model.init_from and not (folder / "tokenizer.json").is_file():
         prepare_tokenizer(whole).save(folder / "tokenizer.json")

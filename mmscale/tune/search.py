@@ -20,10 +20,11 @@ _MOST_DRAWS = 1000  # points in a row that break a rule between keys, before the
 
 
 class Search(Searcher):
-    """Hands out trials: first those that were begun and are open, then new ones until there are ``tune.trials``.
+    """Hands out trials: first those that were begun and are open, then new ones until there are
+    ``tune.trials``.
 
-    What it suggests is ``{"trial": {"number": n, "point": {…}}}``. Points that break a rule between keys are passed
-    over.
+    What it suggests is ``{"trial": {"number": n, "point": {…}}}``. Points that break a rule between
+    keys are passed over.
     """
 
     def __init__(self, config: Config, space: Space, records: Records) -> None:
@@ -60,7 +61,9 @@ class Search(Searcher):
     def population(self) -> list[dict[str, Any]]:
         """All that would be suggested, at once."""
         return [
-            suggestion["trial"] for suggestion in map(self.suggest, map(str, range(self.most))) if suggestion
+            suggestion["trial"]
+            for suggestion in map(self.suggest, map(str, range(self.most)))
+            if suggestion
         ]
 
     def on_trial_complete(
@@ -79,7 +82,9 @@ class Search(Searcher):
 
     def _points_of(self) -> _Random | _Grid | _Tpe:
         kind, done = self._config.tune.search, list(self._records.trials.values())
-        if kind == "random" or self._config.tune.scheduler == "pbt":  # a population has no time to learn from
+        if (
+            kind == "random" or self._config.tune.scheduler == "pbt"
+        ):  # a population has no time to learn from
             return _Random(self._space, self._config.seed)
         if kind == "grid":
             return _Grid(self._space, self._fits, len(done), self._config.tune.trials)
@@ -96,7 +101,8 @@ class Search(Searcher):
                 return point
             self._points.refuse()
         raise UserError(
-            f"tune.space: {_MOST_DRAWS} points in a row break a rule between keys, the last one: {reason}; narrow the "
+            f"tune.space: {_MOST_DRAWS} points in a row break a rule between keys, the last one: "
+            f"{reason}; narrow the "
             "space, or tie keys together with 'when'"
         )
 
@@ -145,7 +151,8 @@ class _Grid(_Random):
 class _Tpe(_Random):
     """Tree-structured Parzen estimators (Bergstra et al., 2011) over all keys together, by Optuna.
 
-    What it suggests follows from the seed and from which results it knew, so also from the order in which trials end.
+    What it suggests follows from the seed and from which results it knew, so also from the order in
+    which trials end.
     """
 
     def __init__(self, space: Space, config: Config, done: list[Trial]) -> None:
@@ -154,11 +161,14 @@ class _Tpe(_Random):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.TPESampler(
-                n_startup_trials=max(4, min(10, config.tune.trials // 3)), multivariate=True, group=True,
+                n_startup_trials=max(4, min(10, config.tune.trials // 3)), multivariate=True,
+                group=True,
                 constant_liar=True, seed=prf.derive_key(config.seed, "tpe", len(done)) % (1 << 32),
             )  # fmt: skip
         falls = config.tune.better() == "min"
-        self._study = optuna.create_study(sampler=sampler, direction="minimize" if falls else "maximize")
+        self._study = optuna.create_study(
+            sampler=sampler, direction="minimize" if falls else "maximize"
+        )
         self._asked: optuna.Trial | None = None
         self._told: dict[int, optuna.Trial] = {}
         for trial in done:

@@ -1,6 +1,7 @@
 """The space of settings that is searched: which keys, which values, and under which conditions.
 
-A point of the space is a dict from config keys to values; keys whose condition does not hold are left out.
+A point of the space is a dict from config keys to values; keys whose condition does not hold are
+left out.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 Point = dict[str, Any]
 
-_RESAMPLED = 0.25  # share of the values that an exchange draws anew (Jaderberg et al., 2017, use it too)
+_RESAMPLED = (
+    0.25  # share of the values that an exchange draws anew (Jaderberg et al., 2017, use it too)
+)
 _FACTORS = (0.8, 1.25)  # by which it changes the others
 _TOLD_CHOICES = (bool, int, float, str)  # what Optuna takes as it is
 
@@ -38,7 +41,8 @@ class Space:
         self._parameters = config.tune.space
         if not self._parameters:
             raise UserError(
-                "tune.space: nothing to search; name keys and their values, as configs/tune/digits.yaml does"
+                "tune.space: nothing to search; name keys and their values, as "
+                "configs/tune/digits.yaml does"
             )
         self._whole = {name: self._is_whole(name, one) for name, one in self._parameters.items()}
         for name, one in self._parameters.items():
@@ -98,7 +102,8 @@ class Space:
                 yield point
 
     def explore(self, point: Point, seed: int, number: int) -> Point:
-        """Values near ``point``'s, for a trial that goes on from another's weights (population-based training).
+        """Values near ``point``'s, for a trial that goes on from another's weights
+        (population-based training).
 
         ``number``: of such exchanges so far.
         """
@@ -118,7 +123,9 @@ class Space:
         return self._fill(value)
 
     def overrides(self, written: list[str]) -> Point:
-        """``["model.width=256"]`` as a point of keys that need not be searched. Raises `UserError`."""
+        """``["model.width=256"]`` as a point of keys that need not be searched. Raises
+        `UserError`.
+        """
         point = dict(map(parse_override, written))
         for name, value in point.items():
             self._try_value(name, value, "tune.transfer")
@@ -161,7 +168,9 @@ class Space:
         return round(found) if self._whole[name] else found
 
     def _grid_values(self, name: str, one: ParameterConfig) -> list[Any]:
-        return one.choices or [self._at(name, one, at / max(1, one.points - 1)) for at in range(one.points)]
+        return one.choices or [
+            self._at(name, one, at / max(1, one.points - 1)) for at in range(one.points)
+        ]
 
     def _check_condition(self, name: str, other: str, wanted: Any) -> None:
         """Every value that ``name`` waits for is one that ``other`` may take."""
@@ -190,10 +199,13 @@ class Space:
             raise UserError(f"tune.space.{name}: no such key; mmscale train --keys lists them")
         if name == "train.steps":
             raise UserError(
-                f"tune.space.{name}: trials are compared after equally many; give it one value, outside the space"
+                f"tune.space.{name}: trials are compared after equally many; give it one value, "
+                "outside the space"
             )
         if name.startswith(("tune", "run.", "ray.")):
-            raise UserError(f"tune.space.{name}: says how and where to search; remove it from the space")
+            raise UserError(
+                f"tune.space.{name}: says how and where to search; remove it from the space"
+            )
         if one.range and kind not in (int, float):
             raise UserError(f"tune.space.{name}: takes no range of numbers; give choices: [...]")
         if kind is int and any(value != int(value) for value in one.range):

@@ -1,6 +1,8 @@
-"""Does the rate that was found hold for a larger model? The best trial's rate, its half and its double, tried on it.
+"""Does the rate that was found hold for a larger model? The best trial's rate, its half and its
+double, tried on it.
 
-With muP (``model.base_width``; Yang et al., 2022) it should; without, the best rate falls as the width grows.
+With muP (``model.base_width``; Yang et al., 2022) it should; without, the best rate falls as the
+width grows.
 """
 
 from __future__ import annotations
@@ -38,13 +40,17 @@ class Transfer:
         if not done:
             return "the larger model could not be trained at any of the rates"
         best = (min if better == "min" else max)(done, key=lambda rate: done[rate])
-        verdict = "the rate holds" if best == found else f"the rate does not hold: {best:.3g} is better"
+        verdict = (
+            "the rate holds" if best == found else f"the rate does not hold: {best:.3g} is better"
+        )
         listed = ", ".join(f"{rate:.3g}: {score:.4g}" for rate, score in done.items())
         return f"with {format_point(self.overrides)}, {verdict} ({listed})"
 
 
 def check_transfer(config: Config, space: Space) -> Point:
-    """``tune.transfer`` as a point. Raises `UserError` if no point of the space makes a larger model that can be."""
+    """``tune.transfer`` as a point. Raises `UserError` if no point of the space makes a larger
+    model that can be.
+    """
     overrides = space.overrides(config.tune.transfer)
     fault: UserError | None = None
     for number in range(_TRIED if overrides else 0):
@@ -66,12 +72,13 @@ def check_transfer(config: Config, space: Space) -> Point:
 def transfer_rates(
     ray: Any, config: Config, space: Space, best: Trial, overrides: Point, folder: Path
 ) -> Transfer:
-    """Train the larger model, which ``overrides`` make, at the three rates, on the cluster; what is done stays.
+    """Train the larger model, which ``overrides`` make, at the three rates, on the cluster; what is
+    done stays.
 
     Whatever fails has no score and is told in a line.
     """
     from mmscale.on_ray.connect import process_needs, wait_for_room
-    from mmscale.tune.trial import Job
+    from mmscale.tune.trial import TrialJob
 
     tune = config.tune
     found = float(best.point.get(RATE, config.train.optimizer.lr))
@@ -79,7 +86,7 @@ def transfer_rates(
     steps = int(overrides.get("train.steps", config.train.steps))
     process = process_needs(ray, config.ray)
     process["CPU"] *= tune.workers  # in one process
-    job = Job(
+    job = TrialJob(
         str(folder), os.getcwd(), tune.metric, [steps], 1, process, config.ray.max_failures, False
     )  # fmt: skip
     remote = ray.remote(
@@ -102,7 +109,8 @@ def transfer_rates(
         ) as error:  # raised there, out of memory, or a process or machine was lost
             lines = str(getattr(error, "cause", None) or error).strip().splitlines()
             print(
-                f"mmscale: no score of the larger model at rate {rate:.3g}: {lines[-1].strip()[:300]}",
+                f"mmscale: no score of the larger model at rate {rate:.3g}: "
+                f"{lines[-1].strip()[:300]}",
                 file=sys.stderr,
             )
     return larger

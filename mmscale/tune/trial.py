@@ -1,7 +1,8 @@
-"""One trial, as it runs on a worker of the cluster: train to the next stop, score, report; again until told to stop.
+"""One trial, as it runs on a worker of the cluster: train to the next stop, score, report; again
+until told to stop.
 
-Everything a trial knows lies in its run.dir, which every machine of the cluster must see. A trial that is started
-again, on whatever machine, goes on from its newest checkpoint.
+Everything a trial knows lies in its run.dir, which every machine of the cluster must see. A trial
+that is started again, on whatever machine, goes on from its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _POINTER = "pointer.json"
 
 
 @dataclass(frozen=True)
-class Job:
+class TrialJob:
     """What all trials of a search share; sent to the workers."""
 
     folder: str  # the search's run.dir, absolute
@@ -43,8 +44,12 @@ class Job:
     keep_all: bool  # a checkpoint for every stop stays: others may go on from it
 
 
-def run_trial(sampled: dict[str, Any], job: Job, config_of: Callable[[dict[str, Any]], Config]) -> None:
-    """The trainable of Ray Tune. ``sampled``: what the search suggested; ``config_of`` makes a config of its point."""
+def run_trial(
+    sampled: dict[str, Any], job: TrialJob, config_of: Callable[[dict[str, Any]], Config]
+) -> None:
+    """The trainable of Ray Tune. ``sampled``: what the search suggested; ``config_of`` makes a
+    config of its point.
+    """
     from ray import tune
 
     end_with_parent()  # a lost node's worker must not train beside the one that takes its place
@@ -52,7 +57,8 @@ def run_trial(sampled: dict[str, Any], job: Job, config_of: Callable[[dict[str, 
     try:
         if not (Path(job.folder) / FILE).is_file():
             raise UserError(
-                f"{socket.gethostname()} does not see {job.folder}; put run.dir where all machines of the cluster "
+                f"{socket.gethostname()} does not see {job.folder}; put run.dir where all machines "
+                "of the cluster "
                 "see it"
             )
         config = config_of(sampled["trial"]["point"])
@@ -81,10 +87,12 @@ def run_trial(sampled: dict[str, Any], job: Job, config_of: Callable[[dict[str, 
         _run_on_workers(config, job, folder)
 
 
-def claim_folder(folder: Path, config: Config, job: Job, taken_over: bool = False) -> None:
-    """Empty ``folder`` unless it is this very config's, scored by this metric: another's scores must not be believed.
+def claim_folder(folder: Path, config: Config, job: TrialJob, taken_over: bool = False) -> None:
+    """Empty ``folder`` unless it is this very config's, scored by this metric: another's scores
+    must not be believed.
 
-    The first line of its scores says whose they are. ``taken_over``: what lies there is to be gone on from.
+    The first line of its scores says whose they are. ``taken_over``: what lies there is to be gone
+    on from.
     """
     tree = to_tree(config)
     for name in ("run", "tune", "ray"):  # where, and how many: the run is the same
@@ -101,7 +109,7 @@ def claim_folder(folder: Path, config: Config, job: Job, taken_over: bool = Fals
     write_durably(folder / _SCORES, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def trial_config(config: Config, folder: Path, job: Job) -> Config:
+def trial_config(config: Config, folder: Path, job: TrialJob) -> Config:
     """``config`` as a trial in ``folder`` runs it."""
     config.run.dir = str(folder)
     config.run.progress = config.run.tensorboard = False
@@ -118,12 +126,13 @@ def trial_config(config: Config, folder: Path, job: Job) -> Config:
 
 
 def train_to_stops(
-    config: Config, job: Job, meet: Callable[[], None] | None = None
+    config: Config, job: TrialJob, meet: Callable[[], None] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Train, on every rank; after each stop give ``step``, ``score``, ``seconds`` and ``node``, or why it ``failed``.
+    """Train, on every rank; after each stop give ``step``, ``score``, ``seconds`` and ``node``, or
+    why it ``failed``.
 
-    The folder is one that `claim_folder` has seen. The last score of an earlier start is given again: nobody may have
-    heard it. ``meet`` is called before each run.
+    The folder is one that `claim_folder` has seen. The last score of an earlier start is given
+    again: nobody may have heard it. ``meet`` is called before each run.
     """
     from mmscale.train.loop import train
     from mmscale.train.prepare import finished_steps
@@ -166,15 +175,18 @@ def read_score(folder: Path, metric: str, step: int) -> float:
     return float(evaluate(folder, tasks=[name], progress=False)[name][value])
 
 
-def _run_on_workers(config: Config, job: Job, folder: Path) -> None:
-    """The trial as a run of its own on ``job.workers`` workers, whose reports go through to Tune."""
+def _run_on_workers(config: Config, job: TrialJob, folder: Path) -> None:
+    """The trial as a run of its own on ``job.workers`` workers, whose reports go through to
+    Tune.
+    """
     from ray.tune.integration.ray_train import TuneReportCallback
 
     from mmscale.on_ray.workers import make_trainer
 
     make_trainer(
         _work, {"config": config, "job": job}, workers=job.workers, process=job.process,
-        max_failures=job.max_failures, storage=str(Path(job.folder) / "ray" / "workers"), name=folder.name,
+        max_failures=job.max_failures, storage=str(Path(job.folder) / "ray" / "workers"),
+        name=folder.name,
         callbacks=[TuneReportCallback()],
     ).fit()  # fmt: skip
 
@@ -192,7 +204,9 @@ def _work(sent: dict[str, Any]) -> None:
 
 
 def _take_over(folder: Path, pointer: Any) -> dict[str, Any] | None:
-    """If Tune gave this trial another's checkpoint, make it this trial's own; the exchange, for the records."""
+    """If Tune gave this trial another's checkpoint, make it this trial's own; the exchange, for the
+    records.
+    """
     if pointer is None:
         return None
     with pointer.as_directory() as place:

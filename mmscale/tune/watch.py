@@ -1,4 +1,6 @@
-"""The driver's ear: writes down what the trials report, shows progress, and tells what a trial waits for."""
+"""The driver's ear: writes down what the trials report, shows progress, and tells what a trial
+waits for.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,8 @@ class Watch(Callback):
         self.fault = ""  # why the search cannot go on
         over = [trial for trial in records.trials.values() if trial.status != "open"]
         self._bar = tqdm(
-            total=total + len(over), initial=len(over), unit="trial", desc="tune", dynamic_ncols=True,
+            total=total + len(over), initial=len(over), unit="trial", desc="tune",
+            dynamic_ncols=True,
             file=sys.stderr, disable=not config.run.progress,
         )  # fmt: skip
         self._show()
@@ -63,12 +66,18 @@ class Watch(Callback):
         if not fault:
             return
         self._told_at = now
-        self._say(f"mmscale: a trial {fault}; for {waited:.0f} of ray.wait_s={self._wait_s:g} seconds")
+        self._say(
+            f"mmscale: a trial {fault}; for {waited:.0f} of ray.wait_s={self._wait_s:g} seconds"
+        )
         if waited >= self._wait_s:
-            self.fault = f"a trial {fault}; add machines, or lower tune.workers, ray.cpus or ray.gpus"
+            self.fault = (
+                f"a trial {fault}; add machines, or lower tune.workers, ray.cpus or ray.gpus"
+            )
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Its number is fixed when it first starts; population-based training copies another's later."""
+        """Its number is fixed when it first starts; population-based training copies another's
+        later.
+        """
         self._numbers.setdefault(trial.trial_id, trial.config["trial"]["number"])
 
     def on_trial_result(
@@ -100,7 +109,9 @@ class Watch(Callback):
         """It was started again as often as allowed."""
         number = self._numbers.setdefault(trial.trial_id, trial.config["trial"]["number"])
         lines = [
-            line.strip() for line in str(trial.get_error() or "a lost process").splitlines() if line.strip()
+            line.strip()
+            for line in str(trial.get_error() or "a lost process").splitlines()
+            if line.strip()
         ]
         self._end(number, "failed", lines[-1][:300])
 
@@ -122,7 +133,8 @@ class Watch(Callback):
         best = best_trial(list(self._records.trials.values()), self._tune.better())
         if best is not None:
             self._bar.set_postfix_str(
-                f"{self._tune.metric} {best.score:.4g} after {best.steps} steps: {format_point(best.point)}"
+                f"{self._tune.metric} {best.score:.4g} after {best.steps} steps: "
+                f"{format_point(best.point)}"
             )
 
     def _say(self, line: str) -> None:
@@ -145,7 +157,9 @@ class GiveUp(Stopper):
 
 
 def best_trial(trials: list[Trial], better: str) -> Trial | None:
-    """The best score among those that went furthest; a trial that was stopped early is never the best."""
+    """The best score among those that went furthest; a trial that was stopped early is never the
+    best.
+    """
     scored = [trial for trial in trials if math.isfinite(trial.score) and trial.status != "failed"]
     if not scored:
         return None

@@ -5,7 +5,9 @@ from test_dry_plan import planner, small_config
 
 
 def test_every_attack_step_is_a_forward_and_a_backward_pass():
-    """Which makes no gradients of weights: two thirds of a pass of training, or a little more for attention."""
+    """Which makes no gradients of weights: two thirds of a pass of training, or a little more for
+    attention.
+    """
     config = small_config(strategy="fsdp")
     told = {}
     for steps in (0, 1, 3):

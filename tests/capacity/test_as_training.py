@@ -1,4 +1,6 @@
-"""Plans do first what training does first: the strategy of a DeepSpeed JSON, towers, others' tokenizers."""
+"""Plans do first what training does first: the strategy of a DeepSpeed JSON, towers, others'
+tokenizers.
+"""
 
 import json
 from argparse import Namespace
@@ -19,7 +21,8 @@ def plan(*overrides):
     """Facts of a plan on two GPUs, by a dry run that is made up."""
     return _plan(
         Namespace(
-            config="configs/train/digits.yaml", overrides=overrides, gpus=2, gpu="h100", gpus_per_node=8,
+            config="configs/train/digits.yaml", overrides=overrides, gpus=2, gpu="h100",
+            gpus_per_node=8,
             efficiency=0.5, tokens=None, json=True, no_search=True,
         )
     )  # fmt: skip
@@ -32,7 +35,12 @@ def test_a_deepspeed_json_tells_the_strategy(made_up, stage_2):
 
 def tower(folder):
     """What a plan reads of a pretrained one: no weights."""
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
     (folder / "config.json").write_text(
         json.dumps(sizes | {"model_type": "vit", "image_size": 16, "patch_size": 8})
     )

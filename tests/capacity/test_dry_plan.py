@@ -1,4 +1,6 @@
-"""Plans: what is predicted is what two real ranks need, what is said to fit fits, and what will not run is refused."""
+"""Plans: what is predicted is what two real ranks need, what is said to fit fits, and what will not
+run is refused.
+"""
 
 import json
 import subprocess
@@ -9,10 +11,10 @@ import pytest
 from conftest import ROOT, run_module
 
 from mmscale.capacity import search
-from mmscale.capacity.dry_batch import Mix, dry_batch
-from mmscale.capacity.dry_run import dry_run, measure
+from mmscale.capacity.dry_batch import ModalityShares, dry_batch
+from mmscale.capacity.dry_run import dry_run, measure_step
 from mmscale.capacity.estimate import Assumptions, estimate
-from mmscale.capacity.search import Planner, Way
+from mmscale.capacity.search import Candidate, Planner
 from mmscale.config import Config, SetConfig, TaskConfig
 from mmscale.errors import UserError
 from mmscale.gpu import GPUS, find_gpu, known_gpu
@@ -48,7 +50,13 @@ def planner(config: Config, world: int = 8, **gpu) -> Planner:
     return Planner(config, world, 4, replace(GPU, **gpu), Assumptions())
 
 
-WAYS = (("fsdp", "none", 1), ("fsdp", "full", 1), ("fsdp", "full", 3), ("ddp", "none", 1), ("ddp", "full", 2))
+WAYS = (
+    ("fsdp", "none", 1),
+    ("fsdp", "full", 1),
+    ("fsdp", "full", 3),
+    ("ddp", "none", 1),
+    ("ddp", "full", 2),
+)
 REAL = """
 import json, sys
 sys.path[:0] = [{tests!r}, {root!r}]
@@ -74,17 +82,26 @@ leave_ranks()
 
 
 def test_prediction_against_two_real_ranks(tmp_path):
-    """Tracked peak of tensors within 5 % (seen: 0.1 %), and the FLOPs exactly, with and without recomputation."""
+    """Tracked peak of tensors within 5 % (seen: 0.1 %), and the FLOPs exactly, with and without
+    recomputation.
+    """
     script = tmp_path / "real.py"
     script.write_text(REAL.format(ways=WAYS, tests=str(ROOT / "tests"), root=str(ROOT)))
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+        [sys.executable, *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     real = [json.loads(line) for line in done.stdout.splitlines()]
     for (name, how, passes), (peak, flops) in zip(WAYS, real, strict=True):
-        dry = dry_run(small_config(strategy=name, checkpointing=how), 2, 2, passes=passes, fused=False)
+        dry = dry_run(
+            small_config(strategy=name, checkpointing=how), 2, 2, passes=passes, fused=False
+        )
         assert dry.memory["total"] == pytest.approx(peak, rel=0.05)
         assert dry.flops == flops
     assert real[1][0] < 0.8 * real[0][0] and real[1][1] > real[0][1], "less memory, more arithmetic"
@@ -94,7 +111,9 @@ def test_prediction_against_two_real_ranks(tmp_path):
 
 
 def test_gradients_that_wait_for_the_last_pass_are_whole():
-    """FSDP keeps them unsharded, in fp32, however many ranks there are; more than two passes add nothing."""
+    """FSDP keeps them unsharded, in fp32, however many ranks there are; more than two passes add
+    nothing.
+    """
     from mmscale.model.count import count_parameters
 
     config = small_config(checkpointing="full")
@@ -107,11 +126,15 @@ def test_gradients_that_wait_for_the_last_pass_are_whole():
 
 def test_groups_that_span_passes_embed_once_more():
     config = small_config()
-    config.data.sets["both"].tasks.append(TaskConfig(objective="contrastive", between=["image", "audio"]))
+    config.data.sets["both"].tasks.append(
+        TaskConfig(objective="contrastive", between=["image", "audio"])
+    )
     once = dry_run(config, 8, 1)
     config.data.contrast_sequences = 4
     again = dry_run(config, 8, 1)
-    assert 1.25 * once.flops < again.flops < 1.34 * once.flops, "a third more: one more forward pass"
+    assert 1.25 * once.flops < again.flops < 1.34 * once.flops, (
+        "a third more: one more forward pass"
+    )
     assert sum(again.sent.values()) > sum(once.sent.values()), "which gathers weights again"
 
 
@@ -123,7 +146,9 @@ def test_weights_and_moments_are_divided_by_the_ranks():
 
 
 def test_sent_bytes_are_those_of_the_parameters():
-    """Forward and backward gather the blocks' weights in bf16; gradients are summed once, in fp32."""
+    """Forward and backward gather the blocks' weights in bf16; gradients are summed once, in
+    fp32.
+    """
     dry, config = dry_run(small_config(), 8, 1), small_config()
     from mmscale.model.count import count_parameters
 
@@ -136,7 +161,9 @@ def test_sent_bytes_are_those_of_the_parameters():
 
 def test_the_search_finds_what_fits_and_is_fastest(capsys):
     config = small_config()
-    needed = [planner(config).evaluate(Way("fsdp", 1, how)).needed for how in ("none", "selective")]
+    needed = [
+        planner(config).evaluate(Candidate("fsdp", 1, how)).needed for how in ("none", "selective")
+    ]
     found = planner(config, memory=sum(needed) / 2).search(lambda line: None)
     assert found and all(told.fits for _, told in found)
     assert [told.step_s for _, told in found] == sorted(told.step_s for _, told in found)
@@ -145,22 +172,28 @@ def test_the_search_finds_what_fits_and_is_fastest(capsys):
 
 def test_a_way_is_run_once(monkeypatch):
     once = planner(small_config())
-    told = once.evaluate(Way("fsdp", 1, "full"))
+    told = once.evaluate(Candidate("fsdp", 1, "full"))
     monkeypatch.setattr(search, "dry_run", None)
-    assert once.evaluate(Way("fsdp", 1, "full")) is told
+    assert once.evaluate(Candidate("fsdp", 1, "full")) is told
 
 
 def test_estimates_by_hand():
     config = small_config()
     dry, batch = dry_run(config, 8, 2), dry_batch(config, 2)
-    told = estimate(config, dry, batch, world=8, per_node=8, gpu=GPU, assume=Assumptions(efficiency=0.5))
+    told = estimate(
+        config, dry, batch, world=8, per_node=8, gpu=GPU, assume=Assumptions(efficiency=0.5)
+    )
     assert told.compute_s == pytest.approx(told.computed_flops / (0.5 * 989e12))
-    sent = sum(size for name, size in dry.sent.items() if "allgather" in name or "reduce_scatter" in name)
+    sent = sum(
+        size for name, size in dry.sent.items() if "allgather" in name or "reduce_scatter" in name
+    )
     assert told.exchange_s == pytest.approx(sent * 7 / 8 / 450e9)
     assert told.tokens_per_s == pytest.approx(512 * 16 / told.step_s)
     assert told.mfu == pytest.approx(told.model_flops / told.step_s / 8 / 989e12)
     # 8 of 16 sequences would be two passes of two on four ranks.
-    half = estimate(config, dry, batch, world=4, per_node=8, gpu=GPU, assume=Assumptions(efficiency=0.5))
+    half = estimate(
+        config, dry, batch, world=4, per_node=8, gpu=GPU, assume=Assumptions(efficiency=0.5)
+    )
     assert half.compute_s == pytest.approx(2 * told.compute_s)
 
 
@@ -168,7 +201,7 @@ def test_the_mix_follows_the_weights():
     config = small_config()
     text = SetConfig(shards=["/none"], weight=3.0, tasks=[TaskConfig(target="text")])
     config.data.sets["text"] = text
-    assert Mix.of(config) == Mix(0.125, 0.125)
+    assert ModalityShares.of(config) == ModalityShares(0.125, 0.125)
     batch = dry_batch(config, 4)
     assert (batch.segment_BL > 0).float().mean() > 0.99
     share = len(batch.image_take_T) / batch.segment_BL.numel()
@@ -237,8 +270,9 @@ def test_the_configs_plan_on_one_gpu_without_their_data(name):
 
 
 def test_ways_are_lines_to_paste():
-    assert Way("fsdp", 2, "full", 4).lines(Config()) == [
-        "parallel.strategy=fsdp", "parallel.checkpointing=full", "train.micro_batch=2", "parallel.replicas=4",
+    assert Candidate("fsdp", 2, "full", 4).lines(Config()) == [
+        "parallel.strategy=fsdp", "parallel.checkpointing=full", "train.micro_batch=2",
+        "parallel.replicas=4",
     ]  # fmt: skip
 
 
@@ -259,14 +293,16 @@ def test_gpus_are_known_by_what_the_driver_calls_them(driver_name, kind):
 
 
 def test_recurrent_layers_are_planned():
-    """By products over all positions at once; beside real ones on one rank (seen: 4 % and 0.05 %)."""
+    """By products over all positions at once; beside real ones on one rank (seen: 4 % and
+    0.05 %).
+    """
     config = small_config(threads=1)
     config.model.audio_stem = config.model.fusion = "rnn"
     ranks = join_ranks(config.parallel)
     try:
         strategy = build_strategy(config, ranks)
         strategy.model.train()
-        real = measure(strategy, dry_batch(config, 2))
+        real = measure_step(strategy, dry_batch(config, 2))
     finally:
         leave_ranks()
     dry = dry_run(config, 1, 2)

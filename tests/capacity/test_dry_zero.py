@@ -15,7 +15,9 @@ from mmscale.model.count import count_parameters
 
 
 def test_memory_and_arithmetic_of_two_ranks(tmp_path):
-    """Within 5 % (seen: 1, 4 and 3 %). A small bucket, or it would be all of the memory of so small a model."""
+    """Within 5 % (seen: 1, 4 and 3 %). A small bucket, or it would be all of the memory of so small
+    a model.
+    """
     path = tmp_path / "deepspeed.json"
     path.write_text(json.dumps({"zero_optimization": {"reduce_bucket_size": 2_000_000}}))
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -50,5 +52,7 @@ def test_its_default_bucket_counts_and_is_told(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "DeepSpeed divides as fsdp does" in done.stdout
-    buffers = next(line.split()[1] for line in done.stdout.splitlines() if line.split()[:1] == ["buffers"])
+    buffers = next(
+        line.split()[1] for line in done.stdout.splitlines() if line.split()[:1] == ["buffers"]
+    )
     assert 2.0 < float(buffers) < 2.3, "GB"

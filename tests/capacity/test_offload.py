@@ -18,7 +18,10 @@ def test_offloaded_state_is_none_of_the_device():
     config.parallel.offload = "cpu"
     there = dry_run(config, 2, 1)
     share = 4 * count_parameters(config.model, config.media)["total"] / 2
-    assert there.memory["total"] <= here.memory["total"] - here.memory["weights"] - here.memory["optimiser"]
+    assert (
+        there.memory["total"]
+        <= here.memory["total"] - here.memory["weights"] - here.memory["optimiser"]
+    )
     assert not {"weights", "optimiser", "gradients", "host"} & there.memory.keys()
     assert there.host == pytest.approx(4 * share, rel=0.02), "and gradients"
     assert (there.flops, there.sent) == (here.flops, here.sent)

@@ -12,7 +12,7 @@ from mmscale.capacity.search import Planner
 from mmscale.errors import UserError
 from mmscale.gpu import find_gpu
 from mmscale.parallel.ranks import Ranks
-from mmscale.parallel.strategy import build_strategy, check_beginning
+from mmscale.parallel.strategy import build_strategy, check_initial_weights
 
 
 def test_the_planned_gpu_has_the_8_bit_products():
@@ -31,7 +31,11 @@ def test_the_planned_gpu_has_the_8_bit_products():
         ("zero2", {"train.optimizer.name": "muon"}, "zero2 needs adamw"),
         ("zero2", {"model.init_from": "/none"}, "zero2 cannot begin with others' weights"),
         ("zero3", {"train.adversarial.image": 8.0}, "not with parallel.strategy=zero3"),
-        ("fsdp", {"train.adversarial.image": 8.0, "parallel.context": 2}, "not with parallel.context=2"),
+        (
+            "fsdp",
+            {"train.adversarial.image": 8.0, "parallel.context": 2},
+            "not with parallel.context=2",
+        ),
     ],
 )
 def test_training_and_plans_refuse_alike(strategy, changes, told):
@@ -44,5 +48,5 @@ def test_training_and_plans_refuse_alike(strategy, changes, told):
         planned.evaluate(planned.own_way())
     ranks = Ranks(0, 2, 0, 1, torch.device("cpu"), config.parallel.context)
     with pytest.raises(UserError, match=told):
-        check_beginning(config, strategy)  # as a run does that has no checkpoint
+        check_initial_weights(config, strategy)  # as a run does that has no checkpoint
         build_strategy(config, ranks)

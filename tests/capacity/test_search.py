@@ -1,4 +1,6 @@
-"""Searches, with dry runs that are made up: what fits by the config's own way is found, what is refused is told."""
+"""Searches, with dry runs that are made up: what fits by the config's own way is found, what is
+refused is told.
+"""
 
 import json
 
@@ -46,7 +48,9 @@ def stage_2(tmp_path):
     ],
 )
 @pytest.mark.parametrize("memory", [9e9, 80e9])
-def test_what_fits_is_found_and_its_lines_give_it(made_up, stage_2, tmp_path, world, parallel, memory):
+def test_what_fits_is_found_and_its_lines_give_it(
+    made_up, stage_2, tmp_path, world, parallel, memory
+):
     """Pasted behind the command, they change the user's config into the way that was planned."""
     if "deepspeed_config" in parallel:
         parallel = parallel | {"deepspeed_config": stage_2}
@@ -76,5 +80,7 @@ def test_what_is_refused_is_not_called_too_large(made_up):
     config = small_config(float8="emulated")
     _, told = look(planner(config, 8, memory=4e9))
     refused = [line for line in told if "parallel.tensor=2" in line]
-    assert refused and "is refused: parallel.float8=emulated: not with parallel.tensor=2" in refused[0]
+    assert (
+        refused and "is refused: parallel.float8=emulated: not with parallel.tensor=2" in refused[0]
+    )
     assert sum("does not fit" in line for line in told) == 3

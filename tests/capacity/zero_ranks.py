@@ -1,4 +1,5 @@
-"""Run under torchrun: the peak of tensors and the FLOPs of a step under each stage of ZeRO, as JSON lines.
+"""Run under torchrun: the peak of tensors and the FLOPs of a step under each stage of ZeRO, as JSON
+lines.
 
 ``zero_ranks.py DEEPSPEED_JSON``
 """
@@ -32,8 +33,11 @@ def main() -> None:
         config = small_config(strategy=name, threads=1, deepspeed_config=sys.argv[1])
         ranks = ranks or join_ranks(config.parallel)
         gc.collect()
-        # Held until the end: a storage that is freed meanwhile would leave its identity to one that is to be counted.
-        before = {id(storage): storage for storage in (tensor.untyped_storage() for tensor in alive())}
+        # Held until the end: a storage that is freed meanwhile would leave its identity to one that
+        # is to be counted.
+        before = {
+            id(storage): storage for storage in (tensor.untyped_storage() for tensor in alive())
+        }
         strategy = build_strategy(config, ranks)
         strategy.model.train()
         batch = dry_batch(config, 2)
@@ -46,7 +50,9 @@ def main() -> None:
         gc.collect()
         tracker = Tracker()
         with tracker:
-            tracker.count("held", [one for one in alive() if id(one.untyped_storage()) not in before])
+            tracker.count(
+                "held", [one for one in alive() if id(one.untyped_storage()) not in before]
+            )
             step()
         if ranks.is_first:
             print(json.dumps([name, tracker.peak, tracker.flops]), flush=True)

@@ -1,4 +1,6 @@
-"""A run on two ranks with loader workers that is killed at drawn moments, and started again until it is done."""
+"""A run on two ranks with loader workers that is killed at drawn moments, and started again until
+it is done.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ class KilledRun:
         while len(self.told) < self.kills:
             self._killed_start(number)
             number += 1
-            assert number < 3 * self.kills + 3, f"only {len(self.told)} of {number} starts could be killed"
+            assert number < 3 * self.kills + 3, (
+                f"only {len(self.told)} of {number} starts could be killed"
+            )
         launcher = self._start(number)
         _, said = launcher.communicate(timeout=600)
         assert launcher.returncode == 0, said[-4000:]
@@ -74,8 +78,10 @@ class KilledRun:
     def _start(self, number: int) -> subprocess.Popen[str]:
         mark = {"CHAOS_MARK": self._mark(number), "CHAOS_START": str(number)}
         environment = {
-            **os.environ, **mark, "CHAOS_RECORD": str(self._records), "TMPDIR": str(self._temporary),
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests' / 'chaos'}", "OMP_NUM_THREADS": "1",
+            **os.environ, **mark, "CHAOS_RECORD": str(self._records), "TMPDIR":
+            str(self._temporary),
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests' / 'chaos'}", "OMP_NUM_THREADS":
+            "1",
             "CUDA_VISIBLE_DEVICES": "",
         }  # fmt: skip
         torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
@@ -84,7 +90,8 @@ class KilledRun:
             said.flush()
             return subprocess.Popen(
                 [sys.executable, "-m", *torchrun, "recorded_training", *self.command],
-                cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=said, text=True, start_new_session=True,
+                cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=said, text=True,
+                start_new_session=True,
             )  # fmt: skip
 
     def _killed_start(self, number: int) -> None:
@@ -120,7 +127,9 @@ class KilledRun:
         before = [_lines(path) for path in records]
         while launcher.poll() is None:
             assert time.monotonic() < limit, f"start {number} does not come to its {moment}"
-            begun = all(_lines(path) >= was + ahead for path, was in zip(records, before, strict=True))
+            begun = all(
+                _lines(path) >= was + ahead for path, was in zip(records, before, strict=True)
+            )
             if begun and moment == "step":
                 return True
             if begun and any((self.run_dir / "checkpoints").glob(".step-*.partial")):
@@ -137,7 +146,9 @@ class KilledRun:
             loaders = sorted(one.pid for one in found if one.is_loader)
             return loaders[self._draws.integer(0, len(loaders))] if loaders else None
         ranks = sorted(
-            one.pid for one in found if one.parent == launcher and "recorded_training" in one.command
+            one.pid
+            for one in found
+            if one.parent == launcher and "recorded_training" in one.command
         )
         return ranks[int(target[-1])] if len(ranks) == 2 else None
 
@@ -152,7 +163,9 @@ class KilledRun:
                 os.kill(one.pid, signal.SIGKILL)
 
     def _alive(self, number: int) -> list[Process]:
-        """Processes that carry the start's mark in their environment, whoever their parent is by now."""
+        """Processes that carry the start's mark in their environment, whoever their parent is by
+        now.
+        """
         mark = f"CHAOS_MARK={self._mark(number)}\0".encode()
         found = []
         for entry in Path("/proc").iterdir():
@@ -162,7 +175,9 @@ class KilledRun:
                 if mark not in (entry / "environ").read_bytes() + b"\0":
                     continue
                 stat = (entry / "stat").read_text().rpartition(")")[2].split()
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                command = (
+                    (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                )
             except OSError:
                 continue
             if stat[0] not in "ZX":

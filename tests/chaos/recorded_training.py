@@ -1,7 +1,8 @@
-"""``mmscale train``, whose every rank notes what it has learnt from: a line for each step, in a file for each rank.
+"""``mmscale train``, whose every rank notes what it has learnt from: a line for each step, in a
+file for each rank.
 
-Lines are written after a step's gradients are summed and before the weights change, in one call that no kill divides.
-``CHAOS_RECORD`` names the folder, ``CHAOS_START`` the number of the start.
+Lines are written after a step's gradients are summed and before the weights change, in one call
+that no kill divides. ``CHAOS_RECORD`` names the folder, ``CHAOS_START`` the number of the start.
 """
 
 from mmscale.parallel.launcher_watch import end_with_launcher

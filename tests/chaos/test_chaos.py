@@ -1,7 +1,8 @@
-"""One run of `tiny` on two ranks, killed again and again: nothing is lost, nothing is left, nothing is seen twice.
+"""One run of `tiny` on two ranks, killed again and again: nothing is lost, nothing is left, nothing
+is seen twice.
 
-`make chaos` kills a hundred times; continuous integration ``MMSCALE_CHAOS_KILLS`` = 3 times. ``MMSCALE_CHAOS_SEED``
-draws other moments.
+`make chaos` kills a hundred times; continuous integration ``MMSCALE_CHAOS_KILLS`` = 3 times.
+``MMSCALE_CHAOS_SEED`` draws other moments.
 """
 
 import json
@@ -26,20 +27,26 @@ DECLARED = re.compile(r"(torchelastic|torchinductor)_\w+|pymp-\w+")
 
 @pytest.fixture(scope="module")
 def chaos(tmp_path_factory, small_digits):
-    """(the undisturbed run, the killed one, the arguments of both, files of the data set between the two)."""
+    """(the undisturbed run, the killed one, the arguments of both, files of the data set between
+    the two).
+    """
     root = tmp_path_factory.mktemp("chaos")
     command = [
-        "train", "configs/train/digits.yaml", "data.prepare=", f"data.sets.digits.shards={small_digits}/train",
+        "train", "configs/train/digits.yaml", "data.prepare=",
+        f"data.sets.digits.shards={small_digits}/train",
         "data.tokenizer.vocab_size=320", "data.seq_len=128", "data.sequences=4", "data.workers=1",
         "data.sets.digits.tasks=[{input: [image], prompt: digit, target: json.label}]",
         f"train.steps={STEPS}", "train.checkpoint_every=2", "train.keep_last=2", "train.grace_s=10",
-        "train.optimizer={lr: 1e-3, warmup_steps: 2}", "run.progress=false", "run.tensorboard=false",
+        "train.optimizer={lr: 1e-3, warmup_steps: 2}", "run.progress=false",
+        "run.tensorboard=false",
         "parallel.timeout_s=60",
     ]  # fmt: skip
     calm = root / "calm"
     run_module(["mmscale", *command, f"run.dir={calm}"], ranks=2, timeout=3000)
     before = files(small_digits)
-    killed = KilledRun([*command, f"run.dir={root / 'run'}"], root / "run", root / "scratch", KILLS, SEED)
+    killed = KilledRun(
+        [*command, f"run.dir={root / 'run'}"], root / "run", root / "scratch", KILLS, SEED
+    )
     killed.run()
     print(f"\nkills by moment and target, of {KILLS}:")
     for (moment, target), count in sorted(killed.counts().items()):
@@ -77,7 +84,15 @@ def test_what_the_killed_ranks_really_saw_is_every_sample_once_an_epoch(chaos):
             seen[row["step"]].setdefault(row["start"], {})[rank] = dict(row["sequences"])
     planned = defaultdict(dict)  # step: sequence: keys
     order = run_module(
-        ["mmscale", "data", "order", *command[1:], f"run.dir={killed.run_dir}", "--steps", f"0:{STEPS}"]
+        [
+            "mmscale",
+            "data",
+            "order",
+            *command[1:],
+            f"run.dir={killed.run_dir}",
+            "--steps",
+            f"0:{STEPS}",
+        ]
     )
     for row in map(json.loads, order.stdout.splitlines()):
         planned[row["step"]][row["sequence"]] = row["keys"]
@@ -99,10 +114,15 @@ def test_what_the_killed_ranks_really_saw_is_every_sample_once_an_epoch(chaos):
     assert epochs >= 2
     samples = {key for keys in lived for key in keys}
     for epoch in range(epochs):
-        counted = Counter(key for keys in lived[epoch * length : (epoch + 1) * length] for key in keys)
+        counted = Counter(
+            key for keys in lived[epoch * length : (epoch + 1) * length] for key in keys
+        )
         assert counted == Counter(samples), f"epoch {epoch}"
     repeated = sum(len(seen[step]) - 1 for step in range(STEPS))
-    print(f"\n{len(starts)} starts took steps, {repeated} steps were taken again, {epochs} whole epochs")
+    print(
+        f"\n{len(starts)} starts took steps, {repeated} steps were taken again, {epochs} whole "
+        "epochs"
+    )
 
 
 def test_nothing_is_left_behind(chaos):
@@ -117,4 +137,6 @@ def test_nothing_is_left_behind(chaos):
     left = {path.name for path in (killed.scratch / "tmp").iterdir()}
     assert {name for name in left if not DECLARED.fullmatch(name)} == set()
     shared = {path.name for path in Path("/dev/shm").iterdir()}
-    assert not [name for name in shared if any(name.startswith(f"torch_{pid}_") for pid in killed.pids)]
+    assert not [
+        name for name in shared if any(name.startswith(f"torch_{pid}_") for pid in killed.pids)
+    ]

@@ -1,4 +1,6 @@
-"""Run under torchrun: every rank fills its shards from a release; together they are the release's weights."""
+"""Run under torchrun: every rank fills its shards from a release; together they are the release's
+weights.
+"""
 
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ from mmscale.config import ParallelConfig, TrainConfig
 from mmscale.parallel.process_end import end_after
 from mmscale.parallel.ranks import join_ranks, leave_ranks
 from mmscale.parallel.strategy import build_strategy
-from mmscale.release.init_from import begin_from
+from mmscale.release.init_from import load_initial_weights
 from mmscale.release.open_release import load_release
 
 
@@ -24,7 +26,7 @@ def main() -> None:
     model = build_strategy(config, ranks).model
     expected = dict(predictor.model.named_parameters())
     assert not torch.equal(model.embedding.weight.full_tensor(), expected["embedding.weight"])
-    begin_from(model, config.model)
+    load_initial_weights(model, config.model)
     for name, parameter in model.named_parameters():
         assert isinstance(parameter, DTensor), name
         torch.testing.assert_close(parameter.full_tensor(), expected[name], rtol=0, atol=0)

@@ -1,7 +1,9 @@
-"""Damaged tensor files, manifests, releases, checkpoints: opened correctly or refused in one line, nothing else ever.
+"""Damaged tensor files, manifests, releases, checkpoints: opened correctly or refused in one line,
+nothing else ever.
 
-Correctly: what is accepted is what the safetensors library and a second reading say it is. No file makes the process
-allocate more than a small multiple of its own size. `make fuzz` runs the same tests with many more examples.
+Correctly: what is accepted is what the safetensors library and a second reading say it is. No file
+makes the process allocate more than a small multiple of its own size. `make fuzz` runs the same
+tests with many more examples.
 """
 
 from __future__ import annotations
@@ -81,11 +83,14 @@ def made(tmp_path_factory):
     config.model.classes = {"digit": ["a", "b"]}
     run = save_run(config)
     private, public = make_keys(folder / "keys")
-    export(run, folder / "release", options=ExportOptions(max_shard_bytes=60_000, private_key=private))
+    export(
+        run, folder / "release", options=ExportOptions(max_shard_bytes=60_000, private_key=private)
+    )
     return folder, public
 
 
-# --- headers -------------------------------------------------------------------------------------------------------
+# --- headers
+# -------------------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -115,11 +120,18 @@ def headers(draw: st.DrawFn) -> bytes:
         text = text[:-1] + b"," + text[1:]  # every name twice
     length = draw(
         st.one_of(
-            st.just(len(text)), st.integers(0, 2 * len(text)), st.sampled_from([1 << 40, (1 << 64) - 1])
+            st.just(len(text)),
+            st.integers(0, 2 * len(text)),
+            st.sampled_from([1 << 40, (1 << 64) - 1]),
         )
     )
     data = draw(st.one_of(st.just(at), st.integers(0, 64)))
-    return struct.pack("<Q", length) + text + bytes(range(256)) * (data // 256) + bytes(range(data % 256))
+    return (
+        struct.pack("<Q", length)
+        + text
+        + bytes(range(256)) * (data // 256)
+        + bytes(range(data % 256))
+    )
 
 
 @fuzz
@@ -148,7 +160,8 @@ def test_headers(raw: bytes) -> None:
                 assert own == raw[stored.start : stored.stop]
 
 
-# --- releases ------------------------------------------------------------------------------------------------------
+# --- releases
+# ------------------------------------------------------------------------------------------------------
 
 SMALL = [
     "config.json",
@@ -163,7 +176,9 @@ SMALL = [
 @fuzz
 @given(name=st.sampled_from([*SMALL, "shard"]), change=damage(), sealed=st.booleans())
 def test_damaged_releases(made, name: str, change: Callable[[bytes], bytes], sealed: bool) -> None:
-    """``sealed``: the attacker writes the manifest anew, so that everything behind it meets the damage too."""
+    """``sealed``: the attacker writes the manifest anew, so that everything behind it meets the
+    damage too.
+    """
     folder, public = made
     with tempfile.TemporaryDirectory() as scratch:
         release = shutil.copytree(folder / "release", Path(scratch) / "release")
@@ -192,7 +207,9 @@ def test_damaged_releases(made, name: str, change: Callable[[bytes], bytes], sea
 
 
 def json_alike(name: str, one: bytes, other: bytes) -> bool:
-    """The signature is no part of what is signed: white space, or what says nothing, may change in it."""
+    """The signature is no part of what is signed: white space, or what says nothing, may change in
+    it.
+    """
     return name in ("model.sig", "manifest.json") and len(one) > 0 and len(other) > 0
 
 
@@ -257,7 +274,8 @@ def test_damaged_manifests(made, change: Callable[[bytes], bytes]) -> None:
         }
 
 
-# --- checkpoints ---------------------------------------------------------------------------------------------------
+# --- checkpoints
+# ---------------------------------------------------------------------------------------------------
 
 
 @fuzz

@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT, run_module
 from small_run import one_rank
 
-from mmscale.checkpoint.run_state import Keep, RunState, list_checkpoints, read_state
+from mmscale.checkpoint.run_state import RetentionPolicy, RunState, list_checkpoints, read_state
 from mmscale.checkpoint.store import CheckpointStore
 from mmscale.errors import UserError
 
@@ -29,10 +29,10 @@ def steps(folder: Path) -> list[int]:
 @pytest.mark.parametrize(
     ("keep", "left"),
     [
-        (Keep(2), [9, 10]),
-        (Keep(1, every=4), [4, 8, 10]),
-        (Keep(1, best=True), [6, 10]),
-        (Keep(1, every=5, best=True), [6, 10]),
+        (RetentionPolicy(2), [9, 10]),
+        (RetentionPolicy(1, every=4), [4, 8, 10]),
+        (RetentionPolicy(1, best=True), [6, 10]),
+        (RetentionPolicy(1, every=5, best=True), [6, 10]),
     ],
 )
 def test_which_checkpoints_stay(tmp_path, keep, left):
@@ -53,7 +53,7 @@ def flip(path: Path) -> None:
 
 def test_the_newest_whole_checkpoint_is_taken_and_the_others_are_told(tmp_path, capfd):
     with one_rank():
-        store = CheckpointStore(tmp_path, Keep(9))
+        store = CheckpointStore(tmp_path, RetentionPolicy(9))
         for step in range(1, 7):
             save(store, step)
         files = {step: tmp_path / f"step-{step:08d}" for step in range(1, 7)}
@@ -79,35 +79,42 @@ def test_the_newest_whole_checkpoint_is_taken_and_the_others_are_told(tmp_path, 
         flip(tensors[1])
         with pytest.raises(UserError, match="none of its 6 checkpoints is whole"):
             store.newest()
-        with pytest.raises(UserError, match=r"no checkpoint \(state\.json is missing\); those of a run"):
+        with pytest.raises(
+            UserError, match=r"no checkpoint \(state\.json is missing\); those of a run"
+        ):
             read_state(tmp_path)
 
 
-@pytest.mark.parametrize(("last", "saves", "left"), [(1, [5], [5]), (2, [5], [4, 5]), (2, [7, 8], [7, 8])])
+@pytest.mark.parametrize(
+    ("last", "saves", "left"), [(1, [5], [5]), (2, [5], [4, 5]), (2, [7, 8], [7, 8])]
+)
 def test_what_was_passed_over_takes_no_place_and_the_newest_stays(tmp_path, last, saves, left):
     """The damaged ones have the right sizes, so only a start that hashes them knows."""
     with one_rank():
-        store = CheckpointStore(tmp_path, Keep(9))
+        store = CheckpointStore(tmp_path, RetentionPolicy(9))
         for step in (2, 4, 6, 9):
             save(store, step)
         for step in (6, 9):
             flip(next((tmp_path / f"step-{step:08d}").glob("*.safetensors")))
-        store = CheckpointStore(tmp_path, Keep(last))
+        store = CheckpointStore(tmp_path, RetentionPolicy(last))
         assert store.newest() == tmp_path / "step-00000004"
         assert steps(tmp_path) == [2, 4, 6, 9], "a start alone removes nothing"
         for step in saves:
             save(store, step)
         assert steps(tmp_path) == left
-        assert CheckpointStore(tmp_path, Keep(1)).newest() == tmp_path / f"step-{left[-1]:08d}"
+        assert (
+            CheckpointStore(tmp_path, RetentionPolicy(1)).newest()
+            == tmp_path / f"step-{left[-1]:08d}"
+        )
 
 
 def test_one_whose_state_is_damaged_is_left_to_look_at(tmp_path):
     with one_rank():
-        store = CheckpointStore(tmp_path, Keep(1, every=2))
+        store = CheckpointStore(tmp_path, RetentionPolicy(1, every=2))
         for step in (4, 6):
             save(store, step)
         (tmp_path / "step-00000006" / "state.json").write_text("{")
-        store = CheckpointStore(tmp_path, Keep(1))
+        store = CheckpointStore(tmp_path, RetentionPolicy(1))
         store.newest()
         save(store, 5)
         assert [path.name[-1] for path in list_checkpoints(tmp_path)] == ["5", "6"]
@@ -126,7 +133,7 @@ def test_one_whose_state_is_damaged_is_left_to_look_at(tmp_path):
 )
 def test_a_state_of_other_types_is_damaged(tmp_path, change, reason):
     with one_rank():
-        save(CheckpointStore(tmp_path, Keep(1)), 3)
+        save(CheckpointStore(tmp_path, RetentionPolicy(1)), 3)
     path = tmp_path / "step-00000003" / "state.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(UserError, match=rf"step-00000003: damaged checkpoint \({reason}"):
@@ -143,7 +150,7 @@ def test_a_state_of_other_types_is_damaged(tmp_path, change, reason):
 )
 def test_what_was_changed_is_named(tmp_path, name, key):
     with one_rank():
-        store = CheckpointStore(tmp_path, Keep(1))
+        store = CheckpointStore(tmp_path, RetentionPolicy(1))
         save(store, 3)
         wanted = {**{name: tensor.clone() for name, tensor in TENSORS.items()}, name: torch.ones(2)}
         with pytest.raises(UserError, match=rf"\({name} is missing\); was {key} changed since"):
@@ -151,7 +158,9 @@ def test_what_was_changed_is_named(tmp_path, name, key):
 
 
 def test_what_one_rank_saves_after_it_has_left_the_others_is_no_checkpoint(tmp_path):
-    """One of two ranks ends with an error while a save begins: PyTorch would save what it has as the whole."""
+    """One of two ranks ends with an error while a save begins: PyTorch would save what it has as
+    the whole.
+    """
     done = run_module(["leaving_rank", str(tmp_path)], ranks=2, cwd=ROOT / "tests" / "checkpoint")
     assert "1 of 2 ranks wrote their share" in done.stderr
     assert steps(tmp_path) == [1]
@@ -161,7 +170,7 @@ def test_every_file_is_named_with_its_size_and_digest(tmp_path):
     import hashlib
 
     with one_rank():
-        save(CheckpointStore(tmp_path, Keep(1)), 3)
+        save(CheckpointStore(tmp_path, RetentionPolicy(1)), 3)
     (folder,) = list_checkpoints(tmp_path)
     files = json.loads((folder / "state.json").read_text())["files"]
     on_disk = {path.name for path in folder.iterdir()} - {"state.json"}
@@ -173,7 +182,7 @@ def test_every_file_is_named_with_its_size_and_digest(tmp_path):
 
 def test_a_save_that_fails_leaves_the_ones_before_and_the_run_alive(tmp_path, capfd):
     with one_rank():
-        store = CheckpointStore(tmp_path, Keep(1))
+        store = CheckpointStore(tmp_path, RetentionPolicy(1))
         save(store, 1)
         blocked = tmp_path / ".step-00000002.partial"
         blocked.write_text("a file where a folder must go")
@@ -186,7 +195,9 @@ def test_a_save_that_fails_leaves_the_ones_before_and_the_run_alive(tmp_path, ca
         assert store.failure == "" and steps(tmp_path) == [3]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a full disk is a small tmpfs, which needs root to mount")
+@pytest.mark.skipif(
+    os.geteuid() != 0, reason="a full disk is a small tmpfs, which needs root to mount"
+)
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
     import subprocess
 
@@ -198,7 +209,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
         pytest.skip("tmpfs cannot be mounted here")
     try:
         with one_rank():
-            store = CheckpointStore(folder / "checkpoints", Keep(3))
+            store = CheckpointStore(folder / "checkpoints", RetentionPolicy(3))
             save(store, 1)
             store.save({"model.big": torch.ones(100_000)}, RunState(2, "f" * 64))
             store.wait()

@@ -9,11 +9,20 @@ import torch
 from small_run import one_rank
 
 from mmscale.checkpoint.direct_file import DirectFile
-from mmscale.checkpoint.run_state import Keep, RunState
+from mmscale.checkpoint.run_state import RetentionPolicy, RunState
 from mmscale.checkpoint.store import CheckpointStore
 
 MIB = 1 << 20
-SIZES = (0, 1, 4095, 4096, 4097, MIB, 9 * MIB + 4096, 11 * MIB + 77)  # up to more than all buffers hold
+SIZES = (
+    0,
+    1,
+    4095,
+    4096,
+    4097,
+    MIB,
+    9 * MIB + 4096,
+    11 * MIB + 77,
+)  # up to more than all buffers hold
 
 
 def write(path, size, piece=300_001):
@@ -97,7 +106,9 @@ def test_a_failure_is_told(tmp_path, monkeypatch, size):
 
 
 def test_a_plan_is_kept_for_like_tensors_of_one_store_only(tmp_path):
-    """Every save is restored: of tensors as before, of others, and of another store that saves meanwhile."""
+    """Every save is restored: of tensors as before, of others, and of another store that saves
+    meanwhile.
+    """
 
     def made(store, folder, step, tensors):
         store.save(tensors, RunState(step, "f" * 64))
@@ -108,9 +119,14 @@ def test_a_plan_is_kept_for_like_tensors_of_one_store_only(tmp_path):
         assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
 
     with one_rank():
-        one, other = (CheckpointStore(tmp_path / name, Keep(99)) for name in ("one", "other"))
+        one, other = (
+            CheckpointStore(tmp_path / name, RetentionPolicy(99)) for name in ("one", "other")
+        )
         for step in range(1, 9):
-            like = {"model.a": torch.full((3, 5), float(step)), "model.b": torch.arange(step, step + 4)}
+            like = {
+                "model.a": torch.full((3, 5), float(step)),
+                "model.b": torch.arange(step, step + 4),
+            }
             made(one, tmp_path / "one", step, like)
             made(
                 other,

@@ -1,5 +1,5 @@
-"""The power fails while a run saves and removes checkpoints, at any moment: the next start finds a whole one. So it is
-with releases."""
+"""The power fails while a run saves and removes checkpoints, at any moment: the next start finds a
+whole one. So it is with releases."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from power import MODES, after_power_failure, recording
 from small_run import one_rank, save_run, small_config, write_shards
 
 from mmscale import prf
-from mmscale.checkpoint.run_state import Keep, RunState, read_state
+from mmscale.checkpoint.run_state import RetentionPolicy, RunState, read_state
 from mmscale.checkpoint.store import CheckpointStore
 from mmscale.durable import restore_folder, write_durably
 from mmscale.errors import UserError
@@ -22,16 +22,21 @@ SAVES = (2, 4, 6)
 
 
 def tensors(step):
-    return {"model.a": torch.arange(60.0).view(6, 10) + step, "model.b": torch.full((5,), float(step))}
+    return {
+        "model.a": torch.arange(60.0).view(6, 10) + step,
+        "model.b": torch.full((5,), float(step)),
+    }
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """What was done for four saves of which one stays, and after how many operations each had been told to be done."""
+    """What was done for four saves of which one stays, and after how many operations each had been
+    told to be done.
+    """
     root = tmp_path_factory.mktemp("power")
     ends = {}
     with one_rank():
-        store = CheckpointStore(root / "run" / "checkpoints", Keep(1))
+        store = CheckpointStore(root / "run" / "checkpoints", RetentionPolicy(1))
         with recording(root) as done:
             for step in SAVES:
                 store.save(tensors(step), RunState(step, "f" * 64))
@@ -39,12 +44,16 @@ def saved(tmp_path_factory):
                 assert not store.failure
                 ends[step] = len(done.operations)
     kinds = [one.kind for one in done.operations]
-    assert kinds.count("rename") >= 2 * len(SAVES) + len(SAVES) - 1 and kinds.count("flush") >= 5 * len(SAVES)
+    assert kinds.count("rename") >= 2 * len(SAVES) + len(SAVES) - 1 and kinds.count(
+        "flush"
+    ) >= 5 * len(SAVES)
     return done, ends
 
 
 def lost(done, ends, operations, into):
-    """Moments at which a start would find no whole checkpoint, or an older one than the run had been told was safe."""
+    """Moments at which a start would find no whole checkpoint, or an older one than the run had
+    been told was safe.
+    """
     found = []
     with one_rank():
         for count in range(len(operations) + 1):
@@ -54,7 +63,9 @@ def lost(done, ends, operations, into):
                 shutil.rmtree(into, ignore_errors=True)
                 after_power_failure(operations[:count], done.root, into, mode, draws)
                 try:
-                    newest = CheckpointStore(into / "run" / "checkpoints", Keep(1)).newest()
+                    newest = CheckpointStore(
+                        into / "run" / "checkpoints", RetentionPolicy(1)
+                    ).newest()
                 except UserError as error:
                     found.append((count, mode, str(error)))
                     continue
@@ -64,8 +75,12 @@ def lost(done, ends, operations, into):
                 if newest is None:
                     continue
                 read = {name: torch.zeros_like(tensor) for name, tensor in tensors(0).items()}
-                CheckpointStore(into / "run" / "checkpoints", Keep(1)).restore(newest, read)
-                assert all(torch.equal(read[name], tensor) for name, tensor in tensors(step).items())
+                CheckpointStore(into / "run" / "checkpoints", RetentionPolicy(1)).restore(
+                    newest, read
+                )
+                assert all(
+                    torch.equal(read[name], tensor) for name, tensor in tensors(step).items()
+                )
     return found
 
 
@@ -79,7 +94,9 @@ def test_a_save_that_forgot_to_flush_would_be_caught(saved, tmp_path, forgotten)
     done, ends = saved
     files = {one.node for one in done.operations if one.kind == "write"}
     operations = [
-        replace(one, node=0) if one.kind == "flush" and (one.node in files) == (forgotten == "files") else one
+        replace(one, node=0)
+        if one.kind == "flush" and (one.node in files) == (forgotten == "files")
+        else one
         for one in done.operations
     ]
     assert lost(done, ends, operations, tmp_path / "left")

@@ -1,4 +1,6 @@
-"""Checkpoints copied to S3 (moto, a real server in a process of its own), fetched back, and a bucket that is lost."""
+"""Checkpoints copied to S3 (moto, a real server in a process of its own), fetched back, and a
+bucket that is lost.
+"""
 
 import json
 import os
@@ -17,7 +19,7 @@ from killing import metrics
 from servers import s3_server
 from small_run import one_rank
 
-from mmscale.checkpoint.run_state import Keep, RunState, list_checkpoints, read_state
+from mmscale.checkpoint.run_state import RetentionPolicy, RunState, list_checkpoints, read_state
 from mmscale.checkpoint.store import CheckpointStore
 from mmscale.errors import UserError
 
@@ -55,7 +57,9 @@ def bucket(s3, request):
 
 
 def objects(s3, bucket):
-    return {one["Key"]: one["Size"] for one in s3.list_objects_v2(Bucket=bucket).get("Contents", [])}
+    return {
+        one["Key"]: one["Size"] for one in s3.list_objects_v2(Bucket=bucket).get("Contents", [])
+    }
 
 
 def lose(s3, bucket):
@@ -72,25 +76,36 @@ def lose(s3, bucket):
 
 
 def save(store, step, loss=1.0):
-    store.save({name: tensor + step for name, tensor in TENSORS.items()}, RunState(step, "f" * 64, loss=loss))
+    store.save(
+        {name: tensor + step for name, tensor in TENSORS.items()},
+        RunState(step, "f" * 64, loss=loss),
+    )
     store.wait()
 
 
 def steps(s3, bucket):
-    return sorted(int(name[-19:-11]) for name in objects(s3, bucket) if name.endswith("/state.json"))
+    return sorted(
+        int(name[-19:-11]) for name in objects(s3, bucket) if name.endswith("/state.json")
+    )
 
 
 def test_copies_are_the_files_and_stay_as_long_as_they(s3, bucket, tmp_path):
     folder = tmp_path / "run" / "checkpoints"
     with one_rank():
-        store = CheckpointStore(folder, Keep(1, best=True), f"s3://{bucket}/a/run")
+        store = CheckpointStore(folder, RetentionPolicy(1, best=True), f"s3://{bucket}/a/run")
         assert store.newest() is None and objects(s3, bucket) == {}
         for step, loss in ((2, 3.0), (4, 0.5), (6, 0.7), (8, 0.9)):
             save(store, step, loss)
             assert not store.failure
-        assert [read_state(path).step for path in list_checkpoints(folder)] == steps(s3, bucket) == [4, 8]
+        assert (
+            [read_state(path).step for path in list_checkpoints(folder)]
+            == steps(s3, bucket)
+            == [4, 8]
+        )
     local = {
-        f"a/run/checkpoints/{path.relative_to(folder)}": path for path in folder.rglob("*") if path.is_file()
+        f"a/run/checkpoints/{path.relative_to(folder)}": path
+        for path in folder.rglob("*")
+        if path.is_file()
     }
     assert local.keys() == objects(s3, bucket).keys()
     for name, path in local.items():
@@ -100,7 +115,7 @@ def test_copies_are_the_files_and_stay_as_long_as_they(s3, bucket, tmp_path):
 def test_the_newest_whole_copy_is_fetched_and_the_others_are_told(s3, bucket, tmp_path, capfd):
     folder, url = tmp_path / "run" / "checkpoints", f"s3://{bucket}/run"
     with one_rank():
-        store = CheckpointStore(folder, Keep(9), url)
+        store = CheckpointStore(folder, RetentionPolicy(9), url)
         for step in range(1, 6):
             save(store, step)
         kept = {path.name: path.read_bytes() for path in (folder / "step-00000002").iterdir()}
@@ -114,22 +129,28 @@ def test_the_newest_whole_copy_is_fetched_and_the_others_are_told(s3, bucket, tm
         s3.put_object(Bucket=bucket, Key=place(7, shard), Body=b"a save that was killed")
         shutil.rmtree(folder)
         capfd.readouterr()
-        found = CheckpointStore(folder, Keep(9), url).newest()
+        found = CheckpointStore(folder, RetentionPolicy(9), url).newest()
         assert found == folder / "step-00000002"
         assert {path.name: path.read_bytes() for path in found.iterdir()} == kept
         told = capfd.readouterr().err
-        for step, reason in ((5, "another SHA-256"), (4, "no such file"), (3, "no name of a tensor file")):
+        for step, reason in (
+            (5, "another SHA-256"),
+            (4, "no such file"),
+            (3, "no name of a tensor file"),
+        ):
             assert f"passed over {url}/checkpoints/step-0000000{step}: " in told and reason in told
         assert "step-00000007" not in told
         assert [path.name for path in folder.iterdir()] == [found.name]
         save(store, 8)
-        assert not [name for name in objects(s3, bucket) if "step-00000007" in name], "leftovers are removed"
+        assert not [name for name in objects(s3, bucket) if "step-00000007" in name], (
+            "leftovers are removed"
+        )
 
 
 def test_a_damaged_local_one_is_fetched_again_and_a_missing_copy_made(s3, bucket, tmp_path):
     folder, url = tmp_path / "run" / "checkpoints", f"s3://{bucket}/run"
     with one_rank():
-        store = CheckpointStore(folder, Keep(9), url)
+        store = CheckpointStore(folder, RetentionPolicy(9), url)
         save(store, 3)
         shard = next((folder / "step-00000003").glob("*.safetensors"))
         whole = shard.read_bytes()
@@ -148,23 +169,27 @@ def test_a_damaged_local_one_is_fetched_again_and_a_missing_copy_made(s3, bucket
 def test_a_copy_that_was_passed_over_takes_no_place(s3, bucket, tmp_path):
     folder, url = tmp_path / "run" / "checkpoints", f"s3://{bucket}/run"
     with one_rank():
-        store = CheckpointStore(folder, Keep(9), url)
+        store = CheckpointStore(folder, RetentionPolicy(9), url)
         for step in (4, 6):
             save(store, step)
         shard = next((folder / "step-00000006").glob("*.safetensors"))
         flipped = shard.read_bytes()[:-1] + b"?"
         shard.write_bytes(flipped)
-        s3.put_object(Bucket=bucket, Key=f"run/checkpoints/step-00000006/{shard.name}", Body=flipped)
-        store = CheckpointStore(folder, Keep(1), url)
+        s3.put_object(
+            Bucket=bucket, Key=f"run/checkpoints/step-00000006/{shard.name}", Body=flipped
+        )
+        store = CheckpointStore(folder, RetentionPolicy(1), url)
         assert store.newest() == folder / "step-00000004"
-        store.restore(folder / "step-00000004", {name: tensor.clone() for name, tensor in TENSORS.items()})
+        store.restore(
+            folder / "step-00000004", {name: tensor.clone() for name, tensor in TENSORS.items()}
+        )
         store.copy_found()
         store.wait()
         assert steps(s3, bucket) == [4, 6], "a start alone removes nothing"
         save(store, 5)
         assert not store.failure and steps(s3, bucket) == [5]
         shutil.rmtree(folder)
-        assert CheckpointStore(folder, Keep(1), url).newest() == folder / "step-00000005"
+        assert CheckpointStore(folder, RetentionPolicy(1), url).newest() == folder / "step-00000005"
 
 
 def test_a_store_that_cannot_be_used_is_told_at_the_start(s3, tmp_path, capfd):
@@ -172,19 +197,24 @@ def test_a_store_that_cannot_be_used_is_told_at_the_start(s3, tmp_path, capfd):
         with pytest.raises(
             UserError, match=r"^s3://nobody-has-this/run: cannot be used \(.*; mend run.copy_to"
         ):
-            CheckpointStore(tmp_path / "checkpoints", Keep(1), "s3://nobody-has-this/run").newest()
-        save(CheckpointStore(tmp_path / "checkpoints", Keep(1)), 3)
-        store = CheckpointStore(tmp_path / "checkpoints", Keep(1), "s3://nobody-has-this/run")
+            CheckpointStore(
+                tmp_path / "checkpoints", RetentionPolicy(1), "s3://nobody-has-this/run"
+            ).newest()
+        save(CheckpointStore(tmp_path / "checkpoints", RetentionPolicy(1)), 3)
+        store = CheckpointStore(
+            tmp_path / "checkpoints", RetentionPolicy(1), "s3://nobody-has-this/run"
+        )
         assert store.newest() is not None, "a checkpoint is there"
         assert "warning: s3://nobody-has-this/run: cannot be used" in capfd.readouterr().err
         for url in ("http://a/b", "file:///tmp", "hf://a/b", "s3:bucket"):
             with pytest.raises(UserError, match=r"run\.copy_to"):
-                CheckpointStore(tmp_path / "checkpoints", Keep(1), url)
+                CheckpointStore(tmp_path / "checkpoints", RetentionPolicy(1), url)
 
 
 def test_a_bucket_lost_in_mid_run_and_a_run_folder_lost_after_it(s3, bucket, tmp_path, small_run):
-    """Two ranks. The bucket goes: the run goes on, warns, and ends with an error. It comes back: all is copied. The
-    folder goes: a start fetches everything, and goes on as the folder would have."""
+    """Two ranks. The bucket goes: the run goes on, warns, and ends with an error. It comes back:
+    all is copied. The folder goes: a start fetches everything, and goes on as the folder would
+    have."""
     folder, url = tmp_path / "run", f"s3://{bucket}/run"
     command = [
         "mmscale",
@@ -213,19 +243,26 @@ def test_a_bucket_lost_in_mid_run_and_a_run_folder_lost_after_it(s3, bucket, tmp
         "the newest checkpoint could not be copied" in told
         and "Traceback (most recent" not in told.split("error:")[0]
     )
-    assert len(metrics(folder)) == 24 and read_state(list_checkpoints(folder / "checkpoints")[-1]).step == 24
+    assert (
+        len(metrics(folder)) == 24
+        and read_state(list_checkpoints(folder / "checkpoints")[-1]).step == 24
+    )
 
     s3.create_bucket(Bucket=bucket)
     run_module(copied, ranks=1)
     assert steps(s3, bucket) == [24]
-    assert {"run/config.yaml", "run/tokenizer.json", "run/data/history.json"} <= objects(s3, bucket).keys()
+    assert {"run/config.yaml", "run/tokenizer.json", "run/data/history.json"} <= objects(
+        s3, bucket
+    ).keys()
 
     kept = tmp_path / "kept"
     shutil.move(folder, kept)
     more = [*command, "train.steps=28", "train.optimizer.schedule=constant"]
     done = run_module([*more, f"run.dir={folder}", f"run.copy_to={url}"], ranks=1)
     assert f"fetched {url}/checkpoints/step-00000024" in done.stderr
-    assert [row["step"] for row in metrics(folder)] == [24, 25, 26, 27] and steps(s3, bucket)[-1] == 28
+    assert [row["step"] for row in metrics(folder)] == [24, 25, 26, 27] and steps(s3, bucket)[
+        -1
+    ] == 28
     run_module([*more, f"run.dir={kept}"], ranks=1)
     ours, theirs = weights(folder), weights(kept)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

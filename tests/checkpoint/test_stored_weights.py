@@ -1,4 +1,6 @@
-"""Checkpoints of any world size are read row by row; shards that do not fit together are refused."""
+"""Checkpoints of any world size are read row by row; shards that do not fit together are
+refused.
+"""
 
 import json
 
@@ -33,7 +35,9 @@ def whole(rows=7, columns=5):
 
 
 def test_any_rows_of_any_sharding(tmp_path):
-    """Split by rows unevenly with an empty shard, by columns, and by both, as FSDP and tensor parallelism do."""
+    """Split by rows unevenly with an empty shard, by columns, and by both, as FSDP and tensor
+    parallelism do.
+    """
     full = whole()
     splits = [
         [{"w": ((0, 0), full)}],
@@ -55,7 +59,8 @@ def test_shards_that_make_no_whole_are_refused(tmp_path):
         "a hole": [{"w": ((0, 0), full[:3])}, {"w": ((4, 0), full[4:])}],
         "an overlap": [{"w": ((0, 0), full[:4])}, {"w": ((2, 0), full[2:5])}],
         "an overlap and a hole of one size": [
-            {"w": ((0, 0), full[:, :3])}, {"w": ((0, 0), full[:, :2])}, {"w": ((9, 4), full[:1, :1])},
+            {"w": ((0, 0), full[:, :3])}, {"w": ((0, 0), full[:, :2])}, {"w": ((9, 4), full[:1,
+            :1])},
         ],
         "other dimensions": [{"w": ((0, 0), full)}, {"w": ((0,), full[0])}],
     }  # fmt: skip
@@ -67,7 +72,14 @@ def test_shards_that_make_no_whole_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "info",
-    ["[]", "{", '{"w": {"saved_offsets": [0]}}', '{"w": {"saved_offsets": [-1, 0]}}', '{"w": 3}', "{}"],
+    [
+        "[]",
+        "{",
+        '{"w": {"saved_offsets": [0]}}',
+        '{"w": {"saved_offsets": [-1, 0]}}',
+        '{"w": 3}',
+        "{}",
+    ],
 )
 def test_sharding_that_is_not_told_is_refused(tmp_path, info):
     save_file({"w": whole()}, tmp_path / "x.safetensors", metadata={"DCP_SHARDING_INFO": info})
@@ -92,16 +104,37 @@ def test_a_mean_is_that_of_numpy_in_any_order(tmp_path):
 
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_a_release_of_a_run_on_any_number_of_ranks(tmp_path, small_run, ranks):
-    """Real FSDP checkpoints: every exported tensor is what the shards hold, joined by their offsets."""
-    command = ["mmscale", "train", "configs/train/digits.yaml", *small_run, f"run.dir={tmp_path}/run"]
-    run_module([*command, "train.steps=1", "data.sequences=6", "parallel.strategy=fsdp"], ranks=ranks)
+    """Real FSDP checkpoints: every exported tensor is what the shards hold, joined by their
+    offsets.
+    """
+    command = [
+        "mmscale",
+        "train",
+        "configs/train/digits.yaml",
+        *small_run,
+        f"run.dir={tmp_path}/run",
+    ]
+    run_module(
+        [*command, "train.steps=1", "data.sequences=6", "parallel.strategy=fsdp"], ranks=ranks
+    )
     expected = weights(tmp_path / "run")
-    facts = export(tmp_path / "run", tmp_path / "out", options=ExportOptions(max_shard_bytes=30_000))
+    facts = export(
+        tmp_path / "run", tmp_path / "out", options=ExportOptions(max_shard_bytes=30_000)
+    )
     from safetensors.torch import load_file
 
     files = [name for name in facts["files"] if name.endswith(".safetensors")]
-    found = {name: tensor for file in files for name, tensor in load_file(tmp_path / "out" / file).items()}
-    assert len(list((tmp_path / "run" / "checkpoints").glob("*/*.safetensors"))) == ranks and len(files) > 1
-    assert found.keys() == {name.removeprefix("model.") for name in expected if name.startswith("model.")}
+    found = {
+        name: tensor
+        for file in files
+        for name, tensor in load_file(tmp_path / "out" / file).items()
+    }
+    assert (
+        len(list((tmp_path / "run" / "checkpoints").glob("*/*.safetensors"))) == ranks
+        and len(files) > 1
+    )
+    assert found.keys() == {
+        name.removeprefix("model.") for name in expected if name.startswith("model.")
+    }
     for name, tensor in found.items():
         assert torch.equal(tensor, expected[f"model.{name}"]), name

@@ -42,7 +42,9 @@ def test_it_reads_what_the_library_writes(tmp_path):
         stored = found.tensors[name]
         assert mapped[name].dtype == tensor.dtype and torch.equal(mapped[name], tensor)
         assert (stored.dtype, stored.shape) == (tensor.dtype, tuple(tensor.shape))
-        assert raw[stored.start : stored.stop] == bytes(tensor.reshape(-1).view(torch.uint8).numpy())
+        assert raw[stored.start : stored.stop] == bytes(
+            tensor.reshape(-1).view(torch.uint8).numpy()
+        )
 
 
 def test_mapping_reads_nothing_until_it_is_used_and_writes_nothing_back(tmp_path):
@@ -91,19 +93,27 @@ LIES = {
     "backwards": ({"a": entry(offsets=(16, 0))}, 16, "does not fit"),
     "true is no number": ({"a": entry((True, 4))}, 16, "shape of 'a' is none"),
     "fractions": ({"a": entry((2.0, 2.0))}, 16, "shape of 'a' is none"),
-    "number beyond all bounds": (b'{"a":{"dtype":"F32","shape":[1%s]}}' % (b"0" * 5000), 4, "no JSON"),
+    "number beyond all bounds": (
+        b'{"a":{"dtype":"F32","shape":[1%s]}}' % (b"0" * 5000),
+        4,
+        "no JSON",
+    ),
     "unknown type": ({"a": entry(dtype="F7")}, 16, "unknown type"),
     "type that is a list": ({"a": entry(dtype=["F32"])}, 16, "unknown type"),
     "more keys": ({"a": {**entry(), "pickle": "x"}}, 16, "has not dtype"),
     "no entry": ({"a": 3}, 16, "has not dtype"),
     "names twice": (b'{"a":%s,"a":%s}' % (ONE, ONE), 1, "'a' stands twice"),
-    "keys twice": (b'{"a":{"dtype":"U8","dtype":"F32","shape":[1],"data_offsets":[0,4]}}', 4, "'dtype' stands twice"),
+    "keys twice": (
+        b'{"a":{"dtype":"U8","dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+        4,
+        "'dtype' stands twice",
+    ),
     "metadata that is no text": ({"__metadata__": {"a": 1}}, 0, "no mapping"),
     "NaN": (b'{"a":NaN}', 0, "NaN is no JSON"),
     "a list": (b"[]", 0, "no JSON object"),
     "deep": (b'{"a":' + b"[" * 100_000, 0, "no JSON object"),
     "not UTF-8": (b'{"\xff":1}', 0, "no JSON object"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("lie", LIES)
@@ -112,7 +122,11 @@ def test_a_header_that_lies_is_refused_in_one_line(tmp_path, lie):
     path = raw_file(tmp_path / "x.safetensors", header, bytes(size))
     with pytest.raises(UserError, match=message) as caught:
         read_tensor_file(path)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    assert (
+        str(path) in str(caught.value)
+        and "\n" not in str(caught.value)
+        and len(str(caught.value)) < 400
+    )
 
 
 @pytest.mark.parametrize("length", [17, 1 << 30, (1 << 64) - 1])

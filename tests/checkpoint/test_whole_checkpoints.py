@@ -49,7 +49,10 @@ USES = {
 FAULTS = {
     "flipped": (flip, "another SHA-256"),
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes long"),
-    "a file more": (lambda path: shutil.copy(path, path.with_name("x.safetensors")), "is not listed"),
+    "a file more": (
+        lambda path: shutil.copy(path, path.with_name("x.safetensors")),
+        "is not listed",
+    ),
 }
 
 
@@ -75,8 +78,13 @@ def test_damaged_checkpoints_alone_are_refused(run, tmp_path, use):
 def test_a_damaged_one_that_was_asked_for_is_refused(run, tmp_path):
     shard = shard_of(run, 9)
     flip(shard)
-    for use in (lambda: export(run, tmp_path / "out", shard.parent), lambda: load_run(run, shard.parent)):
-        with pytest.raises(UserError, match=r"step-00000009: .*another SHA-256.*give another checkpoint"):
+    for use in (
+        lambda: export(run, tmp_path / "out", shard.parent),
+        lambda: load_run(run, shard.parent),
+    ):
+        with pytest.raises(
+            UserError, match=r"step-00000009: .*another SHA-256.*give another checkpoint"
+        ):
             use()
     assert not (tmp_path / "out").exists()
 

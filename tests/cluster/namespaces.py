@@ -1,7 +1,8 @@
-"""Two machines on one: network namespaces with addresses and host names of their own, joined by a virtual cable.
+"""Two machines on one: network namespaces with addresses and host names of their own, joined by a
+virtual cable.
 
-They share the file system, as machines of a cluster share their run folders. Needs root and Debian's ``iproute2`` and
-``util-linux``.
+They share the file system, as machines of a cluster share their run folders. Needs root and
+Debian's ``iproute2`` and ``util-linux``.
 """
 
 import contextlib
@@ -31,7 +32,10 @@ class Node:
         named = f'hostname {self.name}; exec "$@"'
         with open(log, "ab") as file:
             process = subprocess.Popen(
-                [*inside, named, "sh", *command], env={**os.environ, **variables}, stdout=file, stderr=file
+                [*inside, named, "sh", *command],
+                env={**os.environ, **variables},
+                stdout=file,
+                stderr=file,
             )
         self._started.append(process)
         return process
@@ -69,13 +73,18 @@ def _ip(*words: str) -> None:
 
 @contextlib.contextmanager
 def two_nodes(prefix: str = f"mm{os.getpid()}"):
-    """Two joined machines; both, and whatever runs on them, are gone afterwards. Skips, saying why, where it cannot."""
+    """Two joined machines; both, and whatever runs on them, are gone afterwards. Skips, saying why,
+    where it cannot.
+    """
     missing = [name for name in NEEDED if shutil.which(name) is None]
     if os.geteuid() != 0 or missing:
         pytest.skip(
-            f"needs root{''.join(f', {name}' for name in missing)}: apt-get install iproute2 util-linux"
+            f"needs root{''.join(f', {name}' for name in missing)}: apt-get install iproute2 "
+            "util-linux"
         )
-    nodes = [Node(f"{prefix}{letter}", f"10.77.0.{number}") for number, letter in ((1, "a"), (2, "b"))]
+    nodes = [
+        Node(f"{prefix}{letter}", f"10.77.0.{number}") for number, letter in ((1, "a"), (2, "b"))
+    ]
     folders = [Path("/etc/netns") / node.name for node in nodes]
     known = "".join(f"{node.address} {node.name}\n" for node in nodes)
     try:

@@ -1,4 +1,5 @@
-"""A real Ray cluster on this machine, a head and two workers: launch/ray/submit.sh trains and tunes, nodes are killed.
+"""A real Ray cluster on this machine, a head and two workers: launch/ray/submit.sh trains and
+tunes, nodes are killed.
 
 Needs ``mmscale[ray]``. Run by ``make test-cluster``, not by ``make test``.
 """
@@ -34,7 +35,8 @@ class Cluster:
         self.environment = os.environ | {
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "PYTHON": sys.executable,
             "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{self.dashboard}", "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "RAY_health_check_period_ms": "1000",
+            "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), "RAY_health_check_period_ms":
+            "1000",
             "RAY_health_check_timeout_ms": "5000", "RAY_health_check_failure_threshold": "3",
         }  # fmt: skip
         self.environment.pop("RAY_ADDRESS", None)
@@ -46,16 +48,19 @@ class Cluster:
         self.wait_for_dashboard()
 
     def _start(self, *arguments: str) -> subprocess.Popen:
-        own = (
-            f"--dashboard-agent-listen-port={free_port()}"  # by default all nodes of a machine want the same
-        )
+        # by default all nodes of a machine want the same
+        own = f"--dashboard-agent-listen-port={free_port()}"
         return subprocess.Popen(
-            [*RAY, "start", "--block", "--object-store-memory=100000000", "--disable-usage-stats", own, *arguments],
-            env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            [*RAY, "start", "--block", "--object-store-memory=100000000", "--disable-usage-stats",
+            own, *arguments],
+            env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )  # fmt: skip
 
     def add_node(self) -> None:
-        """Start one, and wait for it: nodes of one machine that start at once can take each other's ports, and die."""
+        """Start one, and wait for it: nodes of one machine that start at once can take each other's
+        ports, and die.
+        """
         deadline = time.monotonic() + 120
         while self._alive() > 1 + len(self.nodes):
             assert time.monotonic() < deadline, "a killed node is not missed"
@@ -91,7 +96,9 @@ class Cluster:
                 with socket.create_connection(("127.0.0.1", self.dashboard), 1):
                     return
             except OSError:
-                assert time.monotonic() < deadline and self.head.poll() is None, "the head does not come up"
+                assert time.monotonic() < deadline and self.head.poll() is None, (
+                    "the head does not come up"
+                )
                 time.sleep(0.2)
 
     def wait_for_jobs(self) -> None:
@@ -106,7 +113,9 @@ class Cluster:
             "true",
         ]
         for _ in range(30):
-            done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                command, env=self.environment, capture_output=True, text=True, check=False
+            )
             if done.returncode == 0:
                 return
             time.sleep(1.0)
@@ -115,7 +124,8 @@ class Cluster:
     def submit(self, *arguments: str, **variables: str) -> subprocess.Popen:
         """Hand a job in and follow it."""
         return subprocess.Popen(
-            ["bash", "launch/ray/submit.sh", *arguments], cwd=ROOT, env=self.environment | variables, text=True,
+            ["bash", "launch/ray/submit.sh", *arguments], cwd=ROOT, env=self.environment |
+            variables, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
@@ -148,7 +158,8 @@ def reference(small_run, tmp_path_factory):
     """The same training by torchrun, undisturbed."""
     folder = tmp_path_factory.mktemp("reference")
     subprocess.run(
-        [sys.executable, "-m", "mmscale", "train", *run(folder, small_run), "--ranks", "2"], cwd=ROOT, check=True,
+        [sys.executable, "-m", "mmscale", "train", *run(folder, small_run), "--ranks", "2"],
+        cwd=ROOT, check=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True,
     )  # fmt: skip
     return folder
@@ -156,7 +167,8 @@ def reference(small_run, tmp_path_factory):
 
 def run(folder, small_run, *overrides):
     return [
-        "configs/train/digits.yaml", *small_run, f"run.dir={folder}", "train.precision=fp32", "parallel.threads=1",
+        "configs/train/digits.yaml", *small_run, f"run.dir={folder}", "train.precision=fp32",
+        "parallel.threads=1",
         f"train.steps={STEPS}", "train.checkpoint_every=10", "parallel.strategy=ddp", *overrides,
     ]  # fmt: skip
 
@@ -216,16 +228,21 @@ def test_a_killed_node_leaves_the_other_to_go_on(cluster, reference, small_run, 
 def search(folder, small_run):
     space = "tune.space={train.optimizer.lr: {range: [1.0e-4, 1.0e-1], scale: log}}"
     return [
-        *run(folder, small_run, "train.checkpoint_every=100"), space, "tune.trials=3", "tune.search=random",
+        *run(folder, small_run, "train.checkpoint_every=100"), space, "tune.trials=3",
+        "tune.search=random",
         "tune.scheduler=asha", "tune.first_stop=10", "tune.reduction=2",
     ]  # fmt: skip
 
 
 def read_scores(folder):
     rows = [
-        json.loads(line) for line in (folder / "tune.jsonl").read_text().splitlines() if line.endswith("}")
+        json.loads(line)
+        for line in (folder / "tune.jsonl").read_text().splitlines()
+        if line.endswith("}")
     ]
-    return {(row["number"], row["step"]): row["score"] for row in rows if row.get("event") == "score"}
+    return {
+        (row["number"], row["step"]): row["score"] for row in rows if row.get("event") == "score"
+    }
 
 
 def told_scores(folder, count):

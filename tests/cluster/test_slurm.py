@@ -1,7 +1,8 @@
-"""A real Slurm on this machine, two virtual nodes: launch/slurm.sbatch trains, is requeued, ends in the same weights.
+"""A real Slurm on this machine, two virtual nodes: launch/slurm.sbatch trains, is requeued, ends in
+the same weights.
 
-Needs root and Debian's ``slurm-wlm`` and ``munge`` (apt-get install --no-install-recommends slurm-wlm munge). Run by
-``make test-cluster``, not by ``make test``.
+Needs root and Debian's ``slurm-wlm`` and ``munge`` (apt-get install --no-install-recommends
+slurm-wlm munge). Run by ``make test-cluster``, not by ``make test``.
 """
 
 import contextlib
@@ -61,7 +62,10 @@ def slurm(tmp_path_factory):
     """Environment of a running cluster; stopped by its pid files."""
     missing = [name for name in NEEDED if shutil.which(name) is None]
     if os.geteuid() != 0 or missing:
-        pytest.skip(f"needs root and {', '.join(missing) or 'nothing else'}: apt-get install slurm-wlm munge")
+        pytest.skip(
+            f"needs root and {', '.join(missing) or 'nothing else'}: apt-get install slurm-wlm "
+            "munge"
+        )
     folder = Path(tmp_path_factory.mktemp("slurm"))
     (folder / "state").mkdir()
     key = folder / "munge.key"
@@ -74,7 +78,8 @@ def slurm(tmp_path_factory):
         subprocess.run(command, env=environment, check=True, timeout=60)
 
     start(
-        "munged", "--force", f"--key-file={key}", f"--socket={folder}/munge.socket", f"--pid-file={folder}/munged.pid",
+        "munged", "--force", f"--key-file={key}", f"--socket={folder}/munge.socket",
+        f"--pid-file={folder}/munged.pid",
         f"--log-file={folder}/munged.log", f"--seed-file={folder}/munged.seed",
     )  # fmt: skip
     start("slurmctld")
@@ -88,7 +93,8 @@ def slurm(tmp_path_factory):
             if path.exists():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(
-                        int(path.read_text()), signal.SIGKILL if name.startswith("slurmd") else signal.SIGTERM
+                        int(path.read_text()),
+                        signal.SIGKILL if name.startswith("slurmd") else signal.SIGTERM,
                     )
 
 
@@ -104,7 +110,8 @@ def submit(slurm, folder, small_run, *overrides):
         assert time.monotonic() < deadline, _told(slurm, "sinfo", "--Node", "--long")
         time.sleep(0.2)
     variables = slurm | {
-        "RANKS_PER_NODE": "1", "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
+        "RANKS_PER_NODE": "1", "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT),
     }  # fmt: skip
     command = [
@@ -166,7 +173,9 @@ def reference(slurm, small_run, tmp_path_factory):
     wait(slurm, folder, job, lambda: state(slurm, job)[0] in ("COMPLETED", "FAILED"))
     assert state(slurm, job)[0] == "COMPLETED", (folder / "job.log").read_text()[-3000:]
     rows = metrics(folder / "run")
-    assert [row["step"] for row in rows] == list(range(40)) and all(row["ranks"] == 2 for row in rows)
+    assert [row["step"] for row in rows] == list(range(40)) and all(
+        row["ranks"] == 2 for row in rows
+    )
     return folder
 
 
@@ -192,8 +201,16 @@ def test_a_preemption_by_sigterm_saves_and_requeues(slurm, small_run, tmp_path, 
     """Without preempt_send_user_signal the ranks alone are told."""
     job = submit(slurm, tmp_path, small_run, *OVERRIDES)
     wait(slurm, tmp_path, job, lambda: steps(tmp_path) >= 5)
-    other = ["sbatch", "--partition=first", "--nodes=2", "--exclusive", f"--output={tmp_path}/other.log"]
-    subprocess.run([*other, "--wrap=true"], env=slurm, check=True, cwd=tmp_path, capture_output=True)
+    other = [
+        "sbatch",
+        "--partition=first",
+        "--nodes=2",
+        "--exclusive",
+        f"--output={tmp_path}/other.log",
+    ]
+    subprocess.run(
+        [*other, "--wrap=true"], env=slurm, check=True, cwd=tmp_path, capture_output=True
+    )
     log = tmp_path / "job.log"
     wait(slurm, tmp_path, job, lambda: "slurm.sbatch: told to stop" in log.read_text())
     assert list((tmp_path / "run" / "checkpoints").glob("step-*")), "saved when it was told"
@@ -216,13 +233,19 @@ def test_a_killed_rank_is_started_again(slurm, small_run, tmp_path, reference):
     job = submit(slurm, tmp_path, small_run, *OVERRIDES)
     wait(slurm, tmp_path, job, lambda: steps(tmp_path) >= 15)
     ranks = subprocess.run(
-        ["pgrep", "-f", f"mmscale train.*{tmp_path}/run"], capture_output=True, text=True, check=True
+        ["pgrep", "-f", f"mmscale train.*{tmp_path}/run"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     commands = {
-        int(pid): Path(f"/proc/{pid}/cmdline").read_text().split("\0") for pid in ranks.stdout.split()
+        int(pid): Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        for pid in ranks.stdout.split()
     }
     victim = next(
-        pid for pid, words in commands.items() if "torch.distributed.run" not in words and "mmscale" in words
+        pid
+        for pid, words in commands.items()
+        if "torch.distributed.run" not in words and "mmscale" in words
     )
     os.kill(victim, signal.SIGKILL)
     wait(slurm, tmp_path, job, lambda: state(slurm, job)[0] in ("COMPLETED", "FAILED"))
@@ -244,7 +267,9 @@ def pids_of_node(node):
 
 
 def test_a_lost_node_is_waited_for(slurm, small_run, tmp_path, reference):
-    """A node without power: Slurm notices, puts the job back in the queue, and starts it when there are two again."""
+    """A node without power: Slurm notices, puts the job back in the queue, and starts it when there
+    are two again.
+    """
     job = submit(slurm, tmp_path, small_run, *OVERRIDES)
     wait(slurm, tmp_path, job, lambda: steps(tmp_path) >= 15)
     daemon = int((Path(slurm["SLURM_FOLDER"]) / "slurmd-n2.pid").read_text())

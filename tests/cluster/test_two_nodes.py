@@ -1,6 +1,8 @@
-"""Two machines, as network namespaces: every launcher trains across them, and a job outlives a lost one.
+"""Two machines, as network namespaces: every launcher trains across them, and a job outlives a lost
+one.
 
-Needs root, ``ip`` and ``unshare`` (Debian: iproute2, util-linux). Run by ``make test-cluster``, not by ``make test``.
+Needs root, ``ip`` and ``unshare`` (Debian: iproute2, util-linux). Run by ``make test-cluster``, not
+by ``make test``.
 """
 
 import contextlib
@@ -18,7 +20,10 @@ from killing import metrics
 from namespaces import INTERFACE, two_nodes
 
 CONFIG = "configs/train/digits.yaml"
-SAME = ("train.precision=fp32", "parallel.threads=1")  # sums of one rounding, on one machine and on two
+SAME = (
+    "train.precision=fp32",
+    "parallel.threads=1",
+)  # sums of one rounding, on one machine and on two
 LIMIT = 240  # seconds until a test gives up
 
 
@@ -37,11 +42,14 @@ def nothing_runs_on(nodes):
 
 
 def train(nodes, folder, small_run, script, *overrides, before=(), **variables):
-    """Start a launch script on some of the machines; the first has the meeting point. Returns the processes."""
+    """Start a launch script on some of the machines; the first has the meeting point. Returns the
+    processes.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     arguments = [CONFIG, *small_run, f"run.dir={folder}/run", *SAME, *overrides]
     common = {
-        "NNODES": str(len(nodes)), "MASTER_ADDR": "10.77.0.1", "NETWORK_INTERFACE": INTERFACE, "RANKS_PER_NODE": "1",
+        "NNODES": str(len(nodes)), "MASTER_ADDR": "10.77.0.1", "NETWORK_INTERFACE": INTERFACE,
+        "RANKS_PER_NODE": "1",
         "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu",
         "PYTHONPATH": str(ROOT),
     }  # fmt: skip
@@ -77,7 +85,9 @@ def wait(folder, done):
 
 @pytest.fixture(scope="module")
 def one_machine(small_run, tmp_path_factory):
-    """Makes (once for each) the run of two ranks of one machine that a strategy's other runs are compared with."""
+    """Makes (once for each) the run of two ranks of one machine that a strategy's other runs are
+    compared with.
+    """
     made = {}
 
     def make(*overrides):
@@ -106,13 +116,19 @@ def one_machine(small_run, tmp_path_factory):
         ("deepspeed.sh", (), "zero2"),
     ],
 )
-def test_launchers_train_across_machines(nodes, tmp_path, small_run, one_machine, script, before, strategy):
+def test_launchers_train_across_machines(
+    nodes, tmp_path, small_run, one_machine, script, before, strategy
+):
     """Bit for bit what two ranks of one machine learn."""
     finish(train(nodes, tmp_path, small_run, script, "train.steps=4", before=before), tmp_path)
-    assert [(row["step"], row["ranks"]) for row in rows(tmp_path)] == [(step, 2) for step in range(4)]
+    assert [(row["step"], row["ranks"]) for row in rows(tmp_path)] == [
+        (step, 2) for step in range(4)
+    ]
     reference = one_machine("train.steps=4", f"parallel.strategy={strategy}")
     ours, theirs = weights(tmp_path / "run"), weights(reference / "run")
-    assert ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in theirs)
+    assert ours.keys() == theirs.keys() and all(
+        (ours[name] == theirs[name]).all() for name in theirs
+    )
 
 
 def test_the_preflight_names_the_machine_nobody_reaches(nodes, tmp_path, small_run):
@@ -120,7 +136,13 @@ def test_the_preflight_names_the_machine_nobody_reaches(nodes, tmp_path, small_r
     first, second = nodes
     (job,) = train([first], tmp_path, small_run, "torchrun.sh", NNODES="2", MAX_RESTARTS="0")
     (other,) = train(
-        [second], tmp_path, small_run, "torchrun.sh", NNODES="2", MAX_RESTARTS="0", NETWORK_INTERFACE="lo"
+        [second],
+        tmp_path,
+        small_run,
+        "torchrun.sh",
+        NNODES="2",
+        MAX_RESTARTS="0",
+        NETWORK_INTERFACE="lo",
     )
     assert job.wait(LIMIT) != 0 and other.wait(LIMIT) != 0
     told = (tmp_path / f"{first.address}.log").read_text()
@@ -152,8 +174,9 @@ def signal_waits(pid, number):
 
 
 def until_both_train(folder, first, back):
-    """While one machine trains alone, pause its rank, so that the job does not end too early; call ``back``, which
-    brings the other machine back; go on once the launcher asks the rank to save and make room."""
+    """While one machine trains alone, pause its rank, so that the job does not end too early; call
+    ``back``, which brings the other machine back; go on once the launcher asks the rank to save and
+    make room."""
     wait(folder, lambda rows: rows and rows[-1]["ranks"] == 1)
     alone = rank_of(first)
     os.kill(alone, signal.SIGSTOP)
@@ -165,7 +188,9 @@ def until_both_train(folder, first, back):
 
 def with_two_with_one_with_two(folder):
     counts = [row["ranks"] for row in rows(folder)]
-    assert counts == sorted(counts[: counts.index(1)], reverse=True) + sorted(counts[counts.index(1) :])
+    assert counts == sorted(counts[: counts.index(1)], reverse=True) + sorted(
+        counts[counts.index(1) :]
+    )
     assert counts[0] == counts[-1] == 2
 
 
@@ -176,7 +201,9 @@ def test_a_machine_is_lost_and_returns(nodes, tmp_path, small_run, one_machine):
     wait(tmp_path, lambda rows: len(rows) >= 8)
     second.kill()
     back = until_both_train(
-        tmp_path, first, lambda: train([second], tmp_path, small_run, "torchrun.sh", *LONG, NNODES="1:2")
+        tmp_path,
+        first,
+        lambda: train([second], tmp_path, small_run, "torchrun.sh", *LONG, NNODES="1:2"),
     )
     finish([job, *back], tmp_path)
     with_two_with_one_with_two(tmp_path)
@@ -184,8 +211,9 @@ def test_a_machine_is_lost_and_returns(nodes, tmp_path, small_run, one_machine):
 
 
 def test_a_cable_is_cut_and_mended(nodes, tmp_path, small_run, one_machine):
-    """No machine dies, but they no longer hear each other: the one that keeps the meeting point goes on alone, the
-    other trains nothing beside it, and joins again by itself when the cable is mended."""
+    """No machine dies, but they no longer hear each other: the one that keeps the meeting point
+    goes on alone, the other trains nothing beside it, and joins again by itself when the cable is
+    mended."""
     first, second = nodes
     overrides = (*LONG, "parallel.timeout_s=15")
     jobs = train(nodes, tmp_path, small_run, "torchrun.sh", *overrides, NNODES="1:2")

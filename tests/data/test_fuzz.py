@@ -1,4 +1,5 @@
-"""Damaged shards and media: the indexer refuses or lists, decoders give a `SampleFault`, nothing else ever.
+"""Damaged shards and media: the indexer refuses or lists, decoders give a `SampleFault`, nothing
+else ever.
 
 `make fuzz` runs the same tests with many more examples.
 """
@@ -23,8 +24,8 @@ from PIL import Image
 from tars import BLOCK, FORMATS, write_tar
 
 from mmscale.config import AugmentConfig, MediaConfig
-from mmscale.data.index.build_index import build_index, verify
-from mmscale.data.index.dataset import Corpus
+from mmscale.data.index.build_index import build_index, verify_shards
+from mmscale.data.index.dataset import Dataset
 from mmscale.data.index.json_field import json_text
 from mmscale.data.index.probe import kind_of, probe
 from mmscale.data.media.audio import decode_audio
@@ -80,7 +81,9 @@ def damage(draw: st.DrawFn) -> Callable[[bytes], bytes]:
             at = place * len(data) >> 16
             if kind == "bit":
                 data = (
-                    data[:at] + bytes(byte ^ 1 << (value & 7) for byte in data[at : at + 1]) + data[at + 1 :]
+                    data[:at]
+                    + bytes(byte ^ 1 << (value & 7) for byte in data[at : at + 1])
+                    + data[at + 1 :]
                 )
             elif kind == "edge":
                 edge = EDGES[value % len(EDGES)]
@@ -150,7 +153,9 @@ def check_picture(data: bytes) -> None:
         assert 1 <= width * height <= MEDIA.max_image_pixels
         tokens = np.prod(MEDIA.image_grid(height, width))
         crop = functools.partial(
-            draw_crop, cfg=AugmentConfig(image_crop=0.2), numbers=uniform(len(data), CROP_DRAWS).tolist()
+            draw_crop,
+            cfg=AugmentConfig(image_crop=0.2),
+            numbers=uniform(len(data), CROP_DRAWS).tolist(),
         )
         for pixels in (decode_image(data, MEDIA), decode_image(data, MEDIA, crop)):
             assert pixels.dtype == np.uint8 and pixels.shape[0] == 3
@@ -189,7 +194,9 @@ def test_damaged_sounds(name: str, change: Callable[[bytes], bytes]) -> None:
 
 @fuzz
 @given(
-    head=st.sampled_from(sorted({data[:n] for data in (PICTURES | SOUNDS).values() for n in (4, 12, 40)})),
+    head=st.sampled_from(
+        sorted({data[:n] for data in (PICTURES | SOUNDS).values() for n in (4, 12, 40)})
+    ),
     tail=st.binary(max_size=300),
 )
 def test_noise_after_a_known_start(head: bytes, tail: bytes) -> None:
@@ -210,7 +217,14 @@ def test_damaged_json(change: Callable[[bytes], bytes]) -> None:
         return
     text = document.decode()
     assert (characters, zero) == (len(text), 0)
-    for path in ("label", "boxes.0.1", "boxes.1.x", "text", "label.0", "boxes.99999999999999999999"):
+    for path in (
+        "label",
+        "boxes.0.1",
+        "boxes.1.x",
+        "text",
+        "label.0",
+        "boxes.99999999999999999999",
+    ):
         value = json_text(text, path)
         assert value is None or isinstance(value, str)
 
@@ -235,7 +249,9 @@ SHARDS = {format: shard_bytes(format) for format in FORMATS}
 
 
 def with_checksums(raw: bytes) -> bytes:
-    """``raw`` with the checksum of every block that looks like a header set right, so that damage gets past it."""
+    """``raw`` with the checksum of every block that looks like a header set right, so that damage
+    gets past it.
+    """
     blocks = [raw[at : at + BLOCK] for at in range(0, len(raw), BLOCK)]
     for number, block in enumerate(blocks):
         if block[257:262] == b"ustar" and len(block) == BLOCK:
@@ -249,12 +265,16 @@ def with_checksums(raw: bytes) -> bytes:
     format=st.sampled_from(sorted(SHARDS)),
     change=damage(),
     spliced=st.one_of(
-        st.none(), st.tuples(st.sampled_from(sorted(SHARDS)), st.integers(0, 40), st.integers(0, 40))
+        st.none(),
+        st.tuples(st.sampled_from(sorted(SHARDS)), st.integers(0, 40), st.integers(0, 40)),
     ),
     checksums=st.booleans(),
 )
 def test_damaged_shards(
-    format: str, change: Callable[[bytes], bytes], spliced: tuple[str, int, int] | None, checksums: bool
+    format: str,
+    change: Callable[[bytes], bytes],
+    spliced: tuple[str, int, int] | None,
+    checksums: bool,
 ) -> None:
     raw = change(SHARDS[format])
     if spliced is not None:
@@ -270,7 +290,7 @@ def test_damaged_shards(
         except UserError as error:
             assert str(folder) in str(error) and "\n" not in str(error)
             return
-        assert verify(folder) == []
+        assert verify_shards(folder) == []
         for problem in manifest.problems():
             assert problem.startswith(f"{folder / 's.tar'}: byte ") and "\n" not in problem
         for field in manifest.fields:
@@ -279,24 +299,24 @@ def test_damaged_shards(
                 *(facts[part].tolist() for part in ("offset", "size", "crc")), strict=True
             ):
                 assert offset == 0 or zlib.crc32(raw[offset : offset + size]) == crc
-        check_contents(Corpus([manifest]))
+        check_contents(Dataset([manifest]))
 
 
-def check_contents(corpus: Corpus) -> None:
+def check_contents(dataset: Dataset) -> None:
     """Everything that was indexed can be read, and decodes or is a fault."""
     checks = {"image": check_picture, "audio": check_sound}
-    every = np.arange(len(corpus))
+    every = np.arange(len(dataset))
     for field in ("image", "audio", "text", "cls", "json.label"):
         try:
-            present = np.flatnonzero(corpus.facts(field, every)["offset"])
+            present = np.flatnonzero(dataset.facts(field, every)["offset"])
         except UserError:
             continue  # no sample of this shard has it
         for sample in present.tolist():
             try:
                 if field in checks:
-                    checks[field](corpus.read(field, sample))
+                    checks[field](dataset.read(field, sample))
                 else:
-                    corpus.text(field, sample)
+                    dataset.text(field, sample)
             except SampleFault as fault:
                 check_reason(fault)
 

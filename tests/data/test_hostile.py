@@ -1,6 +1,8 @@
-"""Shards made to hurt: refused by name, or the one sample left out by name; nothing runs, nothing grows.
+"""Shards made to hurt: refused by name, or the one sample left out by name; nothing runs, nothing
+grows.
 
-Each case indexes a folder with the command line, in a process of its own whose memory and time are bounded.
+Each case indexes a folder with the command line, in a process of its own whose memory and time are
+bounded.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from PIL import Image
 from tars import BLOCK, FORMATS, header, member, write_tar
 
 from mmscale.config import MediaConfig
-from mmscale.data.index.dataset import Corpus
+from mmscale.data.index.dataset import Dataset
 from mmscale.data.index.json_field import parse_json
 from mmscale.data.index.manifest import Manifest
 from mmscale.data.media.image import decode_image
@@ -35,7 +37,8 @@ END = bytes(2 * BLOCK)
 GOOD = member(b"good.txt", b"good")
 
 
-# A process between the tests and the command: what Linux tells of a child's memory starts with its parent's.
+# A process between the tests and the command: what Linux tells of a child's memory starts with its
+# parent's.
 MEASURE = """
 import resource, subprocess, sys
 status = subprocess.run(sys.argv[2:], timeout=120).returncode
@@ -84,7 +87,8 @@ def test_the_trap_works(tmp_path: Path) -> None:
     assert (tmp_path / "flag").exists()
 
 
-# Every ending that webdataset's default decoders give to pickle, torch, numpy, msgpack, cbor or their like.
+# Every ending that webdataset's default decoders give to pickle, torch, numpy, msgpack, cbor or
+# their like.
 UNPICKLED = [
     "pyd",
     "pickle",
@@ -117,12 +121,12 @@ def test_pickles_are_never_loaded(tmp_path: Path) -> None:
     assert status == 0 and not flag.exists()
     manifest = Manifest.open(folder)
     assert set(manifest.fields) == {*UNPICKLED, "txt"}
-    corpus = Corpus([manifest])
+    dataset = Dataset([manifest])
     for ending in UNPICKLED:
         with pytest.raises(UserError, match=f"'{ending}'"):
             manifest.locate(ending)
         with pytest.raises(UserError, match=f"'{ending}'"):
-            corpus.read(ending, 0)
+            dataset.read(ending, 0)
     assert not flag.exists()
 
 
@@ -149,9 +153,14 @@ def test_pickles_under_the_endings_that_are_read(tmp_path: Path) -> None:
     trap = pickle.dumps(Trap(flag))
     folder = tmp_path / "shards"
     folder.mkdir()
-    write_tar(folder / "s.tar", {f"{ending}.{ending}": trap for ending in MEDIA_ENDINGS} | {"z.txt": b"text"})
+    write_tar(
+        folder / "s.tar",
+        {f"{ending}.{ending}": trap for ending in MEDIA_ENDINGS} | {"z.txt": b"text"},
+    )
     assert index(folder, tmp_path)[0] == 0
-    left_out = [json.loads(line) for line in (folder / "index" / "problems.jsonl").read_text().splitlines()]
+    left_out = [
+        json.loads(line) for line in (folder / "index" / "problems.jsonl").read_text().splitlines()
+    ]
     assert sorted(one["key"] for one in left_out) == sorted(MEDIA_ENDINGS)
     assert not flag.exists()
 
@@ -184,7 +193,10 @@ def pax(records: bytes) -> bytes:
 
 
 REFUSED = {
-    **{f"a {what}": header(b"1.txt", 0, kind=kind, link=b"/etc/passwd") for what, kind in LINKS.items()},
+    **{
+        f"a {what}": header(b"1.txt", 0, kind=kind, link=b"/etc/passwd")
+        for what, kind in LINKS.items()
+    },
     "a sparse file": SPARSE,
     "a sparse file (pax)": pax(b"22 GNU.sparse.major=1\n") + GOOD,
     "points outside the archive": member(b"../../1.txt", b"1"),
@@ -230,7 +242,9 @@ def test_shards_are_refused_by_name(tmp_path: Path) -> None:
     for number, (words, line) in enumerate(zip(REFUSED, lines.splitlines(), strict=True)):
         folder, told = tmp_path / "shards" / f"{number:02d}", json.loads(line)
         assert told is not None, words
-        assert told.startswith(f"{folder / 'hostile.tar'}: byte ") and words.partition(" (")[0] in told, told
+        assert (
+            told.startswith(f"{folder / 'hostile.tar'}: byte ") and words.partition(" (")[0] in told
+        ), told
         assert "; " in told and "\n" not in told and "\x1b" not in told
         assert not (folder / "index").exists()
 
@@ -239,7 +253,9 @@ def test_the_command_line_says_it_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "hostile.tar").write_bytes(REFUSED["a symbolic link"] + GOOD + END)
     status, message = index(tmp_path, tmp_path)
     assert status == 2
-    assert f"{tmp_path / 'hostile.tar'}: byte 0: a symbolic link; " in message.strip().splitlines()[-1]
+    assert (
+        f"{tmp_path / 'hostile.tar'}: byte 0: a symbolic link; " in message.strip().splitlines()[-1]
+    )
 
 
 def compress_zstd(data: bytes) -> bytes:
@@ -293,7 +309,16 @@ def hostile_pictures() -> dict[str, bytes]:
         "size.bmp": bytes(bmp),
         "size.tif": media.tiff(t256=60_000, t257=60_000, t278=60_000, **strips),
         "tile.tif": media.tiff(
-            t256=8, t257=8, t322=1 << 20, t323=1 << 20, t324=8, t325=8, t258=8, t259=8, t262=1, t277=1
+            t256=8,
+            t257=8,
+            t322=1 << 20,
+            t323=1 << 20,
+            t324=8,
+            t325=8,
+            t258=8,
+            t259=8,
+            t262=1,
+            t277=1,
         ),
         "negative.tif": media.tiff(t256=1 << 31, t257=2, **strips),
     }
@@ -326,9 +351,13 @@ def hostile_texts() -> dict[str, bytes]:
 
 def test_hostile_members_leave_their_sample_out_by_name(tmp_path: Path) -> None:
     hostile = hostile_pictures() | hostile_sounds() | hostile_texts()
-    members = {name.replace(".", "-") + "." + name.rpartition(".")[2]: data for name, data in hostile.items()}
-    # What is read although it looks odd: of two equal JSON keys the last counts; the size that a program wrote
-    # into a pipe means nothing; what follows a picture's header is only looked at when it is decoded.
+    members = {
+        name.replace(".", "-") + "." + name.rpartition(".")[2]: data
+        for name, data in hostile.items()
+    }
+    # What is read although it looks odd: of two equal JSON keys the last counts; the size that a
+    # program wrote into a pipe means nothing; what follows a picture's header is only looked at
+    # when it is decoded.
     odd = {
         "keys-twice.json": b'{"a": 1, "a": 2}',
         "list.json": b"[" + b"[]," * 1_000_000 + b"1]",
@@ -338,14 +367,23 @@ def test_hostile_members_leave_their_sample_out_by_name(tmp_path: Path) -> None:
     write_tar(tmp_path / "s.tar", members | odd | {"zzz.txt": b"good"})
     status, message = index(tmp_path, tmp_path)
     assert status == 0, message
-    problems = [json.loads(line) for line in (tmp_path / "index" / "problems.jsonl").read_text().splitlines()]
-    assert sorted(one["key"] for one in problems) == sorted(name.rpartition(".")[0] for name in members)
+    problems = [
+        json.loads(line)
+        for line in (tmp_path / "index" / "problems.jsonl").read_text().splitlines()
+    ]
+    assert sorted(one["key"] for one in problems) == sorted(
+        name.rpartition(".")[0] for name in members
+    )
     assert len(Manifest.open(tmp_path)) == len(odd) + 1
     assert all(one["reason"] and len(one["reason"]) < 200 for one in problems)
     reasons = {one["key"]: one["reason"] for one in problems}
     assert "60000x60000 pixels is over media.max_image_pixels" in reasons["size-png"]
     assert "is over media.max_audio_s" in reasons["hours-flac"]
-    assert reasons["nested-json"] == reasons["objects-json"] == ("JSON nested too deep; 256 levels are read")
+    assert (
+        reasons["nested-json"]
+        == reasons["objects-json"]
+        == ("JSON nested too deep; 256 levels are read")
+    )
 
 
 def test_decoding_what_passed_the_index_stays_within_the_limits() -> None:

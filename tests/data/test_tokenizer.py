@@ -1,4 +1,6 @@
-"""A tokenizer.json is read if its parts are those of a byte-level BPE; a stranger's can do no harm when it is used."""
+"""A tokenizer.json is read if its parts are those of a byte-level BPE; a stranger's can do no harm
+when it is used.
+"""
 
 import json
 import os
@@ -26,13 +28,16 @@ def part(name, **value):
 
 
 HOSTILE = {
-    "fixed padding": part("padding", strategy={"Fixed": 10**9}, direction="Right", pad_to_multiple_of=None,
+    "fixed padding": part("padding", strategy={"Fixed": 10**9}, direction="Right",
+    pad_to_multiple_of=None,
                           pad_id=10**8, pad_type_id=0, pad_token="<|pad|>"),
-    "truncation": part("truncation", direction="Right", max_length=1, strategy="LongestFirst", stride=5),
+    "truncation": part("truncation", direction="Right", max_length=1, strategy="LongestFirst",
+    stride=5),
     "a template": part("post_processor", type="TemplateProcessing", pair=[],
                        single=[{"SpecialToken": {"id": "q", "type_id": 0}}],
                        special_tokens={"q": {"id": "q", "ids": [10**8], "tokens": ["q"]}}),
-    "replace nothing": part("normalizer", type="Replace", pattern={"String": ""}, content="x" * 10_000),
+    "replace nothing": part("normalizer", type="Replace", pattern={"String": ""}, content="x" *
+    10_000),
     "text that grows": part("normalizer", type="Sequence", normalizers=[
         {"type": "Replace", "pattern": {"Regex": "."}, "content": "e" * 1000}] * 3),
     "precompiled": part("normalizer", type="Precompiled", precompiled_charsmap="AAAA"),
@@ -44,10 +49,12 @@ HOSTILE = {
     "prefix": model(continuing_subword_prefix="é"),
     "decoder": part("decoder", type="CTC", pad_token="", word_delimiter_token="", cleanup=True),
     "no decoder": lambda tree: tree.update(decoder=None),
-    "pattern": part("pre_tokenizer", type="Split", pattern={"Regex": "(a+)+$"}, behavior="Isolated", invert=False),
+    "pattern": part("pre_tokenizer", type="Split", pattern={"Regex": "(a+)+$"}, behavior="Isolated",
+    invert=False),
     "pattern before bytes": part("pre_tokenizer", type="Sequence", pretokenizers=[
         {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False},
-        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]),
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex":
+        False}]),
     "no pre-tokenizer": lambda tree: tree.update(pre_tokenizer=None),
     "types": part("pre_tokenizer", type=["ByteLevel"]),
     "no model": lambda tree: tree.pop("model"),
@@ -87,7 +94,11 @@ def test_only_plain_files_of_a_sensible_size_are_read(tmp_path, read):
     with large.open("wb") as file:
         file.truncate(1 << 30)
     deep.write_text("[" * 200_000)
-    for path, message in ((pipe, "no plain file"), (large, "larger than"), (deep, "not a tokenizer")):
+    for path, message in (
+        (pipe, "no plain file"),
+        (large, "larger than"),
+        (deep, "not a tokenizer"),
+    ):
         told = []
 
         def attempt(path=path, told=told):
@@ -102,7 +113,9 @@ def test_only_plain_files_of_a_sensible_size_are_read(tmp_path, read):
 
 
 def test_the_parts_of_qwen3s_tokenizer_are_taken(tmp_path):
-    """Unicode form, split by its pattern, bytes; and what was taken over opens again as this project's own."""
+    """Unicode form, split by its pattern, bytes; and what was taken over opens again as this
+    project's own.
+    """
     library = tokenizers.Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix=""))
     library.normalizer = normalizers.NFC()
     library.pre_tokenizer = pre_tokenizers.Sequence(
@@ -113,7 +126,9 @@ def test_the_parts_of_qwen3s_tokenizer_are_taken(tmp_path):
     )
     library.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<|im_end|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=300,
+        special_tokens=["<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     library.train_from_iterator(["the cat sat on the mat, 猫 123"] * 9, trainer)
     library.save(str(tmp_path / "theirs.json"))
@@ -122,5 +137,7 @@ def test_the_parts_of_qwen3s_tokenizer_are_taken(tmp_path):
     again = Tokenizer.load(tmp_path / "tokenizer.json")
     text = "the cat's mat, 猫 42"
     assert again.digest == ours.digest and len(again) == len(ours) == library.get_vocab_size() + 5
-    assert again.encode(text) == ours.encode(text) == [token + 5 for token in library.encode(text).ids]
+    assert (
+        again.encode(text) == ours.encode(text) == [token + 5 for token in library.encode(text).ids]
+    )
     assert again.decode(again.encode(text)) == text

@@ -1,4 +1,6 @@
-"""The embedded data set: nothing shared between its splits, labels that match, the same bytes each time."""
+"""The embedded data set: nothing shared between its splits, labels that match, the same bytes each
+time.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,11 @@ def test_no_voice_and_no_image_in_both_splits(splits):
     assert facts(splits["test"], "voice") <= set(VOICES["test"])
     assert not facts(splits["train"], "image_index") & facts(splits["test"], "image_index")
     border = 1797 - TEST_IMAGES
-    assert max(facts(splits["train"], "image_index")) < border <= min(facts(splits["test"], "image_index"))
+    assert (
+        max(facts(splits["train"], "image_index"))
+        < border
+        <= min(facts(splits["test"], "image_index"))
+    )
 
 
 def test_both_languages_in_both_splits(splits):

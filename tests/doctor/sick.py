@@ -1,4 +1,6 @@
-"""One of two ranks, each on a machine of its own, the second of them sick: ``python -m sick FAULT CONFIG …``."""
+"""One of two ranks, each on a machine of its own, the second of them sick: ``python -m sick FAULT
+CONFIG …``.
+"""
 
 import json
 import os
@@ -27,8 +29,11 @@ def main() -> None:
         config.run.dir = "/proc/run"
     if is_sick and fault == "hangs":
         shards.look = lambda config: time.sleep(600)
-    # Only a rank that hangs is to be waited for in vain, and long enough for all that a busy machine needs before.
-    report = examine(config, meet_ranks(120), clock=clock, patience_s=10 if fault == "hangs" else 120)
+    # Only a rank that hangs is to be waited for in vain, and long enough for all that a busy
+    # machine needs before.
+    report = examine(
+        config, meet_ranks(120), clock=clock, patience_s=10 if fault == "hangs" else 120
+    )
     if not is_sick:
         print(json.dumps(report.facts()))
 

@@ -1,4 +1,6 @@
-"""`mmscale doctor` and the preflight on real ranks: sound ones, and ones with a sick machine among them."""
+"""`mmscale doctor` and the preflight on real ranks: sound ones, and ones with a sick machine among
+them.
+"""
 
 import json
 import os
@@ -17,13 +19,15 @@ CONFIG = "configs/train/digits.yaml"
 def start_two(port, *module):
     """Start ``python -m module…`` as two ranks that meet at ``port``, each alone on its machine."""
     variables = {
-        **os.environ, "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
+        **os.environ, "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR":
+        "127.0.0.1",
         "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": f"{ROOT}:{ROOT}/tests:{ROOT}/tests/doctor",
     }  # fmt: skip
     return [
         subprocess.Popen(
-            [sys.executable, "-m", *module], cwd=ROOT, env=variables | {"RANK": str(rank)}, stdout=subprocess.PIPE,
+            [sys.executable, "-m", *module], cwd=ROOT, env=variables | {"RANK": str(rank)},
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True,
         )
         for rank in (0, 1)
@@ -35,9 +39,15 @@ def by_name(report):
 
 
 def test_a_sound_machine(small_run, tmp_path):
-    done = run_module(["mmscale", "doctor", CONFIG, *small_run, f"run.dir={tmp_path}", "--json"], ranks=2)
+    done = run_module(
+        ["mmscale", "doctor", CONFIG, *small_run, f"run.dir={tmp_path}", "--json"], ranks=2
+    )
     report = json.loads(done.stdout)
-    assert report["verdict"] == "ok" and report["ranks"] == 2 and report["machines"] == [socket.gethostname()]
+    assert (
+        report["verdict"] == "ok"
+        and report["ranks"] == 2
+        and report["machines"] == [socket.gethostname()]
+    )
     checks = by_name(report)
     assert list(checks) == [
         "ranks", "versions", "gpus", "network", "clocks", "room", "shards", "all-reduce",
@@ -52,7 +62,9 @@ def test_without_a_launcher_and_without_a_config():
 
 
 def test_the_sick_machine_is_named(small_run, tmp_path, port):
-    """Another torch, a clock of 100 s ahead, no room for the run, a shard that only one rank reaches."""
+    """Another torch, a clock of 100 s ahead, no room for the run, a shard that only one rank
+    reaches.
+    """
     first, second = start_two(port, "sick", "many", CONFIG, *small_run, f"run.dir={tmp_path}")
     told, complaint = first.communicate(timeout=120)
     second.communicate(timeout=120)
@@ -66,7 +78,9 @@ def test_the_sick_machine_is_named(small_run, tmp_path, port):
         "room": "checkpoints (/proc/run)",
         "shards": "/absent",
     }.items():
-        assert checks[name]["verdict"] == "failed" and checks[name]["machines"] == ["sick"], checks[name]
+        assert checks[name]["verdict"] == "failed" and checks[name]["machines"] == ["sick"], checks[
+            name
+        ]
         assert f"sick: {text}" in checks[name]["text"] or text in checks[name]["text"], checks[name]
     assert checks["network"]["verdict"] == checks["gpus"]["verdict"] == "ok"
     assert "all-reduce" not in checks, "nothing is measured on sick machines"

@@ -1,4 +1,6 @@
-"""What the single checks make of what was found, without ranks: GPUs that are not here, rates no CPU has."""
+"""What the single checks make of what was found, without ranks: GPUs that are not here, rates no
+CPU has.
+"""
 
 import os
 import subprocess
@@ -9,15 +11,17 @@ from packings import model_config
 
 from mmscale.config import Config, DataConfig, RunConfig
 from mmscale.doctor import bandwidth, disk_space, gpus, network, versions
-from mmscale.doctor.check import FAILED, OK, WARNING, Place
+from mmscale.doctor.check import FAILED, OK, WARNING, RankPlace
 from mmscale.doctor.examine import _name_places as name_places
 
-PLACES = [Place(0, "a"), Place(8, "b"), Place(16, "c")]
+PLACES = [RankPlace(0, "a"), RankPlace(8, "b"), RankPlace(16, "c")]
 
 
 @pytest.fixture
 def smi(tmp_path, monkeypatch):
-    """Puts an nvidia-smi of two GPUs first in PATH; returns a function that sets what it answers."""
+    """Puts an nvidia-smi of two GPUs first in PATH; returns a function that sets what it
+    answers.
+    """
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -25,10 +29,14 @@ def smi(tmp_path, monkeypatch):
     def answer(facts, health, status=0):
         """``facts``: a line a GPU, without its number and UUID."""
         lines = facts.removesuffix("\\n").split("\\n")
-        facts = "\\n".join(f"{line}, {number}, GPU-{number}abc" for number, line in enumerate(lines)) + "\\n"
+        facts = (
+            "\\n".join(f"{line}, {number}, GPU-{number}abc" for number, line in enumerate(lines))
+            + "\\n"
+        )
         tool = tmp_path / "nvidia-smi"
         tool.write_text(
-            f'#!/bin/sh\ncase "$1" in *memory.total*) printf "{facts}";; *) printf "{health}";; esac\nexit {status}\n'
+            f'#!/bin/sh\ncase "$1" in *memory.total*) printf "{facts}";; *) printf "{health}";; '
+            f"esac\nexit {status}\n"
         )
         tool.chmod(0o755)
         return gpus.look()
@@ -52,7 +60,10 @@ def test_gpus(smi):
     lost = judged(H100, SOUND)
     assert (lost.verdict, lost.machines) == (FAILED, ("b",)) and "1 x NVIDIA H100" in lost.text
     broken = judged(H100 * 2, SOUND + "3, Not Active, Not Active\\n")
-    assert (broken.verdict, broken.machines) == (FAILED, ("b",)) and "GPU 1: 3 uncorrected" in broken.text
+    assert (broken.verdict, broken.machines) == (
+        FAILED,
+        ("b",),
+    ) and "GPU 1: 3 uncorrected" in broken.text
     hot = judged(H100 * 2, "0, Active, Not Active\\n" + SOUND)
     assert hot.verdict == WARNING and "b: GPU 0 is slowed by heat" in hot.text
     taken = judged(H100 + H100.replace("81000", "20000"), SOUND * 2)
@@ -63,7 +74,10 @@ def test_gpus(smi):
 
 def test_only_visible_gpus_are_judged(smi, monkeypatch):
     """The second is somebody else's: full, and broken."""
-    facts, health = H100 + H100.replace("81000", "0") + H100, SOUND + "3, Not Active, Not Active\\n" + SOUND
+    facts, health = (
+        H100 + H100.replace("81000", "0") + H100,
+        SOUND + "3, Not Active, Not Active\\n" + SOUND,
+    )
 
     def judged(visible, seen):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -84,34 +98,42 @@ def test_only_visible_gpus_are_judged(smi, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert "PyTorch sees 1 of its 2 GPUs" in gpus.judge({PLACES[0]: smi(H100 * 2, SOUND * 2)}).text
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert "PyTorch sees none of its 2 GPUs" in gpus.judge({PLACES[0]: smi(H100 * 2, SOUND * 2)}).text
+    assert (
+        "PyTorch sees none of its 2 GPUs" in gpus.judge({PLACES[0]: smi(H100 * 2, SOUND * 2)}).text
+    )
 
 
 def test_machines_are_told_apart_by_more_than_their_names():
-    """Ranks of a machine need not be neighbours; two machines may have one host name; a rank may not have come."""
+    """Ranks of a machine need not be neighbours; two machines may have one host name; a rank may
+    not have come.
+    """
     here = {0: ["a", "x"], 1: ["b", "y"], 2: ["a", "x"], 4: ["b", "z"]}
     assert name_places(here, 5) == ["a", "b#0", "a", "", "b#1"]
 
 
 def test_versions_name_the_minority():
     same = {"torch": "2.13", "driver": "550.1"}
-    found = {Place(rank, "a" if rank < 2 else "b"): dict(same) for rank in range(3)}
+    found = {RankPlace(rank, "a" if rank < 2 else "b"): dict(same) for rank in range(3)}
     assert versions.judge(found).verdict == OK
-    found[Place(2, "b")]["driver"] = "560.1"
+    found[RankPlace(2, "b")]["driver"] = "560.1"
     assert (versions.judge(found).verdict, versions.judge(found).machines) == (WARNING, ("b",))
-    found[Place(1, "a")]["torch"] = "2.12"
+    found[RankPlace(1, "a")]["torch"] = "2.12"
     check = versions.judge(found)
-    assert check.verdict == FAILED and "a: torch 2.12, the others 2.13 (1 of its 2 ranks)" in check.text
+    assert (
+        check.verdict == FAILED
+        and "a: torch 2.12, the others 2.13 (1 of its 2 ranks)" in check.text
+    )
 
 
 def reached(**faults):
     """What three machines say of each other; ``ab`` is what a says of b."""
     return {
         place: {
-            name: {"fault": faults.get(place.machine + name), "ahead": 0.0, "error": 1e-4} for name in ("a", "b", "c")
+            name: {"fault": faults.get(place.machine + name), "ahead": 0.0, "error": 1e-4}
+            for name in ("a", "b", "c")
         }
         for place in PLACES
-    }  # fmt: skip
+    }
 
 
 def test_network_names_whom_most_miss():
@@ -136,14 +158,19 @@ def test_clocks_name_the_one_that_differs_even_the_first():
     first = clocks(0.0, 70.0, 70.2)
     assert (first.verdict, first.machines) == (FAILED, ("a",)) and "a: 70.0 s ahead" in first.text
     assert (
-        clocks(0.0, -2.0, 0.0).text.startswith("b: 2.0 s ahead") and clocks(0.0, -2.0, 0.0).verdict == WARNING
+        clocks(0.0, -2.0, 0.0).text.startswith("b: 2.0 s ahead")
+        and clocks(0.0, -2.0, 0.0).verdict == WARNING
     )
 
 
 def test_clocks_are_compared_over_a_socket():
     with network.Listener("127.0.0.1", lambda: 1000.0) as listener:
         told = network.reach({"b": ("127.0.0.1", listener.port)}, lambda: 990.0)["b"]
-    assert told["fault"] is None and told["ahead"] == pytest.approx(10.0, abs=0.5) and 0 < told["error"] < 0.5
+    assert (
+        told["fault"] is None
+        and told["ahead"] == pytest.approx(10.0, abs=0.5)
+        and 0 < told["error"] < 0.5
+    )
     gone = network.reach({"b": ("127.0.0.1", listener.port)}, lambda: 0.0)["b"]
     assert "127.0.0.1" in gone["fault"]
 
@@ -154,17 +181,24 @@ def test_rates_against_data_sheets():
     assert bandwidth.expected(name, 4, 8) == 400e9  # eight times 400 Gbit/s
     assert bandwidth.expected("NVIDIA A100-PCIE-40GB", 1, 4) == 25e9
     assert bandwidth.expected("NVIDIA GeForce RTX 4090", 1, 2) == 25e9
-    assert bandwidth.expected("Unheard of 3000", 1, 8) is None and bandwidth.expected(name, 1, 1) is None
+    assert (
+        bandwidth.expected("Unheard of 3000", 1, 8) is None
+        and bandwidth.expected(name, 1, 1) is None
+    )
 
     def judged(all_, inside, pairs):
         rates = {
-            m: {"all": all_, "inside": i, "pairs": p} for m, i, p in zip("abc", inside, pairs, strict=True)
+            m: {"all": all_, "inside": i, "pairs": p}
+            for m, i, p in zip("abc", inside, pairs, strict=True)
         }
         return bandwidth.judge(rates, name, 8)
 
     assert judged(330e9, [400e9] * 3, [340e9] * 3).verdict == OK
     wire = judged(30e9, [400e9] * 3, [340e9, 30e9, 340e9])
-    assert (wire.verdict, wire.machines) == (FAILED, ("b",)) and "with either neighbour" in wire.text
+    assert (wire.verdict, wire.machines) == (
+        FAILED,
+        ("b",),
+    ) and "with either neighbour" in wire.text
     inner = judged(100e9, [400e9, 400e9, 20e9], [340e9, 340e9, 100e9])
     assert (inner.verdict, inner.machines) == (FAILED, ("c",))
     assert bandwidth.is_slow(30e9, name, 3, 8) and not bandwidth.is_slow(330e9, name, 3, 8)
@@ -197,11 +231,15 @@ def test_a_full_disk(tmp_path):
     if os.geteuid() != 0:
         pytest.skip("mounting a small file system needs root")
     config = Config(
-        run=RunConfig(dir=str(tmp_path / "runs/one")), model=model_config(vocab_size=320), data=DataConfig()
+        run=RunConfig(dir=str(tmp_path / "runs/one")),
+        model=model_config(vocab_size=320),
+        data=DataConfig(),
     )
     assert disk_space.judge({PLACES[0]: disk_space.look(config, 1)}).verdict == OK
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(tmp_path)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(tmp_path)],
+        capture_output=True,
+        check=False,
     )
     if mounted.returncode:
         pytest.skip(f"a file system cannot be mounted here: {mounted.stderr.decode().strip()}")

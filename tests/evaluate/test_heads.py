@@ -31,16 +31,28 @@ def run_dir(request, tmp_path_factory):
     config = small_config(made / "run", made / "shards")
     config.model = model_config(vocab_size=320, classes={"word": WORDS}, fusion=request.param)
     config.data.sets["small"].tasks += [
-        TaskConfig(objective="classify", input=["image"], prompt="which", target="json.label", head="word"),
+        TaskConfig(
+            objective="classify", input=["image"], prompt="which", target="json.label", head="word"
+        ),
         TaskConfig(objective="ctc", input=["audio"], target="json.label"),
     ]
     common = {"shards": [str(made / "shards")]}
     config.eval |= {
         "head": EvalConfig(
-            task="classify", head="word", input=["image"], prompt="which", target="json.label", **common
+            task="classify",
+            head="word",
+            input=["image"],
+            prompt="which",
+            target="json.label",
+            **common,
         ),
         "ctc": EvalConfig(
-            task="transcribe", decoder="ctc", beams=3, input=["audio"], target="json.label", **common
+            task="transcribe",
+            decoder="ctc",
+            beams=3,
+            input=["audio"],
+            target="json.label",
+            **common,
         ),
         "beam": EvalConfig(
             task="transcribe",
@@ -64,14 +76,21 @@ def test_prediction_asks_as_training_taught(run_dir):
     with torch.inference_mode():
         taught = predictor.model.class_logits(batch)[0].log_softmax(-1).numpy()
         log_probs, counts = predictor.model.ctc_log_probs(batch)
-    corpus = plan.sets[0].corpus
-    numbers = {corpus.key(n): n for n in range(len(corpus))}
-    keys = [key for row in batch.keys for key in row if key not in {fault["key"] for fault in batch.faults}]
+    dataset = plan.sets[0].dataset
+    numbers = {dataset.key(n): n for n in range(len(dataset))}
+    keys = [
+        key
+        for row in batch.keys
+        for key in row
+        if key not in {fault["key"] for fault in batch.faults}
+    ]
     samples = [numbers[key] for key in keys]
     assert len(samples) == len(taught) > 4
-    asked = [[predictor.reader.field(corpus, "image", n)] for n in samples]
-    np.testing.assert_allclose(predictor.class_scores(asked, "which", "word"), taught, rtol=1e-3, atol=1e-3)
-    clips = [[predictor.reader.field(corpus, "audio", n)] for n in samples]
+    asked = [[predictor.reader.field(dataset, "image", n)] for n in samples]
+    np.testing.assert_allclose(
+        predictor.class_scores(asked, "which", "word"), taught, rtol=1e-3, atol=1e-3
+    )
+    clips = [[predictor.reader.field(dataset, "audio", n)] for n in samples]
     assert [count_tokens(clip, config.media) for clip in clips] == counts.tolist()
     barred = np.ones(320, bool)
     barred[5 : len(predictor.tokenizer)] = barred[0] = False
@@ -85,19 +104,23 @@ def test_scores_are_those_of_a_plain_loop(run_dir):
     scores = evaluate(run_dir, progress=False, tasks=["head", "ctc", "beam"])
     predictor, config = load_run(run_dir)
     plan = Plan(config, predictor.tokenizer)
-    corpus = plan.sets[0].corpus
-    whole = [n for n in range(len(corpus)) if corpus.key(n) != "sample003"]  # its picture is cut short
-    truth = [corpus.text("json.label", n) for n in whole]
-    images = [[predictor.reader.field(corpus, "image", n)] for n in whole]
+    dataset = plan.sets[0].dataset
+    whole = [
+        n for n in range(len(dataset)) if dataset.key(n) != "sample003"
+    ]  # its picture is cut short
+    truth = [dataset.text("json.label", n) for n in whole]
+    images = [[predictor.reader.field(dataset, "image", n)] for n in whole]
     best = [WORDS[int(row.argmax())] for row in predictor.class_scores(images, "which", "word")]
     assert scores["head"]["accuracy"] == pytest.approx(accuracy(truth, best))
-    assert longest_answer(predictor, config.eval["head"], WORDS) == 0, "a head needs no room behind the query"
-    everything = range(len(corpus))
-    clips = [[predictor.reader.field(corpus, "audio", n)] for n in everything]
+    assert longest_answer(predictor, config.eval["head"], WORDS) == 0, (
+        "a head needs no room behind the query"
+    )
+    everything = range(len(dataset))
+    clips = [[predictor.reader.field(dataset, "audio", n)] for n in everything]
     spelled = [predictor.spell([clip], beams=3)[0] for clip in clips]
-    words = [corpus.text("json.label", n) for n in everything]
+    words = [dataset.text("json.label", n) for n in everything]
     assert scores["ctc"]["wer"] == pytest.approx(word_error_rate(words, spelled))
-    assert scores["beam"]["samples"] == len(corpus)
+    assert scores["beam"]["samples"] == len(dataset)
     with pytest.raises(UserError, match="the model has word"):
         predictor.class_scores(images, "which", "nose")
 
@@ -118,27 +141,50 @@ def test_the_command_answers_and_explains(run_dir, tmp_path):
     done = predict(*asked, "--labels", "one,two", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["answer"] in ("one", "two") and sum(found["probabilities"].values()) == pytest.approx(1)
+    assert found["answer"] in ("one", "two") and sum(
+        found["probabilities"].values()
+    ) == pytest.approx(1)
     for more in (["--beams", "2"], ["--temperature", "1", "--seed", "4"], []):
         done = predict(*asked, "--max-new-tokens", "4", *more)
-        assert done.returncode == 0 and "no task taught the model to answer such input" in done.stderr
+        assert (
+            done.returncode == 0 and "no task taught the model to answer such input" in done.stderr
+        )
     Image.new("RGB", (16, 16)).save(tmp_path / "black.png")
-    picture = [str(run_dir), "--image", str(tmp_path / "black.png"), "--labels", "one,two", "--prompt"]
+    picture = [
+        str(run_dir),
+        "--image",
+        str(tmp_path / "black.png"),
+        "--labels",
+        "one,two",
+        "--prompt",
+    ]
     for prompt, told in (
         ("which", ""),
         ("whose", "mmscale: --prompt 'whose': such input was trained with 'which'"),
     ):
         done = predict(*picture, prompt)
-        assert done.returncode == 0 and done.stderr.startswith(told) and bool(done.stderr) == bool(told)
+        assert (
+            done.returncode == 0
+            and done.stderr.startswith(told)
+            and bool(done.stderr) == bool(told)
+        )
     for wrong, told in (
         ([str(run_dir)], "no input; give image, audio or text"),
         ([*asked, "--beams", "2", "--temperature", "1"], "beam search does not sample"),
-        ([*asked, "--labels", "one,two", "--beams", "2"], "--beams: changes nothing beside --labels"),
+        (
+            [*asked, "--labels", "one,two", "--beams", "2"],
+            "--beams: changes nothing beside --labels",
+        ),
         ([*asked, "--labels", " ,"], "--labels: names no answer"),
         ([*asked[:-1], "caf\udce9"], "prompt: 'caf\\udce9' is no Unicode text"),
         ([*asked, "--labels", "one,caf\udce9"], "labels: 'caf\\udce9' is no Unicode text"),
-        ([str(run_dir), "--image", str(run_dir / "config.yaml"), "--prompt", "which"], "not a picture"),
+        (
+            [str(run_dir), "--image", str(run_dir / "config.yaml"), "--prompt", "which"],
+            "not a picture",
+        ),
         ([str(run_dir.parent / "nowhere"), "--text", "x"], "not a run directory"),
     ):
         done = predict(*wrong)
-        assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr, done.stderr
+        assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr, (
+            done.stderr
+        )

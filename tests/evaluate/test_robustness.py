@@ -13,14 +13,14 @@ from mmscale import prf
 from mmscale.checkpoint.run_folder import load_run
 from mmscale.config import EvalConfig, TaskConfig
 from mmscale.data.index.build_index import build_index
-from mmscale.data.index.dataset import Corpus
+from mmscale.data.index.dataset import Dataset
 from mmscale.data.ingest.pack import ShardWriter
 from mmscale.errors import UserError
 from mmscale.evaluate.classify import label_scores, labels_of
 from mmscale.evaluate.label_scan import is_outlier
 from mmscale.evaluate.robustness import attack_queries
 from mmscale.evaluate.run import evaluate, format_table
-from mmscale.evaluate.samples import Samples
+from mmscale.evaluate.samples import EvalSamples
 from mmscale.evaluate.scores import character_error_rate
 from mmscale.evaluate.text_noise import with_typing_errors
 from mmscale.model.attack import Budget
@@ -28,7 +28,12 @@ from mmscale.predict.query import Clip, Picture
 from mmscale.release.export import export
 from mmscale.train.loop import train
 
-COLOURS = {"red": (230, 30, 30), "green": (30, 230, 30), "blue": (30, 30, 230), "grey": (128, 128, 128)}
+COLOURS = {
+    "red": (230, 30, 30),
+    "green": (30, 230, 30),
+    "blue": (30, 30, 230),
+    "grey": (128, 128, 128),
+}
 
 
 def write_colours(folder, count, exchanged=()):
@@ -38,12 +43,15 @@ def write_colours(folder, count, exchanged=()):
     with ShardWriter(folder) as writer:
         for number in range(count):
             name = names[number % 4]
-            pixels = np.array(COLOURS[name]) + 60 * (draws.uniforms(16 * 24 * 3).reshape(16, 24, 3) - 0.5)
+            pixels = np.array(COLOURS[name]) + 60 * (
+                draws.uniforms(16 * 24 * 3).reshape(16, 24, 3) - 0.5
+            )
             buffer = io.BytesIO()
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "PNG")
             label = names[(number + 1 + number // 4 % 3) % 4] if number in exchanged else name
             writer.write(
-                f"s{number:03d}", {"png": buffer.getvalue(), "json": json.dumps({"label": label}).encode()}
+                f"s{number:03d}",
+                {"png": buffer.getvalue(), "json": json.dumps({"label": label}).encode()},
             )
     build_index(folder, small_config(folder, folder).media, progress=False)
 
@@ -69,14 +77,21 @@ def folder(tmp_path_factory):
 def samples_of(folder, name, most=0):
     predictor, config = load_run(folder / "run")
     score = config.eval[name]
-    return Samples(name, score, Corpus.open(score.shards), predictor, progress=False, most=most)
+    return EvalSamples(
+        name, score, Dataset.open(score.shards), predictor, progress=False, most=most
+    )
 
 
 def attacked_and_plain(folder, name, budget):
     samples = samples_of(folder, name)
     (chunk,) = samples.chunks(8)
     labels = labels_of(samples)
-    return samples, chunk, labels, attack_queries(samples.predictor, samples.score, chunk, labels, budget)
+    return (
+        samples,
+        chunk,
+        labels,
+        attack_queries(samples.predictor, samples.score, chunk, labels, budget),
+    )
 
 
 def likelihood_of_truth(samples, chunk, labels, queries):
@@ -126,7 +141,9 @@ def test_a_step_goes_where_finite_differences_say_the_loss_grows(folder):
             pixels = plain.astype(int)
             pixels[place] += shift
             sides.append(
-                -likelihood_of_truth(samples, chunk, labels, [[Picture(pixels.astype(np.uint8))]])[0]
+                -likelihood_of_truth(samples, chunk, labels, [[Picture(pixels.astype(np.uint8))]])[
+                    0
+                ]
             )
         slopes[place] = sides[1] - sides[0]
     steepest = sorted(slopes, key=lambda place: -abs(slopes[place]))[:16]
@@ -143,7 +160,9 @@ def test_what_is_found_for_a_sample_does_not_depend_on_its_neighbours(folder):
         (alone,) = attack_queries(samples.predictor, samples.score, [chunk[number]], labels, budget)
         for part, other in zip(alone, together[number], strict=True):
             if isinstance(part, Picture):
-                assert np.mean(part.pixels != other.pixels) < 0.01  # a gradient of almost 0 may turn
+                assert (
+                    np.mean(part.pixels != other.pixels) < 0.01
+                )  # a gradient of almost 0 may turn
             elif isinstance(part, Clip):
                 assert np.mean(np.abs(part.mel - other.mel) > 1e-6) < 0.01
 
@@ -173,11 +192,19 @@ def test_the_card_tells_and_a_choice_of_samples_is_the_seeds(folder, tmp_path):
     export(folder / "run", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert (
-        "| see, attacked | 11 | accuracy " in card and "--task robustness" in card and "Not evaluated" in card
+        "| see, attacked | 11 | accuracy " in card
+        and "--task robustness" in card
+        and "Not evaluated" in card
     )
-    chosen = [[one.key for chunk in samples_of(folder, "see", 5).chunks() for one in chunk] for _ in range(2)]
+    chosen = [
+        [one.key for chunk in samples_of(folder, "see", 5).chunks() for one in chunk]
+        for _ in range(2)
+    ]
     assert chosen[0] == chosen[1] and 4 <= len(chosen[0]) <= 5
-    assert evaluate(tmp_path / "out", None, ["robustness"], progress=False)["see, attacked"]["samples"] == 11
+    assert (
+        evaluate(tmp_path / "out", None, ["robustness"], progress=False)["see, attacked"]["samples"]
+        == 11
+    )
     with pytest.raises(UserError, match="kinds: classify, robustness"):
         evaluate(folder / "run", None, ["nonsense"], progress=False)
 
@@ -186,7 +213,9 @@ def test_typing_errors():
     text = "the quick brown fox jumps over the lazy dog" * 5
     assert with_typing_errors(text, 0.0, 1) == text
     noisy = with_typing_errors(text, 0.1, 1)
-    assert noisy != text and noisy == with_typing_errors(text, 0.1, 1) != with_typing_errors(text, 0.1, 2)
+    assert noisy != text and noisy == with_typing_errors(text, 0.1, 1) != with_typing_errors(
+        text, 0.1, 2
+    )
     assert abs(len(noisy) - len(text)) < 20
     assert 0.03 < character_error_rate([text], [noisy]) < 0.2
     chinese = "北京时间今天上午股市大涨" * 4
@@ -249,7 +278,8 @@ def test_exchanged_labels_are_found_and_few_others(trained):
 def test_adversarial_training_withstands_what_breaks_plain_training(trained):
     _, _, plain, hard = trained
     scores = [
-        evaluate(run, None, ["robustness"], progress=False)["colour, attacked"] for run in (plain, hard)
+        evaluate(run, None, ["robustness"], progress=False)["colour, attacked"]
+        for run in (plain, hard)
     ]
     assert scores[0]["accuracy"] > 0.9 and scores[1]["accuracy"] > 0.9
     assert scores[1]["accuracy_pgd"] > scores[0]["accuracy_pgd"] + 0.15, scores

@@ -9,7 +9,7 @@ from small_run import WORDS, save_run, small_config, write_shards
 
 from mmscale.checkpoint.run_folder import load_run
 from mmscale.config import SCORES
-from mmscale.data.index.dataset import Corpus
+from mmscale.data.index.dataset import Dataset
 from mmscale.errors import UserError
 from mmscale.evaluate.run import evaluate, format_table
 from mmscale.evaluate.scores import accuracy, recall_at
@@ -32,19 +32,19 @@ def scores(folder):
 
 def usable(folder):
     """Samples of the shards whose picture can be decoded."""
-    corpus = Corpus.open([str(folder / "shards")])
-    return corpus, [n for n in range(len(corpus)) if corpus.key(n) != "sample003"]
+    dataset = Dataset.open([str(folder / "shards")])
+    return dataset, [n for n in range(len(dataset)) if dataset.key(n) != "sample003"]
 
 
 def test_classify_equals_a_plain_loop(folder, scores):
     predictor, _ = load_run(folder / "run")
-    corpus, samples = usable(folder)
+    dataset, samples = usable(folder)
     labels = sorted(WORDS)
     predicted = []
     for sample in samples:
-        query = [predictor.reader.field(corpus, "image", sample)]
+        query = [predictor.reader.field(dataset, "image", sample)]
         predicted.append(labels[int(predictor.label_scores([query], "which", labels)[0].argmax())])
-    truth = [corpus.text("json.label", sample) for sample in samples]
+    truth = [dataset.text("json.label", sample) for sample in samples]
     found = scores["label"]
     assert found["accuracy"] == pytest.approx(accuracy(truth, predicted))
     assert found["labels"] == labels and np.sum(found["confusion"]) == 11 == found["samples"]
@@ -58,12 +58,12 @@ def test_a_broken_sample_is_left_out_and_counted(folder, scores):
 
 def test_retrieval_and_transcription(folder, scores):
     predictor, _ = load_run(folder / "run")
-    corpus, samples = usable(folder)
+    dataset, samples = usable(folder)
     sides = [
-        predictor.embed([[predictor.reader.field(corpus, field, sample)] for sample in samples])
+        predictor.embed([[predictor.reader.field(dataset, field, sample)] for sample in samples])
         for field in ("image", "audio")
     ]
-    match = [corpus.text("json.label", sample) for sample in samples]
+    match = [dataset.text("json.label", sample) for sample in samples]
     assert recall_at(*sides, match, match).items() <= scores["find"].items()
     assert set(scores["speech"]) >= {"wer", "cer", "exact", "samples", "skipped"}
     assert scores["speech"]["wer"] > 0.0
@@ -72,7 +72,9 @@ def test_retrieval_and_transcription(folder, scores):
 def test_each_kind_has_the_values_that_tune_expects_of_it(scores):
     assert {one["task"] for one in scores.values()} == set(SCORES)
     for one in scores.values():
-        assert {name for name, value in one.items() if isinstance(value, float)} == set(SCORES[one["task"]])
+        assert {name for name, value in one.items() if isinstance(value, float)} == set(
+            SCORES[one["task"]]
+        )
 
 
 def test_a_run_keeps_its_scores_with_data_and_command(folder, scores):
@@ -80,7 +82,7 @@ def test_a_run_keeps_its_scores_with_data_and_command(folder, scores):
     assert saved["step"] == 5 and set(saved["entries"]) == {"label", "speech", "find"}
     entry = saved["entries"]["label"]
     assert entry["scores"] == scores["label"]
-    assert entry["digests"] == Corpus.open([str(folder / "shards")]).digests
+    assert entry["digests"] == Dataset.open([str(folder / "shards")]).digests
     assert entry["command"] == f"mmscale eval {folder / 'run'} --task label"
 
 
@@ -120,7 +122,11 @@ def test_mistakes_are_named(folder, tmp_path):
     config.eval["find"].query = config.eval["find"].candidates = "image"
     config.eval["find"].match = ""
     run = save_run(config)
-    for name, message in [("label", "labels empty"), ("speech", "give --data"), ("find", "same field")]:
+    for name, message in [
+        ("label", "labels empty"),
+        ("speech", "give --data"),
+        ("find", "same field"),
+    ]:
         with pytest.raises(UserError, match=rf"eval\.{name}\..*{message}"):
             evaluate(run, None, [name], progress=False)
     config = small_config(tmp_path / "bare", folder / "shards")
@@ -131,4 +137,6 @@ def test_mistakes_are_named(folder, tmp_path):
 
 def test_the_table_shows_every_score(scores):
     lines = format_table(scores).splitlines()
-    assert len(lines) == 4 and "accuracy" in lines[1] and "wer" in lines[2] and "recall@10" in lines[3]
+    assert (
+        len(lines) == 4 and "accuracy" in lines[1] and "wer" in lines[2] and "recall@10" in lines[3]
+    )

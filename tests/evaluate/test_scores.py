@@ -64,7 +64,8 @@ def unit(*degrees):
 def test_recall_of_instances():
     keys = [str(n) for n in range(12)]
     candidates = unit(*range(0, 120, 10))
-    # Query n lies at candidate n, except that query 0 lies at candidate 3 and query 1 at candidate 11.
+    # Query n lies at candidate n, except that query 0 lies at candidate 3 and query 1 at candidate
+    # 11.
     queries = unit(30.1, 110, *range(20, 120, 10))
     found = recall_at(queries, candidates, keys, keys)
     # From query 0 the candidates 1..6 are closer than 0; from query 1 ten are closer than 1.

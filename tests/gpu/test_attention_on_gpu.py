@@ -1,4 +1,6 @@
-"""FlexAttention, compiled, computes what the dense path computes in float32 on the CPU, forward and backward."""
+"""FlexAttention, compiled, computes what the dense path computes in float32 on the CPU, forward and
+backward.
+"""
 
 import pytest
 import torch
@@ -12,7 +14,10 @@ WIDTH = 32
 def inputs(batch, heads, kv_heads):
     generator = torch.Generator().manual_seed(0)
     shape = batch.segment_BL.shape
-    return [torch.randn(*shape, count, WIDTH, generator=generator) for count in (heads, kv_heads, kv_heads)]
+    return [
+        torch.randn(*shape, count, WIDTH, generator=generator)
+        for count in (heads, kv_heads, kv_heads)
+    ]
 
 
 def outcome(tensors, batch, path, device, dtype):

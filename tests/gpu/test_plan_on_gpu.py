@@ -22,7 +22,8 @@ def ranks():
 
 def plan_config(strategy, checkpointing):
     sizes = {
-        "width": 768, "layers": 8, "heads": 12, "kv_heads": 4, "head_dim": 64, "hidden": 2048, "vocab_size": 32768,
+        "width": 768, "layers": 8, "heads": 12, "kv_heads": 4, "head_dim": 64, "hidden": 2048,
+        "vocab_size": 32768,
     }  # fmt: skip
     config = Config(model=ModelConfig(**sizes))
     config.data.seq_len, config.data.sequences = 2048, SEQUENCES
@@ -49,5 +50,8 @@ def test_peak(ranks, strategy, checkpointing):
         real.forward_backward(batch, last=True)
         real.update(step, 1e-4, lambda norm: torch.zeros((), device=norm.device))
     measured = torch.cuda.max_memory_allocated()
-    print(f"{strategy}, {checkpointing}: planned {planned / 1e6:,.0f} MB, measured {measured / 1e6:,.0f} MB")
+    print(
+        f"{strategy}, {checkpointing}: planned {planned / 1e6:,.0f} MB, measured "
+        f"{measured / 1e6:,.0f} MB"
+    )
     assert planned == pytest.approx(measured, rel=0.05)

@@ -1,4 +1,6 @@
-"""A whole run on a GPU: trained, killed, taken up again, evaluated, released, and the release answers."""
+"""A whole run on a GPU: trained, killed, taken up again, evaluated, released, and the release
+answers.
+"""
 
 import json
 import signal
@@ -26,11 +28,19 @@ def numbers(tree, path=""):
 def trained(small_run, tmp_path_factory):
     """(the run, the same killed in its middle and continued)."""
     folder = tmp_path_factory.mktemp("runs")
-    common = ["train", "configs/train/digits.yaml", *small_run, "train.steps=60", "train.checkpoint_every=10"]
+    common = [
+        "train",
+        "configs/train/digits.yaml",
+        *small_run,
+        "train.steps=60",
+        "train.checkpoint_every=10",
+    ]
     common += ["model.width=64", "data.workers=2", "model.dropout=0.0"]
     mmscale(*common, f"run.dir={folder}/whole")
     command = [sys.executable, "-m", "mmscale", *common, f"run.dir={folder}/killed"]
-    victim = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    victim = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
     until = time.monotonic() + 200
     while not (folder / "killed/checkpoints/step-0000000020").exists() and victim.poll() is None:
         assert time.monotonic() < until
@@ -51,13 +61,19 @@ def test_a_killed_run_ends_as_the_undisturbed_one(trained):
     assert whole[-1]["loss"] < 0.9 * whole[0]["loss"]
 
 
-def test_scores_of_the_run_are_those_of_its_release_on_a_cpu(trained, small_digits, tmp_path, monkeypatch):
+def test_scores_of_the_run_are_those_of_its_release_on_a_cpu(
+    trained, small_digits, tmp_path, monkeypatch
+):
     run, release = trained[0], tmp_path / "release"
-    scores = json.loads(mmscale("eval", str(run), "--data", f"{small_digits}/test", "--json").stdout)
+    scores = json.loads(
+        mmscale("eval", str(run), "--data", f"{small_digits}/test", "--json").stdout
+    )
     mmscale("export", str(run), "--out", str(release))
     mmscale("verify", str(release))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    there = json.loads(mmscale("eval", str(release), "--data", f"{small_digits}/test", "--json").stdout)
+    there = json.loads(
+        mmscale("eval", str(release), "--data", f"{small_digits}/test", "--json").stdout
+    )
     for (name, here), (_, other) in zip(numbers(scores), numbers(there), strict=True):
         assert here == pytest.approx(other, abs=0.1), name
 

@@ -1,4 +1,6 @@
-"""`transformers` opens releases: without trust_remote_code, with the same numbers, mmscale merely installed."""
+"""`transformers` opens releases: without trust_remote_code, with the same numbers, mmscale merely
+installed.
+"""
 
 import json
 import os
@@ -53,8 +55,10 @@ def test_embeddings_are_those_of_mmscale(release, pair):
     model, processor = pair
     ours = mmscale.load(release)
     for name, values in (
-        ("image", [picture(0), picture(1)]), ("audio", [wave(0.3), wave(0.5)]), ("text", ["one", "two three"]),
-    ):  # fmt: skip
+        ("image", [picture(0), picture(1)]),
+        ("audio", [wave(0.3), wave(0.5)]),
+        ("text", ["one", "two three"]),
+    ):
         inputs = processor(**{{"image": "images"}.get(name, name): values}, embed=True)
         with torch.no_grad():
             found = model(**inputs).pooler_output
@@ -63,7 +67,9 @@ def test_embeddings_are_those_of_mmscale(release, pair):
         assert model(**inputs).last_hidden_state.shape[::2] == (2, 32)
 
 
-@pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"do_sample": True, "temperature": 0.9, "seed": 4}])
+@pytest.mark.parametrize(
+    "how", [{}, {"num_beams": 3}, {"do_sample": True, "temperature": 0.9, "seed": 4}]
+)
 def test_answers_are_those_of_mmscale(release, pair, how):
     model, processor = pair
     ours = mmscale.load(release)
@@ -83,7 +89,11 @@ def test_answers_are_those_of_mmscale(release, pair, how):
 
 def test_config_tokenizer_and_generation_config(release, pair):
     config = transformers.AutoConfig.from_pretrained(release)
-    assert config.model_type == "mmscale" and config.hidden_size == 32 and config.run_config().seed == 0
+    assert (
+        config.model_type == "mmscale"
+        and config.hidden_size == 32
+        and config.run_config().seed == 0
+    )
     tokenizer = transformers.AutoTokenizer.from_pretrained(release)
     assert tokenizer("picture of two")["input_ids"] == pair[1].tokenizer.encode("picture of two")
     assert tokenizer.eos_token == "<|end|>"
@@ -122,7 +132,12 @@ FETCHED = {
     "auto_map": {"AutoModel": "evil/code--x.Y", "AutoConfig": "evil/code--x.Y"},
     "quantization_config": {"quant_method": "gptq"},
 }
-SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 
 
 @pytest.mark.parametrize("key", FETCHED)
@@ -154,12 +169,25 @@ def test_a_config_cannot_have_code_fetched(release, tmp_path, monkeypatch, place
             key: FETCHED[key],
         }
         facts = {"config": tower, "mean": [0.5] * 3, "std": [0.5] * 3}
-        model |= {"image_stem": "pretrained", "image_tower": "x", "image_tower_config": json.dumps(facts)}
+        model |= {
+            "image_stem": "pretrained",
+            "image_tower": "x",
+            "image_tower_config": json.dumps(facts),
+        }
     else:
-        tower = {"d_model": 16, "encoder_layers": 1, "encoder_ffn_dim": 16, "encoder_attention_heads": 2}
+        tower = {
+            "d_model": 16,
+            "encoder_layers": 1,
+            "encoder_ffn_dim": 16,
+            "encoder_attention_heads": 2,
+        }
         tower |= {"model_type": "whisper", "num_mel_bins": 80, key: FETCHED[key]}
         facts = {"config": tower}
-        model |= {"audio_stem": "pretrained", "audio_tower": "x", "audio_tower_config": json.dumps(facts)}
+        model |= {
+            "audio_stem": "pretrained",
+            "audio_tower": "x",
+            "audio_tower_config": json.dumps(facts),
+        }
     (copy / "config.json").write_text(json.dumps(tree))
     (copy / "manifest.json").unlink()
     write_manifest(copy)
@@ -218,9 +246,13 @@ def test_from_the_cache_of_the_hub(release, tmp_path):
 
 def run_python(code, folder, **environment):
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), str(folder)], capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, cwd=folder.parent,
-    )  # fmt: skip
+        [sys.executable, "-c", textwrap.dedent(code), str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        cwd=folder.parent,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -249,36 +281,54 @@ print(type(found).__name__)
 """
 
 
-@pytest.mark.parametrize("code", [OPEN, *(ALONE.format(name) for name in ("AutoModel", "AutoProcessor"))])
+@pytest.mark.parametrize(
+    "code", [OPEN, *(ALONE.format(name) for name in ("AutoModel", "AutoProcessor"))]
+)
 def test_installing_mmscale_is_enough(release, tmp_path, code):
-    """With the entry point as pyproject.toml declares it, in the metadata of an installed package."""
+    """With the entry point as pyproject.toml declares it, in the metadata of an installed
+    package.
+    """
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][
         "torch.backends"
     ]
     metadata = tmp_path / "mmscale_release_test-1.dist-info"
     metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: mmscale-release-test\nVersion: 1\n")
+    (metadata / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: mmscale-release-test\nVersion: 1\n"
+    )
     lines = "".join(f"{name} = {target}\n" for name, target in declared.items())
     (metadata / "entry_points.txt").write_text(f"[torch.backends]\n{lines}")
     found = run_python(code, release, PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}")
-    assert found.startswith("Mmscale") and (code != OPEN or "MmscaleModel torch.Size([1, 16])" in found)
+    assert found.startswith("Mmscale") and (
+        code != OPEN or "MmscaleModel torch.Size([1, 16])" in found
+    )
 
 
 def test_importing_mmscale_imports_neither_torch_nor_transformers(release):
-    code = "import sys, mmscale; print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    code = (
+        "import sys, mmscale; print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    )
     assert run_python(code, release).strip() == "[]"
 
 
 @pytest.mark.parametrize("order", ["import mmscale, {0}", "import {0}"])
-def test_another_version_of_transformers_is_imported_as_if_we_were_not_there(release, tmp_path, order):
-    """One that lacks what our classes need: a program that only wants that version gets one warning."""
+def test_another_version_of_transformers_is_imported_as_if_we_were_not_there(
+    release, tmp_path, order
+):
+    """One that lacks what our classes need: a program that only wants that version gets one
+    warning.
+    """
     auto = tmp_path / "transformers" / "models" / "auto"
     auto.mkdir(parents=True)
     for folder in (auto, auto.parent, auto.parent.parent):
         (folder / "__init__.py").touch()
-    (tmp_path / "transformers" / "configuration_utils.py").write_text("class PretrainedConfig: pass")
+    (tmp_path / "transformers" / "configuration_utils.py").write_text(
+        "class PretrainedConfig: pass"
+    )
     for name in ("configuration", "modeling", "processing"):
-        (auto / f"{name}_auto.py").write_text("import mmscale\nwhole = 1")  # as torch does, which they import
+        (auto / f"{name}_auto.py").write_text(
+            "import mmscale\nwhole = 1"
+        )  # as torch does, which they import
     code = f"""
 import warnings
 warnings.simplefilter("always")

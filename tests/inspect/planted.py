@@ -59,9 +59,9 @@ def wave(number: int, seconds: float = 0.4) -> np.ndarray:
     """A noisy tone at about -20 dB of full scale that sounds like no other."""
     draws = prf.Draws(prf.derive_key("wave", number))
     time = np.arange(int(RATE * seconds)) / RATE
-    return (0.1 * np.sin(2 * np.pi * (200 + 10 * number) * time) + 0.01 * draws.normals(len(time))).astype(
-        "f4"
-    )
+    return (
+        0.1 * np.sin(2 * np.pi * (200 + 10 * number) * time) + 0.01 * draws.normals(len(time))
+    ).astype("f4")
 
 
 def sound(samples: np.ndarray, kind: str = "WAV") -> bytes:
@@ -85,7 +85,9 @@ def sample(number: int, **changes: bytes | None) -> dict[str, bytes]:
 
 
 def write_planted(folder: Path) -> None:
-    """``folder``/train of 30 samples without fault, ``folder``/test of 12 with one each and 10 without."""
+    """``folder``/train of 30 samples without fault, ``folder``/test of 12 with one each and 10
+    without.
+    """
     with ShardWriter(folder / "train", samples_per_shard=20) as writer:
         for number in range(30):
             writer.write(f"t{number:02d}", sample(number))

@@ -58,7 +58,9 @@ def test_each_planted_fault_is_found_and_no_other(inspected, code, key):
 def test_what_test_shares_with_train_is_found_with_its_partner(inspected, code, keys):
     warning = inspected.warning(code)
     assert warning["count"] == 1
-    assert warning["examples"] == [[{"set": "test", "key": keys[0]}, {"set": "train", "key": keys[1]}]]
+    assert warning["examples"] == [
+        [{"set": "test", "key": keys[0]}, {"set": "train", "key": keys[1]}]
+    ]
 
 
 def test_warnings_are_plain_sentences_with_the_gravest_first(inspected):
@@ -81,7 +83,9 @@ def test_only_the_planted_kinds_of_warning_appear(inspected):
 
 def test_the_same_picture_with_two_labels_is_told(inspected):
     warning = inspected.warning("contradiction_image")
-    assert warning["examples"] == [[{"set": "train", "key": "t00"}, {"set": "test", "key": "same-picture"}]]
+    assert warning["examples"] == [
+        [{"set": "train", "key": "t00"}, {"set": "test", "key": "same-picture"}]
+    ]
 
 
 def test_the_indexs_own_problems_are_told(inspected):
@@ -94,7 +98,9 @@ def test_amounts_are_those_of_the_files(inspected, planted):
     train, test = inspected.result["sets"]
     assert (train["samples"], test["samples"]) == (30, 23)
     assert train["shards"] == 2
-    assert train["shard_bytes"] == sum(path.stat().st_size for path in (planted / "train").glob("*.tar"))
+    assert train["shard_bytes"] == sum(
+        path.stat().st_size for path in (planted / "train").glob("*.tar")
+    )
     assert train["pixels"] == 30 * 96 * 80
     assert train["audio_s"] == pytest.approx(30 * 0.4)
     assert train["fields"] == {"json": 30, "png": 30, "txt": 30, "wav": 30}
@@ -163,7 +169,9 @@ def test_the_page_does_not_depend_on_the_number_of_processes(inspected, planted,
 
 def test_another_seed_shows_other_samples(inspected, planted, tmp_path):
     html = tmp_path / "other.html"
-    inspect([str(planted / "train"), str(planted / "test")], html, seed=1, workers=0, progress=False)
+    inspect(
+        [str(planted / "train"), str(planted / "test")], html, seed=1, workers=0, progress=False
+    )
     assert html.read_bytes() != inspected.html.read_bytes()
 
 
@@ -173,10 +181,14 @@ def test_a_subset_is_drawn_by_a_key_and_told(planted, tmp_path):
     for name in ("a", "b"):
         table = tmp_path / f"{name}.parquet"
         html = tmp_path / f"{name}.html"
-        result = inspect([str(planted / "train")], html, sample=7, table=table, workers=0, progress=False)
+        result = inspect(
+            [str(planted / "train")], html, sample=7, table=table, workers=0, progress=False
+        )
         drawn.append(pandas.read_parquet(table)["key"].tolist())
         assert result["sets"][0]["samples"] == 30 and result["sets"][0]["looked_at"] == 7
-        assert "Only 7 of the 30 samples of train were looked at" in html.read_text(encoding="utf-8")
+        assert "Only 7 of the 30 samples of train were looked at" in html.read_text(
+            encoding="utf-8"
+        )
     assert drawn[0] == drawn[1] and len(set(drawn[0])) == 7
 
 
@@ -242,7 +254,9 @@ def test_the_command_prints_one_json_result(planted, tmp_path):
     html = tmp_path / "r.html"
     names = ["--name", "first", "--name", "<second>"]
     folders = [str(planted / "train"), str(planted / "test")]
-    done = run_module(["mmscale", "data", "inspect", *folders, "--html", str(html), *names, "--json"])
+    done = run_module(
+        ["mmscale", "data", "inspect", *folders, "--html", str(html), *names, "--json"]
+    )
     result = json.loads(done.stdout)
     assert [one["name"] for one in result["sets"]] == ["first", "<second>"]
     assert Path(result["html"]) == html

@@ -108,7 +108,8 @@ def test_blank_pictures_are_like_none():
     blank = encoded(np.full((3, SIDE, SIDE), 200, np.uint8), "PNG", 64)
     other = encoded(np.full((3, SIDE, SIDE), 200, np.uint8), "PNG", 50)
     rows = [
-        {"set": "a", "sample": i, "key": str(i), **measure_picture(d)} for i, d in enumerate((blank, other))
+        {"set": "a", "sample": i, "key": str(i), **measure_picture(d)}
+        for i, d in enumerate((blank, other))
     ]
     table = build_table(rows)
     add_groups(table)
@@ -125,7 +126,9 @@ def test_colours_are_means_of_cells():
 def wav(samples: np.ndarray, kind: str = "WAV") -> bytes:
     file = io.BytesIO()
     # Whole numbers, because the formats round fractions differently.
-    soundfile.write(file, np.rint(samples * 32767).astype(np.int16), 8000, format=kind, subtype="PCM_16")
+    soundfile.write(
+        file, np.rint(samples * 32767).astype(np.int16), 8000, format=kind, subtype="PCM_16"
+    )
     return file.getvalue()
 
 
@@ -153,7 +156,10 @@ def test_only_plateaus_at_full_scale_are_clipping():
 def test_sound_is_the_same_in_another_container_and_with_silence_around_it():
     tone = np.sin(np.arange(2000) * 0.3) * 0.4
     padded = np.concatenate([np.zeros(50), tone, np.zeros(70)])
-    hashes = {measure_sound(data, 8000)["audio_hash"] for data in (wav(tone), wav(tone, "FLAC"), wav(padded))}
+    hashes = {
+        measure_sound(data, 8000)["audio_hash"]
+        for data in (wav(tone), wav(tone, "FLAC"), wav(padded))
+    }
     assert len(hashes) == 1
     assert measure_sound(wav(tone * 0.5), 8000)["audio_hash"] not in hashes
 
@@ -190,7 +196,9 @@ def test_texts_count_what_was_lost_in_conversion():
 
 
 def test_scalars_have_dotted_paths_and_lists_are_left_out():
-    document = json.dumps({"a": {"b": 1, "c": [1, 2], "d": None}, "e": True, "f": "x" * 1000}).encode()
+    document = json.dumps(
+        {"a": {"b": 1, "c": [1, 2], "d": None}, "e": True, "f": "x" * 1000}
+    ).encode()
     found = scalars(document)
     assert found == {"a.b": "1", "e": "true", "f": "x" * 200}
 
@@ -208,7 +216,10 @@ def test_deep_json_and_half_surrogates_do_no_harm():
 
 
 def test_json_whose_names_are_data_makes_no_endless_table():
-    rows = [{"set": "a", "sample": i, "key": str(i), f"json.{i}": "x", "json.label": "y"} for i in range(500)]
+    rows = [
+        {"set": "a", "sample": i, "key": str(i), f"json.{i}": "x", "json.label": "y"}
+        for i in range(500)
+    ]
     table = build_table(rows)
     assert len(table.columns) == len(COLUMNS) + MAX_PATHS
     assert table["json.label"].notna().all()
@@ -242,7 +253,13 @@ def test_one_value_throughout_is_said_not_drawn():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(1234567, "1,234,567"), (0.12345, "0.123"), (12.0, "12"), (-26.44, "-26.4"), (1234.5, "1,234")],
+    [
+        (1234567, "1,234,567"),
+        (0.12345, "0.123"),
+        (12.0, "12"),
+        (-26.44, "-26.4"),
+        (1234.5, "1,234"),
+    ],
 )
 def test_numbers_have_three_digits_that_count(value, text):
     assert number_text(value) == text

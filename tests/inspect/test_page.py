@@ -11,13 +11,15 @@ import pytest
 from planted import planted_report
 
 from mmscale.inspect.page import amount_text, hours_text, share_text
-from mmscale.inspect.text import plain
+from mmscale.inspect.text import printable
 
 VOID = {"meta", "link", "img"}
 
 
 class Outline(HTMLParser):
-    """Every tag with its attributes, the text of the style sheet, and whether all tags are closed."""
+    """Every tag with its attributes, the text of the style sheet, and whether all tags are
+    closed.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,8 +62,19 @@ def test_every_tag_is_closed(outline):
 
 def test_no_script_handler_form_or_frame_is_there(outline):
     names = {tag for tag, _ in outline.tags}
-    assert not names & {"script", "iframe", "object", "embed", "form", "input", "base", "foreignobject"}
-    assert not [name for _, attributes in outline.tags for name in attributes if name.startswith("on")]
+    assert not names & {
+        "script",
+        "iframe",
+        "object",
+        "embed",
+        "form",
+        "input",
+        "base",
+        "foreignobject",
+    }
+    assert not [
+        name for _, attributes in outline.tags for name in attributes if name.startswith("on")
+    ]
     assert not [tag for tag, attributes in outline.tags if "style" in attributes]
 
 
@@ -78,7 +91,9 @@ def test_nothing_is_fetched(outline):
 
 
 def test_the_policy_allows_the_one_style_sheet_and_data_uris_only(outline):
-    (policy,) = [a["content"] for _, a in outline.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    (policy,) = [
+        a["content"] for _, a in outline.tags if a.get("http-equiv") == "Content-Security-Policy"
+    ]
     digest = base64.b64encode(hashlib.sha256(outline.style.encode()).digest()).decode()
     assert policy == (
         f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; media-src data:; "
@@ -115,17 +130,27 @@ def test_sections_that_the_contents_name_are_there(outline):
 
 
 def test_invisible_characters_become_visible():
-    assert plain("a\x00b\u202ec\nd\u200d") == "a\ufffdb\ufffdc d\u200d"
+    assert printable("a\x00b\u202ec\nd\u200d") == "a\ufffdb\ufffdc d\u200d"
 
 
 @pytest.mark.parametrize(
     ("count", "total", "says"),
-    [(1, 10**6, "< 0.1 %"), (1, 8, "12 %"), (999_999, 10**6, "99.9 %"), (3, 3, "100 %"), (1, 40, "2.5 %")],
+    [
+        (1, 10**6, "< 0.1 %"),
+        (1, 8, "12 %"),
+        (999_999, 10**6, "99.9 %"),
+        (3, 3, "100 %"),
+        (1, 40, "2.5 %"),
+    ],
 )
 def test_shares_never_round_to_none_or_all(count, total, says):
     assert share_text(count, total) == says
 
 
 def test_amounts_and_times_in_words():
-    assert [amount_text(12), amount_text(12_345), amount_text(3.1e6, "B")] == ["12", "12.3 k", "3.1 MB"]
+    assert [amount_text(12), amount_text(12_345), amount_text(3.1e6, "B")] == [
+        "12",
+        "12.3 k",
+        "3.1 MB",
+    ]
     assert [hours_text(22), hours_text(1312), hours_text(4.32e6)] == ["22 s", "21.9 min", "1,200 h"]

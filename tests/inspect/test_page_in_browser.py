@@ -1,4 +1,6 @@
-"""The page in a real browser: it loads from disk without complaint, shows its pictures and can play its sound."""
+"""The page in a real browser: it loads from disk without complaint, shows its pictures and can play
+its sound.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,22 @@ ROOT = Path(__file__).resolve().parents[2]
 def browser():
     """Headless Chromium with the report open."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    chromium = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     driver = shutil.which("chromedriver")
     if chromium is None or driver is None:
-        pytest.skip("chromium or chromedriver is not installed; apt-get install chromium chromium-driver")
+        pytest.skip(
+            "chromium or chromedriver is not installed; apt-get install chromium chromium-driver"
+        )
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1600"):
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--window-size=1280,1600",
+    ):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     service = webdriver.ChromeService(executable_path=driver)
@@ -48,7 +59,10 @@ def test_the_policy_would_stop_a_script_that_slipped_through(browser):
         'box.innerHTML = \'<img src="data:," onerror="window.pwned = 2">\';'
         "document.body.append(box);"
     )
-    assert browser.execute_async_script("setTimeout(() => arguments[0](window.pwned ?? null), 300)") is None
+    assert (
+        browser.execute_async_script("setTimeout(() => arguments[0](window.pwned ?? null), 300)")
+        is None
+    )
     log = browser.get_log("browser")
     assert any("Content Security Policy" in entry["message"] for entry in log)
     browser.execute_script("document.body.lastChild.remove()")
@@ -57,7 +71,8 @@ def test_the_policy_would_stop_a_script_that_slipped_through(browser):
 def test_every_picture_is_decoded(browser):
     widths = browser.execute_async_script(
         "const done = arguments[0], images = [...document.images];"
-        "Promise.all(images.map(i => i.decode().catch(() => 0))).then(() => done(images.map(i => i.naturalWidth)));"
+        "Promise.all(images.map(i => i.decode().catch(() => 0))).then(() => done(images.map(i => "
+        "i.naturalWidth)));"
     )
     assert len(widths) > 50
     assert min(widths) > 0
@@ -66,8 +81,10 @@ def test_every_picture_is_decoded(browser):
 def test_every_clip_can_be_played(browser):
     found = browser.execute_async_script(
         "const done = arguments[0], clips = [...document.querySelectorAll('audio')];"
-        "const ready = a => new Promise(go => a.readyState >= 1 ? go() : (a.onloadedmetadata = a.onerror = go));"
-        "Promise.all(clips.map(ready)).then(() => done(clips.map(a => [a.duration, a.error ? a.error.code : null])));"
+        "const ready = a => new Promise(go => a.readyState >= 1 ? go() : (a.onloadedmetadata = "
+        "a.onerror = go));"
+        "Promise.all(clips.map(ready)).then(() => done(clips.map(a => [a.duration, a.error ? "
+        "a.error.code : null])));"
     )
     assert len(found) == 12
     assert all(error is None and 0.3 < duration < 1.1 for duration, error in found)
@@ -84,7 +101,9 @@ def test_warnings_stand_at_the_top(browser):
     assert any("1 picture of test is also in train" in title for title in titles)
     assert any("1 clip of test is clipped" in title for title in titles)
     first, amount = (
-        browser.execute_script(f"return document.querySelector('{where}').getBoundingClientRect().top")
+        browser.execute_script(
+            f"return document.querySelector('{where}').getBoundingClientRect().top"
+        )
         for where in (".finding", "#amount")
     )
     assert first < amount

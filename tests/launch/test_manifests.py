@@ -1,8 +1,9 @@
 """Kubernetes manifests against the published schemas.
 
-What Kubernetes itself defines is always checked, also inside of what others define. The schemas of JobSet, PyTorchJob
-and RayJob are their projects' and not kept here: ``MMSCALE_CRDS`` names a folder of their CRD files
-(jobset.x-k8s.io_jobsets.yaml, kubeflow.org_pytorchjobs.yaml, ray.io_rayjobs.yaml, ray.io_rayclusters.yaml).
+What Kubernetes itself defines is always checked, also inside of what others define. The schemas of
+JobSet, PyTorchJob and RayJob are their projects' and not kept here: ``MMSCALE_CRDS`` names a folder
+of their CRD files (jobset.x-k8s.io_jobsets.yaml, kubeflow.org_pytorchjobs.yaml,
+ray.io_rayjobs.yaml, ray.io_rayclusters.yaml).
 """
 
 import copy
@@ -35,7 +36,12 @@ def templates(tree):
         if "containers" in spec:
             yield {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "one"}, "spec": spec}
         elif "completionMode" in spec:
-            yield {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "one"}, "spec": spec}
+            yield {
+                "apiVersion": "batch/v1",
+                "kind": "Job",
+                "metadata": {"name": "one"},
+                "spec": spec,
+            }
         for branch in tree.values():
             yield from templates(branch)
 
@@ -61,7 +67,9 @@ def test_a_misspelt_key_is_found():
 
 
 def strict(schema):
-    """The schema with every field it does not name refused; the API server would drop such fields silently."""
+    """The schema with every field it does not name refused; the API server would drop such fields
+    silently.
+    """
     if isinstance(schema, list):
         return [strict(one) for one in schema]
     if not isinstance(schema, dict):
@@ -74,7 +82,9 @@ def strict(schema):
 
 
 def find_schema(manifest):
-    """OpenAPI schema of a manifest's kind from the folder ``MMSCALE_CRDS``; skips if there is none."""
+    """OpenAPI schema of a manifest's kind from the folder ``MMSCALE_CRDS``; skips if there is
+    none.
+    """
     kind, (group, version) = manifest["kind"], manifest["apiVersion"].split("/")
     folder = os.environ.get("MMSCALE_CRDS")
     for path in sorted(Path(folder).glob("*.yaml")) if folder else []:
@@ -82,7 +92,9 @@ def find_schema(manifest):
             spec = crd.get("spec", {}) if isinstance(crd, dict) else {}
             if spec.get("group") == group and spec["names"]["kind"] == kind:
                 found = {one["name"]: one["schema"]["openAPIV3Schema"] for one in spec["versions"]}
-                assert version in found, f"{kind}: version {version} is not published; {', '.join(found)} are"
+                assert version in found, (
+                    f"{kind}: version {version} is not published; {', '.join(found)} are"
+                )
                 return strict(found[version])
     pytest.skip(f"{kind} of {group}: no CRD file; set MMSCALE_CRDS to a folder that has it")
 
@@ -93,7 +105,9 @@ def test_what_others_define(manifest):
         return  # checked above
     schema = find_schema(manifest)
     checker = jsonschema.Draft202012Validator(schema)
-    assert not [f"{error.json_path}: {error.message}"[:300] for error in checker.iter_errors(manifest)]
+    assert not [
+        f"{error.json_path}: {error.message}"[:300] for error in checker.iter_errors(manifest)
+    ]
     broken = copy.deepcopy(manifest)
     broken["spec"]["misspelt"] = 1
     assert list(checker.iter_errors(broken)), "the schema refuses nothing"

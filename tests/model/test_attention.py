@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packings import model_config, random_batch
 
-from mmscale.model.attention import Group, _fused_attention, _plain_attention, attend, make_plan, visible
+from mmscale.model.attention import (
+    SegmentGroup,
+    _fused_attention,
+    _plain_attention,
+    attend,
+    make_plan,
+    visible,
+)
 
 
 def naive(q, k, v, batch):
@@ -79,8 +86,13 @@ def test_the_two_ways_of_a_group_agree(length, masked, heads, kv_heads):
         mask |= torch.eye(length, dtype=torch.bool)
     shapes = [(3, length, count, 8) for count in (heads, kv_heads, kv_heads)]
     for dtype, most in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
-        qkv = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
-        outs = [way(*qkv, Group((3, length), mask)) for way in (_plain_attention, _fused_attention)]
+        qkv = [
+            torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes
+        ]
+        outs = [
+            way(*qkv, SegmentGroup((3, length), mask))
+            for way in (_plain_attention, _fused_attention)
+        ]
         gradients = [torch.autograd.grad(out.float().cos().sum(), qkv) for out in outs]
         for one, other in zip(
             *[(out, *gradient) for out, gradient in zip(outs, gradients, strict=True)], strict=True

@@ -20,7 +20,9 @@ SIZES = {"base": (125e6, 0.02), "1b": (1.0e9, 0.02), "3b": (3.0e9, 0.02), "10b":
 def test_size(name):
     size, band = SIZES[name]
     keys = yaml.safe_load((ROOT / f"configs/model/{name}.yaml").read_text())
-    assert count_parameters(ModelConfig(**keys), MediaConfig())["total"] == pytest.approx(size, rel=band)
+    assert count_parameters(ModelConfig(**keys), MediaConfig())["total"] == pytest.approx(
+        size, rel=band
+    )
 
 
 @pytest.mark.parametrize("changes", [{}, {"fusion": "rnn", "classes": {"a": ["x", "y"]}}])
@@ -28,7 +30,9 @@ def test_parts_add_up_to_the_real_model(changes):
     config = model_config(**changes)
     counts = count_parameters(config, MEDIA)
     total = sum(parameter.numel() for parameter in FusionTransformer(config, MEDIA).parameters())
-    assert counts["total"] == total == sum(count for part, count in counts.items() if part != "total")
+    assert (
+        counts["total"] == total == sum(count for part, count in counts.items() if part != "total")
+    )
     assert counts["embedding"] == config.vocab_size * config.width
     assert ("attention" in counts) == (config.fusion == "transformer")
 

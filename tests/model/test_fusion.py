@@ -15,12 +15,18 @@ from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
 from mmscale.model.rotary import rotary_angles, rotate
 
-# Every choice of the family appears; stems, fusion and untied weights are independent of each other in the code.
+# Every choice of the family appears; stems, fusion and untied weights are independent of each other
+# in the code.
 STEMS = [
     {"image_stem": "patch", "audio_stem": "conv"},
     {"image_stem": "cnn", "audio_stem": "rnn", "untied": ["feed_forward", "norm"]},
     {"image_stem": "cnn", "audio_stem": "conv", "fusion": "rnn"},
-    {"image_stem": "patch", "audio_stem": "rnn", "fusion": "rnn", "untied": ["norm", "feed_forward"]},
+    {
+        "image_stem": "patch",
+        "audio_stem": "rnn",
+        "fusion": "rnn",
+        "untied": ["norm", "feed_forward"],
+    },
 ]
 
 
@@ -33,7 +39,9 @@ def make_model(seed=0, **changes):
 
 @pytest.mark.parametrize("choices", STEMS, ids=str)
 def test_a_segment_does_not_know_its_neighbours(choices):
-    """Alone or packed among others, beside longer clips or not, a segment's outputs are the same."""
+    """Alone or packed among others, beside longer clips or not, a segment's outputs are the
+    same.
+    """
     model = make_model(**choices).eval()
     for kind in "tia":
         outputs = []
@@ -75,7 +83,9 @@ def test_every_choice_computes_on_bf16_copies_of_its_parameters(choices):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(("kinds", "changes"), [("tia", {}), ("tia", {"fusion": "rnn"}), ("t", {}), ("", {})])
+@pytest.mark.parametrize(
+    ("kinds", "changes"), [("tia", {}), ("tia", {"fusion": "rnn"}), ("t", {}), ("", {})]
+)
 def test_padding_at_the_end_can_be_left_away(kinds, changes):
     """The same losses and gradients, with dropout; every index is moved."""
     whole = random_batch(5, sequences=3, length=160, kinds=kinds)
@@ -100,7 +110,9 @@ def test_padding_at_the_end_can_be_left_away(kinds, changes):
         loss = torch.stack(list(model(one).values()))
         model.zero_grad()
         loss.sum().backward()
-        found.append((loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}))
+        found.append(
+            (loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters()})
+        )
     (loss, gradients), (same_loss, same_gradients) = found
     assert torch.allclose(loss, same_loss, rtol=1e-5, atol=1e-7)
     for name, gradient in gradients.items():
@@ -109,7 +121,9 @@ def test_padding_at_the_end_can_be_left_away(kinds, changes):
 
 def test_image_tokens_lie_where_the_kind_says():
     batch = random_batch(2, kinds="i")
-    assert torch.equal(torch.nonzero(batch.kind_BL.flatten() == IMAGE)[:, 0], batch.image_at_T.sort().values)
+    assert torch.equal(
+        torch.nonzero(batch.kind_BL.flatten() == IMAGE)[:, 0], batch.image_at_T.sort().values
+    )
 
 
 def test_initial_weights_depend_on_name_and_seed_only():

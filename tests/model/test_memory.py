@@ -1,4 +1,6 @@
-"""What a training step keeps grows with its tokens, not with their square or with tokens times vocabulary."""
+"""What a training step keeps grows with its tokens, not with their square or with tokens times
+vocabulary.
+"""
 
 import torch
 from packings import MEDIA, model_config
@@ -65,6 +67,8 @@ def test_peak_grows_no_faster_than_the_tokens():
             parameter.grad = None
         peaks.append(peak.most)
         assert peak.largest <= max(1 << 25, 20_000 * 32)
-    assert len(batch.target_T) * 20_000 > 2 * peak.largest, "logits of all targets would be far larger"
+    assert len(batch.target_T) * 20_000 > 2 * peak.largest, (
+        "logits of all targets would be far larger"
+    )
     assert peaks[1] <= 2.05 * peaks[0] and peaks[2] <= 2.05 * peaks[1], peaks
     assert peaks[2] > 1.2 * peaks[1], "the measure sees what a step keeps"

@@ -8,7 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from mmscale.model.contrast import ContrastTerms, StepEmbeddings
-from mmscale.model.objectives import classification_loss, contrastive_loss, ctc_loss, next_token_loss
+from mmscale.model.objectives import (
+    classification_loss,
+    contrastive_loss,
+    ctc_loss,
+    next_token_loss,
+)
 
 
 def leaf(*shape, seed=0):
@@ -31,7 +36,9 @@ def test_next_token_is_the_weighted_cross_entropy_in_any_chunking(monkeypatch, s
 
 
 def test_next_token_logits_never_exist_whole():
-    """The largest tensor the objective makes, forward or backward, is bounded whatever the number of targets."""
+    """The largest tensor the objective makes, forward or backward, is bounded whatever the number
+    of targets.
+    """
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
 
@@ -137,18 +144,25 @@ def test_ctc_sums_over_all_alignments(monkeypatch, elements):
 def test_classification_is_the_soft_cross_entropy_of_each_positions_own_head(smoothing):
     logits = [leaf(4, 3), leaf(4, 5, seed=1)]
     head, weight = torch.tensor([1, 0, 1, 1]), torch.tensor([0.1, 0.2, 0.3, 0.4])
-    classes, share = torch.tensor([[4, 4], [2, 0], [1, 3], [0, 4]]), torch.tensor([1.0, 0.25, 0.5, 0.9])
+    classes, share = (
+        torch.tensor([[4, 4], [2, 0], [1, 3], [0, 4]]),
+        torch.tensor([1.0, 0.25, 0.5, 0.9]),
+    )
     expected = torch.zeros(())
     for row in range(4):
         own = logits[head[row]][row]
         soft = torch.zeros(len(own))
         soft[classes[row, 0]] += share[row]
         soft[classes[row, 1]] += 1 - share[row]
-        expected = expected + weight[row] * F.cross_entropy(own[None], soft[None], label_smoothing=smoothing)
+        expected = expected + weight[row] * F.cross_entropy(
+            own[None], soft[None], label_smoothing=smoothing
+        )
     found = classification_loss(
         logits, head_T=head, class_T2=classes, share_T=share, weight_T=weight, smoothing=smoothing
     )
     torch.testing.assert_close(found, expected)
-    expected_grads, grads = (torch.autograd.grad(one, logits, retain_graph=True) for one in (expected, found))
+    expected_grads, grads = (
+        torch.autograd.grad(one, logits, retain_graph=True) for one in (expected, found)
+    )
     torch.testing.assert_close(grads, expected_grads)
     assert not grads[0][0].any(), "a head is not taught by another's positions"

@@ -1,4 +1,6 @@
-"""The text path is the Qwen3 architecture: the same logits and gradients as `transformers` from the same weights."""
+"""The text path is the Qwen3 architecture: the same logits and gradients as `transformers` from the
+same weights.
+"""
 
 import json
 
@@ -16,14 +18,23 @@ from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
 from mmscale.predict.decoding import Decoding
 from mmscale.predict.generate import Generator
-from mmscale.release.qwen3 import SHIFT, check_form, check_qwen3, load_qwen3, qwen3_name, write_qwen3
+from mmscale.release.qwen3 import (
+    SHIFT,
+    check_form,
+    check_qwen3,
+    load_qwen3,
+    qwen3_name,
+    write_qwen3,
+)
 
 
 def qwen3(**changes):
     sizes = {
         "vocab_size": 59, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48, "tie_word_embeddings": True,
-        "max_position_embeddings": 128, "rope_theta": 1000.0, "initializer_range": 0.2, "eos_token_id": 2,
+        "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48, "tie_word_embeddings":
+        True,
+        "max_position_embeddings": 128, "rope_theta": 1000.0, "initializer_range": 0.2,
+        "eos_token_id": 2,
     }  # fmt: skip
     torch.manual_seed(0)
     model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**sizes | changes)).eval()
@@ -47,7 +58,8 @@ def pair(tmp_path_factory):
 
 def segments():
     return [
-        torch.randint(0, 59, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (9, 4, 17, 1)
+        torch.randint(0, 59, (n,), generator=torch.Generator().manual_seed(n)).tolist()
+        for n in (9, 4, 17, 1)
     ]
 
 
@@ -77,10 +89,14 @@ def test_logits_and_gradients_of_packed_segments_are_those_of_each_alone(pair):
     for name, parameter in ours.named_parameters():
         if (theirs_name := qwen3_name(name)) is None:
             continue
-        gradient = parameter.grad[SHIFT : SHIFT + 59] if name == "embedding.weight" else parameter.grad
+        gradient = (
+            parameter.grad[SHIFT : SHIFT + 59] if name == "embedding.weight" else parameter.grad
+        )
         reference = their_gradients[theirs_name].grad
         scale = reference.abs().max()
-        torch.testing.assert_close(gradient / scale, reference / scale, rtol=1e-4, atol=1e-4, msg=name)
+        torch.testing.assert_close(
+            gradient / scale, reference / scale, rtol=1e-4, atol=1e-4, msg=name
+        )
         compared += 1
     assert compared == len(their_gradients)
 
@@ -90,7 +106,9 @@ def test_generation_with_our_cache_is_theirs_with_their_cache(pair):
     ids = segments()[0]
     prompt = torch.tensor([ids])
     settings = {"attention_mask": torch.ones_like(prompt), "pad_token_id": 0}
-    expected = theirs.generate(prompt, max_new_tokens=12, do_sample=False, **settings)[0, len(ids) :]
+    expected = theirs.generate(prompt, max_new_tokens=12, do_sample=False, **settings)[
+        0, len(ids) :
+    ]
     builder = BatchBuilder(1, len(ids), MEDIA)
     builder.open_sequence()
     builder.open_segment()
@@ -98,7 +116,9 @@ def test_generation_with_our_cache_is_theirs_with_their_cache(pair):
     allowed = torch.zeros(ours.config.vocab_size, dtype=torch.bool)
     allowed[SHIFT : SHIFT + 59] = True
     with torch.inference_mode():
-        (found,) = Generator(ours, allowed, SHIFT + 2, Decoding(), None).answer(builder.finish(), [0], [12])
+        (found,) = Generator(ours, allowed, SHIFT + 2, Decoding(), None).answer(
+            builder.finish(), [0], [12]
+        )
     answer = [token - SHIFT for token in found[0].ids] + ([2] if found[0].ended else [])
     assert answer == expected.tolist()
 
@@ -119,7 +139,9 @@ class Held:
 def test_written_back_it_is_a_qwen3_folder_with_the_same_outputs(pair, tmp_path):
     _, _, ours = pair
     tokenizer = Tokenizer.train(["a few words"], 300)
-    named = {name: parameter.data for name, parameter in ours.named_parameters() if qwen3_name(name)}
+    named = {
+        name: parameter.data for name, parameter in ours.named_parameters() if qwen3_name(name)
+    }
     same = {name: name for name in named}
     shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
     write_qwen3(ours.config, Held(named), same, shapes, tokenizer, tmp_path, "float32", 20_000)
@@ -132,7 +154,10 @@ def test_written_back_it_is_a_qwen3_folder_with_the_same_outputs(pair, tmp_path)
     builder.add_text(ids[0].numpy())
     with torch.no_grad():
         torch.testing.assert_close(
-            ours.logits(ours.hidden(builder.finish())[0]), again(ids).logits[0], rtol=1e-4, atol=1e-4
+            ours.logits(ours.hidden(builder.finish())[0]),
+            again(ids).logits[0],
+            rtol=1e-4,
+            atol=1e-4,
         )
     read = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert read("a few words")["input_ids"] == tokenizer.encode("a few words")

@@ -1,4 +1,6 @@
-"""Pretrained towers: outputs are the library's, frozen ones stay, trained ones move, releases need no folder."""
+"""Pretrained towers: outputs are the library's, frozen ones stay, trained ones move, releases need
+no folder.
+"""
 
 import json
 from dataclasses import replace
@@ -34,11 +36,20 @@ def save_vision(kind, folder):
     if kind == "dinov2":
         model = transformers.Dinov2Model(transformers.Dinov2Config(**SIZES))
     elif kind == "siglip":
-        model = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**SIZES, intermediate_size=48))
+        model = transformers.SiglipVisionModel(
+            transformers.SiglipVisionConfig(**SIZES, intermediate_size=48)
+        )
     else:  # a whole CLIP, of which the vision half is used
-        text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        text = {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 16,
+        }
         vision = SIZES | {"intermediate_size": 48}
-        model = transformers.CLIPModel(transformers.CLIPConfig(vision_config=vision, text_config=text))
+        model = transformers.CLIPModel(
+            transformers.CLIPConfig(vision_config=vision, text_config=text)
+        )
     model.save_pretrained(folder)
     return getattr(model, "vision_model", model).eval()
 
@@ -46,9 +57,12 @@ def save_vision(kind, folder):
 def save_whisper(folder):
     torch.manual_seed(2)
     config = transformers.WhisperConfig(
-        d_model=32, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=48, decoder_layers=1,
-        decoder_attention_heads=2, decoder_ffn_dim=48, vocab_size=100, num_mel_bins=80, max_source_positions=50,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, suppress_tokens=[],
+        d_model=32, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=48,
+        decoder_layers=1,
+        decoder_attention_heads=2, decoder_ffn_dim=48, vocab_size=100, num_mel_bins=80,
+        max_source_positions=50,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+        suppress_tokens=[],
         begin_suppress_tokens=[],
     )  # fmt: skip
     model = transformers.WhisperModel(config).eval()
@@ -75,12 +89,16 @@ def test_a_vision_tower_gives_what_the_library_gives(kind, side, tmp_path):
         json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3})
     )
     media = replace(MEDIA, image_height=side, image_width=side)
-    config = Config(model=model_config(image_stem="pretrained", image_tower=str(tmp_path)), media=media)
+    config = Config(
+        model=model_config(image_stem="pretrained", image_tower=str(tmp_path)), media=media
+    )
     stem = build(config).image_stem
     pictures = torch.randint(0, 256, (3, 3, side, side), dtype=torch.uint8)
     own = {} if side == 16 else {"interpolate_pos_encoding": True}
     with torch.no_grad():
-        expected = theirs((pictures / 255 - 0.5) / 0.25, **own).last_hidden_state[:, -((side // 8) ** 2) :]
+        expected = theirs((pictures / 255 - 0.5) / 0.25, **own).last_hidden_state[
+            :, -((side // 8) ** 2) :
+        ]
         found = stem(pictures)
         torch.testing.assert_close(
             found, stem.norm(stem.project(stem.tower_norm(expected))), rtol=1e-4, atol=1e-5
@@ -91,7 +109,9 @@ def test_a_vision_tower_gives_what_the_library_gives(kind, side, tmp_path):
 def test_what_a_folder_lacks_is_the_same_in_every_process(tmp_path):
     config = transformers.ViTConfig(**SIZES, intermediate_size=48)
     transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
-    config = Config(model=model_config(image_stem="pretrained", image_tower=str(tmp_path)), media=MEDIA)
+    config = Config(
+        model=model_config(image_stem="pretrained", image_tower=str(tmp_path)), media=MEDIA
+    )
     found = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -154,28 +174,42 @@ def test_a_folder_cannot_have_a_kernel_fetched(tmp_path, monkeypatch):
     save_vision("siglip", tmp_path)
     tree = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(tree | {"attn_implementation": "evil/kernel"}))
-    build(Config(model=model_config(image_stem="pretrained", image_tower=str(tmp_path)), media=MEDIA))
+    build(
+        Config(model=model_config(image_stem="pretrained", image_tower=str(tmp_path)), media=MEDIA)
+    )
     assert not asked
 
 
 @pytest.mark.parametrize("trained", [False, True])
 def test_training_release_and_two_ranks(trained, tmp_path, small_run):
-    """Frozen weights stay, trained ones move; two ranks have the losses of one; no folder is needed later."""
+    """Frozen weights stay, trained ones move; two ranks have the losses of one; no folder is needed
+    later.
+    """
     save_vision("dinov2", tmp_path / "tower")
     save_whisper(tmp_path / "whisper")
     flag = str(trained).lower()
     settings = [
-        *small_run, "train.steps=3", "media.image_patch=8", "media.max_audio_s=1", "media.frames_per_token=4",
-        f"model.image_tower={tmp_path}/tower", f"model.image_tower_trained={flag}", "model.image_stem=pretrained",
-        f"model.audio_tower={tmp_path}/whisper", f"model.audio_tower_trained={flag}", "model.audio_stem=pretrained",
+        *small_run, "train.steps=3", "media.image_patch=8", "media.max_audio_s=1",
+        "media.frames_per_token=4",
+        f"model.image_tower={tmp_path}/tower", f"model.image_tower_trained={flag}",
+        "model.image_stem=pretrained",
+        f"model.audio_tower={tmp_path}/whisper", f"model.audio_tower_trained={flag}",
+        "model.audio_stem=pretrained",
         "train.micro_batch=4", "train.ema=0.5", "data.max_bad_fraction=0.5",
     ]  # fmt: skip
     rows = {}
     for ranks in (1, 2):
-        command = ["mmscale", "train", "configs/train/digits.yaml", *settings, f"run.dir={tmp_path}/{ranks}"]
+        command = [
+            "mmscale",
+            "train",
+            "configs/train/digits.yaml",
+            *settings,
+            f"run.dir={tmp_path}/{ranks}",
+        ]
         run_module(command, ranks=ranks)
         rows[ranks] = [
-            json.loads(line) for line in (tmp_path / str(ranks) / "metrics.jsonl").read_text().splitlines()
+            json.loads(line)
+            for line in (tmp_path / str(ranks) / "metrics.jsonl").read_text().splitlines()
         ]
     for one, two in zip(rows[1], rows[2], strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
@@ -188,11 +222,18 @@ def test_training_release_and_two_ranks(trained, tmp_path, small_run):
             source = original.get(
                 name.removeprefix(prefix), original.get("encoder." + name.removeprefix(prefix))
             )
-            if name.startswith(prefix) and source is not None and "layer" in name and name.endswith("weight"):
+            if (
+                name.startswith(prefix)
+                and source is not None
+                and "layer" in name
+                and name.endswith("weight")
+            ):
                 compared += 1
                 assert torch.equal(source, tensor) != trained, name
         assert compared > 4
-    run_module(["mmscale", "export", str(tmp_path / "1"), "--out", str(tmp_path / "release"), "--ema"])
+    run_module(
+        ["mmscale", "export", str(tmp_path / "1"), "--out", str(tmp_path / "release"), "--ema"]
+    )
     (tmp_path / "tower").rename(tmp_path / "gone")
     model = mmscale.load(tmp_path / "release")
     picture = np.zeros((16, 16), np.uint8)
@@ -220,6 +261,10 @@ def test_an_attack_sees_through_a_frozen_tower(tmp_path):
     assert image.grad is not None and image.grad.abs().min() > 0
     assert sound.grad is not None and sound.grad.abs().max() > 0
     assert all(
-        p.grad is None for stem in (model.image_stem, model.audio_stem) for p in stem.tower.parameters()
+        p.grad is None
+        for stem in (model.image_stem, model.audio_stem)
+        for p in stem.tower.parameters()
     )
-    assert model.image_stem(image.detach()).grad_fn is not None  # the projection behind it is trained
+    assert (
+        model.image_stem(image.detach()).grad_fn is not None
+    )  # the projection behind it is trained

@@ -1,4 +1,6 @@
-"""Steps that are not finite, or spike, change nothing, are told with their samples, and too many end the run."""
+"""Steps that are not finite, or spike, change nothing, are told with their samples, and too many
+end the run.
+"""
 
 import json
 import math
@@ -46,17 +48,19 @@ def test_a_skipped_step_changes_neither_weights_nor_moments_nor_averages(name):
 def test_the_guard_by_hand():
     guard = StepGuard(max_spike=3.0, norm_mean=0.0, steps=0, device=torch.device("cpu"))
     fine = torch.ones(2)
-    assert guard.judge(torch.tensor(math.nan), fine) == 1 and guard.norm_mean == 0
-    assert guard.judge(torch.tensor(1.0), torch.tensor([1.0, math.inf])) == 1
-    assert guard.judge(torch.tensor(2.0), fine) == 0 and guard.norm_mean == 2
-    assert guard.judge(torch.tensor(50.0), fine) == 0, "the first norms are no spikes yet"
+    assert guard.should_skip(torch.tensor(math.nan), fine) == 1 and guard.norm_mean == 0
+    assert guard.should_skip(torch.tensor(1.0), torch.tensor([1.0, math.inf])) == 1
+    assert guard.should_skip(torch.tensor(2.0), fine) == 0 and guard.norm_mean == 2
+    assert guard.should_skip(torch.tensor(50.0), fine) == 0, "the first norms are no spikes yet"
     mean = 2 + 0.02 * 48
     assert guard.norm_mean.item() == pytest.approx(mean)
     for _ in range(30):
-        guard.judge(guard.norm_mean, fine)
-    assert guard.judge(torch.tensor(3.1 * mean), fine) == 1
-    assert guard.norm_mean.item() == pytest.approx(mean, rel=1e-4), "a spike does not raise the mean"
-    assert guard.judge(torch.tensor(2.9 * mean), fine) == 0
+        guard.should_skip(guard.norm_mean, fine)
+    assert guard.should_skip(torch.tensor(3.1 * mean), fine) == 1
+    assert guard.norm_mean.item() == pytest.approx(mean, rel=1e-4), (
+        "a spike does not raise the mean"
+    )
+    assert guard.should_skip(torch.tensor(2.9 * mean), fine) == 0
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -66,7 +70,14 @@ def test_a_run_that_comes_apart_ends_with_the_steps_and_samples_named(ranks, tmp
         "train.max_skipped=3",
         "train.optimizer={lr: 1e30, warmup_steps: 0, clip_norm: 0}",
     ]
-    command = ["mmscale", "train", "configs/train/digits.yaml", *small_run, *settings, f"run.dir={tmp_path}"]
+    command = [
+        "mmscale",
+        "train",
+        "configs/train/digits.yaml",
+        *small_run,
+        *settings,
+        f"run.dir={tmp_path}",
+    ]
     done = run_module(command, ranks=ranks, check=False)
     assert done.returncode != 0
     if ranks == 1:  # torchrun adds a report of its own

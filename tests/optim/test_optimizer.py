@@ -1,4 +1,6 @@
-"""Optimisers, schedules, averages and width-aware rates, each against a plain computation of the same thing."""
+"""Optimisers, schedules, averages and width-aware rates, each against a plain computation of the
+same thing.
+"""
 
 import math
 
@@ -58,10 +60,16 @@ def test_muon_leaves_alone_what_has_no_gradient():
         there.grad, gone.grad = gradient, gradient * (seed in (0, 4))
         before = gone.detach().clone(), there.detach().clone()
         muon.step()
-        assert torch.equal(before[0], gone) == (seed in (1, 2, 3)) and not torch.equal(before[1], there)
+        assert torch.equal(before[0], gone) == (seed in (1, 2, 3)) and not torch.equal(
+            before[1], there
+        )
     # It goes on with the momentum it had.
-    first, last = (torch.randn(4, 6, generator=torch.Generator().manual_seed(seed)) for seed in (0, 4))
-    torch.testing.assert_close(muon.state[gone]["momentum_buffer"], 0.9 * (0.1 * first) + 0.1 * last)
+    first, last = (
+        torch.randn(4, 6, generator=torch.Generator().manual_seed(seed)) for seed in (0, 4)
+    )
+    torch.testing.assert_close(
+        muon.state[gone]["momentum_buffer"], 0.9 * (0.1 * first) + 0.1 * last
+    )
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -72,12 +80,20 @@ def test_every_parameter_is_updated_by_one_optimiser(name, choices):
     model, config = make_model(**choices)
     model.embedding.weight.requires_grad_(False)
     optimizer = TrainOptimizer(model, OptimizerConfig(name=name), config)
-    owned = [p for inner in optimizer._inner for group in inner.param_groups for p in group["params"]]
-    assert len(owned) == len({id(p) for p in owned}) == sum(p.requires_grad for p in model.parameters())
+    owned = [
+        p for inner in optimizer._inner for group in inner.param_groups for p in group["params"]
+    ]
+    assert (
+        len(owned)
+        == len({id(p) for p in owned})
+        == sum(p.requires_grad for p in model.parameters())
+    )
     if name == "muon":
         by_muon = {id(p) for group in optimizer._inner[1].param_groups for p in group["params"]}
         names = {n for n, p in model.named_parameters() if id(p) in by_muon}
-        assert names == {n for n, p in model.named_parameters() if n.startswith("blocks.") and p.dim() == 2}
+        assert names == {
+            n for n, p in model.named_parameters() if n.startswith("blocks.") and p.dim() == 2
+        }
     for inner in optimizer._inner:
         for group in inner.param_groups:
             assert all((p.dim() >= 2) == (group["weight_decay"] > 0) for p in group["params"])
@@ -98,9 +114,9 @@ def test_schedules_at_their_corners():
     assert [learning_rate(config, step, 100) for step in (10, 50, 79)] == [2.0, 2.0, 2.0]
     assert learning_rate(config, 89, 100) == pytest.approx(2.0 * 0.55)
     assert learning_rate(config, 99, 100) == pytest.approx(0.2)
-    assert all(learning_rate(config, s, 100) == learning_rate(config, s, 1000) for s in range(80)), (
-        "prolongable"
-    )
+    assert all(
+        learning_rate(config, s, 100) == learning_rate(config, s, 1000) for s in range(80)
+    ), "prolongable"
     config.schedule = "constant"
     assert learning_rate(config, 99, 100) == 2.0
 
@@ -156,9 +172,15 @@ def test_width_rules_and_their_rates():
 
 
 def growth(width, base_width, name="adamw", lr=0.02):
-    """Mean absolute change after three steps, at one width: of the logits, or for Muon of what the blocks give."""
+    """Mean absolute change after three steps, at one width: of the logits, or for Muon of what the
+    blocks give.
+    """
     model, config = make_model(
-        width=width, heads=width // 8, kv_heads=width // 8, hidden=width * 3 // 2, base_width=base_width
+        width=width,
+        heads=width // 8,
+        kv_heads=width // 8,
+        hidden=width * 3 // 2,
+        base_width=base_width,
     )
     optimizer = TrainOptimizer(model, OptimizerConfig(name=name, lr=lr, weight_decay=0.0), config)
     if name == "muon":  # the blocks alone move
@@ -175,7 +197,9 @@ def growth(width, base_width, name="adamw", lr=0.02):
 
 @pytest.mark.parametrize(("optimizer", "lr"), [("adamw", 0.02), ("muon", 0.001)])
 def test_coordinate_check(optimizer, lr):
-    """What a few steps change stays of one size at all widths with muP, and grows with the width without it."""
+    """What a few steps change stays of one size at all widths with muP, and grows with the width
+    without it.
+    """
     widths = [64, 128, 256, 512]
     slopes = {}
     for name, base in (("muP", 64), ("standard", 0)):

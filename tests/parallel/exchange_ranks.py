@@ -1,4 +1,6 @@
-"""Run under torchrun: direct exchanges beside the library's own collectives, in groups of all ranks and of some."""
+"""Run under torchrun: direct exchanges beside the library's own collectives, in groups of all ranks
+and of some.
+"""
 
 import torch
 import torch.distributed as dist
@@ -25,7 +27,10 @@ def main() -> None:
             torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
             for kind in (torch.float32, torch.bfloat16):
                 mine = given[:size].to(kind)
-                whole, other = torch.empty(world * size, dtype=kind), torch.empty(world * size, dtype=kind)
+                whole, other = (
+                    torch.empty(world * size, dtype=kind),
+                    torch.empty(world * size, dtype=kind),
+                )
                 dist.all_gather_into_tensor(whole, mine, group=group)
                 gloo_collectives.DirectAllGather()(other, mine, group)
                 assert torch.equal(whole, other)

@@ -1,4 +1,5 @@
-"""Run under torchrun: ranks of one modality each, and one of none; the gradients must be the single-process ones.
+"""Run under torchrun: ranks of one modality each, and one of none; the gradients must be the
+single-process ones.
 
 The arguments are names of `WAYS`; each is tried with all processes.
 """
@@ -37,14 +38,20 @@ WAYS = {
 
 def check(way: str, ranks: Ranks) -> None:
     parallel = ParallelConfig(threads=1, **WAYS[way])
-    config = Config(model=model_config(image_stem="cnn", audio_stem="rnn"), media=MEDIA, parallel=parallel)
-    config.train = TrainConfig(precision="fp32", optimizer=OptimizerConfig(clip_norm=0.0, warmup_steps=0))
+    config = Config(
+        model=model_config(image_stem="cnn", audio_stem="rnn"), media=MEDIA, parallel=parallel
+    )
+    config.train = TrainConfig(
+        precision="fp32", optimizer=OptimizerConfig(clip_norm=0.0, warmup_steps=0)
+    )
     config.data.seq_len = 160
     ranks = replace(ranks, parts=parallel.tensor * parallel.context)
     config.data.sequences = ranks.data_world
     strategy = build_strategy(config, ranks)
     initial = {name: whole(tensor) for name, tensor in strategy.state_tensors().items()}
-    strategy.forward_backward(random_batch(ranks.data_rank, kinds=KINDS[ranks.data_rank]), last=True)
+    strategy.forward_backward(
+        random_batch(ranks.data_rank, kinds=KINDS[ranks.data_rank]), last=True
+    )
     norm, _ = strategy.update(0, 1e-3, lambda norm: torch.zeros(()))
 
     alone = FusionTransformer(config.model, config.media)
@@ -60,8 +67,12 @@ def check(way: str, ranks: Ranks) -> None:
         torch.testing.assert_close(
             gradient, parameter.grad, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
         )
-        assert not torch.equal(found[f"model.{name}"], parameter.data) or not parameter.grad.any(), name
-    os.write(2, f"rank {ranks.rank}: gradients agree: {way}\n".encode())  # at once: four processes write
+        assert (
+            not torch.equal(found[f"model.{name}"], parameter.data) or not parameter.grad.any()
+        ), name
+    os.write(
+        2, f"rank {ranks.rank}: gradients agree: {way}\n".encode()
+    )  # at once: four processes write
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,6 @@
-"""A compilation that was killed does not hold up the runs after it for ever; one that is at work is waited for."""
+"""A compilation that was killed does not hold up the runs after it for ever; one that is at work is
+waited for.
+"""
 
 import os
 import threading
@@ -7,7 +9,7 @@ import time
 import pytest
 from torch.utils import cpp_extension
 
-from mmscale.parallel.deepspeed_build_lock import pass_stale_build
+from mmscale.parallel.deepspeed_build_lock import clear_stale_lock
 
 
 @pytest.fixture
@@ -17,12 +19,12 @@ def lock(tmp_path, monkeypatch):
 
 
 def test_an_old_lock_goes(lock):
-    pass_stale_build("ours", tell=True)
+    clear_stale_lock("ours", tell=True)
     with open(lock, "w"):
         pass
     hour_ago = time.time() - 3600
     os.utime(lock, (hour_ago, hour_ago))
-    pass_stale_build("ours", tell=True)
+    clear_stale_lock("ours", tell=True)
     assert not os.path.exists(lock)
 
 
@@ -30,7 +32,7 @@ def test_a_new_lock_is_waited_for(lock, capsys):
     with open(lock, "w"):
         pass
     threading.Timer(1.5, os.unlink, [lock]).start()
-    pass_stale_build("ours", tell=True)
+    clear_stale_lock("ours", tell=True)
     assert not os.path.exists(lock)
     assert (
         f"another process compiles ours ({lock}); if it was killed, remove that file"

@@ -1,4 +1,6 @@
-"""A user's own DeepSpeed JSON: what adds to the run is taken, what contradicts it is refused by name."""
+"""A user's own DeepSpeed JSON: what adds to the run is taken, what contradicts it is refused by
+name.
+"""
 
 import json
 
@@ -29,7 +31,10 @@ def settings(folder, theirs, compute=torch.float32):
             "bfloat16": {"enabled": False},
             "amp": {"enabled": False},
         },
-        {"gradient_clipping": 1.0, "zero_optimization": {"stage": 2, "round_robin_gradients": "auto"}},
+        {
+            "gradient_clipping": 1.0,
+            "zero_optimization": {"stage": 2, "round_robin_gradients": "auto"},
+        },
     ],
 )
 def test_what_agrees_changes_nothing(tmp_path, theirs):
@@ -40,21 +45,39 @@ def test_what_agrees_changes_nothing(tmp_path, theirs):
 def test_what_adds_is_taken(tmp_path):
     theirs = {"wall_clock_breakdown": True, "zero_optimization": {"reduce_bucket_size": 10_000}}
     found = settings(tmp_path, theirs)
-    assert found["wall_clock_breakdown"] and found["zero_optimization"]["reduce_bucket_size"] == 10_000
+    assert (
+        found["wall_clock_breakdown"] and found["zero_optimization"]["reduce_bucket_size"] == 10_000
+    )
     assert found["zero_optimization"]["stage"] == 2
 
 
 @pytest.mark.parametrize(
     ("theirs", "compute", "message"),
     [
-        ({"bf16": {"enabled": True}}, torch.float32, r"ds\.json: bf16 is set in .*set train\.precision"),
-        ({"bfloat16": {"enabled": True}}, torch.float32, r"bfloat16 is set in .*set train\.precision"),
+        (
+            {"bf16": {"enabled": True}},
+            torch.float32,
+            r"ds\.json: bf16 is set in .*set train\.precision",
+        ),
+        (
+            {"bfloat16": {"enabled": True}},
+            torch.float32,
+            r"bfloat16 is set in .*set train\.precision",
+        ),
         ({"torch_autocast": {"enabled": True}}, torch.float32, r"torch_autocast is set"),
         ({"amp": {"enabled": True}}, torch.bfloat16, r"amp is set"),
-        ({"bf16": {"enabled": False}}, torch.bfloat16, r"bf16\.enabled=false contradicts this run's true"),
+        (
+            {"bf16": {"enabled": False}},
+            torch.bfloat16,
+            r"bf16\.enabled=false contradicts this run's true",
+        ),
         ({"fp16": {"enabled": True}}, torch.bfloat16, r"fp16 is not offered"),
         ({"optimizer": {"type": "SGD"}}, torch.float32, r"remove it and set train\.optimizer"),
-        ({"gradient_clipping": 5}, torch.float32, r"gradient_clipping=5 contradicts this run's 1\.0"),
+        (
+            {"gradient_clipping": 5},
+            torch.float32,
+            r"gradient_clipping=5 contradicts this run's 1\.0",
+        ),
         (
             {"zero_optimization": {"stage": 3}},
             torch.float32,

@@ -20,7 +20,8 @@ def runs(small_run, tmp_path_factory):
     """Folders of the same training: bf16, emulated on one rank and under fsdp on two."""
     folder = tmp_path_factory.mktemp("float8")
     common = [
-        "configs/train/digits.yaml", *small_run, "train.precision=bf16", "train.steps=20", "parallel.threads=1",
+        "configs/train/digits.yaml", *small_run, "train.precision=bf16", "train.steps=20",
+        "parallel.threads=1",
         "train.micro_batch=2",
     ]  # fmt: skip
     ways = {
@@ -52,14 +53,18 @@ def test_two_ranks_compute_the_same(runs):
     one, two = ([row["loss"] for row in metrics(runs / name)] for name in ("one", "two"))
     gaps = [abs(a / b - 1) for a, b in zip(one, two, strict=True)]
     # Other orders of summation move values to the next of few, and the curves apart from there.
-    assert gaps[0] < 1e-6 and max(gaps[:3]) < 0.01 and sum(gaps) / len(gaps) < 0.03 and max(gaps) < 0.1
+    assert (
+        gaps[0] < 1e-6 and max(gaps[:3]) < 0.01 and sum(gaps) / len(gaps) < 0.03 and max(gaps) < 0.1
+    )
     assert (
         weights(runs / "one").keys() == weights(runs / "plain").keys()
     )  # any of them goes on from any other
 
 
 def test_products_of_the_blocks_alone_are_converted():
-    config = load_config("configs/train/digits.yaml", ["parallel.float8=emulated", "train.precision=bf16"])
+    config = load_config(
+        "configs/train/digits.yaml", ["parallel.float8=emulated", "train.precision=bf16"]
+    )
     config.model.vocab_size = 512
     ranks = join_ranks(ParallelConfig(threads=1))
     try:
@@ -86,11 +91,18 @@ def test_products_of_the_blocks_alone_are_converted():
 def test_what_it_does_not_go_with_is_told(overrides, told):
     with pytest.raises(UserError, match=told):
         load_config(
-            "configs/train/digits.yaml", ["parallel.float8=rowwise", "train.precision=bf16", *overrides]
+            "configs/train/digits.yaml",
+            ["parallel.float8=rowwise", "train.precision=bf16", *overrides],
         )
 
 
 def test_without_the_hardware_it_is_refused(small_run, tmp_path):
     more = ["parallel.float8=rowwise", "train.precision=bf16", f"run.dir={tmp_path}"]
-    done = run_module(["mmscale", "train", "configs/train/digits.yaml", *small_run, *more], check=False)
-    assert done.returncode == 2 and "a CPU has no 8-bit" in done.stderr and "Traceback" not in done.stderr
+    done = run_module(
+        ["mmscale", "train", "configs/train/digits.yaml", *small_run, *more], check=False
+    )
+    assert (
+        done.returncode == 2
+        and "a CPU has no 8-bit" in done.stderr
+        and "Traceback" not in done.stderr
+    )

@@ -10,7 +10,7 @@ from conftest import ROOT, run_module
 
 from mmscale.config import Config
 from mmscale.errors import UserError
-from mmscale.parallel.launcher import settle
+from mmscale.parallel.launcher import apply_launcher_settings
 
 SAID = {"ACCELERATE_MIXED_PRECISION": "no", "WORLD_SIZE": "2"}
 FSDP = SAID | {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
@@ -21,7 +21,7 @@ def settled(said, **keys):
     config = Config()
     for key, value in keys.items():
         setattr(config.parallel, key, value)
-    settle(config, said)
+    apply_launcher_settings(config, said)
     return config.parallel
 
 
@@ -64,7 +64,11 @@ def test_deepspeed_means_zero2_only_where_the_config_is_open():
 @pytest.mark.parametrize(
     ("said", "keys", "message"),
     [
-        (FSDP, {"strategy": "ddp"}, r"fsdp_config asks for parallel\.strategy=fsdp, the config says ddp"),
+        (
+            FSDP,
+            {"strategy": "ddp"},
+            r"fsdp_config asks for parallel\.strategy=fsdp, the config says ddp",
+        ),
         (
             ZERO,
             {"strategy": "zero2"},
@@ -83,7 +87,11 @@ def test_deepspeed_means_zero2_only_where_the_config_is_open():
             "checkpointing=full",
         ),
         (ZERO | {"ACCELERATE_GRADIENT_CLIPPING": "0.5"}, {}, r"gradient_clipping=0\.5 contradicts"),
-        (ZERO | {"ACCELERATE_GRADIENT_CLIPPING": "much"}, {}, r"gradient_clipping=much contradicts"),
+        (
+            ZERO | {"ACCELERATE_GRADIENT_CLIPPING": "much"},
+            {},
+            r"gradient_clipping=much contradicts",
+        ),
         (
             ZERO
             | {
@@ -95,12 +103,19 @@ def test_deepspeed_means_zero2_only_where_the_config_is_open():
         ),
         (
             ZERO
-            | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "2", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu"},
+            | {
+                "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
+                "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "cpu",
+            },
             {},
             "1 and 2 the optimizer alone",
         ),
         (ZERO | {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "8"}, {}, "leave it out"),
-        (ZERO | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": "absent.json"}, {}, r"absent\.json: no DeepSpeed JSON"),
+        (
+            ZERO | {"ACCELERATE_DEEPSPEED_CONFIG_FILE": "absent.json"},
+            {},
+            r"absent\.json: no DeepSpeed JSON",
+        ),
         (SAID | {"ACCELERATE_USE_MEGATRON_LM": "true"}, {}, "use_megatron_lm is not offered"),
         (
             {},
@@ -131,11 +146,28 @@ main_training_function: main
 LAUNCHERS = {
     "mmscale --ranks": (["-m", "mmscale", "train"], ["--ranks", "2"]),
     "torchrun": (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mmscale", "train"],
+        [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            "-m",
+            "mmscale",
+            "train",
+        ],
         [],
     ),
     "accelerate": (
-        ["-m", "accelerate.commands.launch", "--config_file", "{accelerate}", "-m", "mmscale", "train"],
+        [
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            "{accelerate}",
+            "-m",
+            "mmscale",
+            "train",
+        ],
         [],
     ),
     "deepspeed": (
@@ -161,22 +193,30 @@ def test_every_launcher_starts_the_same_training(name, tmp_path, small_run, port
     world = base64.urlsafe_b64encode(json.dumps({"localhost": [0, 1]}).encode()).decode()
     before, after = LAUNCHERS[name]
     before = [
-        word.format(accelerate=tmp_path / "accelerate.yaml", world=world).replace("port=0", f"port={port}")
+        word.format(accelerate=tmp_path / "accelerate.yaml", world=world).replace(
+            "port=0", f"port={port}"
+        )
         for word in before
     ]
     run = [
-        "configs/train/digits.yaml", *small_run, "train.steps=2", "train.precision=fp32", f"run.dir={tmp_path / 'run'}",
+        "configs/train/digits.yaml", *small_run, "train.steps=2", "train.precision=fp32",
+        f"run.dir={tmp_path / 'run'}",
         *after,
     ]  # fmt: skip
     variables = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(
         [sys.executable, *before, *run],
-        cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True, timeout=200, check=False,
+        cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True, timeout=200,
+        check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [row["step"] for row in rows] == [0, 1]
-    assert all(row["ranks"] == 2 and len(row["rank_work_s"]) == 2 for row in rows), "two ranks trained"
+    assert all(row["ranks"] == 2 and len(row["rank_work_s"]) == 2 for row in rows), (
+        "two ranks trained"
+    )
     assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=0.2)
 
 

@@ -1,6 +1,8 @@
-"""ZeRO-3 whose moments and master weights wait in files: swapped for real, the same curve, before and after a resume.
+"""ZeRO-3 whose moments and master weights wait in files: swapped for real, the same curve, before
+and after a resume.
 
-Run by ``make strategies``: needs ``libaio-dev``, and DeepSpeed compiles for some minutes, once a machine.
+Run by ``make strategies``: needs ``libaio-dev``, and DeepSpeed compiles for some minutes, once a
+    machine.
 """
 
 import os
@@ -12,8 +14,12 @@ from conftest import run_module
 from killing import metrics
 
 pytestmark = [
-    pytest.mark.skipif(os.environ.get("MMSCALE_STRATEGIES") != "all", reason="run by make strategies"),
-    pytest.mark.skipif(not Path("/usr/include/libaio.h").exists(), reason="needs apt-get install libaio-dev"),
+    pytest.mark.skipif(
+        os.environ.get("MMSCALE_STRATEGIES") != "all", reason="run by make strategies"
+    ),
+    pytest.mark.skipif(
+        not Path("/usr/include/libaio.h").exists(), reason="needs apt-get install libaio-dev"
+    ),
 ]
 
 
@@ -34,8 +40,10 @@ def test_swapped_to_files_the_curve_is_the_same(small_digits, tmp_path):
 
     def train(name, folder):
         overrides = [
-            "data.prepare=", f"data.sets.digits.shards={small_digits}/train", "data.workers=0", "train.steps=6",
-            "train.checkpoint_every=3", "train.keep_last=2", "run.progress=false", "run.tensorboard=false",
+            "data.prepare=", f"data.sets.digits.shards={small_digits}/train", "data.workers=0",
+            "train.steps=6",
+            "train.checkpoint_every=3", "train.keep_last=2", "run.progress=false",
+            "run.tensorboard=false",
         ]  # fmt: skip
         command = [
             "mmscale",

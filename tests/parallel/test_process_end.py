@@ -1,4 +1,6 @@
-"""How a rank ends: with its exit code, after its exit handlers, whatever threads are still at work."""
+"""How a rank ends: with its exit code, after its exit handlers, whatever threads are still at
+work.
+"""
 
 import subprocess
 import sys
@@ -29,7 +31,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(
-    ("end", "code"), [("return", 0), ("sys.exit()", 0), ("sys.exit(75)", 75), ("raise ValueError('why')", 1)]
+    ("end", "code"),
+    [("return", 0), ("sys.exit()", 0), ("sys.exit(75)", 75), ("raise ValueError('why')", 1)],
 )
 def test_the_exit_code_outlives_threads_that_still_work(end, code, tmp_path):
     script = tmp_path / "script.py"
@@ -40,4 +43,8 @@ def test_the_exit_code_outlives_threads_that_still_work(end, code, tmp_path):
     if code == 1:  # as Python ends, which such threads may abort
         assert done.returncode in (1, -6) and "ValueError: why" in done.stderr
     else:
-        assert (done.returncode, done.stderr, done.stdout) == (code, "", "buffered thread\nhandler\n")
+        assert (done.returncode, done.stderr, done.stdout) == (
+            code,
+            "",
+            "buffered thread\nhandler\n",
+        )

@@ -32,7 +32,12 @@ def test_launcher(environment):
     for name, value in zip(VARIABLES, ("3", "8", "1", "2", "host", "29500"), strict=True):
         environment.setenv(name, value)
     assert read_environment() == (3, 8, 1, 2)
-    for name, wrong in (("WORLD_SIZE", "0"), ("RANK", "8"), ("LOCAL_WORLD_SIZE", "0"), ("RANK", "-1")):
+    for name, wrong in (
+        ("WORLD_SIZE", "0"),
+        ("RANK", "8"),
+        ("LOCAL_WORLD_SIZE", "0"),
+        ("RANK", "-1"),
+    ):
         with environment.context() as changed:
             changed.setenv(name, wrong)
             with pytest.raises(UserError, match=f"{name}={wrong}"):
@@ -52,15 +57,28 @@ def test_half_an_environment_is_an_error_that_names_what_is_missing(environment)
 def test_single_under_several_ranks_is_a_contradiction():
     config = Config()
     config.parallel.strategy = "single"
-    with pytest.raises(UserError, match=r"parallel\.strategy=single, but the launcher started 2 ranks"):
+    with pytest.raises(
+        UserError, match=r"parallel\.strategy=single, but the launcher started 2 ranks"
+    ):
         build_strategy(config, Ranks(0, 2, 0, 2, torch.device("cpu")))
 
 
 def test_ranks_of_one_modality_or_none_neither_hang_nor_change_the_gradients():
-    """Four ranks: text only, pictures only, clips only, padding only, under every strategy; fresh weights and gradients
-    equal the single process's."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
-    variables = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    """Four ranks: text only, pictures only, clips only, padding only, under every strategy; fresh
+    weights and gradients equal the single process's."""
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "4",
+    ]
+    variables = {
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     done = subprocess.run(
         [*launch, str(ROOT / "tests" / "parallel" / "mixed_ranks.py")],
         env={**os.environ, **variables}, capture_output=True, text=True, timeout=900, check=False,

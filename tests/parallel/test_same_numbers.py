@@ -1,5 +1,5 @@
-"""Any strategy, the same training: one curve and one set of weights, whatever splits the work, and whatever splits it
-after a resume. Real processes; runs on as many ranks share a launch."""
+"""Any strategy, the same training: one curve and one set of weights, whatever splits the work, and
+whatever splits it after a resume. Real processes; runs on as many ranks share a launch."""
 
 import json
 import os
@@ -13,7 +13,9 @@ import torch
 from checkpoints import weights
 from conftest import ROOT
 
-ALL = os.environ.get("MMSCALE_STRATEGIES") == "all"  # `make strategies`: every way, in about four minutes
+ALL = (
+    os.environ.get("MMSCALE_STRATEGIES") == "all"
+)  # `make strategies`: every way, in about four minutes
 STEPS = 30 if ALL else 12
 THIRD = STEPS // 3
 FP32 = {
@@ -27,7 +29,10 @@ FP32 = {
     "fsdp x2, offload": (2, ["parallel.offload=cpu", "train.micro_batch=1"]),
     "hybrid 2 x 2": (4, ["parallel.strategy=fsdp", "parallel.replicas=2"]),
     "fsdp x2, full checkpointing": (2, ["parallel.checkpointing=full", "train.micro_batch=1"]),
-    "ddp x2, selective checkpointing": (2, ["parallel.strategy=ddp", "parallel.checkpointing=selective"]),
+    "ddp x2, selective checkpointing": (
+        2,
+        ["parallel.strategy=ddp", "parallel.checkpointing=selective"],
+    ),
     "tensor 2": (2, ["parallel.tensor=2"]),
     "tensor 2, accumulated, full checkpointing": (
         2,
@@ -92,7 +97,9 @@ def launch(jobs, folder):
 
 
 def losses(folder):
-    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +107,10 @@ def runs(tmp_path_factory, small_run):
     """Folders of every way in either precision, of one process, and of every pair."""
     folder = tmp_path_factory.mktemp("ways")
     common = [
-        "configs/train/digits.yaml", *small_run, f"train.steps={STEPS}", "train.micro_batch=4", "train.ema=0.9",
-        "train.optimizer={lr: 1e-3, warmup_steps: 5}", f"train.checkpoint_every={THIRD}", "train.keep_last=3",
+        "configs/train/digits.yaml", *small_run, f"train.steps={STEPS}", "train.micro_batch=4",
+        "train.ema=0.9",
+        "train.optimizer={lr: 1e-3, warmup_steps: 5}", f"train.checkpoint_every={THIRD}",
+        "train.keep_last=3",
     ]  # fmt: skip
     # Tensor parallelism deals heads.
     common = [one.replace("heads: 2, kv_heads: 1", "heads: 4, kv_heads: 2") for one in common]
@@ -150,18 +159,25 @@ def test_fp32(way, runs):
 
 @pytest.mark.parametrize("way", BF16)
 def test_bf16(way, runs):
-    """bf16 rounds what is summed in another order: within 5 % at every step, and 1 % over the curve, as beside fp32."""
+    """bf16 rounds what is summed in another order: within 5 % at every step, and 1 % over the
+    curve, as beside fp32.
+    """
     found = losses(runs[way, "bf16"])
     for precision in ("bf16", "fp32"):
         reference = losses(runs["single", precision])
-        print(f"{way}: largest relative difference beside {precision} {difference(found, reference):.1e}")
+        print(
+            f"{way}: largest relative difference beside {precision} "
+            f"{difference(found, reference):.1e}"
+        )
         assert found == pytest.approx(reference, rel=0.05)
         assert sum(found) == pytest.approx(sum(reference), rel=0.01)
 
 
 @pytest.mark.parametrize(("one", "other"), PAIRS)
 def test_a_run_goes_on_under_another_strategy(one, other, runs):
-    """Weights, moments, averages, schedule and data: the curve after the change is the uninterrupted one's."""
+    """Weights, moments, averages, schedule and data: the curve after the change is the
+    uninterrupted one's.
+    """
     folder = runs[(one, other), "fp32"]
     assert losses(folder) == pytest.approx(losses(runs["single", "fp32"]), rel=1e-4)
     same_weights(folder, runs["single", "fp32"])

@@ -139,13 +139,18 @@ def test_a_narrow_beam_is_the_plain_beam_search():
     )
     for row in range(2):
         ids, total = naive_beam(model, kinds, seed, row, 2, 3)
-        assert (tuple(found[row][0].ids), found[row][0].log_prob) == (ids, pytest.approx(total, abs=1e-4))
+        assert (tuple(found[row][0].ids), found[row][0].log_prob) == (
+            ids,
+            pytest.approx(total, abs=1e-4),
+        )
 
 
 def test_greedy_is_a_beam_of_one():
     model, batch = make_model(), rows_of("tia", 2)
     (greedy, _, third) = generator(model, Decoding()).answer(batch, [0, 1, 2], [6, 6, 1])
-    (beam, _, _) = generator(model, replace(Decoding(), beams=1)).answer(batch, [0, 1, 2], [6, 6, 1])
+    (beam, _, _) = generator(model, replace(Decoding(), beams=1)).answer(
+        batch, [0, 1, 2], [6, 6, 1]
+    )
     assert greedy[0].ids == beam[0].ids
     assert len(third[0].ids) <= 1, "every query has a room of its own"
 
@@ -154,17 +159,23 @@ def test_constrained_answers_are_choices_and_the_best_of_them():
     model, kinds, seed = make_model(), "ta", 5
     answers = [[5], [5, 6], [7, 8], [8]]
     for decoding in (Decoding(beams=10, length_penalty=0.0), Decoding(), Decoding(temperature=5.0)):
-        found = generator(model, decoding, Choices(answers, END)).answer(rows_of(kinds, seed), [0, 1], [3, 3])
+        found = generator(model, decoding, Choices(answers, END)).answer(
+            rows_of(kinds, seed), [0, 1], [3, 3]
+        )
         for row, best in enumerate(found):
             assert best[0].ids in answers and best[0].ended
             if decoding.beams > 1:
-                expected = max(answers, key=lambda ids: log_prob(model, kinds, seed, row, ids, True))
+                expected = max(
+                    answers, key=lambda ids: log_prob(model, kinds, seed, row, ids, True)
+                )
                 assert best[0].ids == expected
 
 
 def draw(log_probs, decoding, count=4000):
     draws = prf.uniform(prf.derive_key("test"), count)
-    return sample(log_probs.expand(count, -1), draws, decoding).bincount(minlength=log_probs.shape[1])
+    return sample(log_probs.expand(count, -1), draws, decoding).bincount(
+        minlength=log_probs.shape[1]
+    )
 
 
 def test_sampling_follows_the_distribution():
@@ -198,7 +209,9 @@ def test_sampling_never_takes_a_barred_token_and_depends_on_seed_and_query_alone
     assert sample(log_probs.expand(2, -1), draws, Decoding(temperature=9.0)).tolist() == [1, 1]
     log_probs = torch.tensor([[-torch.inf, -3.0, -0.1, -torch.inf, -9.0]])
     cold = Decoding(temperature=1e-39)
-    assert sample(log_probs.expand(2, -1), draws, cold).tolist() == [2, 2], "below what float32 can divide by"
+    assert sample(log_probs.expand(2, -1), draws, cold).tolist() == [2, 2], (
+        "below what float32 can divide by"
+    )
     model = make_model()
 
     def answers(kinds, numbers, seed):
@@ -224,7 +237,10 @@ def every_transcript(log_probs, blank=0):
 @pytest.mark.parametrize("seed", range(4))
 def test_ctc_beam_sums_over_all_alignments(seed):
     log_probs = (
-        torch.randn(5, 3, generator=torch.Generator().manual_seed(seed)).mul(2).log_softmax(-1).numpy()
+        torch.randn(5, 3, generator=torch.Generator().manual_seed(seed))
+        .mul(2)
+        .log_softmax(-1)
+        .numpy()
     )
     expected = every_transcript(log_probs)
     found = beam_ctc(log_probs, blank=0, beams=10_000)

@@ -32,7 +32,9 @@ def make_predictor(seq_len=96, seed=0, **changes):
     model_sizes = model_config(vocab_size=320, **changes)
     model = FusionTransformer(model_sizes, MEDIA)
     initialise(model, model_sizes, seed)
-    model.embedding.weight.data.mul_(20)  # decisive logits, so that rounding cannot change an argmax
+    model.embedding.weight.data.mul_(
+        20
+    )  # decisive logits, so that rounding cannot change an argmax
     return Predictor(
         model, TOKENIZER, Config(media=MEDIA, model=model_sizes, data=DataConfig(seq_len=seq_len))
     )
@@ -47,9 +49,15 @@ def make_queries(count=24, seed=0):
         pixels = draws.uniforms(3 * MEDIA.image_height * MEDIA.image_width) * 255
         picture = Picture(pixels.astype(np.uint8).reshape(3, MEDIA.image_height, MEDIA.image_width))
         frames = draws.integer(1, 90)
-        clip = Clip(draws.normals(frames * MEDIA.mel_bins).reshape(frames, MEDIA.mel_bins).astype(np.float32))
+        clip = Clip(
+            draws.normals(frames * MEDIA.mel_bins)
+            .reshape(frames, MEDIA.mel_bins)
+            .astype(np.float32)
+        )
         queries.append(
-            [[Text(words)], [picture], [clip], [picture, Text(words)], [Text(words), clip]][number % 5]
+            [[Text(words)], [picture], [clip], [picture, Text(words)], [Text(words), clip]][
+                number % 5
+            ]
         )
     return queries
 
@@ -76,7 +84,9 @@ def test_label_scores_equal_scoring_every_label_alone(prompt, stems):
     predictor = make_predictor(image_stem=stems[0], audio_stem=stems[1])
     queries = make_queries()
     scores = predictor.label_scores(queries, prompt, LABELS)
-    expected = [[plain_score(predictor, query, prompt, label) for label in LABELS] for query in queries]
+    expected = [
+        [plain_score(predictor, query, prompt, label) for label in LABELS] for query in queries
+    ]
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, np.array(expected), rtol=1e-4, atol=1e-3)
 
@@ -87,7 +97,9 @@ def test_label_scores_do_not_depend_on_how_the_labels_are_split_into_trees(monke
     monkeypatch.setattr("mmscale.predict.predictor._TREE_NODES", 4)
     monkeypatch.setattr("mmscale.predict.predictor._FORWARD_TOKENS", 64)
     monkeypatch.setattr("mmscale.predict.predictor._LOGIT_ELEMENTS", 1)
-    np.testing.assert_allclose(predictor.label_scores(queries, "", LABELS), whole, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(
+        predictor.label_scores(queries, "", LABELS), whole, rtol=1e-4, atol=1e-3
+    )
 
 
 def test_trees_hold_every_label_once_and_share_prefixes():
@@ -140,7 +152,9 @@ def test_embeddings_equal_embedding_one_at_a_time():
     assert packed.shape == (30, 16) and packed.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(packed, axis=1), 1.0, rtol=1e-5)
     for query, row in zip(queries, packed, strict=True):
-        alone = F.normalize(predictor.model.embed_head(plain_hidden(predictor, query, [EMBED])[-1]), dim=-1)
+        alone = F.normalize(
+            predictor.model.embed_head(plain_hidden(predictor, query, [EMBED])[-1]), dim=-1
+        )
         np.testing.assert_allclose(row, alone.numpy(), rtol=1e-3, atol=1e-4)
 
 

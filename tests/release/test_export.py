@@ -1,4 +1,6 @@
-"""What export can be asked for: types, sizes, means of runs; and that it needs little memory for any of it."""
+"""What export can be asked for: types, sizes, means of runs; and that it needs little memory for
+any of it.
+"""
 
 import dataclasses
 import json
@@ -44,7 +46,9 @@ def tensors_of(release):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_weights_are_rounded_as_torch_rounds(folder, tmp_path, dtype):
     plain, _ = load_run(folder / "run")
-    facts = export(folder / "run", tmp_path / "out", options=ExportOptions(dtype, max_shard_bytes=20_000))
+    facts = export(
+        folder / "run", tmp_path / "out", options=ExportOptions(dtype, max_shard_bytes=20_000)
+    )
     wanted = getattr(torch, dtype)
     found = tensors_of(tmp_path / "out")
     for name, parameter in plain.model.named_parameters():
@@ -56,7 +60,10 @@ def test_weights_are_rounded_as_torch_rounds(folder, tmp_path, dtype):
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == 2 * facts["parameters"]
 
-    stored, widened = mmscale.load(tmp_path / "out"), mmscale.load(tmp_path / "out", dtype="float32")
+    stored, widened = (
+        mmscale.load(tmp_path / "out"),
+        mmscale.load(tmp_path / "out", dtype="float32"),
+    )
     assert stored.predictor.model.embedding.weight.dtype == wanted
     assert widened.predictor.model.embedding.weight.dtype == torch.float32
     picture = np.full((16, 24), 99, np.uint8)
@@ -78,13 +85,17 @@ def test_values_beyond_float16_are_named(folder, tmp_path):
     run = save_run(small_config(tmp_path / "run", folder / "shards"))
     (path,) = run.glob("checkpoints/*/*.safetensors")
     spoil(path, "model.norm.weight", 70_000.0)
-    with pytest.raises(UserError, match=r"model\.norm\.weight holds values beyond the range of float16"):
+    with pytest.raises(
+        UserError, match=r"model\.norm\.weight holds values beyond the range of float16"
+    ):
         export(run, tmp_path / "out", options=ExportOptions("float16"))
     export(run, tmp_path / "out", options=ExportOptions("bfloat16"))
 
 
 def test_memory_is_bounded_by_rows_not_by_tensors(folder, tmp_path, monkeypatch):
-    """With 4 kB at once, no tensor of the model is ever whole in memory, and the files are the same bytes."""
+    """With 4 kB at once, no tensor of the model is ever whole in memory, and the files are the same
+    bytes.
+    """
     export(folder / "run", tmp_path / "whole", options=ExportOptions("bfloat16"))
     monkeypatch.setattr(weight_writer, "_ROWS_BYTES", 4096)
     asked = []
@@ -119,10 +130,14 @@ def test_the_mean_of_runs(folder, tmp_path, capsys):
         ]
     )
     assert json.loads(capsys.readouterr().out)["step"] == 9
-    one, other = (dict(load_run(folder / name)[0].model.named_parameters()) for name in ("run", "other"))
+    one, other = (
+        dict(load_run(folder / name)[0].model.named_parameters()) for name in ("run", "other")
+    )
     for name, tensor in tensors_of(tmp_path / "out").items():
         torch.testing.assert_close(tensor, (one[name] + other[name]) / 2, rtol=1e-6, atol=1e-7)
-        assert name.endswith("norm.weight") or tensor.dim() == 1 or not torch.equal(tensor, one[name])
+        assert (
+            name.endswith("norm.weight") or tensor.dim() == 1 or not torch.equal(tensor, one[name])
+        )
     assert "mean of the weights of | run (step 9" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -198,7 +213,9 @@ def test_every_file_of_the_hugging_face_layout(folder, tmp_path):
     }  # fmt: skip
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (
-        config["model_type"] == "mmscale" and config["hidden_size"] == 32 and config["num_hidden_layers"] == 2
+        config["model_type"] == "mmscale"
+        and config["hidden_size"] == 32
+        and config["num_hidden_layers"] == 2
     )
     media = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
     assert (media["image_height"], media["sample_rate"]) == (16, 16_000)
@@ -230,7 +247,13 @@ def test_the_card_estimates_emissions_from_what_was_recorded(folder, tmp_path):
     text = "".join(json.dumps(row) + "\n" for row in [*rows, {**rows[0], "step": 5}])
     damaged = [
         json.dumps({**rows[0], **one})
-        for one in ({"step_s": "a"}, {"step": None}, {"ranks": []}, {"device": 1}, {"step_s": 10**400})
+        for one in (
+            {"step_s": "a"},
+            {"step": None},
+            {"ranks": []},
+            {"device": 1},
+            {"step_s": 10**400},
+        )
     ]
     # The last line was cut by a crash.
     (run / "metrics.jsonl").write_text("\n".join([*damaged, "[" * 100_000, text]) + '{"step": ')
@@ -242,7 +265,9 @@ def test_the_card_estimates_emissions_from_what_was_recorded(folder, tmp_path):
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_fill_their_own_shards(folder, tmp_path, ranks):
-    export(folder / "run", tmp_path / "out", options=ExportOptions("bfloat16", max_shard_bytes=20_000))
+    export(
+        folder / "run", tmp_path / "out", options=ExportOptions("bfloat16", max_shard_bytes=20_000)
+    )
     done = run_module(["checkpoint.fill_ranks", str(tmp_path / "out")], ranks=ranks)
     assert done.stderr.count(": filled") == ranks
 
@@ -271,22 +296,29 @@ def test_a_run_begins_with_a_release(folder, tmp_path, small_run):
         assert torch.equal(parameter, new.pop(name)), name
     assert new and all(name.startswith("class_heads.") for name in new)
     done = run_module(
-        [*config, head, *begun, "run.dir=" + str(tmp_path / "third"), "model.hidden=64"], check=False
+        [*config, head, *begun, "run.dir=" + str(tmp_path / "third"), "model.hidden=64"],
+        check=False,
     )
     assert done.returncode == 2 and "set model.* as its" in done.stderr
     Tokenizer.train(["one two three"], 300).save(tmp_path / "other.json")
     for number, (wrong, told) in enumerate(
         (
             ("model.rope_theta=500", "model.rope_theta=500: .* was trained with 10000"),
-            (f"data.tokenizer.file={tmp_path}/other.json", "is not the tokenizer of model.init_from"),
+            (
+                f"data.tokenizer.file={tmp_path}/other.json",
+                "is not the tokenizer of model.init_from",
+            ),
             ("parallel.strategy=zero2", "go on with any strategy from its first checkpoint"),
         )
     ):
         done = run_module(
-            [*config, head, *begun, f"run.dir={tmp_path}/wrong{number}", "train.steps=1", wrong], check=False
+            [*config, head, *begun, f"run.dir={tmp_path}/wrong{number}", "train.steps=1", wrong],
+            check=False,
         )
         assert done.returncode == 2 and re.search(told, done.stderr), done.stderr
-    run_module([*config, head, *begun, "train.steps=2", "parallel.strategy=zero2"])  # as the line told
+    run_module(
+        [*config, head, *begun, "train.steps=2", "parallel.strategy=zero2"]
+    )  # as the line told
     assert len(metrics(tmp_path / "second")) == 2
 
 

@@ -14,11 +14,13 @@ from mmscale.release.manifest import write_manifest
 from mmscale.release.verify_release import verify_release
 
 EYE = {
-    "model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+    "model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 16,
+    "num_hidden_layers": 1,
     "num_attention_heads": 2, "image_size": 16, "patch_size": 8,
 }  # fmt: skip
 EAR = {
-    "model_type": "whisper", "d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16,
+    "model_type": "whisper", "d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 16,
     "num_mel_bins": 80, "max_source_positions": 50,
 }  # fmt: skip
 CHANNELS = {"mean": [0.5] * 3, "std": [0.5] * 3}
@@ -44,7 +46,10 @@ def ear(text=None, **changes):
 
 
 HOSTILE = {
-    "heads": (model(classes={f"h{n}": ["a"] for n in range(200_000)}), "200000 heads, but there are"),
+    "heads": (
+        model(classes={f"h{n}": ["a"] for n in range(200_000)}),
+        "200000 heads, but there are",
+    ),
     "a dot in a head": (model(classes={"a.b": ["x", "y"]}), "'a.b' is no name of a head"),
     "an escape in a head": (model(classes={"\x1b[2K": ["x"]}), r"'\\x1b\[2K' is no name of a head"),
     "a nameless head": (model(classes={"": ["x"]}), "'' is no name of a head"),
@@ -63,7 +68,10 @@ HOSTILE = {
     "timm": (eye(model_type="timm_wrapper", architecture="hf-hub:evil/x"), "models of timm"),
     "layers": (eye(num_hidden_layers=10**7), "a number above 1,048,576"),
     "many layers": (eye(num_hidden_layers=1 << 20), "more than 10,000 weights"),
-    "layers by another name": (eye(model_type="vit", num_hidden_layers=1 << 20), "more than 10,000 weights"),
+    "layers by another name": (
+        eye(model_type="vit", num_hidden_layers=1 << 20),
+        "more than 10,000 weights",
+    ),
     "patch 0": (eye(patch_size=0), "cannot build this tower"),
     "width of text": (eye(hidden_size="x"), "cannot build this tower"),
     "unknown activation": (eye(hidden_act="evil"), "cannot build this tower"),
@@ -115,7 +123,9 @@ def test_a_name_that_cannot_be_encoded_is_no_file(made, tmp_path):
 def test_a_head_of_ones_own_is_named_before_anything_is_read():
     task = {"objective": "classify", "input": ["image"], "target": "json.kind/animal"}
     tree = {"data": {"sets": {"a": {"shards": ["x"], "tasks": [task]}}}}
-    with pytest.raises(UserError, match=r"tasks\[0\]\.head: 'json.kind/animal' is no name of a head"):
+    with pytest.raises(
+        UserError, match=r"tasks\[0\]\.head: 'json.kind/animal' is no name of a head"
+    ):
         config_from_tree(tree, "mine.yaml")
     task["head"] = "动物 kind"
     config_from_tree(tree, "mine.yaml")

@@ -21,7 +21,7 @@ from small_run import WORDS, save_run, small_config, write_shards
 import mmscale
 from mmscale.checkpoint.run_folder import load_run
 from mmscale.checkpoint.score_file import read_scores, write_scores
-from mmscale.data.index.dataset import Corpus
+from mmscale.data.index.dataset import Dataset
 from mmscale.errors import UserError
 from mmscale.predict.decoding import Decoding
 from mmscale.release.export import ExportOptions, export
@@ -50,8 +50,8 @@ def release(made, tmp_path):
 
 
 def queries_of(predictor):
-    corpus = Corpus.open(predictor.config.data.sets["small"].shards)
-    return [predictor.reader.query(corpus, [field], 1) for field in ("image", "audio", "text")]
+    dataset = Dataset.open(predictor.config.data.sets["small"].shards)
+    return [predictor.reader.query(dataset, [field], 1) for field in ("image", "audio", "text")]
 
 
 def test_a_release_gives_the_outputs_of_its_run_bit_for_bit(run_dir, made):
@@ -80,7 +80,9 @@ def test_shards_hold_the_same_weights_as_one_file(run_dir, made, tmp_path):
     assert set(index["weight_map"].values()) == set(shards)
     assert index["metadata"]["total_size"] == 4 * facts["parameters"]
     one, many = load_release(made[0])[0], load_release(tmp_path / "out")[0]
-    for (name, a), (_, b) in zip(one.model.named_parameters(), many.model.named_parameters(), strict=True):
+    for (name, a), (_, b) in zip(
+        one.model.named_parameters(), many.model.named_parameters(), strict=True
+    ):
         assert torch.equal(a, b), name
     (tmp_path / "out" / shards[1]).unlink()
     with pytest.raises(UserError, match=f"{shards[1]}: missing"):
@@ -92,8 +94,12 @@ def test_a_given_checkpoint_is_exported(run_dir, tmp_path):
     assert facts["step"] == 5
     with pytest.raises(UserError, match="no such checkpoint"):
         export(run_dir, tmp_path / "other", run_dir / "checkpoints" / "step-00000006")
-    elsewhere = shutil.copytree(run_dir / "checkpoints" / "step-00000005", tmp_path / "step-00000009")
-    with pytest.raises(UserError, match=r"step-00000009: is not in .*run/checkpoints; give the run that it"):
+    elsewhere = shutil.copytree(
+        run_dir / "checkpoints" / "step-00000005", tmp_path / "step-00000009"
+    )
+    with pytest.raises(
+        UserError, match=r"step-00000009: is not in .*run/checkpoints; give the run that it"
+    ):
         export(run_dir, tmp_path / "other", elsewhere)
 
 
@@ -139,7 +145,9 @@ def test_an_export_killed_between_two_releases_leaves_the_old_one(run_dir, tmp_p
         export(run_dir, out, options=ExportOptions(ema=True))
     assert load_release(out)[1]["step"] == 5, "the next one puts it back, whatever comes of it"
     export(run_dir, out)
-    assert load_release(out)[1]["step"] == 9 and [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert load_release(out)[1]["step"] == 9 and [path.name for path in tmp_path.iterdir()] == [
+        "out"
+    ]
 
 
 def test_a_failed_export_leaves_nothing(run_dir, tmp_path):
@@ -208,17 +216,35 @@ SPOILT = {
     "another version": (lambda r: rewrite(r, version=2), "upgrade mmscale"),
     "no step": (lambda r: rewrite(r, step="9"), "step is missing"),
     "unknown key": (with_config(lambda c: c.update(colour=1)), "unknown key 'colour'"),
-    "wrong type": (with_config(lambda c: c["model"].update(width="wide")), r"model\.width: expected int"),
-    "too many layers": (with_config(lambda c: c["model"].update(layers=10**9)), r"model\.layers=1000000000"),
-    "small vocabulary": (with_config(lambda c: c["model"].update(vocab_size=64)), r"model\.vocab_size=64"),
+    "wrong type": (
+        with_config(lambda c: c["model"].update(width="wide")),
+        r"model\.width: expected int",
+    ),
+    "too many layers": (
+        with_config(lambda c: c["model"].update(layers=10**9)),
+        r"model\.layers=1000000000",
+    ),
+    "small vocabulary": (
+        with_config(lambda c: c["model"].update(vocab_size=64)),
+        r"model\.vocab_size=64",
+    ),
     "other width": (with_config(lambda c: c["model"].update(hidden=64)), r"has shape \[48, 32\]"),
     "no tokenizer": (lambda r: (r / "tokenizer.json").unlink(), r"tokenizer\.json: no such"),
-    "broken tokenizer": (lambda r: (r / "tokenizer.json").write_text("[]"), r"not a tokenizer\.json"),
+    "broken tokenizer": (
+        lambda r: (r / "tokenizer.json").write_text("[]"),
+        r"not a tokenizer\.json",
+    ),
     "no weights": (lambda r: (r / "model.safetensors").unlink(), r"model\.safetensors: missing"),
     "cut weights": (cut_weights, r"model\.safetensors: damaged"),
     "missing tensor": (with_tensors(lambda t: t.pop("norm.weight")), r"norm\.weight is missing"),
-    "extra tensor": (with_tensors(lambda t: t.update(extra=torch.zeros(1))), "tensor extra is not one"),
-    "misshaped tensor": (with_tensors(lambda t: t.update({"norm.weight": torch.zeros(3)})), r"shape \[3\]"),
+    "extra tensor": (
+        with_tensors(lambda t: t.update(extra=torch.zeros(1))),
+        "tensor extra is not one",
+    ),
+    "misshaped tensor": (
+        with_tensors(lambda t: t.update({"norm.weight": torch.zeros(3)})),
+        r"shape \[3\]",
+    ),
     "half precision": (
         with_tensors(lambda t: t.update({"norm.weight": torch.zeros(32).half()})),
         "of types float16, float32",
@@ -245,9 +271,12 @@ def test_the_card_tells_what_the_run_recorded(run_dir, tmp_path):
     shown = shutil.copytree(run_dir, tmp_path / "run")
     export(shown, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    digest = Corpus.open(load_run(run_dir)[1].data.sets["small"].shards).digests[0]
+    digest = Dataset.open(load_run(run_dir)[1].data.sets["small"].shards).digests[0]
     assert (
-        "a tiny test" in card and digest in card and "Not evaluated" in card and "Licence: not given" in card
+        "a tiny test" in card
+        and digest in card
+        and "Not evaluated" in card
+        and "Licence: not given" in card
     )
     entry = {
         "scores": {"task": "classify", "samples": 11, "skipped": 1, "accuracy": 0.75},
@@ -258,7 +287,11 @@ def test_the_card_tells_what_the_run_recorded(run_dir, tmp_path):
     write_scores(shown, 9, {"label": entry})
     export(shown, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "accuracy 0.7500" in card and "1 skipped" in card and "mmscale eval runs/tiny --task label" in card
+    assert (
+        "accuracy 0.7500" in card
+        and "1 skipped" in card
+        and "mmscale eval runs/tiny --task label" in card
+    )
     assert "before they were rounded" not in card
     for options, told in (
         (ExportOptions("bfloat16"), "weights of float32, before they were rounded to bfloat16"),
@@ -285,7 +318,13 @@ def test_scores_of_one_step_add_up(tmp_path):
     (tmp_path / "scores.json").write_text("[]")
     with pytest.raises(UserError, match=r"scores\.json: not a score file"):
         read_scores(tmp_path, 4)
-    for wrong in ({}, {**entry, "scores": 1}, {**entry, "digests": [1]}, {**entry, "command": None}, []):
+    for wrong in (
+        {},
+        {**entry, "scores": 1},
+        {**entry, "digests": [1]},
+        {**entry, "command": None},
+        [],
+    ):
         tree = {"format": "mmscale-scores", "version": 1, "step": 4, "entries": {"d": wrong}}
         (tmp_path / "scores.json").write_text(json.dumps(tree))
         with pytest.raises(UserError, match=r"scores\.json: damaged \(entry 'd'\); remove it"):
@@ -297,8 +336,16 @@ def test_pictures_are_read_alike_however_they_are_held(made, tmp_path):
     pixels = (np.arange(30 * 40 * 3) % 251).astype(np.uint8).reshape(30, 40, 3)
     image = Image.fromarray(pixels)
     image.save(tmp_path / "a.png")
-    held = [tmp_path / "a.png", str(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes(), image, pixels]
-    rows = [model.embed(image=one) for one in [*held, pixels.transpose(2, 0, 1), image.convert("RGBA")]]
+    held = [
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        (tmp_path / "a.png").read_bytes(),
+        image,
+        pixels,
+    ]
+    rows = [
+        model.embed(image=one) for one in [*held, pixels.transpose(2, 0, 1), image.convert("RGBA")]
+    ]
     for row in rows:
         np.testing.assert_array_equal(row, rows[0])
     turned = Image.fromarray(np.ascontiguousarray(np.rot90(pixels)))
@@ -381,7 +428,10 @@ def test_input_that_cannot_be_used_is_one_line(made, tmp_path):
         (lambda: model.answer(text="a", beams=2, length_penalty=math.nan), "length_penalty=nan"),
         (lambda: model.embed(audio=(np.zeros(5), 2**31)), "audio: .* cannot be used"),
         (lambda: model.embed(audio=(np.zeros(5), math.inf)), "audio: .* cannot be used"),
-        (lambda: model.embed(image=Image.open(tmp_path / "half.png")), "image: the picture cannot be read"),
+        (
+            lambda: model.embed(image=Image.open(tmp_path / "half.png")),
+            "image: the picture cannot be read",
+        ),
     ]
     for ask, message in cases:
         with pytest.raises(UserError, match=message) as caught:

@@ -1,4 +1,6 @@
-"""Nothing about a signed release can be changed, added, removed or exchanged without `mmscale verify` telling it."""
+"""Nothing about a signed release can be changed, added, removed or exchanged without `mmscale
+verify` telling it.
+"""
 
 import hashlib
 import json
@@ -101,30 +103,51 @@ def overlap(header, names):
 
 def out_of_bounds(header, names):
     begin, end = header[names[0]]["data_offsets"]
-    header[names[0]] |= {"shape": [(end - begin) // 4 + 10**12], "data_offsets": [begin, end + 4 * 10**12]}
+    header[names[0]] |= {
+        "shape": [(end - begin) // 4 + 10**12],
+        "data_offsets": [begin, end + 4 * 10**12],
+    }
 
 
 TAMPERED = {
     "a flipped bit of a weight": (lambda r: flip_last_bit(first_shard(r)), "was changed"),
-    "a changed card": (lambda r: (r / "README.md").write_text("trust me"), r"README\.md: was changed"),
+    "a changed card": (
+        lambda r: (r / "README.md").write_text("trust me"),
+        r"README\.md: was changed",
+    ),
     "a changed prompt in the config": (
-        lambda r: (r / "config.json").write_text((r / "config.json").read_text().replace("which", "whach")),
+        lambda r: (r / "config.json").write_text(
+            (r / "config.json").read_text().replace("which", "whach")
+        ),
         r"config\.json: was changed",
     ),
-    "an added file": (lambda r: (r / "modeling.py").write_text("import os"), r"modeling\.py: was added"),
+    "an added file": (
+        lambda r: (r / "modeling.py").write_text("import os"),
+        r"modeling\.py: was added",
+    ),
     "an added pickle": (lambda r: (r / "pytorch_model.bin").write_bytes(b"\x80\x04."), "was added"),
-    "an added hidden file": (lambda r: (r / ".gitattributes").write_text("x"), r"\.gitattributes: was added"),
+    "an added hidden file": (
+        lambda r: (r / ".gitattributes").write_text("x"),
+        r"\.gitattributes: was added",
+    ),
     "an added folder": (lambda r: (r / "sub").mkdir(), "sub: was added"),
     "a missing file": (lambda r: (r / "tokenizer.json").unlink(), r"tokenizer\.json: missing"),
-    "a missing shard": (lambda r: first_shard(r).unlink(), r"model-00001-of-\d+\.safetensors: missing"),
+    "a missing shard": (
+        lambda r: first_shard(r).unlink(),
+        r"model-00001-of-\d+\.safetensors: missing",
+    ),
     "shards swapped": (swap, "was changed"),
     "tensors swapped": (swap_tensors, "was changed"),
     "a link to nothing": (
-        lambda r: ((r / "README.md").unlink(), (r / "README.md").symlink_to("nowhere")), "README.md: missing"
+        lambda r: ((r / "README.md").unlink(), (r / "README.md").symlink_to("nowhere")),
+        "README.md: missing",
     ),
     "a pipe": (lambda r: ((r / "README.md").unlink(), os.mkfifo(r / "README.md")), "no plain file"),
     "no manifest": (lambda r: (r / "manifest.json").unlink(), r"manifest\.json: missing"),
-    "a manifest that is none": (lambda r: (r / "manifest.json").write_text("[]"), r"manifest\.json: not a JSON object"),
+    "a manifest that is none": (
+        lambda r: (r / "manifest.json").write_text("[]"),
+        r"manifest\.json: not a JSON object",
+    ),
     "a manifest that names others": (
         lambda r: (r / "manifest.json").write_text(
             json.dumps({"format": "mmscale-manifest", "version": 1, "files": {"../x": {}}})
@@ -134,49 +157,63 @@ TAMPERED = {
     "an overlap": (lambda r: lie(r, overlap), "damaged .*overlaps"),
     "a tensor out of bounds": (lambda r: lie(r, out_of_bounds), "damaged"),
     "no signature": (lambda r: (r / "model.sig").unlink(), r"model\.sig: missing"),
-    "an empty signature": (lambda r: (r / "model.sig").write_text(""), "does not prove this folder"),
-    "a cut signature": (
-        lambda r: (r / "model.sig").write_bytes((r / "model.sig").read_bytes()[:400]), "does not prove"
+    "an empty signature": (
+        lambda r: (r / "model.sig").write_text(""),
+        "does not prove this folder",
     ),
-}  # fmt: skip
+    "a cut signature": (
+        lambda r: (r / "model.sig").write_bytes((r / "model.sig").read_bytes()[:400]),
+        "does not prove",
+    ),
+}
 
 
 @pytest.mark.parametrize("fault", TAMPERED)
 def test_tampering_is_told_in_one_line(capsys, release, keys, fault):
     spoil, message = TAMPERED[fault]
     spoil(release)
-    line = complaint(capsys, "verify", release, "--public-key", keys[1])
+    line = complaint(capsys, "verify_signature", release, "--public-key", keys[1])
     assert re.search(message, line), line
 
 
 def test_a_whole_release_is_accepted(capsys, signed, keys):
-    main(["verify", str(signed), "--public-key", str(keys[1]), "--json"])
+    main(["verify_signature", str(signed), "--public-key", str(keys[1]), "--json"])
     facts = json.loads(capsys.readouterr().out)
     assert (
-        facts["signed"] and facts["signature_checked"] and facts["files"] == len(list(signed.iterdir())) - 2
+        facts["signed"]
+        and facts["signature_checked"]
+        and facts["files"] == len(list(signed.iterdir())) - 2
     )
-    main(["verify", str(signed)])
+    main(["verify_signature", str(signed)])
     assert "the signature was not checked" in capsys.readouterr().out
 
 
-def test_an_attacker_who_writes_the_manifest_anew_is_stopped_by_the_signature(capsys, release, keys):
+def test_an_attacker_who_writes_the_manifest_anew_is_stopped_by_the_signature(
+    capsys, release, keys
+):
     flip_last_bit(first_shard(release))
     held = (release / "model.sig").read_bytes()
     (release / "model.sig").unlink()
     write_manifest(release)
     (release / "model.sig").write_bytes(held)
     verify_release(release)  # whole, as far as hashes alone can tell
-    line = complaint(capsys, "verify", release, "--public-key", keys[1])
+    line = complaint(capsys, "verify_signature", release, "--public-key", keys[1])
     assert "does not prove this folder" in line and "Hash mismatch" in line
 
 
 def test_another_key_and_what_is_no_key(capsys, release, keys, tmp_path):
     other = make_keys(tmp_path / "other")
-    assert "does not prove" in complaint(capsys, "verify", release, "--public-key", other[1])
-    assert "no PEM public key" in complaint(capsys, "verify", release, "--public-key", release / "README.md")
-    assert "no PEM public key" in complaint(capsys, "verify", release, "--public-key", keys[0])
+    assert "does not prove" in complaint(
+        capsys, "verify_signature", release, "--public-key", other[1]
+    )
+    assert "no PEM public key" in complaint(
+        capsys, "verify_signature", release, "--public-key", release / "README.md"
+    )
+    assert "no PEM public key" in complaint(
+        capsys, "verify_signature", release, "--public-key", keys[0]
+    )
     assert "none.pem: cannot be read" in complaint(
-        capsys, "verify", release, "--public-key", tmp_path / "none.pem"
+        capsys, "verify_signature", release, "--public-key", tmp_path / "none.pem"
     )
 
 
@@ -188,7 +225,9 @@ def test_a_signature_of_the_same_key_over_another_folder(capsys, run_dir, releas
     )  # fmt: skip
     verify_release(tmp_path / "older", keys[1])
     shutil.copy(tmp_path / "older" / "model.sig", release / "model.sig")
-    assert "does not prove this folder" in complaint(capsys, "verify", release, "--public-key", keys[1])
+    assert "does not prove this folder" in complaint(
+        capsys, "verify_signature", release, "--public-key", keys[1]
+    )
 
 
 def test_what_a_download_adds_can_be_named(release, keys):
@@ -215,7 +254,7 @@ def test_links_into_a_download_cache_are_followed(release, keys, tmp_path):
 
 def test_the_command_of_model_signing_accepts_it_too(signed, keys):
     command = [
-        sys.executable, "-m", "model_signing", "verify", "key", str(signed),
+        sys.executable, "-m", "model_signing", "verify_signature", "key", str(signed),
         "--public_key", str(keys[1]), "--signature", str(signed / "model.sig"),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -228,10 +267,12 @@ def test_opening_a_changed_release_is_refused(release):
     flip_last_bit(first_shard(release))
     with pytest.raises(UserError, match="was changed, its SHA-256"):
         mmscale.load(release)
-    mmscale.load(release, verify=False)  # asked for: only small files are hashed
-    (release / "config.json").write_text((release / "config.json").read_text().replace("which", "whach"))
+    mmscale.load(release, verify_signature=False)  # asked for: only small files are hashed
+    (release / "config.json").write_text(
+        (release / "config.json").read_text().replace("which", "whach")
+    )
     with pytest.raises(UserError, match=r"config\.json: was changed"):
-        mmscale.load(release, verify=False)
+        mmscale.load(release, verify_signature=False)
 
 
 def unlist(release, old):
@@ -249,25 +290,37 @@ UNLISTED = {
     "a manifest of nothing": (empty_manifest, "is not in manifest.json"),
     "config": (lambda r: unlist(r, "config.json"), r"config\.json: is not in"),
     "tokenizer": (lambda r: unlist(r, "tokenizer.json"), r"tokenizer\.json: is not in"),
-    "preprocessor": (lambda r: unlist(r, "preprocessor_config.json"), r"preprocessor_config\.json: is"),
+    "preprocessor": (
+        lambda r: unlist(r, "preprocessor_config.json"),
+        r"preprocessor_config\.json: is",
+    ),
     "index": (lambda r: unlist(r, "model.safetensors.index.json"), r"index\.json: is not in"),
     "shard": (lambda r: unlist(r, first_shard(r).name), r"model-00001.*: is not in"),
-    "added weights": (lambda r: shutil.copy(first_shard(r), r / "model.safetensors"), r"model\.safetensors: is not"),
-    "added JSON": (lambda r: (r / "processor_config.json").write_text("{}"), r"processor_config\.json: is not"),
+    "added weights": (
+        lambda r: shutil.copy(first_shard(r), r / "model.safetensors"),
+        r"model\.safetensors: is not",
+    ),
+    "added JSON": (
+        lambda r: (r / "processor_config.json").write_text("{}"),
+        r"processor_config\.json: is not",
+    ),
     "two sets of weights, no manifest": (
-        lambda r: (shutil.copy(first_shard(r), r / "model.safetensors"), (r / "manifest.json").unlink()),
+        lambda r: (
+            shutil.copy(first_shard(r), r / "model.safetensors"),
+            (r / "manifest.json").unlink(),
+        ),
         r"model\.safetensors: stands beside",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("fault", UNLISTED)
 def test_nothing_is_read_that_the_manifest_does_not_list(release, fault):
     spoil, message = UNLISTED[fault]
     spoil(release)
-    for verify in (True, False):
+    for verify_signature in (True, False):
         with pytest.raises(UserError, match=message):
-            mmscale.load(release, verify=verify)
+            mmscale.load(release, verify_signature=verify_signature)
 
 
 def test_a_release_copied_over_another_is_not_opened_as_the_older_one(run_dir, release, tmp_path):
@@ -294,7 +347,7 @@ def test_the_manifest_is_what_sha256sum_says(signed):
 def test_a_name_cannot_hide_the_error(signed, tmp_path, capsys):
     release = shutil.copytree(signed, tmp_path / "release")
     (release / "\x1b[2K\rrelease: 9 files, all as listed\n\u202e").write_text("")
-    told = complaint(capsys, "verify", release)
+    told = complaint(capsys, "verify_signature", release)
     assert "\\x1b[2K\\rrelease: 9 files, all as listed\\n\\u202e: was added" in told
     assert not any(sign in told.rstrip("\n") for sign in "\x1b\r\n\u202e")
 
@@ -306,7 +359,9 @@ def test_keys_are_private_and_never_overwritten(capsys, tmp_path):
     assert "is there already" in complaint(capsys, "keygen", "--out", tmp_path / "keys")
     os.unlink(made["private_key"])
     assert "public.pem: is there already" in complaint(capsys, "keygen", "--out", tmp_path / "keys")
-    assert os.listdir(tmp_path / "keys") == ["public.pem"], "no private key beside another's public one"
+    assert os.listdir(tmp_path / "keys") == ["public.pem"], (
+        "no private key beside another's public one"
+    )
 
 
 def test_a_public_key_that_cannot_be_written_leaves_no_private_one(capsys, tmp_path, monkeypatch):
@@ -327,7 +382,11 @@ def test_a_key_that_cannot_sign_is_told_before_anything_is_written(run_dir, keys
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
     def pem(key, secret=None):
-        how = serialization.BestAvailableEncryption(secret) if secret else serialization.NoEncryption()
+        how = (
+            serialization.BestAvailableEncryption(secret)
+            if secret
+            else serialization.NoEncryption()
+        )
         return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, how)
 
     wrong = {
@@ -347,4 +406,4 @@ def test_a_key_that_cannot_sign_is_told_before_anything_is_written(run_dir, keys
 def test_without_the_library_it_says_what_to_install(monkeypatch, signed, keys):
     monkeypatch.setitem(sys.modules, "model_signing", None)
     with pytest.raises(UserError, match=r"pip install 'mmscale\[sign\]'"):
-        signature.verify(signed, keys[1])
+        signature.verify_signature(signed, keys[1])

@@ -1,4 +1,6 @@
-"""The benchmarks run and print every row; what they measure is read from `docs/benchmarks.md`, not tested."""
+"""The benchmarks run and print every row; what they measure is read from `docs/benchmarks.md`, not
+tested.
+"""
 
 import json
 import os
@@ -40,11 +42,13 @@ def test_bench_data_measures_every_side(real_data):
 
 
 def test_bench_plan_tells_every_figure(tmp_path):
-    lines = run_tool("tools/bench_plan.py", "--samples", "60000", "--folder", str(tmp_path)).splitlines()
+    lines = run_tool(
+        "tools/bench_plan.py", "--samples", "60000", "--folder", str(tmp_path)
+    ).splitlines()
     assert lines[0].startswith("60,000 samples") and len(lines) == 10
-    assert run_tool("tools/bench_plan.py", "--folder", str(tmp_path)).splitlines()[-1] == lines[-1], (
-        "the same index again"
-    )
+    assert (
+        run_tool("tools/bench_plan.py", "--folder", str(tmp_path)).splitlines()[-1] == lines[-1]
+    ), "the same index again"
 
 
 def test_bench_release_tells_every_step_and_cleans_up(tmp_path):

@@ -1,4 +1,6 @@
-"""The preparation scripts on the published files: counts, contents, and nothing shared between the splits."""
+"""The preparation scripts on the published files: counts, contents, and nothing shared between the
+splits.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def run(script: str, *arguments: str, data: Path = DATA) -> subprocess.Completed
 def prepared(name: str, out: Path) -> dict[str, dict[str, Sample]]:
     """Run the script of a set; its samples by split and key."""
     if not (DATA / name).is_dir():
-        pytest.skip(f"{DATA / name} is absent; set MMSCALE_DATA to the folder of the published sets")
+        pytest.skip(
+            f"{DATA / name} is absent; set MMSCALE_DATA to the folder of the published sets"
+        )
     done = run(f"prepare_{name}", "--out", str(out))
     assert done.returncode == 0, done.stderr
     splits = {}
@@ -58,7 +62,10 @@ def told(samples: dict[str, Sample]) -> list[dict]:
 
 def test_fsdd(tmp_path):
     splits = prepared("fsdd", tmp_path / "fsdd")
-    assert {split: len(samples) for split, samples in splits.items()} == {"train": 2700, "test": 300}
+    assert {split: len(samples) for split, samples in splits.items()} == {
+        "train": 2700,
+        "test": 300,
+    }
     assert {facts["index"] for facts in told(splits["test"])} == set(range(5))
     assert {facts["index"] for facts in told(splits["train"])} == set(range(5, 50))
     assert set(Counter(facts["digit"] for facts in told(splits["test"])).values()) == {30}
@@ -76,8 +83,13 @@ def test_fsdd(tmp_path):
 
 def test_emoji(tmp_path):
     splits = prepared("emoji", tmp_path / "emoji")
-    assert {split: len(samples) for split, samples in splits.items()} == {"train": 3145, "test": 382}
-    groups = {split: {facts["group"] for facts in told(samples)} for split, samples in splits.items()}
+    assert {split: len(samples) for split, samples in splits.items()} == {
+        "train": 3145,
+        "test": 382,
+    }
+    groups = {
+        split: {facts["group"] for facts in told(samples)} for split, samples in splits.items()
+    }
     assert len(groups["test"]) > 100 and not groups["train"] & groups["test"]
     pictures = {
         split: {hashlib.sha256(sample["png"]).digest() for sample in samples.values()}
@@ -98,8 +110,13 @@ def test_emoji(tmp_path):
 
 def test_thucnews(tmp_path):
     splits = prepared("thucnews", tmp_path / "thucnews")
-    assert {split: len(samples) for split, samples in splits.items()} == {"train": 9991, "test": 10000}
-    titles = {split: {sample["txt"] for sample in samples.values()} for split, samples in splits.items()}
+    assert {split: len(samples) for split, samples in splits.items()} == {
+        "train": 9991,
+        "test": 10000,
+    }
+    titles = {
+        split: {sample["txt"] for sample in samples.values()} for split, samples in splits.items()
+    }
     assert not titles["train"] & titles["test"]
     assert set(Counter(facts["label"] for facts in told(splits["test"])).values()) == {1000}
     sample = splits["train"]["dev-00000"]
@@ -111,7 +128,11 @@ def test_thucnews(tmp_path):
 def test_a_missing_source_is_one_line_and_status_2(name, tmp_path):
     done = run(f"prepare_{name}", "--out", str(tmp_path / "out"), data=tmp_path / "nowhere")
     assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1 and "nowhere" in done.stderr and "--source" in done.stderr
+    assert (
+        len(done.stderr.splitlines()) == 1
+        and "nowhere" in done.stderr
+        and "--source" in done.stderr
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -11,7 +11,9 @@ ON = ["train.adversarial={image: 8, audio: 0.05, steps: 2, share: 0.5}", "train.
 
 
 def train(folder, small_run, ranks, *overrides):
-    run_module(["mmscale", "train", CONFIG, *small_run, *overrides, f"run.dir={folder}"], ranks=ranks)
+    run_module(
+        ["mmscale", "train", CONFIG, *small_run, *overrides, f"run.dir={folder}"], ranks=ranks
+    )
     return [row["loss"] for row in metrics(folder)]
 
 
@@ -29,7 +31,9 @@ def reference(tmp_path_factory, small_run):
     ],
 )
 def test_the_same_curve_on_any_number_of_ranks(tmp_path, small_run, reference, ranks, overrides):
-    """A gradient of almost 0 may turn its sign with the order of a sum, so the curves are close, not equal."""
+    """A gradient of almost 0 may turn its sign with the order of a sum, so the curves are close,
+    not equal.
+    """
     found = train(tmp_path / "run", small_run, ranks, *ON, *overrides)
     assert found == pytest.approx(reference, rel=1e-3)
 
@@ -41,18 +45,33 @@ def test_it_makes_steps_harder_and_bf16_works(tmp_path, small_run, reference):
     hard = train(tmp_path / "hard", small_run, 1, everything, "train.steps=1")
     assert hard[0] > plain[0]
     small = ["train.precision=bf16", "data.seq_len=128", "data.sequences=2", "train.steps=1"]
-    assert len(train(tmp_path / "bf16", small_run, 2, everything, *small, "parallel.strategy=fsdp")) == 1
+    assert (
+        len(train(tmp_path / "bf16", small_run, 2, everything, *small, "parallel.strategy=fsdp"))
+        == 1
+    )
 
 
 def test_ranks_without_pictures_or_sound_take_part(tmp_path, small_run, small_digits):
-    """Two ranks, one sequence each a step, of sets with one modality: a rank that fell behind would hang."""
+    """Two ranks, one sequence each a step, of sets with one modality: a rank that fell behind would
+    hang.
+    """
     tasks = {"see": "image", "hear": "audio", "read": "text"}
     sets = {
-        name: {"shards": f"{small_digits}/train", "tasks": [{"input": [kind], "target": "json.digit"}]}
+        name: {
+            "shards": f"{small_digits}/train",
+            "tasks": [{"input": [kind], "target": "json.digit"}],
+        }
         for name, kind in tasks.items()
     }
-    overrides = [one for one in small_run if not one.startswith(("data.sets", "data.seq", "data.contrast"))]
-    more = [f"data.sets={json.dumps(sets)}", "data.seq_len=128", "data.sequences=2", "train.steps=6"]
+    overrides = [
+        one for one in small_run if not one.startswith(("data.sets", "data.seq", "data.contrast"))
+    ]
+    more = [
+        f"data.sets={json.dumps(sets)}",
+        "data.seq_len=128",
+        "data.sequences=2",
+        "train.steps=6",
+    ]
     command = [
         "mmscale",
         "train",

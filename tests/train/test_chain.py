@@ -1,4 +1,6 @@
-"""One run killed again and again, each time resumed on other ranks and workers, over every kind of boundary."""
+"""One run killed again and again, each time resumed on other ranks and workers, over every kind of
+boundary.
+"""
 
 import json
 import shutil
@@ -20,7 +22,9 @@ STAGES = [(1, 0), (4, 0), (2, 4), (3, 1)]  # ranks, loader workers
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """Two sets of texts: one ends an epoch in step 2 or so, one comes in at step 6, one leaves for good."""
+    """Two sets of texts: one ends an epoch in step 2 or so, one comes in at step 6, one leaves for
+    good.
+    """
     root = tmp_path_factory.mktemp("chain")
     sets = {}
     for name, count in (("a", 120), ("b", 90)):
@@ -35,7 +39,8 @@ def config(tmp_path_factory):
     sets["b"] |= {"weight": 0.0, "max_epochs": 2}
     tree = {
         "data": {
-            "sets": sets, "schedule": [{"step": 6, "weights": {"b": 2.0}}], "seq_len": 64, "sequences": 12,
+            "sets": sets, "schedule": [{"step": 6, "weights": {"b": 2.0}}], "seq_len": 64,
+            "sequences": 12,
             "block": 8, "group_blocks": 4, "tokenizer": {"vocab_size": 300},
         },
         "model": {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "hidden": 24,
@@ -92,7 +97,10 @@ def test_exchanged_shards_are_refused_at_resume_or_accepted_from_there_on(config
 
     refused = run_module([*command, "train.steps=9"], check=False)
     assert refused.returncode == 2 and "Traceback" not in refused.stderr
-    assert "data.sets.a: " in refused.stderr and "shard-000003.tar was removed since step 0" in refused.stderr
+    assert (
+        "data.sets.a: " in refused.stderr
+        and "shard-000003.tar was removed since step 0" in refused.stderr
+    )
     assert "data.accept_changes=true" in refused.stderr
     run_module([*command, "train.steps=9", "data.accept_changes=true"])
     after = metrics(tmp_path / "run")

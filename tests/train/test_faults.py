@@ -1,4 +1,6 @@
-"""Broken data in the middle of a run: the place is masked, the reason told, the run goes on or ends, on every rank."""
+"""Broken data in the middle of a run: the place is masked, the reason told, the run goes on or
+ends, on every rank.
+"""
 
 import io
 import json
@@ -26,10 +28,14 @@ def write_set(folder):
     """64 pictures with texts in 8 shards."""
     with ShardWriter(folder, samples_per_shard=8) as writer:
         for number in range(64):
-            pixels = (prf.uniform(prf.derive_key("faults", number), 20 * 20 * 3) * 255).astype(np.uint8)
+            pixels = (prf.uniform(prf.derive_key("faults", number), 20 * 20 * 3) * 255).astype(
+                np.uint8
+            )
             file = io.BytesIO()
             Image.fromarray(pixels.reshape(20, 20, 3)).save(file, "PNG")
-            writer.write(f"s{number:02d}", {"png": file.getvalue(), "txt": b"colour %d" % (number % 5)})
+            writer.write(
+                f"s{number:02d}", {"png": file.getvalue(), "txt": b"colour %d" % (number % 5)}
+            )
     build_index(folder, MediaConfig(**MEDIA), progress=False)
 
 
@@ -39,13 +45,16 @@ def config(tmp_path):
     tree = {
         "media": MEDIA,
         "data": {
-            "sets": {"p": {"shards": str(tmp_path / "data"), "tasks": [{"input": ["image"], "target": "text"}]}},
-            "seq_len": 64, "sequences": 4, "block": 4, "group_blocks": 4, "tokenizer": {"vocab_size": 300},
+            "sets": {"p": {"shards": str(tmp_path / "data"), "tasks": [{"input": ["image"],
+            "target": "text"}]}},
+            "seq_len": 64, "sequences": 4, "block": 4, "group_blocks": 4, "tokenizer":
+            {"vocab_size": 300},
             "workers": 1, "max_bad_fraction": 0.9,
         },
         "model": {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "hidden": 24,
                   "stem_width": 4, "embed_dim": 8},
-        "train": {"steps": 8, "precision": "fp32", "checkpoint_every": 4, "optimizer": {"warmup_steps": 2}},
+        "train": {"steps": 8, "precision": "fp32", "checkpoint_every": 4, "optimizer":
+        {"warmup_steps": 2}},
         "run": {"dir": str(tmp_path / "run"), "progress": False, "tensorboard": False},
     }  # fmt: skip
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree))
@@ -53,7 +62,8 @@ def config(tmp_path):
 
 
 def damage(folder):
-    """After the index was made: a byte flipped, the last shard truncated to its half, and a shard gone.
+    """After the index was made: a byte flipped, the last shard truncated to its half, and a shard
+    gone.
 
     Returns the keys that can no longer be read, by shard.
     """
@@ -71,8 +81,11 @@ def damage(folder):
             shards[7].name: [f"s{i}" for i in cut]}  # fmt: skip
 
 
-def test_damage_in_mid_run_is_masked_and_told_and_the_same_on_every_rank(config, tmp_path, monkeypatch):
-    # The shards are damaged between the start, which looks at their sizes, and the second half of the run.
+def test_damage_in_mid_run_is_masked_and_told_and_the_same_on_every_rank(
+    config, tmp_path, monkeypatch
+):
+    # The shards are damaged between the start, which looks at their sizes, and the second half of
+    # the run.
     run_module(["mmscale", "train", str(config), "train.steps=4"])
     assert not (tmp_path / "run" / "quarantine.jsonl").exists()
     gone = damage(tmp_path / "data")
@@ -87,11 +100,15 @@ def test_damage_in_mid_run_is_masked_and_told_and_the_same_on_every_rank(config,
     }
     for row in told:
         assert (
-            row.keys() == {"set", "key", "shard", "offset", "field", "reason", "step"} and row["offset"] > 0
+            row.keys() == {"set", "key", "shard", "offset", "field", "reason", "step"}
+            and row["offset"] > 0
         )
-        assert {2: "CRC-32", 4: "cannot be read", 7: "ends before"}[int(row["shard"][-5])] in row["reason"]
+        assert {2: "CRC-32", 4: "cannot be read", 7: "ends before"}[int(row["shard"][-5])] in row[
+            "reason"
+        ]
     same = sorted(
-        json.dumps(json.loads(line)) for line in (alone / "quarantine.jsonl").read_text().splitlines()
+        json.dumps(json.loads(line))
+        for line in (alone / "quarantine.jsonl").read_text().splitlines()
     )
     assert same == sorted(map(json.dumps, told))
     for one, other in zip(metrics(alone), metrics(together), strict=True):
@@ -105,7 +122,8 @@ def test_damage_in_mid_run_is_masked_and_told_and_the_same_on_every_rank(config,
         cwd=ROOT / "tests",
     )
     assert same == sorted(
-        json.dumps(json.loads(line)) for line in (alone / "quarantine.jsonl").read_text().splitlines()
+        json.dumps(json.loads(line))
+        for line in (alone / "quarantine.jsonl").read_text().splitlines()
     )
 
 
@@ -118,7 +136,8 @@ def test_too_much_damage_ends_the_run_on_every_rank_with_one_line(config, tmp_pa
     )
     assert done.returncode != 0
     assert (
-        "samples could not be used, more than data.max_bad_fraction=0.05; the reasons are in" in done.stderr
+        "samples could not be used, more than data.max_bad_fraction=0.05; the reasons are in"
+        in done.stderr
     )
     assert "mmscale/train/" not in done.stderr, "no traceback of ours for broken data"
     assert len(metrics(tmp_path / "run")) < 8
@@ -131,7 +150,9 @@ def test_a_shard_that_is_missing_at_the_start_is_refused_by_name(config, tmp_pat
 
 
 def test_damage_before_the_first_start_is_refused_by_name(config, tmp_path):
-    """Text must be measured once; what cannot be read then would be left out of every later epoch."""
+    """Text must be measured once; what cannot be read then would be left out of every later
+    epoch.
+    """
     manifest = Manifest.open(tmp_path / "data")
     shard = tmp_path / "data" / manifest.shards[1]
     raw = bytearray(shard.read_bytes())

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 from mmscale.errors import UserError
-from mmscale.train.jsonl_log import StepLines, cut_lines
+from mmscale.train.jsonl_log import JsonlLog, cut_lines
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_makes_lines_wait(small_disk, capfd):
-    lines = StepLines(small_disk / "metrics.jsonl")
+    lines = JsonlLog(small_disk / "metrics.jsonl")
     lines.add({"step": 0, "key": "猫\u2028"})
     filler = small_disk / "filler"
     filler.write_bytes(bytes(52 << 10))
@@ -34,16 +34,20 @@ def test_a_full_disk_makes_lines_wait(small_disk, capfd):
         lines.add(row)
     lines.flush(durably=True)
     told = capfd.readouterr().err
-    assert told.count("metrics.jsonl: cannot be written (No space left on device)") == 1, "told once"
+    assert told.count("metrics.jsonl: cannot be written (No space left on device)") == 1, (
+        "told once"
+    )
     filler.unlink()
     lines.close()
-    found = [json.loads(line) for line in (small_disk / "metrics.jsonl").read_text().split("\n")[:-1]]
+    found = [
+        json.loads(line) for line in (small_disk / "metrics.jsonl").read_text().split("\n")[:-1]
+    ]
     assert found == [{"step": 0, "key": "猫\u2028"}, *rows]
 
 
 def test_lines_are_cut_to_the_steps_before(tmp_path):
     path = tmp_path / "skipped.jsonl"
-    lines = StepLines(path)
+    lines = JsonlLog(path)
     lines.add(*({"step": step, "key": "\u2028\x85"} for step in range(5)))
     lines.close()
     with path.open("a") as file:
@@ -54,8 +58,10 @@ def test_lines_are_cut_to_the_steps_before(tmp_path):
 
 def test_a_file_that_cannot_be_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    for act in (StepLines, lambda path: cut_lines(path, 0)):
-        with pytest.raises(UserError, match=r"file/x\.jsonl: cannot be written \(Not a directory\)"):
+    for act in (JsonlLog, lambda path: cut_lines(path, 0)):
+        with pytest.raises(
+            UserError, match=r"file/x\.jsonl: cannot be written \(Not a directory\)"
+        ):
             act(tmp_path / "file" / "x.jsonl")
 
 
@@ -67,7 +73,8 @@ def test_a_run_outlives_its_disk(small_run, tmp_path):
     run = ["configs/train/digits.yaml", *small_run, f"run.dir={tmp_path}"]
     run += ["train.steps=40", "train.checkpoint_every=20"]
     done = subprocess.run(
-        [sys.executable, "-m", "mmscale", "train", *run], cwd=ROOT, capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "mmscale", "train", *run], cwd=ROOT, capture_output=True, text=True,
+        check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000)),
     )  # fmt: skip

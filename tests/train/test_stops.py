@@ -24,11 +24,20 @@ TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-
 
 
 def start(folder, small_run, *overrides, ranks=2, **variables):
-    command = [sys.executable, "-m", *(TORCHRUN if ranks > 1 else []), "mmscale", "train", CONFIG, *small_run]
+    command = [
+        sys.executable,
+        "-m",
+        *(TORCHRUN if ranks > 1 else []),
+        "mmscale",
+        "train",
+        CONFIG,
+        *small_run,
+    ]
     command += [f"run.dir={folder}", "train.precision=fp32", *overrides]
     return subprocess.Popen(
         command, cwd=ROOT, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}, start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables},
+        start_new_session=True,
     )  # fmt: skip
 
 
@@ -71,12 +80,24 @@ def test_a_signal_saves_and_the_next_start_goes_on(number, code, tmp_path, small
     _, told = process.communicate(timeout=60)
     assert process.returncode == code, told
     assert "stopped as told after step" in told
-    assert (folder / "profile" / "rank-0.json.gz").is_file() == bool(traced), "what was traced until then"
+    assert (folder / "profile" / "rank-0.json.gz").is_file() == bool(traced), (
+        "what was traced until then"
+    )
     done = len(metrics(folder))
     (saved,) = (folder / "checkpoints").glob("step-*")
     assert int(saved.name[5:]) == done < 2000
     again = [f"train.steps={done + 3}", *overrides[1:], "train.optimizer.schedule=constant"]
-    run_module(["mmscale", "train", CONFIG, *small_run, f"run.dir={folder}", "train.precision=fp32", *again])
+    run_module(
+        [
+            "mmscale",
+            "train",
+            CONFIG,
+            *small_run,
+            f"run.dir={folder}",
+            "train.precision=fp32",
+            *again,
+        ]
+    )
     assert [row["step"] for row in metrics(folder)] == list(range(done + 3))
 
 
@@ -91,7 +112,14 @@ def test_one_rank_is_told_and_both_stop_after_the_same_step(tmp_path, small_run)
     (saved,) = (folder / "checkpoints").glob("step-*")
     assert len(json.loads((saved / "state.json").read_text())["files"]) == 2
     for where in (folder, reference):
-        arguments = ["mmscale", "train", CONFIG, *small_run, f"run.dir={where}", "train.precision=fp32"]
+        arguments = [
+            "mmscale",
+            "train",
+            CONFIG,
+            *small_run,
+            f"run.dir={where}",
+            "train.precision=fp32",
+        ]
         run_module([*arguments, "train.steps=40", "train.checkpoint_every=100"], ranks=2)
     ours, theirs = weights(folder), weights(reference)
     assert all((ours[name] == theirs[name]).all() for name in theirs)
@@ -101,7 +129,9 @@ def test_one_rank_is_told_and_both_stop_after_the_same_step(tmp_path, small_run)
 
 
 def test_a_second_start_in_the_folder_waits_and_goes_on_when_the_first_is_gone(tmp_path, small_run):
-    """It must not clean up or write among the first one's checkpoints; a third that does not wait is refused."""
+    """It must not clean up or write among the first one's checkpoints; a third that does not wait
+    is refused.
+    """
     folder, many = tmp_path / "run", ["train.steps=2000", "train.checkpoint_every=10"]
     first = start(folder, small_run, *many)
     wait_for_steps(folder, first, 12)
@@ -157,12 +187,17 @@ def test_steps_are_profiled(tmp_path, small_run):
     arguments = ["mmscale", "train", CONFIG, *small_run, f"run.dir={tmp_path}", "train.steps=4"]
     run_module([*arguments, "train.profile_steps=1-2"], ranks=2)
     for rank in (0, 1):
-        trace = json.loads(gzip.decompress((tmp_path / "profile" / f"rank-{rank}.json.gz").read_bytes()))
+        trace = json.loads(
+            gzip.decompress((tmp_path / "profile" / f"rank-{rank}.json.gz").read_bytes())
+        )
         assert any("aten::mm" in event.get("name", "") for event in trace["traceEvents"])
     done = run_module([*arguments, "train.profile_steps=ten"], check=False)
     assert done.returncode == 2 and "train.profile_steps: ten: write A-B" in done.stderr
     done = run_module([*arguments, "train.profile_steps=900-902"], check=False)
-    assert done.returncode == 2 and "train.profile_steps: 900-902: the run's last step is" in done.stderr
+    assert (
+        done.returncode == 2
+        and "train.profile_steps: 900-902: the run's last step is" in done.stderr
+    )
 
 
 def test_a_slow_rank_is_named(capfd):
@@ -175,8 +210,13 @@ def test_a_slow_rank_is_named(capfd):
     with one_rank():
         times = RankTimes(Ranks(0, 1, 0, 1, torch.device("cpu")))
     times._ranks, times._hosts = Ranks(0, 3, 0, 1, torch.device("cpu")), ["a", "b", "c"]
-    times._work, times._wait = ([type(times._work[0])(maxlen=20) for _ in range(3)] for _ in range(2))
+    times._work, times._wait = (
+        [type(times._work[0])(maxlen=20) for _ in range(3)] for _ in range(2)
+    )
     for step in range(30):
         times.tell(step, [1.0, 0.0, 1.1, 0.0, 1.7, 0.0])
     told = capfd.readouterr().err
-    assert told.count("warning") == 1 and "rank 2 (c) works 1.700 s a step, the median rank 1.100 s" in told
+    assert (
+        told.count("warning") == 1
+        and "rank 2 (c) works 1.700 s a step, the median rank 1.100 s" in told
+    )

@@ -1,4 +1,6 @@
-"""Whole runs in real processes: the same curve at any world size, and exact resume after SIGKILL."""
+"""Whole runs in real processes: the same curve at any world size, and exact resume after
+SIGKILL.
+"""
 
 import json
 from pathlib import Path
@@ -15,7 +17,9 @@ CONFIG = "configs/train/digits.yaml"
 
 
 def train(folder: Path, small_run: list[str], *overrides: str, ranks: int = 1) -> None:
-    run_module(["mmscale", "train", CONFIG, *small_run, f"run.dir={folder}", *overrides], ranks=ranks)
+    run_module(
+        ["mmscale", "train", CONFIG, *small_run, f"run.dir={folder}", *overrides], ranks=ranks
+    )
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +30,15 @@ def reference(tmp_path_factory, small_run) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("ranks", "micro_batch", "workers"), [(1, 1, 0), (2, 2, 1), (2, 1, 0), (4, 1, 0)])
+@pytest.mark.parametrize(
+    ("ranks", "micro_batch", "workers"), [(1, 1, 0), (2, 2, 1), (2, 1, 0), (4, 1, 0)]
+)
 def test_loss_curve_does_not_depend_on_the_number_of_ranks(
     tmp_path, small_run, reference, ranks, micro_batch, workers
 ):
-    """Also with and without accumulation, and with loader workers. Dropout and augmentation are on."""
+    """Also with and without accumulation, and with loader workers. Dropout and augmentation
+    are on.
+    """
     overrides = ["train.steps=8", f"train.micro_batch={micro_batch}", f"data.workers={workers}"]
     train(tmp_path, small_run, *overrides, ranks=ranks)
     for one, other in zip(metrics(tmp_path), metrics(reference), strict=True):
@@ -58,7 +66,8 @@ def test_learns_and_tells(tmp_path, small_run):
     rows = metrics(tmp_path)
     for objective in rows[0]["losses"]:
         first, last = (
-            sum(row["losses"][objective] for row in some) / len(some) for some in (rows[:6], rows[-6:])
+            sum(row["losses"][objective] for row in some) / len(some)
+            for some in (rows[:6], rows[-6:])
         )
         assert 0 < last < 0.95 * first, objective
     expected = {
@@ -91,7 +100,9 @@ def test_muon_and_averages_do_not_depend_on_the_number_of_ranks(tmp_path, small_
     )
     for name, tensor in found[0].items():
         torch.testing.assert_close(found[1][name], tensor, rtol=1e-3, atol=1e-4, msg=name)
-    average, weight = (found[0][f"{kind}.blocks.0.attention.q_proj.weight"] for kind in ("ema", "model"))
+    average, weight = (
+        found[0][f"{kind}.blocks.0.attention.q_proj.weight"] for kind in ("ema", "model")
+    )
     assert not torch.equal(average, weight)
 
 
@@ -110,7 +121,9 @@ def test_killed_at_random_steps_ends_with_bit_identical_weights(tmp_path, small_
     run_module(["mmscale", "train", CONFIG, *overrides, f"run.dir={calm}"], ranks=2)
     draws = prf.Draws(prf.derive_key("kill", precision))
     for kill_after in (draws.integer(0, 4), draws.integer(4, 8))[precision == "bf16" :]:
-        kill_when_reached(["train", CONFIG, *overrides, f"run.dir={chaos}"], chaos, kill_after, ranks=2)
+        kill_when_reached(
+            ["train", CONFIG, *overrides, f"run.dir={chaos}"], chaos, kill_after, ranks=2
+        )
         assert len(metrics(chaos)) < 9, "it was killed before its end"
     run_module(["mmscale", "train", CONFIG, *overrides, f"run.dir={chaos}"], ranks=2)
 
@@ -125,7 +138,9 @@ def test_killed_at_random_steps_ends_with_bit_identical_weights(tmp_path, small_
     }
     for name, tensor in expected.items():
         assert torch.equal(tensor, found[name]), name
-    assert [row["step"] for row in metrics(chaos)] == list(range(9)), "no step is missing or told twice"
+    assert [row["step"] for row in metrics(chaos)] == list(range(9)), (
+        "no step is missing or told twice"
+    )
     assert [row["loss"] for row in metrics(chaos)] == [row["loss"] for row in metrics(calm)]
 
 

@@ -1,4 +1,6 @@
-"""A run that begins with a Qwen3 folder, trains with averages, is scored and goes back to a Qwen3 folder."""
+"""A run that begins with a Qwen3 folder, trains with averages, is scored and goes back to a Qwen3
+folder.
+"""
 
 import json
 
@@ -14,9 +16,16 @@ from mmscale.checkpoint.stored_weights import StoredWeights
 from mmscale.data.loading.batch_builder import BatchBuilder
 
 SIZES = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-    "intermediate_size": 48, "tie_word_embeddings": True, "max_position_embeddings": 256, "rope_theta": 10000.0,
-}  # fmt: skip
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 256,
+    "rope_theta": 10000.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +41,14 @@ def qwen3(tmp_path_factory):
     library.train_from_iterator(
         ["a handwritten digit", "three"] * 3,
         trainers.BpeTrainer(
-            vocab_size=300, special_tokens=[end], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+            vocab_size=300,
+            special_tokens=[end],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         ),
     )
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=library, eos_token=end, pad_token=end)
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=library, eos_token=end, pad_token=end
+    )
     fast.save_pretrained(folder)
     torch.manual_seed(0)
     config = transformers.Qwen3Config(vocab_size=len(fast), eos_token_id=fast.eos_token_id, **SIZES)
@@ -47,28 +60,38 @@ def qwen3(tmp_path_factory):
 def trained(qwen3, small_run, small_digits, tmp_path_factory):
     """Its run: captions and labels of the small digits, text alone."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    score = (
-        f"{{task: classify, shards: {small_digits}/test, input: [text], prompt: digit, target: json.label}}"
-    )
+    score = f"{{task: classify, shards: {small_digits}/test, input: [text], prompt: digit, target: json.label}}"
     overrides = [
-        "data.sets.digits.tasks=[{target: text}, {input: [text], prompt: digit, target: json.label}]",
-        "data.contrast_sequences=1", f"model.init_from={qwen3}", f"run.dir={folder}", f"eval={{digits: {score}}}",
-        "model={width: 32, layers: 2, heads: 4, kv_heads: 2, head_dim: 8, hidden: 48, stem_width: 8, embed_dim: 16,"
+        "data.sets.digits.tasks=[{target: text}, {input: [text], prompt: digit, target: "
+        "json.label}]",
+        "data.contrast_sequences=1",
+        f"model.init_from={qwen3}",
+        f"run.dir={folder}",
+        f"eval={{digits: {score}}}",
+        "model={width: 32, layers: 2, heads: 4, kv_heads: 2, head_dim: 8, hidden: 48, stem_width: "
+        "8, embed_dim: 16,"
         f" init_from: {qwen3}}}",
-        "train.steps=6", "train.precision=fp32", "train.ema=0.5", "train.optimizer={lr: 3e-2, warmup_steps: 0}",
-    ]  # fmt: skip
+        "train.steps=6",
+        "train.precision=fp32",
+        "train.ema=0.5",
+        "train.optimizer={lr: 3e-2, warmup_steps: 0}",
+    ]
     run_module(["mmscale", "train", "configs/train/digits.yaml", *small_run, *overrides])
     return folder
 
 
 def test_it_goes_back_as_what_the_training_made_of_it(qwen3, trained, tmp_path):
-    run_module(["mmscale", "export", str(trained), "--as", "qwen3", "--out", str(tmp_path / "back")])
+    run_module(
+        ["mmscale", "export", str(trained), "--as", "qwen3", "--out", str(tmp_path / "back")]
+    )
     before = transformers.Qwen3ForCausalLM.from_pretrained(qwen3)
     after = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()
     predictor, config = load_run(trained)
     ids = predictor.tokenizer.encode("a handwritten three")
     assert (
-        transformers.AutoTokenizer.from_pretrained(tmp_path / "back")("a handwritten three")["input_ids"]
+        transformers.AutoTokenizer.from_pretrained(tmp_path / "back")("a handwritten three")[
+            "input_ids"
+        ]
         == ids
     )
     builder = BatchBuilder(1, len(ids), config.media)
@@ -91,10 +114,14 @@ def test_the_averages_are_what_eval_and_export_take_if_asked(trained, tmp_path):
     assert not torch.allclose(plain.get_parameter(name), averaged.get_parameter(name), atol=1e-4)
     asked = ["mmscale", "eval", str(trained), "--json"]
     told = [json.loads(run_module([*asked, *more]).stdout) for more in ([], ["--ema"])]
-    assert all(0 <= one["digits"]["accuracy"] <= 1 and one["digits"]["samples"] == 24 for one in told)
+    assert all(
+        0 <= one["digits"]["accuracy"] <= 1 and one["digits"]["samples"] == 24 for one in told
+    )
     # Releases of both, scored: the averages of the run are those of its release.
     run_module(["mmscale", "export", str(trained), "--ema", "--out", str(tmp_path / "averaged")])
     again = json.loads(run_module(["mmscale", "eval", str(tmp_path / "averaged"), "--json"]).stdout)
     assert again["digits"]["confusion"] == told[1]["digits"]["confusion"]
     scores = json.loads((trained / "scores.json").read_text())
-    assert "--ema" not in json.dumps(scores), "the card tells of the weights that are exported by default"
+    assert "--ema" not in json.dumps(scores), (
+        "the card tells of the weights that are exported by default"
+    )

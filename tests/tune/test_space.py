@@ -8,7 +8,12 @@ from mmscale.config_file import load_config
 from mmscale.errors import UserError
 from mmscale.tune.space import Space
 
-RATE, LAYERS, STEM, WIDTH = "train.optimizer.lr", "model.layers", "model.image_stem", "model.stem_width"
+RATE, LAYERS, STEM, WIDTH = (
+    "train.optimizer.lr",
+    "model.layers",
+    "model.image_stem",
+    "model.stem_width",
+)
 ENTRIES = {
     RATE: "{range: [1.0e-4, 1.0e-1], scale: log}",
     LAYERS: "{range: [2, 4]}",
@@ -34,7 +39,9 @@ def test_draws_are_functions_of_seed_and_number():
         -4 <= logs[0] < -3.9 and -1.1 < logs[-1] <= -1 and abs(logs[100] + 2.5) < 0.3
     )  # evenly on the log scale
     counts = [sum(point[LAYERS] == layers for point in points) for layers in (2, 3, 4)]
-    assert sum(counts) == 200 and min(counts) > 40  # whole numbers, the ends as likely as the middle
+    assert (
+        sum(counts) == 200 and min(counts) > 40
+    )  # whole numbers, the ends as likely as the middle
     assert {point[STEM] for point in points} == {"patch", "cnn"}
     assert all((WIDTH in point) == (point[STEM] == "cnn") for point in points)
 
@@ -42,7 +49,11 @@ def test_draws_are_functions_of_seed_and_number():
 def test_a_point_becomes_a_config():
     point = {RATE: 0.02, LAYERS: 3, "model.untied": ["norm"]}
     config = space_of().config(point)
-    assert (config.train.optimizer.lr, config.model.layers, config.model.untied) == (0.02, 3, ["norm"])
+    assert (config.train.optimizer.lr, config.model.layers, config.model.untied) == (
+        0.02,
+        3,
+        ["norm"],
+    )
     assert not config.tune.space and config.data.sets["digits"].weight == 1.0
     config.model.untied.append("feed_forward")
     assert point["model.untied"] == ["norm"]
@@ -93,7 +104,10 @@ def test_pbt_with_several_workers_is_refused():
 @pytest.mark.parametrize(
     ("entry", "told"),
     [
-        ("train.optimiser.lr: {range: [1, 2]}", "unknown key 'train.optimiser'; did you mean 'optimizer'"),
+        (
+            "train.optimiser.lr: {range: [1, 2]}",
+            "unknown key 'train.optimiser'; did you mean 'optimizer'",
+        ),
         ("model.layers: {range: [1.5, 2.5]}", "whole numbers"),
         ("model.image_stem: {range: [0, 1]}", "choices"),
         ("model.image_stem: {choices: [patch, vit]}", "'vit' is not one of"),
@@ -109,7 +123,10 @@ def test_pbt_with_several_workers_is_refused():
             "trials are compared after equally many; give it one value",
         ),
         ("model.layers: {choices: [2.5, 3]}", "expected int, got 2.5"),
-        ("model.layers: {choices: [2, 3], when: {model.layers: 2}}", "a key is no condition of its own"),
+        (
+            "model.layers: {choices: [2, 3], when: {model.layers: 2}}",
+            "a key is no condition of its own",
+        ),
         (
             "model.layers: {choices: [2], when: {model.hidden: 96}}, model.hidden: {choices: [96]}",
             "model.hidden must stand before model.layers",
@@ -121,7 +138,11 @@ def test_pbt_with_several_workers_is_refused():
             )
             for other, when, told in (
                 ("model.image_stem: {choices: [patch, cnn]}", "model.image_stem: cnnn", "'cnnn'"),
-                ("model.image_stem: {choices: [patch, cnn]}", "model.image_stem: [cnn, rnn]", "'rnn'"),
+                (
+                    "model.image_stem: {choices: [patch, cnn]}",
+                    "model.image_stem: [cnn, rnn]",
+                    "'rnn'",
+                ),
                 ("model.image_stem: {choices: [patch, cnn]}", "model.image_stem: []", "[]"),
                 ("model.untied: {choices: [[], [norm]]}", "model.untied: []", "[]"),
                 ("model.layers: {range: [2, 4]}", "model.layers: 5", "5"),
@@ -133,4 +154,8 @@ def test_pbt_with_several_workers_is_refused():
 def test_what_is_wrong_is_told_in_a_line(entry, told):
     with pytest.raises(UserError) as error:
         Space(load_config("configs/train/digits.yaml", [f"tune.space={{{entry}}}"]))
-    assert told in str(error.value) and "\n" not in str(error.value) and "tune.space" in str(error.value)
+    assert (
+        told in str(error.value)
+        and "\n" not in str(error.value)
+        and "tune.space" in str(error.value)
+    )

@@ -29,7 +29,7 @@ from mmscale.tune.records import Records, Trial
 from mmscale.tune.run import tune
 from mmscale.tune.space import Space
 from mmscale.tune.transfer import _train_larger, check_transfer, transfer_rates
-from mmscale.tune.trial import Job
+from mmscale.tune.trial import TrialJob
 
 RATE = "train.optimizer.lr"
 SPACE = f"tune.space={{{RATE}: {{range: [1.0e-4, 1.0e-1], scale: log}}, model.image_stem: {{choices: [patch, cnn]}}}}"
@@ -43,8 +43,16 @@ def ray():
 
 
 def search_config(folder, small_run, *overrides):
-    common = ["train.steps=9", "train.checkpoint_every=100", "tune.trials=4", "tune.search=random", SPACE]
-    return load_config("configs/train/digits.yaml", [*small_run, f"run.dir={folder}", *common, *overrides])
+    common = [
+        "train.steps=9",
+        "train.checkpoint_every=100",
+        "tune.trials=4",
+        "tune.search=random",
+        SPACE,
+    ]
+    return load_config(
+        "configs/train/digits.yaml", [*small_run, f"run.dir={folder}", *common, *overrides]
+    )
 
 
 def lines(folder: Path, event: str) -> list[dict]:
@@ -84,7 +92,10 @@ def test_a_trial_is_the_run_its_config_says(calm, small_run, tmp_path):
 def test_the_table_and_the_page(calm):
     folder, result = calm
     table = pandas.read_parquet(folder / "trials.parquet")
-    assert list(table["status"]) == ["finished"] * 4 and set(table["model.image_stem"]) <= {"patch", "cnn"}
+    assert list(table["status"]) == ["finished"] * 4 and set(table["model.image_stem"]) <= {
+        "patch",
+        "cnn",
+    }
     assert table.set_index("trial")["score"][result.best_trial] == result.best_score
     page = (folder / "tune.html").read_text()
     assert "Parallel" not in page[:200] and page.count('class="plotly-graph-div"') == 3
@@ -100,7 +111,9 @@ def test_a_killed_worker_changes_nothing(ray, calm, small_run, tmp_path):
             time.sleep(0.05)
             if (tmp_path / "run" / "tune.jsonl").exists() and scores(tmp_path / "run"):
                 for pid in workers(os.getpid())[:1]:
-                    with contextlib.suppress(ProcessLookupError):  # it has ended by itself: another time
+                    with contextlib.suppress(
+                        ProcessLookupError
+                    ):  # it has ended by itself: another time
                         os.kill(pid, signal.SIGKILL)
                         killed.append(pid)
 
@@ -108,21 +121,33 @@ def test_a_killed_worker_changes_nothing(ray, calm, small_run, tmp_path):
     thread.start()
     # Stops on the way, so that there is something to go on from.
     config = search_config(
-        tmp_path / "run", small_run, "tune.scheduler=asha", "tune.first_stop=3", "tune.reduction=100"
+        tmp_path / "run",
+        small_run,
+        "tune.scheduler=asha",
+        "tune.first_stop=3",
+        "tune.reduction=100",
     )
     result = tune(config)
     assert killed and result.failed == 0
-    # reduction=100 stops all but the best at step 3: those that went on end where the calm ones did.
+    # reduction=100 stops all but the best at step 3: those that went on end where the calm ones
+    # did.
     ends = {key: score for key, score in scores(tmp_path / "run").items() if key[1] == 9}
     assert ends and ends.items() <= scores(calm[0]).items()
 
 
 def test_a_killed_driver_goes_on(ray, calm, small_run, tmp_path):
     folder = tmp_path / "run"
-    overrides = [*small_run, f"run.dir={folder}", "train.steps=9", "train.checkpoint_every=100", SPACE]
+    overrides = [
+        *small_run,
+        f"run.dir={folder}",
+        "train.steps=9",
+        "train.checkpoint_every=100",
+        SPACE,
+    ]
     overrides += ["tune.trials=4", "tune.search=random", "tune.scheduler=none"]
     driver = subprocess.Popen(
-        [sys.executable, "-m", "mmscale", "tune", "configs/train/digits.yaml", *overrides], cwd=ROOT,
+        [sys.executable, "-m", "mmscale", "tune", "configs/train/digits.yaml", *overrides],
+        cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     started: list[int] = []
@@ -133,32 +158,41 @@ def test_a_killed_driver_goes_on(ray, calm, small_run, tmp_path):
     driver.kill()
     driver.wait()
     assert started
-    # At once (mmscale/parallel/launcher_watch.py); Ray's own way takes two seconds, at times more than a minute.
+    # At once (mmscale/parallel/launcher_watch.py); Ray's own way takes two seconds, at times more
+    # than a minute.
     deadline = time.monotonic() + 60
     while any(alive(pid) for pid in started):
         assert time.monotonic() < deadline, "workers outlive their driver"
         time.sleep(0.1)
     with (folder / "tune.jsonl").open("a") as file:
-        file.write('{"event": "score", "num')  # as a driver leaves it that is killed while it writes
+        file.write(
+            '{"event": "score", "num'
+        )  # as a driver leaves it that is killed while it writes
     with pytest.raises(UserError, match="--resume"):
         tune(search_config(folder, small_run, "tune.scheduler=none"))
     with pytest.raises(UserError, match=r"another .*space"):
         tune(
             search_config(
-                folder, small_run, "tune.scheduler=none", f"tune.space={{{RATE}: {{choices: [0.1]}}}}"
+                folder,
+                small_run,
+                "tune.scheduler=none",
+                f"tune.space={{{RATE}: {{choices: [0.1]}}}}",
             ),
             resume=True,
         )
     result = tune(search_config(folder, small_run, "tune.scheduler=none"), resume=True)
     assert result.finished == 4 and scores(folder) == scores(calm[0])
     # One more trial of the finished search: the old ones are not run again.
-    result = tune(search_config(folder, small_run, "tune.scheduler=none", "tune.trials=5"), resume=True)
+    result = tune(
+        search_config(folder, small_run, "tune.scheduler=none", "tune.trials=5"), resume=True
+    )
     assert result.trials == 5 and scores(calm[0]).items() <= scores(folder).items()
 
 
 def test_the_worse_go_on_from_the_better_ones_weights(ray, small_run, tmp_path):
     config = search_config(
-        tmp_path, small_run, "tune.scheduler=pbt", "tune.first_stop=2", "tune.trials=4", "tune.concurrent=4",
+        tmp_path, small_run, "tune.scheduler=pbt", "tune.first_stop=2", "tune.trials=4",
+        "tune.concurrent=4",
         "ray.cpus=0.5", f"tune.space={{{RATE}: {{range: [1.0e-4, 1.0], scale: log}}}}",
         "train.optimizer.warmup_steps=0",
     )  # fmt: skip
@@ -175,7 +209,9 @@ def test_the_worse_go_on_from_the_better_ones_weights(ray, small_run, tmp_path):
         elif row.get("event") == "exchange":
             assert min(known[row["parent"]]) <= known[row["number"]][-1]
     one = exchanges[-1]  # whose parent did not change afterwards
-    child, parent = (metrics(tmp_path / "trials" / f"trial-{one[name]:04d}") for name in ("number", "parent"))
+    child, parent = (
+        metrics(tmp_path / "trials" / f"trial-{one[name]:04d}") for name in ("number", "parent")
+    )
     assert child[one["step"] - 1]["loss"] == parent[one["step"] - 1]["loss"]
     assert [row["step"] for row in child] == list(range(9))
 
@@ -183,15 +219,22 @@ def test_the_worse_go_on_from_the_better_ones_weights(ray, small_run, tmp_path):
 def test_trials_that_cannot_be_trained_are_told_and_passed_over(
     ray, small_run, small_digits, tmp_path, capfd
 ):
-    space = f"tune.space={{{RATE}: {{choices: [1.0e-3, 1.0e+30]}}, model.heads: {{choices: [2, 3]}}}}"
+    space = (
+        f"tune.space={{{RATE}: {{choices: [1.0e-3, 1.0e+30]}}, model.heads: {{choices: [2, 3]}}}}"
+    )
     config = search_config(
-        tmp_path, small_run, space, "tune.search=grid", "train.max_skipped=0", "train.optimizer.warmup_steps=0",
+        tmp_path, small_run, space, "tune.search=grid", "train.max_skipped=0",
+        "train.optimizer.warmup_steps=0",
         "tune.metric=spoken digits.accuracy", "tune.scheduler=none",
     )  # fmt: skip
     config.model.kv_heads = 2
     config.eval["spoken digits"].shards = [f"{small_digits}/test"]
     result = tune(config)
-    assert (result.trials, result.finished, result.failed) == (2, 1, 1)  # three heads do not share two keys
+    assert (result.trials, result.finished, result.failed) == (
+        2,
+        1,
+        1,
+    )  # three heads do not share two keys
     failed = next(row for row in lines(tmp_path, "end") if row["status"] == "failed")
     assert "not finite" in failed["reason"] and "not finite" in capfd.readouterr().err
     assert 0 <= result.best_score <= 1
@@ -221,13 +264,25 @@ def test_a_metric_that_is_none_is_told_before_anything_begins(small_run, tmp_pat
 def test_the_rate_is_tried_on_a_larger_model(ray, small_run, tmp_path):
     """At its half, itself and its double; bare runs of the larger model, each scored."""
     config = search_config(
-        tmp_path, small_run, "tune.scheduler=none", "tune.trials=1", "tune.transfer=[model.layers=3]"
+        tmp_path,
+        small_run,
+        "tune.scheduler=none",
+        "tune.trials=1",
+        "tune.transfer=[model.layers=3]",
     )
     result = tune(config)
-    with pytest.raises(UserError, match=r"tune\.transfer\.model\.layer: unknown key 'model\.layer'"):
+    with pytest.raises(
+        UserError, match=r"tune\.transfer\.model\.layer: unknown key 'model\.layer'"
+    ):
         tune(search_config(tmp_path / "wrong", small_run, "tune.transfer=[model.layer=3]"))
-    with pytest.raises(UserError, match=r"tune\.transfer: model\.kv_heads: 2 does not divide model\.heads=3"):
-        tune(search_config(tmp_path / "wrong", small_run, "tune.transfer=[model.heads=3, model.kv_heads=2]"))
+    with pytest.raises(
+        UserError, match=r"tune\.transfer: model\.kv_heads: 2 does not divide model\.heads=3"
+    ):
+        tune(
+            search_config(
+                tmp_path / "wrong", small_run, "tune.transfer=[model.heads=3, model.kv_heads=2]"
+            )
+        )
     assert not (tmp_path / "wrong").exists(), "told before anything began"
     rate = result.best_point[RATE]
     assert [row["rate"] for row in result.transfer] == [rate / 2, rate, 2 * rate]
@@ -238,7 +293,9 @@ def test_the_rate_is_tried_on_a_larger_model(ray, small_run, tmp_path):
     assert "with layers=3, the rate" in (tmp_path / "tune.html").read_text()
 
 
-def test_a_larger_model_that_cannot_be_trained_has_no_score(calm, small_run, tmp_path, monkeypatch, capfd):
+def test_a_larger_model_that_cannot_be_trained_has_no_score(
+    calm, small_run, tmp_path, monkeypatch, capfd
+):
     shutil.copytree(calm[0], tmp_path / "run")
 
     def go_on(larger):
@@ -248,7 +305,9 @@ def test_a_larger_model_that_cannot_be_trained_has_no_score(calm, small_run, tmp
     result = go_on("model.hidden=100000000000000")  # raises in the worker
     assert [row["score"] for row in result.transfer] == [None] * 3
     assert capfd.readouterr().err.count("no score of the larger model at rate") == 3
-    assert "could not be trained at any of the rates" in (tmp_path / "run" / "tune.html").read_text()
+    assert (
+        "could not be trained at any of the rates" in (tmp_path / "run" / "tune.html").read_text()
+    )
 
     def cut_off(*_):
         raise KeyboardInterrupt
@@ -258,24 +317,31 @@ def test_a_larger_model_that_cannot_be_trained_has_no_score(calm, small_run, tmp
         (tmp_path / "run" / name).unlink()
     with pytest.raises(KeyboardInterrupt):
         go_on("model.layers=3")
-    assert all((tmp_path / "run" / name).is_file() for name in ("best.yaml", "trials.parquet", "tune.html"))
+    assert all(
+        (tmp_path / "run" / name).is_file() for name in ("best.yaml", "trials.parquet", "tune.html")
+    )
 
 
 def test_a_larger_model_that_some_points_rule_out(ray, small_run, tmp_path, capfd):
     """Not refused before the search; it has no score if the best point is one of them."""
     config = search_config(
-        tmp_path, small_run, "tune.transfer=[model.kv_heads=2]", "tune.space={model.heads: {choices: [2, 3]}}"
+        tmp_path,
+        small_run,
+        "tune.transfer=[model.kv_heads=2]",
+        "tune.space={model.heads: {choices: [2, 3]}}",
     )
     space = Space(config)
     larger = check_transfer(config, space)
     found = transfer_rates(ray, config, space, Trial(0, {"model.heads": 3}), larger, tmp_path)
     assert [row["score"] for row in found.rows()] == [None] * 3
-    assert "tune.transfer: model.kv_heads: 2 does not divide model.heads=3" in capfd.readouterr().err
+    assert (
+        "tune.transfer: model.kv_heads: 2 does not divide model.heads=3" in capfd.readouterr().err
+    )
 
 
 def test_a_folder_of_another_config_or_metric_is_not_believed(small_run, small_digits, tmp_path):
     """Runs of the larger model have the same folders whatever the search found."""
-    job = Job(str(tmp_path), os.getcwd(), "loss", [2], 1, {"CPU": 1.0}, 0, False)
+    job = TrialJob(str(tmp_path), os.getcwd(), "loss", [2], 1, {"CPU": 1.0}, 0, False)
     folder = tmp_path / "transfer" / "rate-1"
 
     def score(rate, job=job):
@@ -288,28 +354,38 @@ def test_a_folder_of_another_config_or_metric_is_not_believed(small_run, small_d
     with (folder / "stops.jsonl").open("a") as file:
         file.write('{"step": 2, "sc')  # as it is left by one that is killed while it writes
     assert score(1e-3) == first
-    assert (folder / "checkpoints" / "step-00000002").stat().st_mtime_ns == made, "what is done stays"
+    assert (folder / "checkpoints" / "step-00000002").stat().st_mtime_ns == made, (
+        "what is done stays"
+    )
     assert score(1e-1) != first
     assert score(1e-3) == first
     assert 0 <= score(1e-3, replace(job, metric="spoken digits.accuracy")) <= 1 < first
 
 
 def test_a_second_driver_is_refused_until_the_first_is_gone(small_run, tmp_path, monkeypatch):
-    monkeypatch.setattr("mmscale.tune.run.hold_search", functools.partial(hold_search, patience_s=0.1))
+    monkeypatch.setattr(
+        "mmscale.tune.run.hold_search", functools.partial(hold_search, patience_s=0.1)
+    )
     holds = (
         "import pathlib, sys, time; from mmscale.train.run_lock import hold_search\n"
         "with hold_search(pathlib.Path(sys.argv[1])): print(flush=True); time.sleep(600)"
     )
-    first = subprocess.Popen([sys.executable, "-c", holds, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
+    first = subprocess.Popen(
+        [sys.executable, "-c", holds, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE
+    )
     try:
         assert first.stdout is not None and first.stdout.readline()
-        with pytest.raises(UserError, match=rf"another search runs in it \(.* {first.pid}\); stop that one"):
+        with pytest.raises(
+            UserError, match=rf"another search runs in it \(.* {first.pid}\); stop that one"
+        ):
             tune(search_config(tmp_path, small_run))
         assert not (tmp_path / "tune.jsonl").exists()
     finally:
         first.kill()
         first.communicate()
-    with pytest.raises(UserError, match="holds no search yet"):  # it got as far as reading the records
+    with pytest.raises(
+        UserError, match="holds no search yet"
+    ):  # it got as far as reading the records
         tune(search_config(tmp_path, small_run), resume=True)
 
 
@@ -317,7 +393,9 @@ def test_no_room_is_told(ray, small_run, tmp_path):
     with pytest.raises(UserError, match="holds no search yet"):
         tune(search_config(tmp_path, small_run), resume=True)
     for workers, told in ((1, r"1 × \(64 CPU\)"), (2, r"2 × \(64 CPU\) and 1 × \(0.01 CPU\)")):
-        config = search_config(tmp_path, small_run, "ray.cpus=64", "ray.wait_s=0", f"tune.workers={workers}")
+        config = search_config(
+            tmp_path, small_run, "ray.cpus=64", "ray.wait_s=0", f"tune.workers={workers}"
+        )
         with pytest.raises(UserError, match=rf"room for {told}; the cluster has \S+ \d+ CPU"):
             tune(config)  # the second time without --resume: nothing was tried
 
@@ -338,7 +416,9 @@ def test_a_search_that_came_to_no_trial_is_gone_on_with(tmp_path):
     Records(tmp_path, {"metric": "loss"}, resume=False)
     records = Records(tmp_path, {"metric": "a.accuracy"}, resume=True)
     records.begin(0, {RATE: 0.1})
-    assert Records(tmp_path, {"metric": "a.accuracy"}, resume=True).trials == {0: Trial(0, {RATE: 0.1})}
+    assert Records(tmp_path, {"metric": "a.accuracy"}, resume=True).trials == {
+        0: Trial(0, {RATE: 0.1})
+    }
     (tmp_path / "tune.jsonl").write_text("")
     assert not Records(tmp_path, {}, resume=True).trials
 
@@ -348,7 +428,9 @@ def test_records_hold_any_text_and_a_damaged_line_is_told(tmp_path):
     Records(tmp_path, job, resume=False).begin(0, point)
     path = tmp_path / "tune.jsonl"
     whole = path.read_bytes()
-    path.write_bytes(whole + '{"reason": "é'.encode()[:-1])  # a driver was killed within a character
+    path.write_bytes(
+        whole + '{"reason": "é'.encode()[:-1]
+    )  # a driver was killed within a character
     assert Records(tmp_path, job, resume=True).trials == {0: Trial(0, point)}
     assert path.read_bytes() == whole
     with pytest.raises(UserError, match="holds the trials of a search"):
@@ -391,7 +473,9 @@ def test_a_large_grid_is_looked_at_as_far_as_it_is_run(small_run, tmp_path, monk
     import_ray()
     from mmscale.tune.search import Search
 
-    axes = ", ".join(f"train.optimizer.beta{n}: {{range: [0.1, 0.9], points: 1000}}" for n in (1, 2))
+    axes = ", ".join(
+        f"train.optimizer.beta{n}: {{range: [0.1, 0.9], points: 1000}}" for n in (1, 2)
+    )
     config = search_config(tmp_path, small_run, "tune.search=grid", f"tune.space={{{axes}}}")
     space, looked_at = Space(config), []
     monkeypatch.setattr(space, "config", looked_at.append)

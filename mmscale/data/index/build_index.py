@@ -1,4 +1,6 @@
-"""Builds and verifies the index of shards, local or remote, in one sequential pass that decodes nothing."""
+"""Builds and verifies the index of shards, local or remote, in one sequential pass that decodes
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from tqdm import tqdm
 
 from mmscale.config import CacheConfig, MediaConfig
 from mmscale.data.index.index_files import FIELD_NAME, FOLDER, Shard
-from mmscale.data.index.index_writer import ManifestWriter, replace_index
+from mmscale.data.index.index_writer import IndexWriter, replace_index
 from mmscale.data.index.manifest import Manifest
 from mmscale.data.index.probe import kind_of, probe
 from mmscale.data.index.tar_headers import Member, open_shard, scan, scan_source
@@ -46,10 +48,14 @@ def index_sources(
     names = expand(sources)
     if any(is_url(name) for name in names):
         if out is None:
-            raise UserError("--out: missing; name the folder that is to hold the index of the remote shards")
+            raise UserError(
+                "--out: missing; name the folder that is to hold the index of the remote shards"
+            )
         return build_remote_index(names, out, media, progress)
     if out is not None:
-        raise UserError(f"--out {out}: the index of local shards lies beside them; leave --out away")
+        raise UserError(
+            f"--out {out}: the index of local shards lies beside them; leave --out away"
+        )
     if len(names) != 1:
         raise UserError(f"{names[1]}: a second local folder; index one at a time")
     return build_index(Path(names[0]), media, progress)
@@ -58,12 +64,13 @@ def index_sources(
 def build_index(directory: Path, media: MediaConfig, progress: bool = True) -> Manifest:
     """Index every ``.tar`` of ``directory`` and replace the index that is there.
 
-    A member that cannot be used (unreadable header, over a limit of ``media``, text that is not UTF-8 or not
-    JSON) leaves its whole sample out and is listed in ``index/problems.jsonl``; `Manifest.problems` gives
-    these as one-line warnings. ``progress`` shows a bar in bytes on stderr.
+    A member that cannot be used (unreadable header, over a limit of ``media``, text that is not
+    UTF-8 or not JSON) leaves its whole sample out and is listed in ``index/problems.jsonl``;
+    `Manifest.problems` gives these as one-line warnings. ``progress`` shows a bar in bytes on
+    stderr.
 
-    Raises `UserError` for what `tar.scan` does, when there is no shard, when the folder cannot be written,
-    and when no sample is usable (its problems are on disk then).
+    Raises `UserError` for what `tar.scan` does, when there is no shard, when the folder cannot be
+    written, and when no sample is usable (its problems are on disk then).
     """
     directory = Path(directory)
     paths = _shards_of(directory)
@@ -74,23 +81,30 @@ def build_index(directory: Path, media: MediaConfig, progress: bool = True) -> M
     return Manifest.open(directory)
 
 
-def build_remote_index(names: list[str], out: Path, media: MediaConfig, progress: bool = True) -> Manifest:
-    """`build_index` for remote shards of one folder, given by URL: writes ``out/index/`` and no shard.
+def build_remote_index(
+    names: list[str], out: Path, media: MediaConfig, progress: bool = True
+) -> Manifest:
+    """`build_index` for remote shards of one folder, given by URL: writes ``out/index/`` and no
+    shard.
 
-    Every shard is read once, front to back. The index names their folder, so ``out`` stands for them in a
-    config; it has the digest that `build_index` gives to a copy of the shards.
+    Every shard is read once, front to back. The index names their folder, so ``out`` stands for
+    them in a config; it has the digest that `build_index` gives to a copy of the shards.
 
     Raises `UserError` also when the shards do not share a folder or cannot be fetched.
     """
     (base, shards), *others = group_by_folder(names)
     if others or isinstance(base, Path):
         odd = base if isinstance(base, Path) else others[0][0]
-        raise UserError(f"{odd}: an index is of one remote folder; index each into an --out of its own")
+        raise UserError(
+            f"{odd}: an index is of one remote folder; index each into an --out of its own"
+        )
     shards = list_shards(base, CacheConfig().retries) if shards is None else sorted(shards)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {out}: cannot be made ({error.strerror}); name another folder") from None
+        raise UserError(
+            f"--out {out}: cannot be made ({error.strerror}); name another folder"
+        ) from None
     if any(out.glob("*.tar")):
         raise UserError(f"--out {out}: holds shards of its own; name an empty folder")
     with replace_index(out, base) as writer, _bar("index", 0, progress) as bar:
@@ -99,12 +113,13 @@ def build_remote_index(names: list[str], out: Path, media: MediaConfig, progress
     return Manifest.open(out)
 
 
-def verify(directory: Path, progress: bool = False) -> list[str]:
-    """Compare every byte of the shards with the index; returns one line per fault, naming shard and key.
+def verify_shards(directory: Path, progress: bool = False) -> list[str]:
+    """Compare every byte of the shards with the index; returns one line per fault, naming shard and
+    key.
 
-    Checked: the strict rules of `tar.scan`, each shard's size and SHA-256, each field's place and CRC-32,
-    shards that are missing or not indexed. Members already listed as problems are not repeated. Remote shards
-    are read where they are, not from the cache.
+    Checked: the strict rules of `tar.scan`, each shard's size and SHA-256, each field's place and
+    CRC-32, shards that are missing or not indexed. Members already listed as problems are not
+    repeated. Remote shards are read where they are, not from the cache.
 
     Raises `UserError` when there is no index or it is damaged itself.
     """
@@ -113,7 +128,9 @@ def verify(directory: Path, progress: bool = False) -> list[str]:
     listed = {shard.name for shard in manifest.entries}
     faults: list[str] = []
     if isinstance(manifest.base, Path):
-        faults += [f"{path}: not in the index" for path in _shards_of(directory) if path.name not in listed]
+        faults += [
+            f"{path}: not in the index" for path in _shards_of(directory) if path.name not in listed
+        ]
     else:
         check_remote(manifest.base)
     with _bar("verify", sum(shard.bytes for shard in manifest.entries), progress) as bar:
@@ -158,7 +175,9 @@ class _HashingReader:
 def _shards_of(directory: Path) -> list[Path]:
     if not directory.is_dir():
         raise UserError(f"{directory}: no such folder; name the folder that holds the .tar shards")
-    files = sorted(path for path in directory.iterdir() if path.is_file() and not path.name.startswith("."))
+    files = sorted(
+        path for path in directory.iterdir() if path.is_file() and not path.name.startswith(".")
+    )
     paths = [path for path in files if path.suffix == ".tar"]
     for path in files:
         if path.name.endswith(_COMPRESSED):
@@ -170,7 +189,9 @@ def _shards_of(directory: Path) -> list[Path]:
         try:
             path.name.encode("utf-8")
         except UnicodeEncodeError:
-            raise UserError(f"{os.fsencode(path)!r}: the name is not UTF-8; rename the shard") from None
+            raise UserError(
+                f"{os.fsencode(path)!r}: the name is not UTF-8; rename the shard"
+            ) from None
     return paths
 
 
@@ -186,19 +207,24 @@ def _open(base: Path | str, name: str) -> Iterator[tuple[BinaryIO, int, Path | s
             yield local, os.fstat(local.fileno()).st_size, base / name
     else:
         url = join_url(base, name)
-        with open_remote(url, CacheConfig().retries) as remote, io.BufferedReader(remote, CHUNK) as file:
+        with (
+            open_remote(url, CacheConfig().retries) as remote,
+            io.BufferedReader(remote, CHUNK) as file,
+        ):
             yield file, remote.size, url
 
 
 def _index_shard(
-    base: Path | str, name: str, media: MediaConfig, writer: ManifestWriter, bar: tqdm[Any]
+    base: Path | str, name: str, media: MediaConfig, writer: IndexWriter, bar: tqdm[Any]
 ) -> None:
     samples: list[tuple[str, dict[str, tuple[int, ...]]]] = []
     with _open(base, name) as (file, size, place):
         if isinstance(base, str):
             bar.total = (bar.total or 0) + size  # of local shards the sum is known at the start
         reader = _HashingReader(file, bar)
-        for key, members in groupby(scan_source(reader, size, place), key=lambda member: member.key):
+        for key, members in groupby(
+            scan_source(reader, size, place), key=lambda member: member.key
+        ):
             fields: dict[str, tuple[int, ...]] = {}
             usable = True
             for member in members:
@@ -220,7 +246,9 @@ def _facts(reader: _HashingReader, member: Member, media: MediaConfig) -> Facts:
     if kind is None:
         return member.offset, member.size, reader.crc(member.size), 0, 0
     if member.size > media.max_file_bytes:
-        raise SampleFault(f"{member.size} bytes are over media.max_file_bytes={media.max_file_bytes}")
+        raise SampleFault(
+            f"{member.size} bytes are over media.max_file_bytes={media.max_file_bytes}"
+        )
     data = reader.read(member.size)
     try:
         facts = probe(kind, data, media)
@@ -249,7 +277,10 @@ def _verify_shard(manifest: Manifest, shard: Shard, rows: range, bar: tqdm[Any])
         return [*faults, str(error)]
     if reader.hexdigest() != shard.sha256:
         faults.append(f"{place}: SHA-256 differs from the index")
-    faults += [f"{place}: sample {key!r}: {field}: in the index, not in the shard" for key, field in expected]
+    faults += [
+        f"{place}: sample {key!r}: {field}: in the index, not in the shard"
+        for key, field in expected
+    ]
     return faults
 
 
@@ -260,7 +291,11 @@ def _expected(manifest: Manifest, rows: range) -> dict[tuple[str, str], tuple[in
     for field in manifest.fields:
         facts = manifest.column(field)[rows.start : rows.stop]
         for key, offset, size, crc in zip(
-            keys, facts["offset"].tolist(), facts["size"].tolist(), facts["crc"].tolist(), strict=True
+            keys,
+            facts["offset"].tolist(),
+            facts["size"].tolist(),
+            facts["crc"].tolist(),
+            strict=True,
         ):
             if offset:
                 expected[key, field] = (offset, size, crc)

@@ -22,9 +22,11 @@ _READS_PER_TOUCH = 64
 
 
 class ShardFault(SampleFault):
-    """The indexed bytes cannot be had: the shard is gone, cannot be fetched, is too short, or changed.
+    """The indexed bytes cannot be had: the shard is gone, cannot be fetched, is too short, or
+    changed.
 
-    Another attempt, or another machine, may have them; so nothing that is kept may be concluded from it.
+    Another attempt, or another machine, may have them; so nothing that is kept may be concluded
+    from it.
     """
 
 
@@ -32,7 +34,7 @@ class _OtherBytes(ShardFault):
     """The bytes are there, and not those of the index."""
 
 
-class ByteStore:
+class ByteReader:
     """Positional reads with a few files kept open. Picklable: workers open their own files.
 
     Remote shards are read from their local copies, which are fetched when they are first needed.
@@ -76,7 +78,9 @@ class ByteStore:
         return data
 
     def _drop_copy(self, place: ShardPlace) -> bool:
-        """Give up the local copy of a remote shard, whose disk may have lost a bit since it was checked; once."""
+        """Give up the local copy of a remote shard, whose disk may have lost a bit since it was
+        checked; once.
+        """
         key = (place.base, place.shard.name)
         if not isinstance(place.base, str) or key in self._dropped:
             return False

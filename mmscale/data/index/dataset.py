@@ -10,25 +10,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmscale.config import CacheConfig
-from mmscale.data.index.byte_reader import ByteStore
+from mmscale.data.index.byte_reader import ByteReader
 from mmscale.data.index.index_files import FACTS
 from mmscale.data.index.json_field import json_text
-from mmscale.data.index.manifest import Located, Manifest, open_manifests
+from mmscale.data.index.manifest import FieldLocator, Manifest, open_manifests
 from mmscale.errors import SampleFault
 
 
-class Corpus:
+class Dataset:
     """Samples 0..N-1 of a data set. Picklable; file handles are opened again in each worker."""
 
     def __init__(self, manifests: list[Manifest], cache: CacheConfig | None = None) -> None:
         self.manifests = manifests
         self._ends = list(accumulate(len(manifest) for manifest in manifests))
-        self._located: dict[tuple[int, str], Located | None] = {}
-        self._store = ByteStore(cache or CacheConfig())
+        self._located: dict[tuple[int, str], FieldLocator | None] = {}
+        self._store = ByteReader(cache or CacheConfig())
 
     @classmethod
-    def open(cls, shards: list[str], cache: CacheConfig | None = None) -> Corpus:
-        """Open folders, files, URLs or brace patterns. Raises `UserError` naming what is missing."""
+    def open(cls, shards: list[str], cache: CacheConfig | None = None) -> Dataset:
+        """Open folders, files, URLs or brace patterns. Raises `UserError` naming what is
+        missing.
+        """
         return cls(open_manifests(shards, cache or CacheConfig()), cache)
 
     def __len__(self) -> int:
@@ -52,7 +54,8 @@ class Corpus:
         self.manifests[0].locate(field)
 
     def facts(self, field: str, samples: NDArray[np.int64]) -> NDArray[Any]:
-        """Index facts of ``field`` (see `stored_index.FACTS`) of the numbered samples, structured [n].
+        """Index facts of ``field`` (see `stored_index.FACTS`) of the numbered samples, structured
+        [n].
 
         ``offset`` is 0 where a sample lacks the field.
         """
@@ -113,7 +116,7 @@ class Corpus:
     def _start(self, number: int) -> int:
         return self._ends[number - 1] if number else 0
 
-    def _locate(self, number: int, field: str) -> Located | None:
+    def _locate(self, number: int, field: str) -> FieldLocator | None:
         """The field in one manifest; None where no sample of that folder has it."""
         if (number, field) not in self._located:
             manifest = self.manifests[number]

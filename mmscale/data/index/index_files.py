@@ -2,8 +2,9 @@
 
 Layout of ``DIR/index/``:
 
-- ``manifest.json``: version, digest, samples, shards (name, bytes, sha256, samples), fields, problems, and for
-  remote shards ``base``, the URL of the folder that holds them (absent: they lie in ``DIR``);
+- ``manifest.json``: version, digest, samples, shards (name, bytes, sha256, samples), fields,
+  problems, and for remote shards ``base``, the URL of the folder that holds them (absent: they lie
+  in ``DIR``);
 - ``keys.npy`` uint8, the UTF-8 keys one after another, and ``key_ends.npy`` uint64 [N], where each
   ends; samples stand in the order of the shards;
 - ``field.<name>.npy``, one per field, structured [N] of `FACTS`;
@@ -28,9 +29,9 @@ VERSION = 1
 FOLDER = "index"
 FIELD_NAME = re.compile(r"[a-z0-9_.-]{1,64}")
 
-# ``offset`` and ``size`` of the payload in the shard, bytes; ``offset`` 0: the sample lacks the field.
-# ``crc``: zlib.crc32. Image: a = width, b = height. Audio: a = samples per channel, b = sample rate (Hz).
-# Text, json, cls: a = characters.
+# ``offset`` and ``size`` of the payload in the shard, bytes; ``offset`` 0: the sample lacks the
+# field. ``crc``: zlib.crc32. Image: a = width, b = height. Audio: a = samples per channel, b =
+# sample rate (Hz). Text, json, cls: a = characters.
 FACTS = [("offset", "<u8"), ("size", "<u8"), ("crc", "<u4"), ("a", "<u4"), ("b", "<u4")]
 
 _MAX_MANIFEST_BYTES = 1 << 28
@@ -51,8 +52,14 @@ class Shard:
 def identity(shards: list[Shard]) -> str:
     """The digest of a data set: SHA-256 over version, shards (sorted by name) and sample counts."""
     listed = sorted([shard.name, shard.bytes, shard.sha256, shard.samples] for shard in shards)
-    content = {"version": VERSION, "shards": listed, "samples": sum(shard.samples for shard in shards)}
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    content = {
+        "version": VERSION,
+        "shards": listed,
+        "samples": sum(shard.samples for shard in shards),
+    }
+    return hashlib.sha256(
+        json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
 
 
 def reindex_remedy(root: Path) -> str:
@@ -60,14 +67,15 @@ def reindex_remedy(root: Path) -> str:
     return f"run `mmscale data index {root}`"
 
 
-class StoredIndex:
+class IndexFiles:
     """An index as it lies on disk; every view of it (`manifest.Manifest`) shares one.
 
     Attributes:
         root: the folder that holds ``index/``.
         base: where the shards are: ``root``, or the URL of a folder.
 
-    Raises `UserError` naming the remedy when there is no index, it is damaged, or it holds no sample.
+    Raises `UserError` naming the remedy when there is no index, it is damaged, or it holds no
+    sample.
     """
 
     def __init__(self, root: Path) -> None:
@@ -85,8 +93,12 @@ class StoredIndex:
             raise self._damaged("manifest.json")
         self.digest: str = tree["digest"]
         if not self.samples:
-            found = f"{self.problems} broken members are listed in {root / FOLDER / 'problems.jsonl'}"
-            raise UserError(f"{root}: no usable sample; {found}, repair them and {reindex_remedy(root)}")
+            found = (
+                f"{self.problems} broken members are listed in {root / FOLDER / 'problems.jsonl'}"
+            )
+            raise UserError(
+                f"{root}: no usable sample; {found}, repair them and {reindex_remedy(root)}"
+            )
         self.key_ends = self._map("key_ends", "<u8", self.samples)
         self.keys = self._map("keys", "u1", int(self.key_ends[-1]))
         self._columns: dict[str, NDArray[Any]] = {}
@@ -94,7 +106,9 @@ class StoredIndex:
     def column(self, field: str) -> NDArray[Any]:
         """Facts of one field over all samples: structured [N] of `FACTS`, memory-mapped."""
         if field not in self.fields:
-            raise UserError(f"{self.root}: no field {field!r}; fields there are: {', '.join(self.fields)}")
+            raise UserError(
+                f"{self.root}: no field {field!r}; fields there are: {', '.join(self.fields)}"
+            )
         if field not in self._columns:
             self._columns[field] = self._map(f"field.{field}", FACTS, self.samples)
         return self._columns[field]
@@ -119,9 +133,13 @@ class StoredIndex:
                 raise self._damaged(path.name)
             tree = json.loads(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"{self.root}: no index; run `mmscale data index {self.root}`") from None
+            raise UserError(
+                f"{self.root}: no index; run `mmscale data index {self.root}`"
+            ) from None
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); check its rights") from None
+            raise UserError(
+                f"{path}: cannot be read ({error.strerror}); check its rights"
+            ) from None
         except (ValueError, RecursionError):
             raise self._damaged(path.name) from None
         if not isinstance(tree, dict):
@@ -129,7 +147,8 @@ class StoredIndex:
         if tree.get("version") != VERSION:
             found = tree.get("version")
             raise UserError(
-                f"{path}: index version {found!r}, this release reads {VERSION}; {reindex_remedy(self.root)}"
+                f"{path}: index version {found!r}, this release reads {VERSION}; "
+                f"{reindex_remedy(self.root)}"
             )
         return tree
 
@@ -144,7 +163,9 @@ class StoredIndex:
         return array.view(np.ndarray)  # a memmap makes a memmap of every element that is looked up
 
     def _damaged(self, name: str) -> UserError:
-        return UserError(f"{self.root / FOLDER / name}: the index is damaged; {reindex_remedy(self.root)}")
+        return UserError(
+            f"{self.root / FOLDER / name}: the index is damaged; {reindex_remedy(self.root)}"
+        )
 
 
 def _is_sound(shard: Shard) -> bool:

@@ -1,4 +1,6 @@
-"""Writes the files that `stored_index` reads, shard by shard, in memory that does not grow with the data set."""
+"""Writes the files that `stored_index` reads, shard by shard, in memory that does not grow with the
+data set.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from mmscale.errors import UserError
 MAX_FIELDS = 256
 
 
-class ManifestWriter:
+class IndexWriter:
     """Collects shards in sorted order and writes their index into ``folder``, an empty one.
 
     ``base`` is the URL of the folder that holds the shards; empty: they lie beside the index.
@@ -43,7 +45,9 @@ class ManifestWriter:
         self._problems.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._problem_count += 1
 
-    def add_shard(self, shard: Shard, samples: list[tuple[str, dict[str, tuple[int, ...]]]]) -> None:
+    def add_shard(
+        self, shard: Shard, samples: list[tuple[str, dict[str, tuple[int, ...]]]]
+    ) -> None:
         """Add all usable samples of one shard, each as (key, values of `FACTS` by field).
 
         Raises `UserError` when the folder has more than `MAX_FIELDS` fields.
@@ -51,7 +55,9 @@ class ManifestWriter:
         assert shard.samples == len(samples)
         assert not self._shards or self._shards[-1].name < shard.name, "shards come in sorted order"
         keys = [key.encode("utf-8") for key, _ in samples]
-        self._key_ends.append(self._keys.length + np.cumsum([len(key) for key in keys], dtype=np.uint64))
+        self._key_ends.append(
+            self._keys.length + np.cumsum([len(key) for key in keys], dtype=np.uint64)
+        )
         self._keys.append(np.frombuffer(b"".join(keys), np.uint8))
         columns: dict[str, NDArray[Any]] = {}
         for row, (_, fields) in enumerate(samples):
@@ -82,7 +88,9 @@ class ManifestWriter:
         }
         if self._base:
             tree["base"] = self._base
-        (self._folder / "manifest.json").write_text(json.dumps(tree, ensure_ascii=False, indent=1), "utf-8")
+        (self._folder / "manifest.json").write_text(
+            json.dumps(tree, ensure_ascii=False, indent=1), "utf-8"
+        )
 
     def abandon(self) -> None:
         """Close all files without completing them."""
@@ -91,10 +99,13 @@ class ManifestWriter:
         self._problems.close()
 
     def _check_fields(self, field: str, shard: str, columns: Iterable[str]) -> None:
-        """Refuse a new ``field`` beyond `MAX_FIELDS`: each takes memory for every sample of the shard."""
+        """Refuse a new ``field`` beyond `MAX_FIELDS`: each takes memory for every sample of the
+        shard.
+        """
         if len(self._columns.keys() | columns | {field}) > MAX_FIELDS:
             raise UserError(
-                f"{shard}: field {field!r} is one of more than {MAX_FIELDS}; a key ends at the first dot "
+                f"{shard}: field {field!r} is one of more than {MAX_FIELDS}; a key ends at the "
+                "first dot "
                 f"of the file name, so write other dots in names as '_'"
             )
 
@@ -106,10 +117,11 @@ class ManifestWriter:
 
 
 @contextmanager
-def replace_index(root: Path, base: str = "") -> Iterator[ManifestWriter]:
-    """A writer whose index takes the place of ``root``'s when the block ends well; otherwise nothing changes.
+def replace_index(root: Path, base: str = "") -> Iterator[IndexWriter]:
+    """A writer whose index takes the place of ``root``'s when the block ends well; otherwise
+    nothing changes.
 
-    ``base`` is that of `ManifestWriter`.
+    ``base`` is that of `IndexWriter`.
 
     Raises `UserError` when ``root`` cannot be written.
     """
@@ -121,7 +133,7 @@ def replace_index(root: Path, base: str = "") -> Iterator[ManifestWriter]:
         # One level below the scratch folder, whose access rights are private.
         fresh = Path(scratch.name) / "new"
         fresh.mkdir()
-        writer = ManifestWriter(fresh, base)
+        writer = IndexWriter(fresh, base)
         try:
             yield writer
             writer.finish()

@@ -15,8 +15,11 @@ _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
 def parse_json(document: str) -> Any:
-    """The value of ``document``. Raises `SampleFault` if it is not JSON, or nested deeper than `MAX_DEPTH`."""
-    # Python's parser has no limit but that of the interpreter's stack, of which every caller has used another part.
+    """The value of ``document``. Raises `SampleFault` if it is not JSON, or nested deeper than
+    `MAX_DEPTH`.
+    """
+    # Python's parser has no limit but that of the interpreter's stack, of which every caller has
+    # used another part.
     if document.count("[") + document.count("{") > MAX_DEPTH and _depth(document) > MAX_DEPTH:
         raise SampleFault(f"JSON nested too deep; {MAX_DEPTH} levels are read")
     try:
@@ -26,7 +29,9 @@ def parse_json(document: str) -> Any:
 
 
 def json_text(document: str, path: str) -> str | None:
-    """The scalar at a dotted ``path`` as text, None if there is none. Raises `SampleFault` as `parse_json`."""
+    """The scalar at a dotted ``path`` as text, None if there is none. Raises `SampleFault` as
+    `parse_json`.
+    """
     value = parse_json(document)
     for part in path.split("."):
         if isinstance(value, dict) and part in value:

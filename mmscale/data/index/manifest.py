@@ -1,7 +1,7 @@
 """The samples of a folder of shards, by number: key, shard, and where each field lies.
 
-Everything is looked up in the memory-mapped index (`stored_index`) when it is asked for, so that opening takes
-the same time for a thousand samples and for a hundred million.
+Everything is looked up in the memory-mapped index (`stored_index`) when it is asked for, so that
+opening takes the same time for a thousand samples and for a hundred million.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmscale.config import CacheConfig
-from mmscale.data.index.index_files import FOLDER, Shard, StoredIndex, identity, reindex_remedy
+from mmscale.data.index.index_files import FOLDER, IndexFiles, Shard, identity, reindex_remedy
 from mmscale.data.index.probe import ENDINGS, Kind, kind_of
 from mmscale.data.index.remote_index import fetch_index
 from mmscale.data.index.shard_cache import ShardCache
@@ -30,13 +30,15 @@ from mmscale.errors import UserError
 
 @dataclass(frozen=True)
 class ShardPlace:
-    """Where the bytes of a shard are and what they must be. ``base`` is a folder, or the URL of one."""
+    """Where the bytes of a shard are and what they must be. ``base`` is a folder, or the URL of
+    one.
+    """
 
     base: Path | str
     shard: Shard
 
 
-class Located:
+class FieldLocator:
     """One field reference resolved over a manifest: the first of ``fields`` that a sample has."""
 
     def __init__(self, manifest: Manifest, fields: list[str]) -> None:
@@ -44,7 +46,9 @@ class Located:
         self._columns = [manifest.stored_column(field) for field in fields]
 
     def facts(self, samples: NDArray[np.int64]) -> NDArray[Any]:
-        """Structured [n] of `stored_index.FACTS` of the numbered samples; offset 0 where one lacks the field."""
+        """Structured [n] of `stored_index.FACTS` of the numbered samples; offset 0 where one lacks
+        the field.
+        """
         rows = self._manifest.rows(samples)
         found = self._columns[0][rows]
         for column in self._columns[1:]:
@@ -76,7 +80,7 @@ class Manifest:
         entries: the shards, sorted by name; ``shards`` are their names.
     """
 
-    def __init__(self, stored: StoredIndex, numbers: list[int] | None = None) -> None:
+    def __init__(self, stored: IndexFiles, numbers: list[int] | None = None) -> None:
         """Of all shards of ``stored``, or of those with the given ascending ``numbers``."""
         self._stored, self._numbers = stored, numbers
         self.root, self.base = stored.root, stored.base
@@ -95,8 +99,9 @@ class Manifest:
     def open(cls, directory: Path | str) -> Manifest:
         """Open the index of a folder of shards.
 
-        Raises `UserError` naming the remedy when there is no index, it is damaged or holds no sample, when a
-        shard is missing, has another size than when it was indexed, or was added since.
+        Raises `UserError` naming the remedy when there is no index, it is damaged or holds no
+        sample, when a shard is missing, has another size than when it was indexed, or was added
+        since.
         """
         manifest = cls.load(directory)
         manifest.check_shards(added=True)
@@ -105,7 +110,7 @@ class Manifest:
     @classmethod
     def load(cls, directory: Path | str) -> Manifest:
         """`open` without a look at the shards themselves."""
-        return cls(StoredIndex(Path(directory)))
+        return cls(IndexFiles(Path(directory)))
 
     def check_shards(self, added: bool = False) -> None:
         """Compare the shards' sizes with the index (and, with ``added``, look for shards it lacks).
@@ -124,7 +129,8 @@ class Manifest:
                 raise UserError(f"{self.base / shard.name}: missing; restore it or {remedy}")
             if sizes[shard.name] != shard.bytes:
                 raise UserError(
-                    f"{self.base / shard.name}: {sizes[shard.name]} bytes, but {shard.bytes} when it was "
+                    f"{self.base / shard.name}: {sizes[shard.name]} bytes, but {shard.bytes} when "
+                    "it was "
                     f"indexed; restore it or {remedy}"
                 )
         new = sorted(sizes.keys() - set(self.shards)) if added else []
@@ -158,7 +164,9 @@ class Manifest:
         return list(self._stored.fields)
 
     def column(self, field: str) -> NDArray[Any]:
-        """Facts of ``field`` (exact name, such as ``png``) over all samples: structured [N] of `FACTS`."""
+        """Facts of ``field`` (exact name, such as ``png``) over all samples: structured [N] of
+        `FACTS`.
+        """
         column = self._stored.column(field)
         return column if self._numbers is None else column[self.rows(np.arange(len(self)))]
 
@@ -178,21 +186,23 @@ class Manifest:
         """Whether some sample of the folder has the field that a config calls ``reference``."""
         return bool(self._candidates(reference))
 
-    def locate(self, reference: str) -> Located:
-        """Resolve a field reference of a config: image, audio, text, cls, json.<path> or <kind>.<name>.
+    def locate(self, reference: str) -> FieldLocator:
+        """Resolve a field reference of a config: image, audio, text, cls, json.<path> or
+        <kind>.<name>.
 
         ``image`` (``audio``) is the first that a sample has of the plain endings in the order of
-        `probe.ENDINGS`, then of longer ones such as ``0.png``, sorted. ``image.left`` is ``left.png``,
-        ``left.jpg`` and so on alone; likewise for audio, text and cls.
+        `probe.ENDINGS`, then of longer ones such as ``0.png``, sorted. ``image.left`` is
+        ``left.png``, ``left.jpg`` and so on alone; likewise for audio, text and cls.
 
         Raises `UserError` listing the fields there are if no sample of the folder has it.
         """
         fields = self._candidates(reference)
         if not fields:
             raise UserError(
-                f"{self.root}: no sample has field {reference!r}; fields there are: {', '.join(self.fields)}"
+                f"{self.root}: no sample has field {reference!r}; fields there are: "
+                f"{', '.join(self.fields)}"
             )
-        return Located(self, fields)
+        return FieldLocator(self, fields)
 
     def restrict(self, shard_names: list[str]) -> Manifest:
         """The samples of the named shards only, in their order here, with a digest of their own.
@@ -203,7 +213,8 @@ class Manifest:
         unknown = sorted(wanted - set(self.shards))
         if unknown:
             raise UserError(
-                f"{self.root / unknown[0]}: not in the index; check the name or {reindex_remedy(self.root)}"
+                f"{self.root / unknown[0]}: not in the index; check the name or "
+                f"{reindex_remedy(self.root)}"
             )
         own = self._numbers if self._numbers is not None else range(len(self.shards))
         numbers = [number for number, name in zip(own, self.shards, strict=True) if name in wanted]
@@ -234,7 +245,9 @@ class Manifest:
         if kind == "json":
             return [field for field in ENDINGS["json"] if field in self.fields]
         if name:
-            return [field for ending in ENDINGS[kind] if (field := f"{name}.{ending}") in self.fields]
+            return [
+                field for ending in ENDINGS[kind] if (field := f"{name}.{ending}") in self.fields
+            ]
         plain = [field for field in ENDINGS[kind] if field in self.fields]
         if kind not in ("image", "audio"):
             return plain
@@ -256,20 +269,23 @@ def split_reference(reference: str) -> tuple[Kind, str]:
         if reference.startswith(f"{kind}.") and len(reference) > len(kind) + 1:
             return kind, reference[len(kind) + 1 :]
     raise UserError(
-        f"unknown field {reference!r}; use image, audio, text, cls, json.<path>, or image.<name> for <name>.png"
+        f"unknown field {reference!r}; use image, audio, text, cls, json.<path>, or image.<name> "
+        "for <name>.png"
     )
 
 
 def open_manifests(shards: list[str], cache: CacheConfig) -> list[Manifest]:
-    """Open shard folders and files, local or remote: names, URLs, brace patterns, lists (``@FILE``).
+    """Open shard folders and files, local or remote: names, URLs, brace patterns, lists
+    (``@FILE``).
 
     Of a remote folder, the index that lies beside its shards is copied to the ``cache``.
 
-    One manifest per folder, in the order in which folders are first named; of files, restricted to those.
+    One manifest per folder, in the order in which folders are first named; of files, restricted to
+    those.
 
-    Raises `UserError` for what `Manifest.open` does, for a name that does not exist or is no folder and no
-    ``.tar``, for a URL that is not taken, for a shard that is named twice, and for a cache that cannot hold one
-    of the remote shards.
+    Raises `UserError` for what `Manifest.open` does, for a name that does not exist or is no folder
+    and no ``.tar``, for a URL that is not taken, for a shard that is named twice, and for a cache
+    that cannot hold one of the remote shards.
     """
     manifests = []
     for folder, names in group_by_folder(expand(shards)):
@@ -295,7 +311,7 @@ def read_problems(root: Path, base: Path | str) -> Iterator[str]:
 
 
 def _reopen(root: Path, numbers: list[int] | None, digest: str) -> Manifest:
-    manifest = Manifest(StoredIndex(root), numbers)
+    manifest = Manifest(IndexFiles(root), numbers)
     if manifest.digest != digest:
         raise UserError(f"{root}: the index was replaced during the run; start the run again")
     return manifest

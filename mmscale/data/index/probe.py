@@ -37,11 +37,11 @@ def kind_of(field: str) -> Kind | None:
 def probe(kind: Kind, data: bytes, media: MediaConfig) -> tuple[int, int]:
     """Header facts ``(a, b)`` of one field, each below 2**32.
 
-    Image: width and height in pixels, before any EXIF turn. Audio: samples per channel and sample rate in Hz.
-    Text, json and cls: characters and 0.
+    Image: width and height in pixels, before any EXIF turn. Audio: samples per channel and sample
+    rate in Hz. Text, json and cls: characters and 0.
 
-    Raises `SampleFault` when the header cannot be read, breaks a limit of ``media``, or text is not UTF-8 or
-    not JSON.
+    Raises `SampleFault` when the header cannot be read, breaks a limit of ``media``, or text is not
+    UTF-8 or not JSON.
     """
     if len(data) > media.max_file_bytes:
         raise SampleFault(f"{len(data)} bytes are over media.max_file_bytes={media.max_file_bytes}")

@@ -1,7 +1,8 @@
 """The index that lies beside remote shards, copied to the cache so that it can be memory-mapped.
 
-A copy is kept under the hash of its URL and its ``manifest.json``, so what is found there is right, and an index
-that is replaced on the server gets another folder. It is made beside its final place and one rename commits it.
+A copy is kept under the hash of its URL and its ``manifest.json``, so what is found there is right,
+and an index that is replaced on the server gets another folder. It is made beside its final place
+and one rename commits it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from mmscale.config import CacheConfig
-from mmscale.data.index.index_files import FACTS, FIELD_NAME, FOLDER, VERSION, StoredIndex
-from mmscale.data.index.shard_cache import make_folder
+from mmscale.data.index.index_files import FACTS, FIELD_NAME, FOLDER, VERSION, IndexFiles
+from mmscale.data.index.shard_cache import make_cache_folder
 from mmscale.data.index.tar_headers import MAX_NAME_BYTES
 from mmscale.data.storage.file_lock import locked
 from mmscale.data.storage.remote_file import CHUNK, open_remote
@@ -32,12 +33,13 @@ _REMEDY = "index the shards with `mmscale data index` and upload the folder inde
 def fetch_index(base: str, cache: CacheConfig) -> Path:
     """The local folder that holds a copy of the index of the remote folder ``base``.
 
-    Raises `UserError` when there is none, it cannot be fetched, is damaged or larger than the cache may be.
+    Raises `UserError` when there is none, it cannot be fetched, is damaged or larger than the cache
+    may be.
     """
     manifest = _read_manifest(base, cache)
     files = _files(base, manifest)
     folder = cache.folder() / "indexes"
-    make_folder(folder)
+    make_cache_folder(folder)
     root = folder / hashlib.sha256(base.encode() + b"\n" + manifest).hexdigest()[:32]
     with locked(root.with_suffix(".lock")):
         if root.is_dir():
@@ -48,9 +50,13 @@ def fetch_index(base: str, cache: CacheConfig) -> Path:
             (part / FOLDER).mkdir(parents=True)
             _fetch_files(base, files, part / FOLDER, cache)
             if _read_manifest(base, cache) != manifest:
-                raise UserError(f"{base}/{FOLDER}: the index was replaced while it was fetched; start again")
+                raise UserError(
+                    f"{base}/{FOLDER}: the index was replaced while it was fetched; start again"
+                )
             tree = json.loads(manifest) | {"base": base}
-            (part / FOLDER / "manifest.json").write_text(json.dumps(tree, ensure_ascii=False), "utf-8")
+            (part / FOLDER / "manifest.json").write_text(
+                json.dumps(tree, ensure_ascii=False), "utf-8"
+            )
             _check(part, base)
             part.rename(root)
         except OSError as error:
@@ -75,11 +81,15 @@ def _files(base: str, manifest: bytes) -> dict[str, int]:
     url = join_url(base, f"{FOLDER}/manifest.json")
     try:
         tree = json.loads(manifest)
-        version, samples, problems, fields = (tree[k] for k in ("version", "samples", "problems", "fields"))
+        version, samples, problems, fields = (
+            tree[k] for k in ("version", "samples", "problems", "fields")
+        )
     except (ValueError, RecursionError, KeyError, TypeError):
         raise _damaged(url) from None
     if version != VERSION:
-        raise UserError(f"{url}: index version {version!r}, this release reads {VERSION}; {_REMEDY}")
+        raise UserError(
+            f"{url}: index version {version!r}, this release reads {VERSION}; {_REMEDY}"
+        )
     if type(samples) is not int or type(problems) is not int or not isinstance(fields, list):
         raise _damaged(url)
     if not all(isinstance(field, str) and FIELD_NAME.fullmatch(field) for field in fields):
@@ -99,13 +109,17 @@ def _fetch_files(base: str, files: dict[str, int], target: Path, cache: CacheCon
     with tqdm(desc="fetch index", total=0, unit="B", unit_scale=True, disable=None) as bar:
         for name, most in files.items():
             url = join_url(base, f"{FOLDER}/{name}")
-            with open_remote(url, cache.retries, _REMEDY) as source, open(target / name, "wb") as file:
+            with (
+                open_remote(url, cache.retries, _REMEDY) as source,
+                open(target / name, "wb") as file,
+            ):
                 if source.size > most:
                     raise _damaged(url)
                 room -= source.size
                 if room < 0:
                     raise UserError(
-                        f"data.cache.max_gb: {cache.max_gb:g} is less than the index of {base} needs; raise it"
+                        f"data.cache.max_gb: {cache.max_gb:g} is less than the index of {base} "
+                        "needs; raise it"
                     )
                 bar.total = (bar.total or 0) + source.size
                 while size := source.readinto(buffer):
@@ -115,7 +129,7 @@ def _fetch_files(base: str, files: dict[str, int], target: Path, cache: CacheCon
 
 def _check(root: Path, base: str) -> None:
     try:
-        stored = StoredIndex(root)
+        stored = IndexFiles(root)
         for field in stored.fields:
             stored.column(field)
     except UserError:

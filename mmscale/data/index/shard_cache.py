@@ -1,10 +1,11 @@
 """Local copies of remote shards, by SHA-256, shared by all processes of a machine.
 
-Layout of the cache: ``shards/<2 hex>/<sha256>.tar``, checked copies; beside them ``<sha256>.part``, a shard that is
-being fetched; ``lock``, held while room is made. A part file is at once the temporary file and the lock: who holds
-its ``flock`` fetches, everybody else who wants this shard waits for the lock. The kernel releases the lock of a
-killed process, and the next one starts over in the same file. A part is stretched to the shard's size before the
-first byte arrives, so that the sizes in the folder are the room that is taken or promised.
+Layout of the cache: ``shards/<2 hex>/<sha256>.tar``, checked copies; beside them ``<sha256>.part``,
+a shard that is being fetched; ``lock``, held while room is made. A part file is at once the
+temporary file and the lock: who holds its ``flock`` fetches, everybody else who wants this shard
+waits for the lock. The kernel releases the lock of a killed process, and the next one starts over
+in the same file. A part is stretched to the shard's size before the first byte arrives, so that the
+sizes in the folder are the room that is taken or promised.
 """
 
 from __future__ import annotations
@@ -23,37 +24,45 @@ from mmscale.errors import UserError
 
 # Requests for a shard that could not be fetched which fail at once, before it is tried again.
 PATIENCE = 256
-# A tar is never so short: what is left of a part of this size or less is the reason why fetching it failed.
+# A tar is never so short: what is left of a part of this size or less is the reason why fetching it
+# failed.
 _MAX_REASON_BYTES = 511
 
 
 class ShardCache:
-    """Gives out descriptors of local copies; fetches what is missing and removes what was used longest ago.
+    """Gives out descriptors of local copies; fetches what is missing and removes what was used
+    longest ago.
 
-    A copy that is removed while somebody reads it stays readable there. Not picklable; make one per process.
+    A copy that is removed while somebody reads it stays readable there. Not picklable; make one per
+    process.
     """
 
     def __init__(self, config: CacheConfig) -> None:
         self._folder = config.folder()
         self._limit = int(config.max_gb * 1e9)
         self._retries = config.retries
-        self._failed: dict[str, tuple[str, int]] = {}  # by SHA-256: why, and requests that still fail at once
+        self._failed: dict[
+            str, tuple[str, int]
+        ] = {}  # by SHA-256: why, and requests that still fail at once
 
     def check(self, shards: list[Shard]) -> None:
-        """Raise `UserError` if the cache cannot be written, or is too small for one of ``shards``."""
+        """Raise `UserError` if the cache cannot be written, or is too small for one of
+        ``shards``.
+        """
         largest = max(shards, key=lambda shard: shard.bytes)
         if largest.bytes > self._limit:
             raise UserError(
-                f"data.cache.max_gb: {self._limit / 1e9:g} is less than the shard {largest.name} of "
+                f"data.cache.max_gb: {self._limit / 1e9:g} is less than the shard {largest.name} "
+                "of "
                 f"{largest.bytes / 1e9:.3g} GB; raise it"
             )
-        make_folder(self._folder / "shards")
+        make_cache_folder(self._folder / "shards")
 
     def open(self, url: str, shard: Shard) -> int:
         """A descriptor for reading ``shard``, which lies at ``url``; the caller closes it.
 
-        Raises `RemoteFault` with the reason if it cannot be fetched. The next `PATIENCE` requests of this process
-        then fail at once for the same reason.
+        Raises `RemoteFault` with the reason if it cannot be fetched. The next `PATIENCE` requests
+        of this process then fail at once for the same reason.
         """
         reason, left = self._failed.get(shard.sha256, ("", 0))
         if left:
@@ -107,9 +116,12 @@ class ShardCache:
                     return handle
                 if owned:
                     return self._download(url, shard, part, lock)
-                # Taken away while we waited: by its holder, who failed and left the reason, or as abandoned.
+                # Taken away while we waited: by its holder, who failed and left the reason, or as
+                # abandoned.
                 if 0 < os.fstat(lock).st_size <= _MAX_REASON_BYTES:
-                    raise RemoteFault(os.pread(lock, _MAX_REASON_BYTES, 0).decode("utf-8", "replace"))
+                    raise RemoteFault(
+                        os.pread(lock, _MAX_REASON_BYTES, 0).decode("utf-8", "replace")
+                    )
 
     def _download(self, url: str, shard: Shard, part: Path, lock: int) -> int:
         reason = b""
@@ -118,7 +130,9 @@ class ShardCache:
             self._reserve(shard, part, lock)
             self._receive(url, shard, lock)
             os.fsync(lock)
-            handle = os.open(part, os.O_RDONLY)  # opened before others can see it, and remove it again
+            handle = os.open(
+                part, os.O_RDONLY
+            )  # opened before others can see it, and remove it again
             os.rename(part, self._copy(shard))
             return handle
         except RemoteFault as fault:
@@ -131,7 +145,9 @@ class ShardCache:
                 part.unlink()
 
     def _receive(self, url: str, shard: Shard, target: int) -> None:
-        """Write the shard to ``target``. What differs from the index is fetched a second time, then refused."""
+        """Write the shard to ``target``. What differs from the index is fetched a second time, then
+        refused.
+        """
         buffer = memoryview(bytearray(CHUNK))
         for _ in range(2):
             with RemoteFile(url, self._retries) as source:
@@ -149,7 +165,9 @@ class ShardCache:
         raise RemoteFault(reason)
 
     def _reserve(self, shard: Shard, part: Path, lock: int) -> None:
-        """Make room for ``shard`` and stretch ``part``, whose descriptor is ``lock``, to its size."""
+        """Make room for ``shard`` and stretch ``part``, whose descriptor is ``lock``, to its
+        size.
+        """
         assert shard.bytes <= self._limit, "check was not called"
         while True:
             with locked(self._folder / "lock"):
@@ -157,13 +175,15 @@ class ShardCache:
                 if fetched is None:
                     os.truncate(lock, shard.bytes)
                     return
-            # All room is promised to shards that others are fetching. Who fetches waits for nobody, so no
-            # circle can close.
+            # All room is promised to shards that others are fetching. Who fetches waits for nobody,
+            # so no circle can close.
             with contextlib.suppress(FileNotFoundError), locked(fetched, create=False):
                 pass
 
     def _make_room(self, needed: int, own: Path) -> Path | None:
-        """Remove copies until ``needed`` bytes are free; a part to wait for if that is not enough."""
+        """Remove copies until ``needed`` bytes are free; a part to wait for if that is not
+        enough.
+        """
         copies: list[tuple[int, int, Path]] = []
         room, fetched = self._limit, None
         for path in (self._folder / "shards").glob("??/*"):
@@ -194,7 +214,7 @@ def touch(handle: int) -> None:
         os.utime(handle)
 
 
-def make_folder(folder: Path) -> None:
+def make_cache_folder(folder: Path) -> None:
     """Make a folder of the cache. Raises `UserError` naming the key if that is impossible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

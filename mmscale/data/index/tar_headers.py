@@ -1,11 +1,12 @@
 """A strict reader of tar headers: where every field of every sample lies in a shard.
 
-Python's own ``tarfile`` (and webdataset on top of it) forgives: a file cut between two members reads as a
-shorter archive, a second archive appended to the first is never seen, links are followed. On training data
-each of these loses or doubles samples without a word. Here everything that is not a plain WebDataset shard
-is an error that names the shard, the byte and the remedy.
+Python's own ``tarfile`` (and webdataset on top of it) forgives: a file cut between two members
+reads as a shorter archive, a second archive appended to the first is never seen, links are
+followed. On training data each of these loses or doubles samples without a word. Here everything
+that is not a plain WebDataset shard is an error that names the shard, the byte and the remedy.
 
-Read: ustar and V7 headers, GNU long names (``L``), pax ``path`` and ``size`` records (``x`` and ``g``).
+Read: ustar and V7 headers, GNU long names (``L``), pax ``path`` and ``size`` records (``x`` and
+    ``g``).
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ _ZERO = bytes(BLOCK)
 _CHUNK = 1 << 20
 _OCTAL = re.compile(rb" *([0-7]*) *")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-# Up to the first dot of the base name: the key; the rest: the field. A base name that starts with a dot is
-# a hidden file and has no key.
+# Up to the first dot of the base name: the key; the rest: the field. A base name that starts with a
+# dot is a hidden file and has no key.
 _SAMPLE = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")
 # webdataset keeps whole-shard metadata in members and top-level folders named like this.
 _SHARD_METADATA = re.compile(r"__[^/]*__(/|$)")
@@ -60,7 +61,9 @@ _REWRITE = "write the shard again with plain files only (`mmscale data pack` doe
 
 @dataclass(frozen=True)
 class Member:
-    """One field of one sample: ``size`` bytes from ``offset`` of the shard, counted from its start."""
+    """One field of one sample: ``size`` bytes from ``offset`` of the shard, counted from its
+    start.
+    """
 
     name: str
     key: str
@@ -69,7 +72,7 @@ class Member:
     size: int
 
 
-class Source(Protocol):
+class TarInput(Protocol):
     """What is needed of a shard. `seek` is only ever called with offsets that lie ahead."""
 
     def read(self, size: int, /) -> bytes: ...
@@ -80,35 +83,39 @@ class Source(Protocol):
 def scan(path: Path | str) -> Iterator[Member]:
     """Members of the shard ``path`` in their order, from one forward pass that skips the payloads.
 
-    The key is the path up to the first dot of the base name, the field the rest in lower case, as in
-    webdataset. Directories, hidden files, files without an extension and webdataset's ``__name__`` metadata
-    are skipped.
+    The key is the path up to the first dot of the base name, the field the rest in lower case, as
+    in webdataset. Directories, hidden files, files without an extension and webdataset's
+    ``__name__`` metadata are skipped.
 
-    Raises `UserError` naming the shard, the byte offset and the remedy for: compressed, truncated or
-    concatenated archives, a missing end marker, bad header checksums, links, devices, sparse files, absolute
-    or ``..`` names, names that are not UTF-8 or hold control characters, sizes beyond the file, a field that
-    a sample has twice, a key whose members do not stand together.
+    Raises `UserError` naming the shard, the byte offset and the remedy for: compressed, truncated
+    or concatenated archives, a missing end marker, bad header checksums, links, devices, sparse
+    files, absolute or ``..`` names, names that are not UTF-8 or hold control characters, sizes
+    beyond the file, a field that a sample has twice, a key whose members do not stand together.
     """
     with open_shard(path) as file:
         yield from scan_source(file, os.fstat(file.fileno()).st_size, path)
 
 
 def open_shard(path: Path | str) -> BinaryIO:
-    """Open a shard for reading bytes. Raises `UserError` unless ``path`` is a readable plain file."""
+    """Open a shard for reading bytes. Raises `UserError` unless ``path`` is a readable plain
+    file.
+    """
     try:
         # Asked first, because opening a named pipe would wait for its writer.
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise UserError(f"{path}: not a plain file; a shard is an uncompressed .tar file")
         return open(path, "rb")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its rights") from None
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); check the path and its rights"
+        ) from None
 
 
-def scan_source(source: Source, total: int, path: Path | str) -> Iterator[Member]:
+def scan_source(source: TarInput, total: int, path: Path | str) -> Iterator[Member]:
     """`scan` over an open shard of ``total`` bytes; ``path`` is for messages.
 
-    Between two members the caller may read the payload from ``source``, which stands at its start. When
-    the iterator ends, all ``total`` bytes have been read or skipped.
+    Between two members the caller may read the payload from ``source``, which stands at its start.
+    When the iterator ends, all ``total`` bytes have been read or skipped.
     """
     finished: set[str] = set()
     key, fields = "", set[str]()
@@ -170,7 +177,7 @@ class _Header:
 class _Reader:
     """Walks from header to header; holds the extended headers that wait for their member."""
 
-    def __init__(self, source: Source, total: int, path: Path | str) -> None:
+    def __init__(self, source: TarInput, total: int, path: Path | str) -> None:
         self._source, self._total, self._path = source, total, path
         self._global: dict[bytes, bytes] = {}
         self._pax: dict[bytes, bytes] = {}
@@ -222,7 +229,11 @@ class _Reader:
         if expected == unsigned - 256 * high:
             return
         self._check_plain(block, at)
-        what = "the header checksum is wrong" if at else "the header checksum is wrong; is this a tar file?"
+        what = (
+            "the header checksum is wrong"
+            if at
+            else "the header checksum is wrong; is this a tar file?"
+        )
         _refuse(self._path, at, what, f"the file is damaged: {_AGAIN}")
 
     def _check_plain(self, block: bytes, at: int) -> None:
@@ -240,14 +251,19 @@ class _Reader:
         size = _number(block[124:136])
         if size is None:
             _refuse(
-                self._path, at, "the size in the header is not a number", f"the file is damaged: {_AGAIN}"
+                self._path,
+                at,
+                "the size in the header is not a number",
+                f"the file is damaged: {_AGAIN}",
             )
         return size
 
     def _pax_size(self, records: dict[bytes, bytes], at: int) -> int:
         value = records[b"size"]
         if not value.isdigit() or len(value) > 20:
-            _refuse(self._path, at, "the pax size is not a number", f"the file is damaged: {_AGAIN}")
+            _refuse(
+                self._path, at, "the pax size is not a number", f"the file is damaged: {_AGAIN}"
+            )
         return int(value)
 
     def _check_inside(self, name: str, at: int, size: int) -> None:
@@ -272,7 +288,10 @@ class _Reader:
         size = self._size(block, at)
         if size > MAX_EXTENDED_BYTES:
             _refuse(
-                self._path, at, f"an extended header of {size} bytes (limit {MAX_EXTENDED_BYTES})", _REWRITE
+                self._path,
+                at,
+                f"an extended header of {size} bytes (limit {MAX_EXTENDED_BYTES})",
+                _REWRITE,
             )
         body = self._source.read(size)
         if len(body) < size:
@@ -298,7 +317,9 @@ class _Reader:
         return at + BLOCK + _padded(size)
 
     def _take_extended(self, block: bytes, at: int) -> tuple[dict[bytes, bytes], str]:
-        """The pax records and the name of the member at ``at``; the next member starts without any."""
+        """The pax records and the name of the member at ``at``; the next member starts
+        without any.
+        """
         # An empty value takes a global record back.
         records = {name: value for name, value in (self._global | self._pax).items() if value}
         long_name = self._long_name
@@ -331,7 +352,9 @@ class _Reader:
                 f"the file was cut short: {_AGAIN}",
             )
         if second != _ZERO:
-            _refuse(self._path, at, "a zero block between members", f"the file is damaged: {_AGAIN}")
+            _refuse(
+                self._path, at, "a zero block between members", f"the file is damaged: {_AGAIN}"
+            )
         at += 2 * BLOCK
         while chunk := self._source.read(_CHUNK):
             if chunk.count(0) != len(chunk):
@@ -357,7 +380,9 @@ def _text(raw: bytes) -> bytes:
 
 
 def _number(raw: bytes) -> int | None:
-    """A header number: octal digits, or GNU's base 256 for large files. None if it is neither or negative."""
+    """A header number: octal digits, or GNU's base 256 for large files. None if it is neither or
+    negative.
+    """
     if raw[0] == 0x80:
         return int.from_bytes(raw[1:], "big")
     match = _OCTAL.fullmatch(_text(raw))
@@ -365,7 +390,9 @@ def _number(raw: bytes) -> int | None:
 
 
 def _pax_records(body: bytes) -> dict[bytes, bytes] | None:
-    """Records ``length key=value\\n`` of a pax header; length counts the whole record. None if malformed."""
+    """Records ``length key=value\\n`` of a pax header; length counts the whole record. None if
+    malformed.
+    """
     records: dict[bytes, bytes] = {}
     at = 0
     while at < len(body):

@@ -9,21 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from mmscale.config import MediaConfig
-from mmscale.data.ingest.table_row import Row, RowReader
+from mmscale.data.ingest.table_row import RowReader, TableRow
 from mmscale.errors import UserError
 
 
-def csv_samples(table: Path, media: MediaConfig) -> Iterator[Row]:
+def csv_samples(table: Path, media: MediaConfig) -> Iterator[TableRow]:
     """The samples of a CSV with a header row. Raises `UserError` naming the table and row."""
     return _samples(table, _csv_cells(table, media), media)
 
 
-def json_samples(table: Path, media: MediaConfig) -> Iterator[Row]:
-    """The samples of a file of one JSON object a line. Raises `UserError` naming the table and line."""
+def json_samples(table: Path, media: MediaConfig) -> Iterator[TableRow]:
+    """The samples of a file of one JSON object a line. Raises `UserError` naming the table and
+    line.
+    """
     return _samples(table, _json_cells(table, media), media)
 
 
-def _samples(table: Path, rows: Iterator[tuple[int, dict[str, Any]]], media: MediaConfig) -> Iterator[Row]:
+def _samples(
+    table: Path, rows: Iterator[tuple[int, dict[str, Any]]], media: MediaConfig
+) -> Iterator[TableRow]:
     reader = RowReader(table.parent, media)
     for number, columns in rows:
         yield reader.row(f"{table}: row {number}", columns, default_key=f"{number:08d}")
@@ -41,7 +45,8 @@ def _csv_cells(table: Path, media: MediaConfig) -> Iterator[tuple[int, dict[str,
             for number, cells in enumerate(filter(None, reader), start=1):
                 if len(cells) != len(header):
                     raise UserError(
-                        f"{table}: row {number}: {len(cells)} cells, but the header names {len(header)}; "
+                        f"{table}: row {number}: {len(cells)} cells, but the header names "
+                        f"{len(header)}; "
                         f"put text that holds commas in quotes"
                     )
                 yield number, dict(zip(header, cells, strict=True))
@@ -77,7 +82,9 @@ def _json_cells(table: Path, media: MediaConfig) -> Iterator[tuple[int, dict[str
                         f"{table}: row {number}: not JSON ({error}); write one object a line"
                     ) from None
                 if not isinstance(columns, dict):
-                    raise UserError(f"{table}: row {number}: not an object; write {{...}} with named columns")
+                    raise UserError(
+                        f"{table}: row {number}: not an object; write {{...}} with named columns"
+                    )
                 yield number, columns
     except OSError as error:
         raise UserError(f"{table}: cannot be read ({error.strerror}); check its rights") from None

@@ -1,4 +1,6 @@
-"""`pack`: folders and tables to shards, by several processes, so that a killed one can be continued."""
+"""`pack`: folders and tables to shards, by several processes, so that a killed one can be
+continued.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from mmscale.data.index.build_index import build_index
 from mmscale.data.index.manifest import Manifest
 from mmscale.data.ingest.pack_state import PackState
 from mmscale.data.ingest.shard_writer import ShardFile, ShardWriter, shard_name
-from mmscale.data.ingest.sources import Sample, Samples, Source, open_source
+from mmscale.data.ingest.sources import Source, SourceSample, SourceSamples, open_source
 from mmscale.data.worker_pool import WorkerPool
 from mmscale.errors import UserError
 from mmscale.prf import Permutation, derive_key
@@ -41,24 +43,26 @@ def pack(
     ``source`` is one of
 
     - a folder: files of one stem are one sample, the first sub-folder is its ``json.label``;
-    - a ``.csv`` with a header row, a ``.jsonl`` of one object a line, a ``.parquet`` or a folder of Parquet
-      files, with the columns that `rows.RowReader` describes.
+    - a ``.csv`` with a header row, a ``.jsonl`` of one object a line, a ``.parquet`` or a folder of
+      Parquet files, with the columns that `rows.RowReader` describes.
 
     Media are stored as they are; those that come as bytes are named by their first bytes.
 
-    Samples are shuffled by ``shuffle_seed``, so that neighbours in a shard are no relatives: over the whole
-    source, except that Parquet of more than ``shuffle_gb`` (10^9 bytes, uncompressed) is shuffled in two
-    levels. Its row groups are drawn in random order into portions of that size, and the samples of each
-    portion are shuffled. One portion at a time is unpacked in ``out``, which needs as much room.
+    Samples are shuffled by ``shuffle_seed``, so that neighbours in a shard are no relatives: over
+    the whole source, except that Parquet of more than ``shuffle_gb`` (10^9 bytes, uncompressed) is
+    shuffled in two levels. Its row groups are drawn in random order into portions of that size, and
+    the samples of each portion are shuffled. One portion at a time is unpacked in ``out``, which
+    needs as much room.
 
-    ``workers`` processes write the shards (1: this process does); the same source, seed and sizes give the
-    same shards, byte for byte, whatever their number. They are started with the spawn method, so a script that
-    asks for more than one needs the ``if __name__ == "__main__":`` guard.
+    ``workers`` processes write the shards (1: this process does); the same source, seed and sizes
+    give the same shards, byte for byte, whatever their number. They are started with the spawn
+    method, so a script that asks for more than one needs the ``if __name__ == "__main__":`` guard.
 
-    Shards and index appear in ``out`` only when all samples are written. Until then complete shards wait in
-    ``out/.pack``, also after an error or a kill. The same call then continues: shards whose rows and files
-    are unchanged (by size and time) are kept, a broken row can be mended in between. Where something changed
-    that a complete shard holds, the call is refused; removing ``out/.pack`` starts anew.
+    Shards and index appear in ``out`` only when all samples are written. Until then complete shards
+    wait in ``out/.pack``, also after an error or a kill. The same call then continues: shards whose
+    rows and files are unchanged (by size and time) are kept, a broken row can be mended in between.
+    Where something changed that a complete shard holds, the call is refused; removing ``out/.pack``
+    starts anew.
 
     Raises `UserError` naming the file or row and the remedy.
     """
@@ -96,7 +100,7 @@ def pack(
 
 
 @dataclass(frozen=True)
-class _Shard:
+class _ShardPlan:
     """A shard to be written: ``positions`` of the shuffled order of ``portion``."""
 
     name: str
@@ -110,34 +114,37 @@ class _Shard:
         return (self.portion.start + drawn).tolist()
 
 
-def _layout(source: Source, shuffle_seed: int, samples_per_shard: int) -> list[_Shard]:
+def _layout(source: Source, shuffle_seed: int, samples_per_shard: int) -> list[_ShardPlan]:
     """All shards, in order. A shard never crosses portions, so the last of each may be smaller."""
-    shards: list[_Shard] = []
+    shards: list[_ShardPlan] = []
     for number, portion in enumerate(source.portions):
         key = derive_key("pack", shuffle_seed, *([number] if number else []))
         order = Permutation(key, len(portion))
         for first in range(0, len(portion), samples_per_shard):
             positions = range(first, min(first + samples_per_shard, len(portion)))
-            shards.append(_Shard(shard_name(len(shards)), portion, positions, order))
+            shards.append(_ShardPlan(shard_name(len(shards)), portion, positions, order))
     return shards
 
 
-def _check_unchanged(source: Source, shards: list[_Shard], state: PackState) -> None:
-    """Raise `UserError` naming the first sample that is not what it was when its shard was written."""
+def _check_unchanged(source: Source, shards: list[_ShardPlan], state: PackState) -> None:
+    """Raise `UserError` naming the first sample that is not what it was when its shard was
+    written.
+    """
     for shard in shards:
         if shard.name in state.finished:
             samples = shard.samples()
             changed = state.finished[shard.name].first_change(_fingerprints(source, samples))
             if changed is not None:
                 raise UserError(
-                    f"{source.where(samples[changed])}: changed since it was packed into {shard.name}; "
+                    f"{source.where(samples[changed])}: changed since it was packed into "
+                    f"{shard.name}; "
                     f"restore it, or remove {state.folder} to start anew"
                 )
 
 
 def _write_shards(
     source: Source,
-    shards: list[_Shard],
+    shards: list[_ShardPlan],
     state: PackState,
     pool: WorkerPool,
     media: MediaConfig,
@@ -146,7 +153,9 @@ def _write_shards(
     """Write the shards that ``state`` lacks."""
     kept = sum(len(shard.positions) for shard in shards if shard.name in state.finished)
     if kept and progress:
-        tqdm.write(f"{state.folder}: {len(state.finished)} complete shards are kept", file=sys.stderr)
+        tqdm.write(
+            f"{state.folder}: {len(state.finished)} complete shards are kept", file=sys.stderr
+        )
     total = sum(len(shard.positions) for shard in shards)
     with tqdm(total=total, initial=kept, desc="pack", unit="sample", disable=not progress) as bar:
         for portion, of_portion in groupby(shards, key=lambda shard: shard.portion):
@@ -162,21 +171,21 @@ def _write_shards(
 
 
 @dataclass(frozen=True)
-class _Task:
+class _ShardJob:
     """What a worker is given: the samples of one shard, and the folder for it."""
 
     name: str
-    samples: list[Sample]
+    samples: list[SourceSample]
     folder: Path
     media: MediaConfig
 
 
-def _task(shard: _Shard, samples: Samples, folder: Path, media: MediaConfig) -> _Task:
+def _task(shard: _ShardPlan, samples: SourceSamples, folder: Path, media: MediaConfig) -> _ShardJob:
     chosen = [samples[number - shard.portion.start] for number in shard.samples()]
-    return _Task(shard.name, chosen, folder, media)
+    return _ShardJob(shard.name, chosen, folder, media)
 
 
-def _write_shard(task: _Task) -> Path:
+def _write_shard(task: _ShardJob) -> Path:
     """Write and sync one shard under a name of this process; returns its path."""
     # A worker of a killed pack may still be at the same shard for a moment.
     path = task.folder / f"{task.name}.{os.getpid()}.tmp"

@@ -1,8 +1,9 @@
 """What an unfinished pack leaves behind, so that the same command continues it.
 
-Everything stands in ``OUT/.pack/`` until all shards are complete: ``plan.json`` (what decides the bytes of the
-shards), ``finished.jsonl`` (one row a complete shard: name, bytes, fingerprints of its samples in order), the
-complete shards, and temporary files. At the end the shards move to ``OUT`` and the folder goes.
+Everything stands in ``OUT/.pack/`` until all shards are complete: ``plan.json`` (what decides the
+bytes of the shards), ``finished.jsonl`` (one row a complete shard: name, bytes, fingerprints of its
+samples in order), the complete shards, and temporary files. At the end the shards move to ``OUT``
+and the folder goes.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ class PackState:
     def __enter__(self) -> Self:
         """Begin or continue.
 
-        Raises `UserError` when ``out`` holds shards or an index of other origin, when the unfinished pack there
-        has another plan, and when another process is at it.
+        Raises `UserError` when ``out`` holds shards or an index of other origin, when the
+        unfinished pack there has another plan, and when another process is at it.
         """
         if self._out.exists() and not self._out.is_dir():
             raise UserError(f"{self._out}: a file; name a folder for the shards")
@@ -90,9 +91,14 @@ class PackState:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        """Keep what is complete. Raises `UserError` in place of an `OSError`, such as of a full disk."""
+        """Keep what is complete. Raises `UserError` in place of an `OSError`, such as of a full
+        disk.
+        """
         if self.finished:
             self._remove_unfinished()
         else:
@@ -100,7 +106,9 @@ class PackState:
         self._release()
         if isinstance(error, OSError):
             where = error.filename or self._out
-            raise UserError(f"{where}: {error.strerror}; mend that and give the same command again") from None
+            raise UserError(
+                f"{where}: {error.strerror}; mend that and give the same command again"
+            ) from None
 
     def add(self, name: str, written: Path, fingerprints: bytes) -> None:
         """Keep the complete and synced shard ``written``, a file in ``folder``, as ``name``."""
@@ -128,23 +136,32 @@ class PackState:
 
     def _refuse_foreign(self) -> None:
         """Refuse shards in ``out`` that no record knows, and an index that is not of our shards."""
-        found = sorted(path.name for path in self._out.glob("*.tar") if path.name not in self.finished)
+        found = sorted(
+            path.name for path in self._out.glob("*.tar") if path.name not in self.finished
+        )
         if found:
             raise UserError(
-                f"{self._out}: already holds shards ({found[0]}); name an empty folder or remove them"
+                f"{self._out}: already holds shards ({found[0]}); name an empty folder or remove "
+                "them"
             )
         # Only when all shards had been published could the last attempt have come to the index.
-        complete = bool(self.finished) and all((self._out / name).exists() for name in self._samples)
+        complete = bool(self.finished) and all(
+            (self._out / name).exists() for name in self._samples
+        )
         if has_index(self._out) and not complete:
-            raise UserError(f"{self._out}: already holds an index; name an empty folder or remove it")
+            raise UserError(
+                f"{self._out}: already holds an index; name an empty folder or remove it"
+            )
 
     def _continue(self) -> None:
         before = self._read_plan()
         for name, value in self._plan.items():
             if before.get(name) != value:
                 raise UserError(
-                    f"{self._out}: the unfinished pack there was begun with {name}={before.get(name)}, not "
-                    f"{value}; restore the source and the options, or remove {self.folder} to start anew"
+                    f"{self._out}: the unfinished pack there was begun with "
+                    f"{name}={before.get(name)}, not "
+                    f"{value}; restore the source and the options, or remove {self.folder} to "
+                    "start anew"
                 )
         self._read_finished()
         self._refuse_foreign()
@@ -169,7 +186,10 @@ class PackState:
         for line in lines:
             try:
                 row = json.loads(line)
-                name, shard = row["shard"], FinishedShard(row["bytes"], bytes.fromhex(row["fingerprints"]))
+                name, shard = (
+                    row["shard"],
+                    FinishedShard(row["bytes"], bytes.fromhex(row["fingerprints"])),
+                )
                 sound = len(shard.fingerprints) == self._samples[name] * FINGERPRINT_BYTES
             except (ValueError, TypeError, KeyError):
                 sound = False

@@ -1,10 +1,12 @@
-"""Parquet as a source: rows are unpacked once into tar members in a scratch file, then copied in any order.
+"""Parquet as a source: rows are unpacked once into tar members in a scratch file, then copied in
+any order.
 
-A row group can only be read from its start, so picking rows of a shuffled order would read everything again
-for every shard. Instead each row group is streamed once, in small batches, into a scratch file that holds its
-samples as they will stand in a shard; a shard is then a copy of byte ranges. A source that fits the scratch
-size as a whole is shuffled as a whole. A larger one is shuffled in two levels: its row groups are drawn in
-random order into portions of that size, and the samples of a portion are shuffled.
+A row group can only be read from its start, so picking rows of a shuffled order would read
+everything again for every shard. Instead each row group is streamed once, in small batches, into a
+scratch file that holds its samples as they will stand in a shard; a shard is then a copy of byte
+ranges. A source that fits the scratch size as a whole is shuffled as a whole. A larger one is
+shuffled in two levels: its row groups are drawn in random order into portions of that size, and the
+samples of a portion are shuffled.
 """
 
 from __future__ import annotations
@@ -43,17 +45,23 @@ _TAR_BYTES = 2048
 
 
 def parquet_files(source: Path) -> list[Path]:
-    """``source`` itself or, sorted, the Parquet files directly in that folder; empty where there are none."""
+    """``source`` itself or, sorted, the Parquet files directly in that folder; empty where there
+    are none.
+    """
     if not source.is_dir():
         return [source] if source.suffix.lower() == ".parquet" else []
     return sorted(
-        path for path in source.iterdir() if path.suffix.lower() == ".parquet" and path.name[0] != "."
+        path
+        for path in source.iterdir()
+        if path.suffix.lower() == ".parquet" and path.name[0] != "."
     )
 
 
 @dataclass(frozen=True)
 class _Table:
-    """One Parquet file. ``key_prefix`` begins the keys of rows that name none; rows count from 0 here."""
+    """One Parquet file. ``key_prefix`` begins the keys of rows that name none; rows count from 0
+    here.
+    """
 
     path: Path
     size: int
@@ -70,8 +78,10 @@ class _Table:
 
 
 @dataclass(frozen=True)
-class _Group:
-    """Row group ``number`` of a file; ``first`` is its first row there, ``bytes`` its estimated size in tar."""
+class _RowGroup:
+    """Row group ``number`` of a file; ``first`` is its first row there, ``bytes`` its estimated
+    size in tar.
+    """
 
     table: _Table
     number: int
@@ -84,9 +94,16 @@ class ParquetSource:
     """A `sources.Source` over Parquet files; nothing but the key column is read before `load`."""
 
     def __init__(
-        self, source: Path, paths: list[Path], media: MediaConfig, shuffle_seed: int, shuffle_bytes: int
+        self,
+        source: Path,
+        paths: list[Path],
+        media: MediaConfig,
+        shuffle_seed: int,
+        shuffle_bytes: int,
     ) -> None:
-        """Raises `UserError` naming the file for damaged files, columns that json cannot hold, and keys."""
+        """Raises `UserError` naming the file for damaged files, columns that json cannot hold, and
+        keys.
+        """
         _need_pyarrow(source)
         groups = [group for path in paths for group in _open_table(source, path)]
         if not groups:
@@ -120,11 +137,15 @@ class ParquetSource:
     def load(
         self, portion: range, pool: WorkerPool, scratch: Path, progress: bool
     ) -> Iterator[UnpackedSamples]:
-        """Unpack the portion's row groups into ``scratch``; they are deleted when the context closes."""
+        """Unpack the portion's row groups into ``scratch``; they are deleted when the context
+        closes.
+        """
         first, stop = np.searchsorted(self._starts, [portion.start, portion.stop]).tolist()
         groups = self._groups[first:stop]
         paths = [scratch / f"row-group-{number:06d}.tmp" for number in range(first, stop)]
-        tasks = [_Unpacking(group, self._media, path) for group, path in zip(groups, paths, strict=True)]
+        tasks = [
+            _Unpacking(group, self._media, path) for group, path in zip(groups, paths, strict=True)
+        ]
         ends: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * len(groups)
         try:
             with tqdm(
@@ -178,13 +199,15 @@ class UnpackedSamples:
 class _Unpacking:
     """The task of a worker: one row group into one scratch file."""
 
-    group: _Group
+    group: _RowGroup
     media: MediaConfig
     out: Path
 
 
 def _unpack(task: _Unpacking) -> NDArray[np.int64]:
-    """Write the samples of a row group one after another; int64 [rows], where each ends in the file."""
+    """Write the samples of a row group one after another; int64 [rows], where each ends in the
+    file.
+    """
     group, table = task.group, task.group.table
     reader = RowReader(table.path.parent, task.media)
     ends = np.zeros(group.rows, np.int64)
@@ -192,7 +215,9 @@ def _unpack(task: _Unpacking) -> NDArray[np.int64]:
     with open(task.out, "wb") as file:
         for columns in _rows(group):
             row = group.first + done
-            sample = reader.row(table.where(row), columns, table.default_key(row)).encode(task.media)
+            sample = reader.row(table.where(row), columns, table.default_key(row)).encode(
+                task.media
+            )
             file.write(sample)
             end += len(sample)
             ends[done] = end
@@ -201,7 +226,7 @@ def _unpack(task: _Unpacking) -> NDArray[np.int64]:
     return ends
 
 
-def _rows(group: _Group) -> Iterator[dict[str, Any]]:
+def _rows(group: _RowGroup) -> Iterator[dict[str, Any]]:
     """The rows of a row group as Python values, a batch at a time."""
     table = group.table
     now = table.path.stat()
@@ -211,7 +236,9 @@ def _rows(group: _Group) -> Iterator[dict[str, Any]]:
     done = 0
     try:
         with _open(table.path) as file:
-            for batch in file.iter_batches(batch_rows, row_groups=[group.number], use_threads=False):
+            for batch in file.iter_batches(
+                batch_rows, row_groups=[group.number], use_threads=False
+            ):
                 for number in range(batch.num_rows):
                     (columns,) = batch.slice(number, 1).to_pylist()
                     yield columns
@@ -220,8 +247,10 @@ def _rows(group: _Group) -> Iterator[dict[str, Any]]:
         raise _unreadable(f"{table.path}: row {group.first + done + 1}", error) from None
 
 
-def _split(groups: list[_Group], most_bytes: int) -> Iterator[tuple[int, int]]:
-    """(first, stop) of runs of groups of at most ``most_bytes`` together, or of a single larger group."""
+def _split(groups: list[_RowGroup], most_bytes: int) -> Iterator[tuple[int, int]]:
+    """(first, stop) of runs of groups of at most ``most_bytes`` together, or of a single larger
+    group.
+    """
     first = size = 0
     for number, group in enumerate(groups):
         if size and size + group.bytes > most_bytes:
@@ -231,7 +260,7 @@ def _split(groups: list[_Group], most_bytes: int) -> Iterator[tuple[int, int]]:
     yield first, len(groups)
 
 
-def _open_table(source: Path, path: Path) -> list[_Group]:
+def _open_table(source: Path, path: Path) -> list[_RowGroup]:
     """The row groups of a file that hold rows, in order."""
     # A file that was named may be a link to anywhere; one that was found in a folder may not.
     base = path.resolve().parent if path == source else source.resolve()
@@ -252,7 +281,7 @@ def _open_table(source: Path, path: Path) -> list[_Group]:
     groups, first = [], 0
     for number, (rows, size) in enumerate(sizes):
         if rows:
-            groups.append(_Group(table, number, first, rows, size + rows * _TAR_BYTES))
+            groups.append(_RowGroup(table, number, first, rows, size + rows * _TAR_BYTES))
         first += rows
     return groups
 
@@ -277,8 +306,14 @@ def _holds_binary(kind: Any) -> bool:
         kind = kind.storage_type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
-    return binary or any(_holds_binary(kind.field(number).type) for number in range(kind.num_fields))
+    binary = (
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    )
+    return binary or any(
+        _holds_binary(kind.field(number).type) for number in range(kind.num_fields)
+    )
 
 
 def _check_default_keys(tables: list[_Table]) -> None:
@@ -286,14 +321,16 @@ def _check_default_keys(tables: list[_Table]) -> None:
     for table in tables:
         other = first.setdefault(table.key_prefix, table)
         if other is not table:
-            raise UserError(f"{table.path}: its rows would have the keys of {other.path}; rename one of them")
+            raise UserError(
+                f"{table.path}: its rows would have the keys of {other.path}; rename one of them"
+            )
 
 
 def _check_keys(tables: list[_Table]) -> None:
     """Refuse a key that is invalid or taken. Numbered keys alone cannot clash.
 
-    Keys are compared by 64-bit hashes, so that a row costs eight bytes: among 10^8 keys that are all different
-    two are taken for the same once in some 4,000 data sets.
+    Keys are compared by 64-bit hashes, so that a row costs eight bytes: among 10^8 keys that are
+    all different two are taken for the same once in some 4,000 data sets.
     """
     for table in tables:
         _check_key(table.default_key(0), str(table.path))
@@ -325,7 +362,9 @@ def _keys(tables: list[_Table]) -> Iterator[tuple[str, str]]:
         try:
             with _open(table.path) as file:
                 batches = file.iter_batches(_BATCH_ROWS, columns=["key"], use_threads=False)
-                values = itertools.chain.from_iterable(batch.column("key").to_pylist() for batch in batches)
+                values = itertools.chain.from_iterable(
+                    batch.column("key").to_pylist() for batch in batches
+                )
                 for row, value in enumerate(values):
                     where = table.where(row)
                     key = table.default_key(row) if is_empty(value) else plain(value, "key", where)
@@ -349,7 +388,8 @@ def _need_pyarrow(source: Path) -> None:
         import pyarrow.parquet  # noqa: F401
     except ImportError:
         raise UserError(
-            f"{source}: Parquet is read with pyarrow, which is missing; run `pip install 'mmscale[tables]'`"
+            f"{source}: Parquet is read with pyarrow, which is missing; run `pip install "
+            "'mmscale[tables]'`"
         ) from None
 
 
@@ -369,4 +409,6 @@ def _read_errors() -> tuple[type[Exception], ...]:
 
 def _unreadable(where: str, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:160]
-    return UserError(f"{where}: cannot be read ({type(error).__name__}: {reason}); write the file again")
+    return UserError(
+        f"{where}: cannot be read ({type(error).__name__}: {reason}); write the file again"
+    )

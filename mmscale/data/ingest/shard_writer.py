@@ -1,4 +1,6 @@
-"""Samples to tar shards. The bytes depend on nothing but what is written: no times, owners or rights."""
+"""Samples to tar shards. The bytes depend on nothing but what is written: no times, owners or
+rights.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,16 @@ from mmscale.errors import UserError
 
 
 def check_names(key: str, fields: list[str]) -> None:
-    """Raise `UserError` unless strict readers would give back ``key`` and every one of ``fields``."""
+    """Raise `UserError` unless strict readers would give back ``key`` and every one of
+    ``fields``.
+    """
     if not fields:
         raise UserError(f"key {key!r}: a sample without fields; give it at least one")
     for field in fields:
         if not FIELD_NAME.fullmatch(field):
-            raise UserError(f"key {key!r}: field {field!r} is not 1 to 64 of a-z 0-9 _ . -; rename it")
+            raise UserError(
+                f"key {key!r}: field {field!r} is not 1 to 64 of a-z 0-9 _ . -; rename it"
+            )
         name = f"{key}.{field}"
         fault = name_fault(name.encode("utf-8", "surrogatepass"))
         if fault is not None:
@@ -31,7 +37,8 @@ def check_names(key: str, fields: list[str]) -> None:
 
 
 def encode_sample(key: str, fields: dict[str, bytes]) -> bytes:
-    """The tar members of one sample, whole blocks; a shard is these one after another and an end marker.
+    """The tar members of one sample, whole blocks; a shard is these one after another and an end
+    marker.
 
     The fields keep their order. Raises what `check_names` does.
     """
@@ -60,7 +67,9 @@ class ShardFile:
         self.size += len(sample)
 
     def finish(self) -> None:
-        """Write the end marker, padded to a tar record, and wait until everything is on the disk."""
+        """Write the end marker, padded to a tar record, and wait until everything is on the
+        disk.
+        """
         self.add(bytes(2 * BLOCK))
         self.add(bytes(-self.size % tarfile.RECORDSIZE))
         self._file.flush()
@@ -75,14 +84,13 @@ class ShardFile:
 class ShardWriter:
     """Writes samples to ``directory/prefix-000000.tar`` and on. A context manager.
 
-    A shard appears under its name only when it is complete, and when the block ends with an exception all
-    shards of this writer are removed again.
+    A shard appears under its name only when it is complete, and when the block ends with an
+    exception all shards of this writer are removed again.
 
     Args:
-        directory: made if it does not exist.
-        prefix: of the shards' names.
-        samples_per_shard: most samples of one shard.
-        max_shard_bytes: a shard is closed before it would grow beyond this; None: no limit. One sample that
+        directory: made if it does not exist. prefix: of the shards' names. samples_per_shard: most
+        samples of one shard. max_shard_bytes: a shard is closed before it would grow beyond this;
+        None: no limit. One sample that
             is larger still gets a shard of its own.
 
     Attributes:
@@ -99,7 +107,9 @@ class ShardWriter:
         if samples_per_shard < 1:
             raise UserError(f"samples_per_shard: {samples_per_shard} is below 1; use about 1000")
         if "/" in prefix or not prefix or prefix.startswith("."):
-            raise UserError(f"prefix: {prefix!r} cannot begin the name of a file; use letters and digits")
+            raise UserError(
+                f"prefix: {prefix!r} cannot begin the name of a file; use letters and digits"
+            )
         self._directory, self._prefix = Path(directory), prefix
         self._samples_per_shard, self._max_shard_bytes = samples_per_shard, max_shard_bytes
         self.paths: list[Path] = []
@@ -111,7 +121,10 @@ class ShardWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if kind is None:
             try:
@@ -125,9 +138,9 @@ class ShardWriter:
     def write(self, key: str, fields: dict[str, bytes]) -> None:
         """Append one sample; its fields keep their order.
 
-        Raises `UserError` when the key is not one that readers would give back (it holds a dot in its last
-        part, points outside, is taken in this shard), a field's name is not allowed, or a shard of that name
-        exists already.
+        Raises `UserError` when the key is not one that readers would give back (it holds a dot in
+        its last part, points outside, is taken in this shard), a field's name is not allowed, or a
+        shard of that name exists already.
         """
         sample = encode_sample(key, fields)
         if self._is_full(len(sample)):
@@ -148,7 +161,8 @@ class ShardWriter:
             return True
         end_marker = 2 * BLOCK
         return (
-            self._max_shard_bytes is not None and self._shard.size + more + end_marker > self._max_shard_bytes
+            self._max_shard_bytes is not None
+            and self._shard.size + more + end_marker > self._max_shard_bytes
         )
 
     def _path(self) -> Path:
@@ -159,7 +173,9 @@ class ShardWriter:
 
     def _start_shard(self) -> ShardFile:
         if self._path().exists():
-            raise UserError(f"{self._path()}: exists already; name an empty folder or remove the shard")
+            raise UserError(
+                f"{self._path()}: exists already; name an empty folder or remove the shard"
+            )
         self._keys.clear()
         return ShardFile(self._unfinished())
 

@@ -12,23 +12,25 @@ from mmscale.config import MediaConfig
 from mmscale.data.index.probe import ENDINGS, kind_of
 from mmscale.data.ingest.csv_source import csv_samples, json_samples
 from mmscale.data.ingest.parquet_source import ParquetSource, parquet_files
-from mmscale.data.ingest.table_row import MEDIA_COLUMNS, Row, check_file, encode_json
+from mmscale.data.ingest.table_row import MEDIA_COLUMNS, TableRow, check_file, encode_json
 from mmscale.data.worker_pool import WorkerPool
 from mmscale.errors import UserError
 
 
-class Sample(Protocol):
+class SourceSample(Protocol):
     """What a worker writes into a shard. Picklable."""
 
     def encode(self, media: MediaConfig) -> bytes:
-        """The sample as `shard_writer.encode_sample` gives it. Raises `UserError` naming the row."""
+        """The sample as `shard_writer.encode_sample` gives it. Raises `UserError` naming the
+        row.
+        """
         ...
 
 
-class Samples(Protocol):
+class SourceSamples(Protocol):
     """The samples of one portion, by number from 0."""
 
-    def __getitem__(self, number: int, /) -> Sample: ...
+    def __getitem__(self, number: int, /) -> SourceSample: ...
 
 
 class Source(Protocol):
@@ -50,7 +52,7 @@ class Source(Protocol):
 
     def load(
         self, portion: range, pool: WorkerPool, scratch: Path, progress: bool
-    ) -> AbstractContextManager[Samples]:
+    ) -> AbstractContextManager[SourceSamples]:
         """The samples of one of the portions, for as long as the context is open.
 
         ``scratch`` is an existing folder for temporary files.
@@ -63,9 +65,10 @@ def open_source(
 ) -> Source:
     """Look through ``source``: a folder, ``.csv``, ``.jsonl``, ``.parquet`` or a folder of those.
 
-    Of folders, CSV and JSON lines every row is read and every named file is known to exist and to have at
-    most ``media.max_file_bytes``; rows are held in memory, about a kilobyte each and media never. Of Parquet
-    only the key column is read. A folder inside ``source`` that is ``out`` is skipped.
+    Of folders, CSV and JSON lines every row is read and every named file is known to exist and to
+    have at most ``media.max_file_bytes``; rows are held in memory, about a kilobyte each and media
+    never. Of Parquet only the key column is read. A folder inside ``source`` that is ``out`` is
+    skipped.
 
     Raises `UserError` naming the file, and for tables the row, with the remedy.
     """
@@ -84,14 +87,15 @@ def open_source(
     if source.suffix.lower() in (".jsonl", ".ndjson"):
         return RowSource(source, json_samples(source, media))
     raise UserError(
-        f"{source}: not a kind of source that is read; use a folder, a .csv, a .jsonl or a .parquet file"
+        f"{source}: not a kind of source that is read; use a folder, a .csv, a .jsonl or a "
+        ".parquet file"
     )
 
 
 class RowSource:
     """A `Source` whose rows are held in memory; one portion, so the shuffle is over all of them."""
 
-    def __init__(self, source: Path, rows: Iterable[Row]) -> None:
+    def __init__(self, source: Path, rows: Iterable[TableRow]) -> None:
         """Raises `UserError` for keys that are taken or unreadable, and when there is no row."""
         self._rows = list(rows)
         if not self._rows:
@@ -102,7 +106,8 @@ class RowSource:
             row.check()
             if row.key in first:
                 raise UserError(
-                    f"{row.where}: key {row.key!r} is also that of {first[row.key]}; give each its own"
+                    f"{row.where}: key {row.key!r} is also that of {first[row.key]}; give each its "
+                    "own"
                 )
             first[row.key] = row.where
         self.portions = [range(len(self._rows))]
@@ -115,25 +120,30 @@ class RowSource:
 
     def load(
         self, portion: range, pool: WorkerPool, scratch: Path, progress: bool
-    ) -> AbstractContextManager[Samples]:
+    ) -> AbstractContextManager[SourceSamples]:
         return nullcontext(self._rows)
 
 
-def _folder(source: Path, media: MediaConfig, out: Path) -> Iterator[Row]:
-    """Files of one folder and stem are one sample; the first sub-folder is its label, as in ImageFolder."""
+def _folder(source: Path, media: MediaConfig, out: Path) -> Iterator[TableRow]:
+    """Files of one folder and stem are one sample; the first sub-folder is its label, as in
+    ImageFolder.
+    """
     base, skipped = source.resolve(), out.resolve()
     for directory, subfolders, names in os.walk(source, onerror=_raise):
         here = Path(directory)
         for name in subfolders:
             if not name.startswith(".") and (here / name).is_symlink():
                 raise UserError(
-                    f"{here / name}: a link to a folder, which is not followed; copy the folder there, or pack it "
+                    f"{here / name}: a link to a folder, which is not followed; copy the folder "
+                    "there, or pack it "
                     "by itself"
                 )
         subfolders[:] = sorted(
-            name for name in subfolders if not name.startswith(".") and (here / name).resolve() != skipped
+            name
+            for name in subfolders
+            if not name.startswith(".") and (here / name).resolve() != skipped
         )
-        stems: dict[str, Row] = {}
+        stems: dict[str, TableRow] = {}
         for name in sorted(names):
             stem, _, ending = name.rpartition(".")
             ending = ending.lower()
@@ -141,12 +151,16 @@ def _folder(source: Path, media: MediaConfig, out: Path) -> Iterator[Row]:
                 continue
             # A dot would end the key, and what follows become part of the field.
             key = (here.relative_to(source) / stem.replace(".", "_")).as_posix()
-            row = stems.setdefault(stem, Row(where=str(here / stem), key=key))
+            row = stems.setdefault(stem, TableRow(where=str(here / stem), key=key))
             before = row.fields.get(ending)
             if before is not None:
                 assert not isinstance(before, bytes)
-                raise UserError(f"{here / name}: its sample has {before.path.name!r} too; rename one of them")
-            row.fields[ending] = check_file(here / name, name, base, str(here / name), media.max_file_bytes)
+                raise UserError(
+                    f"{here / name}: its sample has {before.path.name!r} too; rename one of them"
+                )
+            row.fields[ending] = check_file(
+                here / name, name, base, str(here / name), media.max_file_bytes
+            )
         label = here.relative_to(source).parts[:1]
         for row in stems.values():
             if not any(kind_of(ending) in (*MEDIA_COLUMNS, "text") for ending in row.fields):

@@ -20,13 +20,16 @@ from mmscale.data.media.format import ending_of
 from mmscale.errors import UserError
 
 MEDIA_COLUMNS: tuple[Kind, ...] = ("image", "audio")
-# Bytes of `Row.fingerprint`. 64 bits tell a changed row from an unchanged one; nobody is kept from forging.
+# Bytes of `TableRow.fingerprint`. 64 bits tell a changed row from an unchanged one; nobody is kept
+# from forging.
 FINGERPRINT_BYTES = 8
 
 
 @dataclass(frozen=True)
-class MediaFile:
-    """A media file as it was when the source was read. ``name`` is how messages and fingerprints call it."""
+class TableMedia:
+    """A media file as it was when the source was read. ``name`` is how messages and fingerprints
+    call it.
+    """
 
     path: Path
     name: str
@@ -44,12 +47,14 @@ class MediaFile:
                 f"{where}: {self.path}: cannot be read ({error.strerror}); check the file"
             ) from None
         if (now.st_size, now.st_mtime_ns) != (self.size, self.mtime_ns) or len(data) != self.size:
-            raise UserError(f"{where}: {self.path}: changed while it was packed; give the command again")
+            raise UserError(
+                f"{where}: {self.path}: changed while it was packed; give the command again"
+            )
         return data
 
 
 @dataclass
-class Row:
+class TableRow:
     """One sample to be packed. Media files are read only when it is encoded.
 
     Attributes:
@@ -59,7 +64,7 @@ class Row:
 
     where: str
     key: str
-    fields: dict[str, MediaFile | bytes] = field(default_factory=dict)
+    fields: dict[str, TableMedia | bytes] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raise `UserError` if the key or a field could not be read back from a shard."""
@@ -69,7 +74,9 @@ class Row:
             raise UserError(f"{self.where}: {error}") from None
 
     def encode(self, media: MediaConfig) -> bytes:
-        """The sample as `shard_writer.encode_sample` gives it. Raises `UserError` naming the row."""
+        """The sample as `shard_writer.encode_sample` gives it. Raises `UserError` naming the
+        row.
+        """
         fields = {
             name: value if isinstance(value, bytes) else value.read(self.where, media)
             for name, value in self.fields.items()
@@ -80,42 +87,50 @@ class Row:
             raise UserError(f"{self.where}: {error}") from None
 
     def fingerprint(self) -> bytes:
-        """`FINGERPRINT_BYTES` that change when the row, or the size or time of one of its files, does."""
+        """`FINGERPRINT_BYTES` that change when the row, or the size or time of one of its files,
+        does.
+        """
         digest = hashlib.blake2b(_lengths_first(self.key), digest_size=FINGERPRINT_BYTES)
         for name, value in self.fields.items():
             digest.update(_lengths_first(name))
             if isinstance(value, bytes):
                 digest.update(b"data %d:" % len(value) + value)
             else:
-                digest.update(b"file %d %d " % (value.size, value.mtime_ns) + _lengths_first(value.name))
+                digest.update(
+                    b"file %d %d " % (value.size, value.mtime_ns) + _lengths_first(value.name)
+                )
         return digest.digest()
 
 
 class RowReader:
     """Makes samples of the rows of tables in ``folder``, which no row can lead out of.
 
-    ``image`` and ``audio`` hold a path relative to ``folder``, the encoded bytes, or ``{"bytes", "path"}`` as
-    Hugging Face datasets write it; ``text`` and ``cls`` a string or number; ``key`` the sample's name. An
-    ``image``, ``audio`` or ``text`` that is a list becomes the fields ``0.jpg``, ``1.jpg``, …. What other
-    columns hold becomes the sample's json; dates and times are ISO 8601 text there, decimals text too.
-    Nulls, NaN and empty strings are no values.
+    ``image`` and ``audio`` hold a path relative to ``folder``, the encoded bytes, or ``{"bytes",
+    "path"}`` as Hugging Face datasets write it; ``text`` and ``cls`` a string or number; ``key``
+    the sample's name. An ``image``, ``audio`` or ``text`` that is a list becomes the fields
+    ``0.jpg``, ``1.jpg``, …. What other columns hold becomes the sample's json; dates and times are
+    ISO 8601 text there, decimals text too. Nulls, NaN and empty strings are no values.
     """
 
     def __init__(self, folder: Path, media: MediaConfig) -> None:
         self._folder, self._base, self._media = folder, folder.resolve(), media
 
-    def row(self, where: str, columns: dict[str, Any], default_key: str) -> Row:
-        """The sample of one row. Raises `UserError` that begins with ``where`` and names the column."""
+    def row(self, where: str, columns: dict[str, Any], default_key: str) -> TableRow:
+        """The sample of one row. Raises `UserError` that begins with ``where`` and names the
+        column.
+        """
         columns = {name: value for name, value in columns.items() if not is_empty(value)}
         if not columns:
             raise UserError(f"{where}: empty; remove the row")
-        row = Row(where, key=plain(columns.pop("key", default_key), "key", where))
+        row = TableRow(where, key=plain(columns.pop("key", default_key), "key", where))
         for kind in MEDIA_COLUMNS:
             for prefix, item, label in _items(columns.pop(kind, []), kind, where):
                 ending, value = self._medium(kind, item, label)
                 row.fields[prefix + ending] = value
         for prefix, item, label in _items(columns.pop("text", []), "text", where):
-            row.fields[f"{prefix}txt"] = utf8(plain(item, label.removeprefix(f"{where}: "), where), where)
+            row.fields[f"{prefix}txt"] = utf8(
+                plain(item, label.removeprefix(f"{where}: "), where), where
+            )
         if "cls" in columns:
             row.fields["cls"] = utf8(plain(columns.pop("cls"), "cls", where), where)
         if columns:
@@ -124,12 +139,14 @@ class RowReader:
             raise UserError(f"{where}: nothing but a key; remove the row")
         return row
 
-    def _medium(self, kind: Kind, item: Any, label: str) -> tuple[str, MediaFile | bytes]:
+    def _medium(self, kind: Kind, item: Any, label: str) -> tuple[str, TableMedia | bytes]:
         """Ending and content of one image or audio value; ``label`` names it in messages."""
         if isinstance(item, dict):
             if not item.keys() <= {"bytes", "path"}:
                 unknown = ", ".join(sorted(item.keys() - {"bytes", "path"}))
-                raise UserError(f"{label} has the part {unknown}; write a path, bytes, or {{bytes, path}}")
+                raise UserError(
+                    f"{label} has the part {unknown}; write a path, bytes, or {{bytes, path}}"
+                )
             # The path beside bytes is where they once were; nothing is there to be read.
             item = item.get("path") if item.get("bytes") is None else item["bytes"]
         if isinstance(item, bytes):
@@ -139,25 +156,37 @@ class RowReader:
         path = self._folder / name
         ending = path.suffix.lower().removeprefix(".")
         if kind_of(ending) != kind:
-            raise UserError(f"{label} {name!r} does not end in {', '.join(ENDINGS[kind])}; convert it")
-        return ending, check_file(path, name, self._base, f"{label} {name!r}", self._media.max_file_bytes)
+            raise UserError(
+                f"{label} {name!r} does not end in {', '.join(ENDINGS[kind])}; convert it"
+            )
+        return ending, check_file(
+            path, name, self._base, f"{label} {name!r}", self._media.max_file_bytes
+        )
 
     def _ending(self, kind: Kind, data: bytes, label: str) -> str:
         if len(data) > self._media.max_file_bytes:
-            raise UserError(f"{label} of {len(data)} bytes {_over_limit(self._media.max_file_bytes)}")
+            raise UserError(
+                f"{label} of {len(data)} bytes {_over_limit(self._media.max_file_bytes)}"
+            )
         ending = ending_of(data)
         known = ", ".join(ENDINGS[kind])
         if ending is None:
             raise UserError(
-                f"{label} of {len(data)} bytes that begin with {data[:8]!r} is none of {known}; convert it"
+                f"{label} of {len(data)} bytes that begin with {data[:8]!r} is none of {known}; "
+                "convert it"
             )
         if kind_of(ending) != kind:
-            raise UserError(f"{label} is {ending}, not one of {known}; put it into the right column")
+            raise UserError(
+                f"{label} is {ending}, not one of {known}; put it into the right column"
+            )
         return ending
 
 
-def check_file(path: Path, name: str, base: Path, where: str, max_bytes: int | None = None) -> MediaFile:
-    """Refuse a file that is missing, too large, or outside ``base`` (resolved) by ``..``, root or link.
+def check_file(
+    path: Path, name: str, base: Path, where: str, max_bytes: int | None = None
+) -> TableMedia:
+    """Refuse a file that is missing, too large, or outside ``base`` (resolved) by ``..``, root or
+    link.
 
     Raises `UserError` that begins with ``where``.
     """
@@ -172,7 +201,7 @@ def check_file(path: Path, name: str, base: Path, where: str, max_bytes: int | N
         raise UserError(f"{where}: not a plain file; name a file")
     if max_bytes is not None and status.st_size > max_bytes:
         raise UserError(f"{where}: {status.st_size} bytes {_over_limit(max_bytes)}")
-    return MediaFile(path, name, status.st_size, status.st_mtime_ns)
+    return TableMedia(path, name, status.st_size, status.st_mtime_ns)
 
 
 def plain(value: Any, column: str, where: str) -> str:
@@ -183,7 +212,9 @@ def plain(value: Any, column: str, where: str) -> str:
 
 
 def encode_json(columns: dict[str, Any], where: str) -> bytes:
-    """The sample's json, UTF-8. Raises `UserError` naming the column whose value JSON cannot hold."""
+    """The sample's json, UTF-8. Raises `UserError` naming the column whose value JSON cannot
+    hold.
+    """
     values = {}
     for column, value in columns.items():
         try:
@@ -198,11 +229,15 @@ def utf8(text: str, where: str) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError:
-        raise UserError(f"{where}: holds half of a surrogate pair, which is no text; correct it") from None
+        raise UserError(
+            f"{where}: holds half of a surrogate pair, which is no text; correct it"
+        ) from None
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a cell holds no value: null, NaN, an empty string, or Hugging Face's layout of no medium."""
+    """Whether a cell holds no value: null, NaN, an empty string, or Hugging Face's layout of no
+    medium.
+    """
     if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
         return value["bytes"] is None and not value["path"]
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
@@ -229,7 +264,9 @@ def _jsonable(value: Any, where: str) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         if math.isnan(value):
             return None
-        raise UserError(f"{where} is infinite, which JSON cannot hold; write a finite number or leave it out")
+        raise UserError(
+            f"{where} is infinite, which JSON cannot hold; write a finite number or leave it out"
+        )
     if isinstance(value, datetime.datetime | datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, datetime.timedelta):
@@ -238,7 +275,9 @@ def _jsonable(value: Any, where: str) -> Any:
         return str(value)
     if value is None or isinstance(value, str | int | float):
         return value
-    raise UserError(f"{where} holds {type(value).__name__}, which JSON cannot hold; drop it or write text")
+    raise UserError(
+        f"{where} holds {type(value).__name__}, which JSON cannot hold; drop it or write text"
+    )
 
 
 def _over_limit(max_bytes: int) -> str:

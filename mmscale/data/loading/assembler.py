@@ -1,4 +1,6 @@
-"""From planned sequences to a batch: read, decode, augment, lay out. Runs in the loader's workers."""
+"""From planned sequences to a batch: read, decode, augment, lay out. Runs in the loader's
+workers.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ from mmscale.data.media.augment import (
 )
 from mmscale.data.media.image import decode_image
 from mmscale.data.media.log_mel import LogMel
-from mmscale.data.media.mixup import mix_pictures
+from mmscale.data.media.mixup import mix_images
 from mmscale.data.planning.step_plan import Plan, PlannedSequence, PlannedSet, PlannedStep
 from mmscale.data.tokenizer import ANSWER, EMBED, END, MASK, Tokenizer
 from mmscale.errors import SampleFault, UserError
@@ -34,8 +36,8 @@ from mmscale.errors import SampleFault, UserError
 class Assembler:
     """Builds the batch of any planned sequences.
 
-    A sample that cannot be read or decoded leaves its place empty (padding, no targets) and is told in
-    ``Batch.faults``; nothing else in the batch changes.
+    A sample that cannot be read or decoded leaves its place empty (padding, no targets) and is told
+    in ``Batch.faults``; nothing else in the batch changes.
     """
 
     def __init__(self, config: Config, plan: Plan, tokenizer: Tokenizer) -> None:
@@ -49,7 +51,9 @@ class Assembler:
         }
         self._head_numbers = {name: n for n, name in enumerate(sorted(config.model.classes))}
         self._prompts = {
-            task.prompt: tokenizer.encode(task.prompt) for one in plan.sets for task in one.config.tasks
+            task.prompt: tokenizer.encode(task.prompt)
+            for one in plan.sets
+            for task in one.config.tasks
         }
 
     def batch(self, step: PlannedStep, sequences: list[PlannedSequence]) -> Batch:
@@ -68,11 +72,13 @@ class Assembler:
                 if content.fault is None:
                     contents.append(content)
                 else:
-                    where = planned.corpus.where(content.sample, content.fault["field"])
-                    faults.append({"set": planned.name, **where, **content.fault, "step": step.step})
+                    where = planned.dataset.where(content.sample, content.fault["field"])
+                    faults.append(
+                        {"set": planned.name, **where, **content.fault, "step": step.step}
+                    )
             if planned.config.augment.mixup or planned.config.augment.cutmix:
                 _mix(every, planned.config.augment)
-            place = _Place(step, sequence, sequence.number // self._contrast_sequences)
+            place = _SequenceCursor(step, sequence, sequence.number // self._contrast_sequences)
             for content in contents:
                 self._lay(builder, content, planned, place)
         return builder.finish(
@@ -83,15 +89,17 @@ class Assembler:
             samples=sum(len(sequence.samples) for sequence in sequences),
         )
 
-    def _read(self, planned: PlannedSet, sequence: PlannedSequence) -> list[_Content]:
+    def _read(self, planned: PlannedSet, sequence: PlannedSequence) -> list[DecodedSample]:
         """The samples of a sequence, decoded one field after the other.
 
-        A text between two pictures takes three times as long as one after another: a picture leaves nothing of what it
-        needs in the processor's cache.
+        A text between two pictures takes three times as long as one after another: a picture leaves
+        nothing of what it needs in the processor's cache.
         """
         applies = np.stack(planned.measure.applies(sequence.samples), axis=1).tolist()
         contents = [
-            _Content(self, planned, sequence.epoch, sample, [n for n, one in enumerate(tasks) if one])
+            DecodedSample(
+                self, planned, sequence.epoch, sample, [n for n, one in enumerate(tasks) if one]
+            )
             for sample, tasks in zip(sequence.samples.tolist(), applies, strict=True)
         ]
         for field in dict.fromkeys(name for task in planned.config.tasks for name in task.fields()):
@@ -99,32 +107,44 @@ class Assembler:
             crops: Iterable[list[float]] = repeat([])
             if field.startswith("image") and planned.config.augment.image_crop:
                 drawn = [content.draw_key(field, "crop") for content in having]
-                crops = prf.uniform_rows([prf.derive_key(*key) for key in drawn], CROP_DRAWS).tolist()
+                crops = prf.uniform_rows(
+                    [prf.derive_key(*key) for key in drawn], CROP_DRAWS
+                ).tolist()
             for content, crop in zip(having, crops, strict=False):
                 content.read(field, crop)
         for content in contents:
             content.check()
         return contents
 
-    def _lay(self, builder: BatchBuilder, content: _Content, planned: PlannedSet, place: _Place) -> None:
+    def _lay(
+        self,
+        builder: BatchBuilder,
+        content: DecodedSample,
+        planned: PlannedSet,
+        place: _SequenceCursor,
+    ) -> None:
         media, step = content.register(builder), place.step
         for number in content.tasks:
             task = planned.config.tasks[number]
             if task.objective == "next_token":
                 self._lay_next_token(builder, content, media, task, step)
             elif task.objective == "contrastive":
-                self._lay_contrastive(builder, content, media, task, planned.first_task + number, place)
+                self._lay_contrastive(
+                    builder, content, media, task, planned.first_task + number, place
+                )
             elif task.objective == "ctc":
                 builder.open_segment()
                 at = builder.add_clip(media[task.input[0]])
-                builder.add_transcript(at, content.texts[task.target], task.weight / max(1, step.transcripts))
+                builder.add_transcript(
+                    at, content.texts[task.target], task.weight / max(1, step.transcripts)
+                )
             else:
                 self._lay_class(builder, content, media, task, step)
 
     def _lay_next_token(
         self,
         builder: BatchBuilder,
-        content: _Content,
+        content: DecodedSample,
         media: dict[str, int],
         task: TaskConfig,
         step: PlannedStep,
@@ -143,11 +163,11 @@ class Assembler:
     def _lay_contrastive(
         self,
         builder: BatchBuilder,
-        content: _Content,
+        content: DecodedSample,
         media: dict[str, int],
         task: TaskConfig,
         number: int,
-        place: _Place,
+        place: _SequenceCursor,
     ) -> None:
         match = prf.derive_key("match", content.raw[task.match] if task.match else content.key) >> 1
         for side, field in enumerate(task.between):
@@ -155,14 +175,15 @@ class Assembler:
             _add_field(builder, content.inputs, media, field)
             at = builder.add_text([EMBED])
             builder.add_embedding(
-                int(at[0]), slot=place.next_slot(), group=place.group, task=number, side=side, match=match,
+                int(at[0]), slot=place.next_slot(), group=place.group, task=number, side=side,
+                match=match,
                 weight=task.weight / place.step.embeddings,
             )  # fmt: skip
 
     def _lay_class(
         self,
         builder: BatchBuilder,
-        content: _Content,
+        content: DecodedSample,
         media: dict[str, int],
         task: TaskConfig,
         step: PlannedStep,
@@ -174,10 +195,12 @@ class Assembler:
         first = content.class_of(task)
         second = content.other.class_of(task) if content.other else first
         head = self._head_numbers[task.head_name()]
-        builder.add_class(int(at[-1]), head, (first, second), content.share, task.weight / step.classes)
+        builder.add_class(
+            int(at[-1]), head, (first, second), content.share, task.weight / step.classes
+        )
 
 
-class _Place:
+class _SequenceCursor:
     """A sequence of a step, and how many of its planned embeddings have been laid."""
 
     def __init__(self, step: PlannedStep, sequence: PlannedSequence, group: int) -> None:
@@ -188,7 +211,7 @@ class _Place:
         return self._slot - 1
 
 
-class _Content:
+class DecodedSample:
     """Decoded and augmented fields of one sample, each made once however many tasks use it."""
 
     def __init__(
@@ -197,13 +220,17 @@ class _Content:
         self._assembler, self._planned, self._epoch, self.sample = assembler, planned, epoch, sample
         self.tasks = tasks  # numbers of those the sample has the fields of
         self.fields = {name for number in tasks for name in planned.config.tasks[number].fields()}
-        self.key = planned.corpus.key(sample)
-        self.fault: dict[str, str] | None = None  # the first field that cannot be had, and the reason
+        self.key = planned.dataset.key(sample)
+        self.fault: dict[str, str] | None = (
+            None  # the first field that cannot be had, and the reason
+        )
         self.texts: dict[str, NDArray[np.int64]] = {}
         self.raw: dict[str, str] = {}
-        self.inputs: dict[str, NDArray[np.int64]] = {}  # texts as the model sees them, tokens dropped
+        self.inputs: dict[
+            str, NDArray[np.int64]
+        ] = {}  # texts as the model sees them, tokens dropped
         self.images: dict[str, NDArray[np.uint8]] = {}
-        self.other: _Content | None = None  # whose picture was mixed into this one's, of which
+        self.other: DecodedSample | None = None  # whose picture was mixed into this one's, of which
         self.share = 1.0  # is the part that remains
         self._mels: dict[str, NDArray[np.float32]] = {}
 
@@ -212,17 +239,23 @@ class _Content:
         return self._assembler.classes[task.head_name()][self.raw[task.target]]
 
     def draw_key(self, field: str, *more: str) -> tuple[int | str, ...]:
-        """Parts of a key of its own for every field: changing one field's augmentation leaves the others alone."""
+        """Parts of a key of its own for every field: changing one field's augmentation leaves the
+        others alone.
+        """
         seed, name = self._assembler.seed, self._planned.name
         return (seed, "augment", name, self._epoch, self.sample, field, *more)
 
     def kind(self) -> tuple[Any, ...]:
         """Equal for samples that may be blended: tasks, and planned sizes of their pictures."""
         pictures = [field for field in sorted(self.fields) if field.startswith("image")]
-        return *self.tasks, *((field, self._planned.measure.grid(field, self.sample)) for field in pictures)
+        return *self.tasks, *(
+            (field, self._planned.measure.grid(field, self.sample)) for field in pictures
+        )
 
     def read(self, field: str, crop: list[float]) -> None:
-        """Read, decode and augment one field, unless the sample has a fault. ``crop``: draws for a picture's part."""
+        """Read, decode and augment one field, unless the sample has a fault. ``crop``: draws for a
+        picture's part.
+        """
         if self.fault is None:
             try:
                 self._read(field, crop)
@@ -261,37 +294,40 @@ class _Content:
         return images | {field: builder.new_clip(mel) for field, mel in self._mels.items()}
 
     def _read(self, field: str, crop: list[float]) -> None:
-        corpus, augment = self._planned.corpus, self._planned.config.augment
+        dataset, augment = self._planned.dataset, self._planned.config.augment
         media, tokenizer = self._assembler.media, self._assembler.tokenizer
         draws = prf.Draws(self.draw_key(field))
         if not is_media(field):
-            text = corpus.text(field, self.sample)
+            text = dataset.text(field, self.sample)
             if text is None:
                 raise SampleFault("the field is gone since the index was made")
             self.raw[field] = text
             self.texts[field] = np.array(tokenizer.encode(text), dtype=np.int64)
             self.inputs[field] = drop_text(self.texts[field], augment, draws, MASK)
             return
-        data = corpus.read(field, self.sample)
+        data = dataset.read(field, self.sample)
         if field.startswith("image"):
-            image = decode_image(data, media, partial(draw_crop, cfg=augment, numbers=crop) if crop else None)
+            image = decode_image(
+                data, media, partial(draw_crop, cfg=augment, numbers=crop) if crop else None
+            )
             self.images[field] = augment_image(image, augment, draws)
         else:
             wave = augment_wave(decode_audio(data, media), media, augment, draws)
             self._mels[field] = augment_mel(self._assembler.log_mel(wave), augment, draws)
 
 
-def _mix(contents: list[_Content], augment: AugmentConfig) -> None:
+def _mix(contents: list[DecodedSample], augment: AugmentConfig) -> None:
     """Blend the pictures of samples that have exactly one.
 
-    Those with a fault are drawn as partners too, for nothing: the partners of the others are to be the same without it.
+    Those with a fault are drawn as partners too, for nothing: the partners of the others are to be
+        the same without it.
     """
     single = [
         next(iter(one.images.values())) if one.fault is None and len(one.images) == 1 else None
         for one in contents
     ]
     kinds = [one.kind() for one in contents]
-    mixes = mix_pictures(single, kinds, [prf.Draws(one.draw_key("mix")) for one in contents], augment)
+    mixes = mix_images(single, kinds, [prf.Draws(one.draw_key("mix")) for one in contents], augment)
     for content, mix in zip(contents, mixes, strict=True):
         if mix is not None:
             content.images = dict.fromkeys(content.images, mix.picture)

@@ -1,4 +1,6 @@
-"""Laying segments into packed sequences. Training and evaluation build their batches with the same class."""
+"""Laying segments into packed sequences. Training and evaluation build their batches with the same
+class.
+"""
 
 from __future__ import annotations
 
@@ -75,12 +77,15 @@ class BatchBuilder:
         return at
 
     def new_image(self, image: NDArray[np.uint8]) -> int:
-        """Register a picture, uint8 [3, H, W], whole patches; returns its number for `add_image`."""
+        """Register a picture, uint8 [3, H, W], whole patches; returns its number for
+        `add_image`.
+        """
         self._images.append(image)
         return len(self._images) - 1
 
     def add_image(self, number: int) -> NDArray[np.int64]:
-        """Add the tokens of a registered picture: time stands still, row and column count from the clock.
+        """Add the tokens of a registered picture: time stands still, row and column count from the
+        clock.
 
         Returns their flat positions, int64 [n].
         """
@@ -124,8 +129,12 @@ class BatchBuilder:
         """The outputs at flat positions ``at`` are to spell the tokens ``ids`` (CTC)."""
         self._transcripts.append((at, ids, weight))
 
-    def add_class(self, at: int, head: int, classes: tuple[int, int], share: float, weight: float) -> None:
-        """The output at flat position ``at`` is classified by a linear head; see `Batch` for the rest."""
+    def add_class(
+        self, at: int, head: int, classes: tuple[int, int], share: float, weight: float
+    ) -> None:
+        """The output at flat position ``at`` is classified by a linear head; see `Batch` for the
+        rest.
+        """
         self._classes.append((at, head, classes, share, weight))
 
     def finish(self, **facts: Any) -> Batch:
@@ -146,7 +155,9 @@ class BatchBuilder:
         audio_take, audio_at = _uses(self._clip_use, clip_tokens)
 
         def joined(parts: list[NDArray[Any]], dtype: type) -> torch.Tensor:
-            return torch.from_numpy(np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype))
+            return torch.from_numpy(
+                np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype)
+            )
 
         embeddings = zip(*self._embeddings, strict=True) if self._embeddings else ((),) * 7
         at, slot, group, task, side, match, weight = embeddings
@@ -178,9 +189,13 @@ class BatchBuilder:
             embed_match_T=torch.tensor(match, dtype=torch.int64),
             embed_weight_T=torch.tensor(weight, dtype=torch.float32),
             ctc_at_CP=_padded([one[0] for one in self._transcripts]),
-            ctc_tokens_C=torch.tensor([len(one[0]) for one in self._transcripts], dtype=torch.int64),
+            ctc_tokens_C=torch.tensor(
+                [len(one[0]) for one in self._transcripts], dtype=torch.int64
+            ),
             ctc_target_CU=_padded([one[1] for one in self._transcripts]),
-            ctc_length_C=torch.tensor([len(one[1]) for one in self._transcripts], dtype=torch.int64),
+            ctc_length_C=torch.tensor(
+                [len(one[1]) for one in self._transcripts], dtype=torch.int64
+            ),
             ctc_weight_C=torch.tensor([one[2] for one in self._transcripts], dtype=torch.float32),
             class_at_T=torch.tensor(class_at, dtype=torch.int64),
             class_head_T=torch.tensor(head, dtype=torch.int64),
@@ -194,7 +209,8 @@ class BatchBuilder:
         )
 
     def _padded_images(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """All pictures in one array, padded at the bottom and right, and their heights and widths, int64 [N, 2].
+        """All pictures in one array, padded at the bottom and right, and their heights and widths,
+        int64 [N, 2].
 
         In memory the colours of a pixel lie side by side, as decoders and image kernels have them.
         """
@@ -210,16 +226,21 @@ class BatchBuilder:
 
     def _padded_clips(
         self,
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64], list[tuple[int, int, int]], list[NDArray[np.int64]]]:
-        """All clips in one array, the longest first; their frames; their chunks; of each registered clip, its tokens
-        among those of all chunks."""
+    ) -> tuple[
+        NDArray[np.float32], NDArray[np.int64], list[tuple[int, int, int]], list[NDArray[np.int64]]
+    ]:
+        """All clips in one array, the longest first; their frames; their chunks; of each registered
+        clip, its tokens among those of all chunks."""
         media = self._media
         lengths = np.array([len(clip) for clip in self._clips], np.int64)
         order = np.argsort(-lengths, kind="stable")
         frames = lengths[order]
-        tokens = media.tokens_of(frames)  # whole tokens, so that the stems' strides divide the padded length
+        tokens = media.tokens_of(
+            frames
+        )  # whole tokens, so that the stems' strides divide the padded length
         audio = np.zeros(
-            (len(frames), int(tokens.max(initial=0)) * media.frames_per_token, media.mel_bins), np.float32
+            (len(frames), int(tokens.max(initial=0)) * media.frames_per_token, media.mel_bins),
+            np.float32,
         )
         chunks: list[tuple[int, int, int]] = []
         own: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * len(frames)
@@ -238,7 +259,9 @@ class BatchBuilder:
         return audio, frames, chunks, own
 
     def _take(self, count: int, kind: int, position: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Claim ``count`` places of the open segment for ``position``, [count, 3 or 1]; returns them flat."""
+        """Claim ``count`` places of the open segment for ``position``, [count, 3 or 1]; returns
+        them flat.
+        """
         assert count <= self.room, "the plan promised that this sample fits"
         here = slice(self._at, self._at + count)
         self._kind[self._row, here] = kind

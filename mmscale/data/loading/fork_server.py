@@ -1,4 +1,6 @@
-"""The process that loader processes are forked from, started early: it imports what they need while this one does."""
+"""The process that loader processes are forked from, started early: it imports what they need while
+this one does.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,14 @@ import signal
 import threading
 from multiprocessing import forkserver
 
-# Signals by which a job is stopped. The server is deaf to them: loaders end with their rank, which may be saving.
+# Signals by which a job is stopped. The server is deaf to them: loaders end with their rank, which
+# may be saving.
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def start_fork_server() -> None:
-    """Start it if it does not run; returns at once. Called before torch is imported, it spares a second.
+    """Start it if it does not run; returns at once. Called before torch is imported, it spares a
+    second.
 
     Loaders then share the memory of the imported modules, and do not each import them.
     """

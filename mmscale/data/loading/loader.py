@@ -1,7 +1,7 @@
 """Micro-batches of one rank as a map-style data set behind PyTorch's own DataLoader.
 
-Workers, prefetching and pinning are the DataLoader's job. Because item k is a pure function of k, resuming is
-starting at another k, and the number of workers changes nothing.
+Workers, prefetching and pinning are the DataLoader's job. Because item k is a pure function of k,
+resuming is starting at another k, and the number of workers changes nothing.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmscale.batch import Batch
 from mmscale.data.loading.assembler import Assembler
-from mmscale.data.loading.shared_memory import HandedBatch, forget, hand_over, take_over
+from mmscale.data.loading.shared_memory import SharedBatch, from_shared, release, to_shared
 from mmscale.data.planning.step_plan import Plan, check_world
-from mmscale.data.worker_pool import end_with_parent
+from mmscale.data.worker_pool import exit_with_parent
 from mmscale.errors import UserError
 
 _numbers = count()  # of this process's loaders
@@ -32,7 +32,14 @@ class MicroBatches(Dataset[Batch]):
     """Item k is micro-batch ``k % per_step`` of step ``k // per_step`` of this rank."""
 
     def __init__(
-        self, plan: Plan, assembler: Assembler, *, steps: int, micro_batch: int, rank: int, world: int
+        self,
+        plan: Plan,
+        assembler: Assembler,
+        *,
+        steps: int,
+        micro_batch: int,
+        rank: int,
+        world: int,
     ) -> None:
         check_world(plan.sequences, world)
         self._plan, self._assembler = plan, assembler
@@ -50,7 +57,8 @@ class MicroBatches(Dataset[Batch]):
 
 
 class _ForWorkers(Dataset[Batch | UserError]):
-    """Micro-batches as a worker process has them: what is wrong with the data is told in a batch's place.
+    """Micro-batches as a worker process has them: what is wrong with the data is told in a batch's
+    place.
 
     They are made anew at a worker's first item, because opening the data may fail, too.
     """
@@ -61,7 +69,8 @@ class _ForWorkers(Dataset[Batch | UserError]):
     def __getitem__(self, index: int) -> Batch | UserError:
         try:
             if isinstance(self._data, bytes):
-                # The pickle of the process that started this one, which would have sent it all the same.
+                # The pickle of the process that started this one, which would have sent it all the
+                # same.
                 self._data = pickle.loads(self._data)
             return self._data[index]  # type: ignore[return-value]
         except UserError as error:
@@ -71,14 +80,16 @@ class _ForWorkers(Dataset[Batch | UserError]):
         return {"_data": pickle.dumps(self._data)}
 
 
-def _hand_over(item: Batch | UserError, loader: str) -> HandedBatch | UserError:
-    return item if isinstance(item, UserError) else hand_over(item, loader)
+def _hand_over(item: Batch | UserError, loader: str) -> SharedBatch | UserError:
+    return item if isinstance(item, UserError) else to_shared(item, loader)
 
 
 def iterate_steps(
     data: MicroBatches, start: int, *, workers: int, prefetch: int, pin_memory: bool
 ) -> Iterator[list[Batch]]:
-    """The micro-batches of each step from ``start`` on. Raises `UserError` if a worker is killed, or what it raises."""
+    """The micro-batches of each step from ``start`` on. Raises `UserError` if a worker is killed,
+    or what it raises.
+    """
     name = f"loader {next(_numbers)}"
     loader = DataLoader(
         _ForWorkers(data) if workers else data,
@@ -100,28 +111,32 @@ def iterate_steps(
             except StopIteration:
                 return
             except (RuntimeError, EOFError, ConnectionError) as error:
-                # The DataLoader noticed it, or a batch was being handed over; not what a worker has told of itself.
-                noticed = not isinstance(error, RuntimeError) or str(error).startswith("DataLoader worker")
+                # The DataLoader noticed it, or a batch was being handed over; not what a worker has
+                # told of itself.
+                noticed = not isinstance(error, RuntimeError) or str(error).startswith(
+                    "DataLoader worker"
+                )
                 if not workers or not noticed or "in DataLoader worker process" in str(error):
                     raise
                 raise UserError(
-                    "a loader worker was killed, perhaps for want of memory; start again, with lower data.workers or "
+                    "a loader worker was killed, perhaps for want of memory; start again, with "
+                    "lower data.workers or "
                     "data.prefetch if it happens twice"
                 ) from None
             if isinstance(batch, UserError):
                 raise batch
-            micro.append(take_over(batch) if workers else batch)
+            micro.append(from_shared(batch) if workers else batch)
             del batch
             if len(micro) == data.per_step:
                 yield micro
                 micro = []
     finally:
         del batches  # ends the workers, and the thread that pins
-        forget(name)
+        release(name)
 
 
 def _prepare_worker(worker: int) -> None:
-    end_with_parent()
+    exit_with_parent()
     torch.set_num_threads(1)  # workers are the parallelism; more threads would fight with training
     # A signal to a whole job is for the ranks: they need their workers until they have saved.
     for number in (signal.SIGINT, signal.SIGUSR1):

@@ -1,8 +1,10 @@
-"""A batch on its way from a loader process to training: in blocks of shared memory that are filled again.
+"""A batch on its way from a loader process to training: in blocks of shared memory that are filled
+again.
 
-A new block costs a file descriptor, a mapping in both processes and cleared pages: for pictures, a tenth of what
-decoding takes. So a loader process keeps its blocks, and fills one anew when training has let go of every tensor of the
-batch that lay in it; the block's first byte tells. How many there are follows from how many batches wait, or are kept.
+A new block costs a file descriptor, a mapping in both processes and cleared pages: for pictures, a
+tenth of what decoding takes. So a loader process keeps its blocks, and fills one anew when training
+has let go of every tensor of the batch that lay in it; the block's first byte tells. How many there
+are follows from how many batches wait, or are kept.
 """
 
 from __future__ import annotations
@@ -22,15 +24,18 @@ from torch import Tensor
 from mmscale.batch import Batch
 
 _ALIGNMENT = 64  # bytes
-_FREE, _LENT = 0, 1  # values of a block's first byte; the batch begins at the first multiple of the alignment
-Block = NDArray[np.uint8]
+_FREE, _LENT = (
+    0,
+    1,
+)  # values of a block's first byte; the batch begins at the first multiple of the alignment
+SharedBlock = NDArray[np.uint8]
 
 _own: list[Tensor] = []  # blocks of this loader process; loaders are processes, not threads
 # By name of the loader, and (process, number of its block).
-_received: dict[str, dict[tuple[int, int], Block]] = {}
+_received: dict[str, dict[tuple[int, int], SharedBlock]] = {}
 
 
-class _Place(NamedTuple):
+class _TensorSlice(NamedTuple):
     """Where a tensor lies in the block."""
 
     name: str
@@ -41,29 +46,34 @@ class _Place(NamedTuple):
 
 
 @dataclass
-class HandedBatch:
+class SharedBatch:
     """All tensors of a batch, one behind the other in one block, and its plain fields."""
 
     # The loader's name, its process, the number; None: ``memory`` holds the batch.
     block: tuple[str, int, int] | None
     memory: Tensor | None  # uint8, the whole block where training does not know it yet
-    places: list[_Place]
+    places: list[_TensorSlice]
     facts: dict[str, Any]
 
-    def pin_memory(self) -> HandedBatch:
-        """Called by `torch.utils.data.DataLoader`, in a thread of the training process, when it pins memory."""
+    def pin_memory(self) -> SharedBatch:
+        """Called by `torch.utils.data.DataLoader`, in a thread of the training process, when it
+        pins memory.
+        """
         return dataclasses.replace(self, block=None, memory=_lease(self).pin_memory())
 
 
-def hand_over(batch: Batch, loader: str) -> HandedBatch:
+def to_shared(batch: Batch, loader: str) -> SharedBatch:
     """Called in a process of the ``loader`` of that name."""
     tensors = batch.tensors()
     places, size = [], 0
     for name, tensor in tensors.items():
         strides = tensor.stride()
         inner = sorted(range(tensor.ndim), key=lambda one: -strides[one])
-        shape, order = [tensor.shape[one] for one in inner], [inner.index(one) for one in range(tensor.ndim)]
-        places.append(_Place(name, tensor.dtype, shape, order, size))
+        shape, order = (
+            [tensor.shape[one] for one in inner],
+            [inner.index(one) for one in range(tensor.ndim)],
+        )
+        places.append(_TensorSlice(name, tensor.dtype, shape, order, size))
         size += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
     number, known = _free_block(_ALIGNMENT + size)
     block = _own[number]
@@ -72,10 +82,10 @@ def hand_over(batch: Batch, loader: str) -> HandedBatch:
     block[0] = _LENT
     plain = {item.name for item in dataclasses.fields(batch)} - tensors.keys()
     facts = {name: getattr(batch, name) for name in plain}
-    return HandedBatch((loader, os.getpid(), number), None if known else block, places, facts)
+    return SharedBatch((loader, os.getpid(), number), None if known else block, places, facts)
 
 
-def take_over(handed: HandedBatch) -> Batch:
+def from_shared(handed: SharedBatch) -> Batch:
     """The batch, its tensors views of the shared memory. Called in the training process."""
     memory = handed.memory if handed.block is None else _lease(handed)
     assert memory is not None
@@ -83,19 +93,24 @@ def take_over(handed: HandedBatch) -> Batch:
     return Batch(**fields)
 
 
-def forget(loader: str) -> None:
+def release(loader: str) -> None:
     """Let go of the blocks of a loader that has ended; batches that still lie in them keep them."""
     _received.pop(loader, None)
 
 
 def _free_block(size: int) -> tuple[int, bool]:
-    """Number of a block of this process that is free and large enough, and whether it was there already."""
+    """Number of a block of this process that is free and large enough, and whether it was there
+    already.
+    """
     free = [number for number, block in enumerate(_own) if block.numpy()[0] == _FREE]
     fitting = [number for number in free if len(_own[number]) >= size]
     if fitting:
         return min(fitting, key=lambda number: len(_own[number])), True
-    # An eighth more, because the batches of a run are of like size. A free one that is too small goes.
-    made = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size + size // 8))
+    # An eighth more, because the batches of a run are of like size. A free one that is too small
+    # goes.
+    made = torch.empty(0, dtype=torch.uint8).set_(
+        torch.UntypedStorage._new_shared(size + size // 8)
+    )
     if free:
         _own[free[0]] = made
         return free[0], False
@@ -103,7 +118,7 @@ def _free_block(size: int) -> tuple[int, bool]:
     return len(_own) - 1, False
 
 
-def _lease(handed: HandedBatch) -> Tensor:
+def _lease(handed: SharedBatch) -> Tensor:
     """The batch's bytes, in memory that is given back when no tensor uses it any more."""
     assert handed.block is not None
     loader, *which = handed.block
@@ -111,17 +126,22 @@ def _lease(handed: HandedBatch) -> Tensor:
     if handed.memory is not None:
         blocks[which[0], which[1]] = handed.memory.numpy()
     block = blocks[which[0], which[1]]
-    lent = block[_ALIGNMENT:]  # an array of its own: torch keeps it as long as any tensor lies in its memory
+    lent = block[
+        _ALIGNMENT:
+    ]  # an array of its own: torch keeps it as long as any tensor lies in its memory
     weakref.finalize(lent, _give_back, block).atexit = False
     return torch.from_numpy(lent)
 
 
-def _give_back(block: Block) -> None:
+def _give_back(block: SharedBlock) -> None:
     block[0] = _FREE
 
 
-def _views(memory: Tensor, places: list[_Place]) -> dict[str, Tensor]:
+def _views(memory: Tensor, places: list[_TensorSlice]) -> dict[str, Tensor]:
     return {
-        name: memory[start : start + prod(shape) * dtype.itemsize].view(dtype).view(shape).permute(order)
+        name: memory[start : start + prod(shape) * dtype.itemsize]
+        .view(dtype)
+        .view(shape)
+        .permute(order)
         for name, dtype, shape, order, start in places
     }

@@ -26,15 +26,18 @@ _OGG = b"OggS"
 _ENDINGS = ("wav", "flac", "ogg", "opus", "mp3")
 # Samples of all channels that are decoded at a time.
 _BLOCK = 1 << 16
-# MP3 decoders drop a fraction of a second that the header counts (encoder delay); a larger gap is a cut file.
+# MP3 decoders drop a fraction of a second that the header counts (encoder delay); a larger gap is a
+# cut file.
 _TOLERATED_GAP_S = 0.1
 # Far above full scale (1.0), far below where a power spectrum leaves float32.
 _LOUDEST = 65_536.0
-# The frame that holds the tags, the encoder's delay and its padding: frames of an MP3 that are no sound.
+# The frame that holds the tags, the encoder's delay and its padding: frames of an MP3 that are no
+# sound.
 _MP3_SILENT_FRAMES = 4
 # What libsndfile says of a FLAC that was written into a pipe is the largest number it has.
 _UNKNOWN_LENGTH = 1 << 62
-# Programs that write WAV into a pipe cannot know its size, and put a number near one of the two limits there.
+# Programs that write WAV into a pipe cannot know its size, and put a number near one of the two
+# limits there.
 _UNKNOWN_RIFF_SIZE = 0x7FFF_0000
 # Writers disagree about what the size counts: the header, a byte of padding.
 _TOLERATED_GAP_BYTES = 64
@@ -43,15 +46,17 @@ _TOLERATED_GAP_BYTES = 64
 def decode_audio(data: bytes, media: MediaConfig) -> NDArray[np.float32]:
     """Decode WAV, FLAC, Ogg Vorbis, Opus and MP3 to float32 [n], mono at ``media.sample_rate``.
 
-    Full scale is 1.0. Channels are averaged; resampled by soxr (HQ, a polyphase filter). ``n`` is exactly
-    ``media.audio_samples(frames, rate)`` of the header's ``frames`` and ``rate``.
+    Full scale is 1.0. Channels are averaged; resampled by soxr (HQ, a polyphase filter). ``n`` is
+    exactly ``media.audio_samples(frames, rate)`` of the header's ``frames`` and ``rate``.
 
-    Raises `SampleFault` for what `open_sound` does, when the file is cut short, or when a sample is not finite.
+    Raises `SampleFault` for what `open_sound` does, when the file is cut short, or when a sample is
+    not finite.
     """
     with open_sound(data, media) as sound:
         frames, rate = sound.frames, sound.samplerate
         wave = np.concatenate(
-            [block.mean(axis=1, dtype=np.float32) for block in _blocks(sound)] or [np.zeros(0, np.float32)]
+            [block.mean(axis=1, dtype=np.float32) for block in _blocks(sound)]
+            or [np.zeros(0, np.float32)]
         )
     if frames - len(wave) > _TOLERATED_GAP_S * rate:
         raise SampleFault(f"sound is cut short: {len(wave)} of {frames} samples")
@@ -67,8 +72,8 @@ def decode_audio(data: bytes, media: MediaConfig) -> NDArray[np.float32]:
 def open_sound(data: bytes, media: MediaConfig) -> Iterator[soundfile.SoundFile]:
     """The sound in ``data``, of which only the header has been read.
 
-    Raises `SampleFault`, also for whatever goes wrong within the block: not one of the formats, broken, or a
-    header that breaks a limit (duration, rate, channels).
+    Raises `SampleFault`, also for whatever goes wrong within the block: not one of the formats,
+    broken, or a header that breaks a limit (duration, rate, channels).
     """
     if ending_of(data) not in _ENDINGS:
         raise SampleFault("not a sound in a supported format (wav, flac, ogg, opus, mp3)")
@@ -99,7 +104,9 @@ def open_sound(data: bytes, media: MediaConfig) -> Iterator[soundfile.SoundFile]
 
 
 def _ends_stream(data: bytes) -> bool:
-    """Whether the last page of an Ogg file ends a stream (RFC 3533, 6: bit 2 of the header type), and is whole."""
+    """Whether the last page of an Ogg file ends a stream (RFC 3533, 6: bit 2 of the header type),
+    and is whole.
+    """
     last = data.rfind(_OGG)
     segments = data[last + 26 : last + 27]
     if not segments or not data[last + 5] & 4:
@@ -117,7 +124,9 @@ def fit_length(wave: NDArray[np.float32], samples: int) -> NDArray[np.float32]:
 
 
 def _blocks(sound: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:
-    """float32 [n, channels] up to the header's end; memory for all channels is only ever needed for one block."""
+    """float32 [n, channels] up to the header's end; memory for all channels is only ever needed for
+    one block.
+    """
     left = sound.frames
     while left > 0:
         block = sound.read(min(left, _BLOCK // sound.channels), dtype="float32", always_2d=True)
@@ -140,7 +149,9 @@ def _check_header(sound: soundfile.SoundFile, media: MediaConfig) -> None:
         raise SampleFault(f"sound of {sound.channels} channels; at most {MAX_CHANNELS} are read")
     if sound.frames > media.max_audio_s * sound.samplerate:
         seconds = sound.frames / sound.samplerate
-        raise SampleFault(f"sound of {seconds:.1f} s is over media.max_audio_s={media.max_audio_s:g}")
+        raise SampleFault(
+            f"sound of {seconds:.1f} s is over media.max_audio_s={media.max_audio_s:g}"
+        )
 
 
 def _check_mp3_length(sound: soundfile.SoundFile, data: bytes) -> None:
@@ -148,6 +159,7 @@ def _check_mp3_length(sound: soundfile.SoundFile, data: bytes) -> None:
     found = layer3_samples(data)
     if found - sound.frames > _MP3_SILENT_FRAMES * frame:
         raise SampleFault(
-            f"MP3 of {found} samples that tells {sound.frames} (variable bit rate without a Xing header); "
+            f"MP3 of {found} samples that tells {sound.frames} (variable bit rate without a Xing "
+            "header); "
             "encode it again"
         )

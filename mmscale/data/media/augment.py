@@ -1,7 +1,9 @@
-"""Random changes to training samples. Every function is pure: same input, config and draws, same output.
+"""Random changes to training samples. Every function is pure: same input, config and draws, same
+output.
 
-Each function makes its draws in a fixed order whether or not a change is switched on, so switching one on
-or off leaves the others as they were. With an all-zero `AugmentConfig` every function returns its input.
+Each function makes its draws in a fixed order whether or not a change is switched on, so switching
+one on or off leaves the others as they were. With an all-zero `AugmentConfig` every function
+returns its input.
 """
 
 from __future__ import annotations
@@ -29,13 +31,16 @@ CROP_DRAWS = 2 * _CROP_TRIES + 2
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
-def draw_crop(height: int, width: int, aspect: float, cfg: AugmentConfig, numbers: Sequence[float]) -> Box:
-    """The part of a picture of ``height`` x ``width`` pixels that is kept; all of it with ``image_crop`` 0.
+def draw_crop(
+    height: int, width: int, aspect: float, cfg: AugmentConfig, numbers: Sequence[float]
+) -> Box:
+    """The part of a picture of ``height`` x ``width`` pixels that is kept; all of it with
+    ``image_crop`` 0.
 
-    Its share of the area is uniform between ``image_crop`` and 1; its width / height is log-uniform between
-    3/4 and 4/3 of ``aspect``, that of the result. If ten draws do not fit, the largest part from the centre
-    within these ratios (Szegedy et al., "Going deeper with convolutions", 2015; torchvision's
-    RandomResizedCrop, which has ``aspect`` 1).
+    Its share of the area is uniform between ``image_crop`` and 1; its width / height is log-uniform
+    between 3/4 and 4/3 of ``aspect``, that of the result. If ten draws do not fit, the largest part
+    from the centre within these ratios (Szegedy et al., "Going deeper with convolutions", 2015;
+    torchvision's RandomResizedCrop, which has ``aspect`` 1).
 
     Args:
         numbers: `CROP_DRAWS` draws in [0, 1).
@@ -62,7 +67,9 @@ def augment_image(image: NDArray[np.uint8], cfg: AugmentConfig, draws: Draws) ->
 
     What moves in from outside has the median colour of the picture's four corners.
     """
-    if not (cfg.image_shift or cfg.image_rotate or cfg.image_scale or cfg.image_flip or cfg.image_colour):
+    if not (
+        cfg.image_shift or cfg.image_rotate or cfg.image_scale or cfg.image_flip or cfg.image_colour
+    ):
         return image
     shift_x, shift_y, turn, size, mirror, *colour = draws.uniforms(8)
     if cfg.image_shift or cfg.image_rotate or cfg.image_scale:
@@ -86,9 +93,11 @@ def augment_image(image: NDArray[np.uint8], cfg: AugmentConfig, draws: Draws) ->
 def augment_wave(
     wave: NDArray[np.float32], media: MediaConfig, cfg: AugmentConfig, draws: Draws
 ) -> NDArray[np.float32]:
-    """Change speed (and pitch), loudness, noise and position of float32 [n]; the same length comes back.
+    """Change speed (and pitch), loudness, noise and position of float32 [n]; the same length comes
+    back.
 
-    A clip that becomes longer loses equally at both ends; one that becomes shorter gets silence at both.
+    A clip that becomes longer loses equally at both ends; one that becomes shorter gets silence at
+    both.
     """
     speed, gain, noise, shift = draws.uniforms(4)
     samples = len(wave)
@@ -99,7 +108,9 @@ def augment_wave(
     if cfg.audio_gain_db:
         wave = wave * np.float32(10.0 ** (_around(0.0, cfg.audio_gain_db, gain) / 20.0))
     if cfg.audio_shift_s:
-        wave = _place(wave, round(_around(0.0, cfg.audio_shift_s, shift) * media.sample_rate), samples)
+        wave = _place(
+            wave, round(_around(0.0, cfg.audio_shift_s, shift) * media.sample_rate), samples
+        )
     # After the shift, so that the silence it leaves is not a tell-tale of digital zeros.
     if cfg.audio_noise and samples:
         level = math.sqrt(float(np.mean(np.square(wave, dtype=np.float64))))
@@ -110,9 +121,10 @@ def augment_wave(
 def augment_mel(mel: NDArray[np.float32], cfg: AugmentConfig, draws: Draws) -> NDArray[np.float32]:
     """Warp and mask a log-mel spectrogram, float32 [frames, bins]; the same shape comes back.
 
-    The mel axis is stretched as another length of the vocal tract would (Jaitly and Hinton, "Vocal tract
-    length perturbation improves speech recognition", 2013). Bands and stretches of time are set to the
-    clip's mean (SpecAugment: Park et al., 2019), at most a quarter of the clip by one time mask.
+    The mel axis is stretched as another length of the vocal tract would (Jaitly and Hinton, "Vocal
+    tract length perturbation improves speech recognition", 2013). Bands and stretches of time are
+    set to the clip's mean (SpecAugment: Park et al., 2019), at most a quarter of the clip by one
+    time mask.
     """
     frames, bins = mel.shape
     warp = draws.uniform()
@@ -124,13 +136,19 @@ def augment_mel(mel: NDArray[np.float32], cfg: AugmentConfig, draws: Draws) -> N
         for _ in range(cfg.mel_masks):
             start, stop = _span(draws, bins, min(cfg.mel_mask_bins, bins))
             mel[:, start:stop] = fill
-            start, stop = _span(draws, frames, min(cfg.mel_mask_frames, int(frames * _LARGEST_TIME_MASK)))
+            start, stop = _span(
+                draws, frames, min(cfg.mel_mask_frames, int(frames * _LARGEST_TIME_MASK))
+            )
             mel[start:stop] = fill
     return mel
 
 
-def drop_text(ids: NDArray[np.int64], cfg: AugmentConfig, draws: Draws, mask_id: int) -> NDArray[np.int64]:
-    """Replace each of the token ids, int64 [n], by ``mask_id`` with probability ``cfg.text_drop``."""
+def drop_text(
+    ids: NDArray[np.int64], cfg: AugmentConfig, draws: Draws, mask_id: int
+) -> NDArray[np.int64]:
+    """Replace each of the token ids, int64 [n], by ``mask_id`` with probability
+    ``cfg.text_drop``.
+    """
     if not cfg.text_drop:
         return ids
     return np.where(draws.uniforms(len(ids)) < cfg.text_drop, np.int64(mask_id), ids)
@@ -172,7 +190,9 @@ def _affine(
 def _recolour(
     image: NDArray[np.uint8], brightness: float, contrast: float, saturation: float
 ) -> NDArray[np.uint8]:
-    """Scale the level, the distance from the mean grey, and the distance of each pixel from its own grey."""
+    """Scale the level, the distance from the mean grey, and the distance of each pixel from its own
+    grey.
+    """
     pixels = image.astype(np.float32) * np.float32(brightness)
     grey = np.tensordot(_LUMA, pixels, axes=1)
     mean = grey.mean()
@@ -181,7 +201,9 @@ def _recolour(
 
 
 def _place(wave: NDArray[np.float32], offset: int, samples: int) -> NDArray[np.float32]:
-    """``samples`` of silence with ``wave`` from position ``offset`` on; what lies outside is lost."""
+    """``samples`` of silence with ``wave`` from position ``offset`` on; what lies outside is
+    lost.
+    """
     placed = np.zeros(samples, dtype=np.float32)
     start, stop = max(0, offset), min(samples, offset + len(wave))
     if start < stop:
@@ -190,7 +212,9 @@ def _place(wave: NDArray[np.float32], offset: int, samples: int) -> NDArray[np.f
 
 
 def _stretch_bins(mel: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
-    """Move the content of band ``b`` to band ``b * factor``, with linear interpolation between bands."""
+    """Move the content of band ``b`` to band ``b * factor``, with linear interpolation between
+    bands.
+    """
     top = mel.shape[1] - 1
     source = np.minimum(np.arange(top + 1) / factor, top)
     below = np.floor(source).astype(np.int64)

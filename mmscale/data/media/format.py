@@ -19,9 +19,11 @@ ID3_HEADER = 10
 
 
 def ending_of(data: bytes) -> str | None:
-    """``png``, ``jpg``, ``webp``, ``gif``, ``bmp``, ``tif``, ``wav``, ``flac``, ``ogg``, ``opus`` or ``mp3``.
+    """``png``, ``jpg``, ``webp``, ``gif``, ``bmp``, ``tif``, ``wav``, ``flac``, ``ogg``, ``opus``
+    or ``mp3``.
 
-    None for anything else. Only the head is looked at: a broken file of a known format has that format.
+    None for anything else. Only the head is looked at: a broken file of a known format has that
+    format.
     """
     for signature, ending in _SIGNATURES:
         if data.startswith(signature):
@@ -48,7 +50,9 @@ def id3_size(data: bytes) -> int:
 
 
 def _is_mp3_frame(data: bytes) -> bool:
-    """Whether an MPEG audio frame header of layer III stands at the start (ISO 11172-3, 2.4.1.3)."""
+    """Whether an MPEG audio frame header of layer III stands at the start (ISO 11172-3,
+    2.4.1.3).
+    """
     if len(data) < 4 or data[0] != 0xFF or data[1] & 0xE0 != 0xE0:
         return False
     version, layer = data[1] >> 3 & 3, data[1] >> 1 & 3

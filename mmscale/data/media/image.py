@@ -18,8 +18,8 @@ from mmscale.data.media.image_pixels import rgb_pixels
 from mmscale.data.media.jpeg_header import JpegHeader, read_jpeg_header
 from mmscale.errors import SampleFault
 
-# How stored pixels become upright, by EXIF orientation: rows and columns exchanged first, then the columns
-# mirrored, then the rows.
+# How stored pixels become upright, by EXIF orientation: rows and columns exchanged first, then the
+# columns mirrored, then the rows.
 _TURNS = {
     1: (False, False, False),
     2: (False, True, False),
@@ -34,13 +34,15 @@ _TURNS = {
 _LEAST_JPEG_REDUCTION = 2
 # Decoded pictures of up to so many bytes lie in memory that stays.
 _MOST_SCRATCH = 48 << 20
-# What takes nothing from the picture: bytes between segments, which every reader skips, and colours of a resolution
-# that libjpeg-turbo's short interface has no name for.
+# What takes nothing from the picture: bytes between segments, which every reader skips, and colours
+# of a resolution that libjpeg-turbo's short interface has no name for.
 _HARMLESS = ("extraneous bytes before marker", "determine subsampling level")
 
 
 class _Scratch(threading.local):
-    """Where a thread's decoded pictures lie until they are resized: memory that stays is in the processor's cache."""
+    """Where a thread's decoded pictures lie until they are resized: memory that stays is in the
+    processor's cache.
+    """
 
     def __init__(self) -> None:
         self._memory = bytearray()
@@ -71,16 +73,17 @@ Crop = Callable[[int, int, float], Box]
 
 
 def decode_image(data: bytes, media: MediaConfig, crop: Crop | None = None) -> NDArray[np.uint8]:
-    """Decode ``data`` to upright RGB, uint8 [3, rows * image_patch, columns * image_patch]; in memory the colours of a
-    pixel lie side by side.
+    """Decode ``data`` to upright RGB, uint8 [3, rows * image_patch, columns * image_patch]; in
+    memory the colours of a pixel lie side by side.
 
-    ``rows, columns`` is ``media.image_grid`` of the whole upright picture, with ``crop`` too. The kept part is
-    resized with an antialiased bilinear filter; a JPEG is decoded at a reduced scale where that leaves it no smaller
-    than the result (docs/formats.md tells what that changes). The EXIF orientation is applied, transparency shows
-    white, 16 bits become 8, of an animation the first frame is taken, colour profiles are ignored.
+    ``rows, columns`` is ``media.image_grid`` of the whole upright picture, with ``crop`` too. The
+    kept part is resized with an antialiased bilinear filter; a JPEG is decoded at a reduced scale
+    where that leaves it no smaller than the result (docs/formats.md tells what that changes). The
+    EXIF orientation is applied, transparency shows white, 16 bits become 8, of an animation the
+    first frame is taken, colour profiles are ignored.
 
-    Raises `SampleFault` when the picture is larger than ``media.max_image_pixels`` (known from its header,
-    before pixels are decoded) or cannot be decoded in full.
+    Raises `SampleFault` when the picture is larger than ``media.max_image_pixels`` (known from its
+    header, before pixels are decoded) or cannot be decoded in full.
     """
     header, picture = read_jpeg_header(data), None
     if header is None:
@@ -94,7 +97,8 @@ def decode_image(data: bytes, media: MediaConfig, crop: Crop | None = None) -> N
     size = (rows * media.image_patch, columns * media.image_patch)
     part = Box(0, 0, height, width) if crop is None else crop(height, width, size[1] / size[0])
     assert (
-        0 <= part.top < part.top + part.height <= height and 0 <= part.left < part.left + part.width <= width
+        0 <= part.top < part.top + part.height <= height
+        and 0 <= part.left < part.left + part.width <= width
     )
     # From here on in stored pixels: the small result is turned, not the picture.
     if mirror_columns:
@@ -123,17 +127,21 @@ def _decode_part(
     part: Box,
     size: tuple[int, int],
 ) -> NDArray[np.uint8]:
-    """The ``part`` of the stored picture, RGB uint8 [h, w, 3], in full or at a scale that suits ``size``.
+    """The ``part`` of the stored picture, RGB uint8 [h, w, 3], in full or at a scale that suits
+    ``size``.
 
     ``picture`` is None for an ordinary JPEG, of which the header tells all.
     """
     whole_height, whole_width = header.height, header.width
     # What the whole picture must have so that the part is no smaller than the result; rounded up.
-    least = needed = -(-size[0] * whole_height // part.height), -(-size[1] * whole_width // part.width)
+    least = needed = (
+        -(-size[0] * whole_height // part.height),
+        -(-size[1] * whole_width // part.width),
+    )
     half = -(-whole_height // 2), -(-whole_width // 2)
     if half[0] >= least[0] and half[1] >= least[1]:
-        # Halving is as good a filter as ours. Beyond that libjpeg all but averages squares, so the last factor of
-        # two is left to us.
+        # Halving is as good a filter as ours. Beyond that libjpeg all but averages squares, so the
+        # last factor of two is left to us.
         least = min(half[0], 2 * least[0]), min(half[1], 2 * least[1])
     pixels = None
     if picture is None or picture.format == "JPEG":
@@ -142,8 +150,12 @@ def _decode_part(
         pixels = rgb_pixels(data, picture or open_picture(data, media), needed)
     # Where the part's edges lie at this scale, to the nearest pixel.
     height, width = pixels.shape[:2]
-    top, bottom = (round(edge * height / whole_height) for edge in (part.top, part.top + part.height))
-    left, right = (round(edge * width / whole_width) for edge in (part.left, part.left + part.width))
+    top, bottom = (
+        round(edge * height / whole_height) for edge in (part.top, part.top + part.height)
+    )
+    left, right = (
+        round(edge * width / whole_width) for edge in (part.left, part.left + part.width)
+    )
     return pixels[top:bottom, left:right]
 
 
@@ -152,8 +164,8 @@ def _decode_jpeg(
 ) -> NDArray[np.uint8] | None:
     """RGB uint8 [h, w, 3] by libjpeg-turbo; None for what only Pillow reads or converts.
 
-    The pixels lie in memory that the thread's next call uses again. Any other complaint of libjpeg is a `SampleFault`:
-    it would fill what it lacks with grey.
+    The pixels lie in memory that the thread's next call uses again. Any other complaint of libjpeg
+    is a `SampleFault`: it would fill what it lacks with grey.
     """
     try:
         if not ordinary:
@@ -177,12 +189,18 @@ def _decode_jpeg(
 
 
 def _resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """[h, w, 3] → [*size, 3]. PyTorch's kernel agrees with Pillow's to one level and takes a fifth of its time."""
+    """[h, w, 3] → [*size, 3]. PyTorch's kernel agrees with Pillow's to one level and takes a fifth
+    of its time.
+    """
     if pixels.shape[:2] == size:
         return pixels.copy()  # never the decoder's own memory
     resized = torch.empty(1, *size, 3, dtype=torch.uint8)
-    # What `functional.interpolate` calls, but for the memory: it would take the colours apart, for half of the time.
+    # What `functional.interpolate` calls, but for the memory: it would take the colours apart, for
+    # half of the time.
     torch.ops.aten._upsample_bilinear2d_aa.out(
-        torch.from_numpy(pixels).permute(2, 0, 1)[None], size, False, out=resized.permute(0, 3, 1, 2)
+        torch.from_numpy(pixels).permute(2, 0, 1)[None],
+        size,
+        False,
+        out=resized.permute(0, 3, 1, 2),
     )
     return resized[0].numpy()

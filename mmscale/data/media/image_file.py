@@ -1,4 +1,6 @@
-"""Opening encoded pictures: format, size and orientation are known, and bounded, before a pixel is decoded."""
+"""Opening encoded pictures: format, size and orientation are known, and bounded, before a pixel is
+decoded.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,12 @@ from mmscale.data.host_error import check_host
 from mmscale.data.media.format import ending_of
 from mmscale.errors import SampleFault
 
-# Pillow prints what it thinks of odd metadata, a line for each picture; what matters comes as an exception.
+# Pillow prints what it thinks of odd metadata, a line for each picture; what matters comes as an
+# exception.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
-# The readers are called by name. Image.open would try every one it has, of which some start other programs, and
-# has a pixel limit of its own, which is one global number for all threads.
+# The readers are called by name. Image.open would try every one it has, of which some start other
+# programs, and has a pixel limit of its own, which is one global number for all threads.
 _READERS: dict[str | None, Callable[[io.BytesIO], ImageFile]] = {
     "jpg": JpegImagePlugin.JpegImageFile,
     "png": PngImagePlugin.PngImageFile,
@@ -36,14 +39,15 @@ _READERS: dict[str | None, Callable[[io.BytesIO], ImageFile]] = {
     "tif": TiffImagePlugin.TiffImageFile,
 }
 _ORIENTATION, _TILE_WIDTH, _TILE_LENGTH = 274, 322, 323
-# Each scan of a JPEG of several goes over the whole picture, and takes a few bytes if it changes nothing.
-# Encoders write about ten.
+# Each scan of a JPEG of several goes over the whole picture, and takes a few bytes if it changes
+# nothing. Encoders write about ten.
 _MOST_PASSES = 100
 _START_OF_PASS = b"\xff\xda"
 
 
 def open_picture(data: bytes, media: MediaConfig) -> ImageFile:
-    """The picture in ``data``, nothing of it decoded yet; JPEG, PNG, WebP, GIF, BMP and TIFF by their first bytes.
+    """The picture in ``data``, nothing of it decoded yet; JPEG, PNG, WebP, GIF, BMP and TIFF by
+    their first bytes.
 
     Raises `SampleFault` when it is none of these, its header is broken, or it has more than
     ``media.max_image_pixels``.
@@ -53,7 +57,9 @@ def open_picture(data: bytes, media: MediaConfig) -> ImageFile:
         raise SampleFault("not a picture in a supported format (jpg, png, webp, gif, bmp, tiff)")
     with picture_faults():
         if ending == "webp":
-            check_size(*_webp_canvas(data), media)  # its reader allocates the canvas when it opens the file
+            check_size(
+                *_webp_canvas(data), media
+            )  # its reader allocates the canvas when it opens the file
         picture = _READERS[ending](io.BytesIO(data))
         check_size(*picture.size, media)
         if isinstance(picture, TiffImagePlugin.TiffImageFile):
@@ -67,7 +73,9 @@ def open_picture(data: bytes, media: MediaConfig) -> ImageFile:
 
 @contextmanager
 def picture_faults() -> Iterator[None]:
-    """What a decoder raises within the block becomes a `SampleFault` of one line, or a `UserError` (`check_host`)."""
+    """What a decoder raises within the block becomes a `SampleFault` of one line, or a `UserError`
+    (`check_host`).
+    """
     try:
         yield
     except SampleFault:
@@ -93,12 +101,15 @@ def orientation(picture: ImageFile) -> int:
 
 
 def check_size(width: int, height: int, media: MediaConfig) -> None:
-    """Raise `SampleFault` for a picture without pixels, or of more than ``media.max_image_pixels``."""
+    """Raise `SampleFault` for a picture without pixels, or of more than
+    ``media.max_image_pixels``.
+    """
     if width < 1 or height < 1:
         raise SampleFault(f"picture of {width}x{height} pixels")
     if width * height > media.max_image_pixels:
         raise SampleFault(
-            f"picture of {width}x{height} pixels is over media.max_image_pixels={media.max_image_pixels}"
+            f"picture of {width}x{height} pixels is over "
+            f"media.max_image_pixels={media.max_image_pixels}"
         )
 
 
@@ -111,5 +122,7 @@ def _webp_canvas(data: bytes) -> tuple[int, int]:
         bits = int.from_bytes(head[1:5], "little")
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     if kind == b"VP8 ":
-        return int.from_bytes(head[6:8], "little") & 0x3FFF, int.from_bytes(head[8:10], "little") & 0x3FFF
+        return int.from_bytes(head[6:8], "little") & 0x3FFF, int.from_bytes(
+            head[8:10], "little"
+        ) & 0x3FFF
     raise SampleFault("WebP without a picture")

@@ -1,7 +1,7 @@
 """RGB pixels of a picture that Pillow decodes.
 
-A picture is converted a strip at a time: whole copies in other modes, of four bytes a pixel each, are what would take
-the memory that `media.max_image_pixels` is there to bound.
+A picture is converted a strip at a time: whole copies in other modes, of four bytes a pixel each,
+are what would take the memory that `media.max_image_pixels` is there to bound.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ _LARGE_PIXELS = 1 << 24
 
 
 def rgb_pixels(data: bytes, picture: ImageFile, least: tuple[int, int]) -> NDArray[np.uint8]:
-    """The whole ``picture``, opened from ``data``: RGB uint8 [h, w, 3], transparency on white, 16 bits as 8.
+    """The whole ``picture``, opened from ``data``: RGB uint8 [h, w, 3], transparency on white, 16
+    bits as 8.
 
-    One of more than 2**24 pixels is averaged over squares, as far as that leaves it twice ``least``, (height, width).
+    One of more than 2**24 pixels is averaged over squares, as far as that leaves it twice
+    ``least``, (height, width).
 
     Raises `SampleFault` for pixels that have no defined range.
     """
@@ -54,7 +56,9 @@ def _to_rgb(strip: Image.Image) -> Image.Image:
 
 def _grey_of_16_bits(strip: Image.Image) -> Image.Image:
     values = np.asarray(strip).astype(np.uint32)
-    grey = ((values + 128) // 257).astype(np.uint8)  # v / 257, rounded; Pillow's own conversion clips at 255
+    grey = ((values + 128) // 257).astype(
+        np.uint8
+    )  # v / 257, rounded; Pillow's own conversion clips at 255
     transparent = strip.info.get("transparency")
     if transparent is not None:
         grey[values == transparent] = 255
@@ -62,7 +66,9 @@ def _grey_of_16_bits(strip: Image.Image) -> Image.Image:
 
 
 def _scale_transparent_colour(data: bytes, picture: ImageFile) -> None:
-    """Bring a PNG's one transparent colour from the file's bit depth to the 8 bits of the pixels."""
+    """Bring a PNG's one transparent colour from the file's bit depth to the 8 bits of the
+    pixels.
+    """
     colour, depth = picture.info.get("transparency"), data[24]
     if picture.mode == "L" and isinstance(colour, int) and depth in (2, 4):
         picture.info["transparency"] = colour * (255 // (2**depth - 1))

@@ -1,8 +1,9 @@
 """The header of an ordinary JPEG, read in microseconds.
 
-Nearly all JPEGs are baseline, of one or three components in one scan, with at most one Exif block. Of those this module
-knows what decoding needs; everything else is left to Pillow's reader, which is fifty times as slow and knows all of it.
-Markers and Exif are those of ITU-T T.81 and of the Exif 2.3 standard; XMP (ISO 16684-1) may name an orientation, too.
+Nearly all JPEGs are baseline, of one or three components in one scan, with at most one Exif block.
+Of those this module knows what decoding needs; everything else is left to Pillow's reader, which is
+fifty times as slow and knows all of it. Markers and Exif are those of ITU-T T.81 and of the Exif
+2.3 standard; XMP (ISO 16684-1) may name an orientation, too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import NamedTuple
 
 _SOI, _SOS, _APP1 = b"\xff\xd8", 0xDA, 0xE1
 _BASELINE = (0xC0, 0xC1)
-# Tables, restart interval, comments and application data; what else stands before the scan is not ordinary.
+# Tables, restart interval, comments and application data; what else stands before the scan is not
+# ordinary.
 _SKIPPED = frozenset({0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)})
 _EXIF = b"Exif\0\0"
 _XMP, _XMP_ORIENTATION = b"http://ns.adobe.com/xap/1.0/\0", b"tiff:Orientation"
@@ -68,7 +70,9 @@ def read_jpeg_header(data: bytes) -> JpegHeader | None:
 
 
 def _exif_orientation(tiff: bytes) -> int | None:
-    """1 to 8 by the first directory of an Exif block; 1 where it does not say; None where it is not ordinary."""
+    """1 to 8 by the first directory of an Exif block; 1 where it does not say; None where it is not
+    ordinary.
+    """
     if tiff[:4] == b"II*\0":
         order = "little"
     elif tiff[:4] == b"MM\0*":

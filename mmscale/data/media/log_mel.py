@@ -1,8 +1,8 @@
 """Log-mel spectrograms, as Whisper's.
 
-Radford et al., "Robust speech recognition via large-scale weak supervision" (2022), section 2.2: power
-spectrum under a Hann window, mel filters on Slaney's scale (Slaney, "Auditory Toolbox", 1998), base-10
-logarithm kept within 8 of the clip's maximum, shifted and scaled to about [-1, 1].
+Radford et al., "Robust speech recognition via large-scale weak supervision" (2022), section 2.2:
+power spectrum under a Hann window, mel filters on Slaney's scale (Slaney, "Auditory Toolbox",
+1998), base-10 logarithm kept within 8 of the clip's maximum, shifted and scaled to about [-1, 1].
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ _THREADS = threading.Lock()  # the number of torch's threads is the process's
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Operators as small as a clip's gain nothing from more, and can lose much: on the sixteen cores of a virtual
-    machine, waiting for each other took sixteen threads fifty times as long as the work."""
+    """Operators as small as a clip's gain nothing from more, and can lose much: on the sixteen
+    cores of a virtual machine, waiting for each other took sixteen threads fifty times as long as
+    the work."""
     if torch.get_num_threads() == 1:
         yield
         return
@@ -59,8 +60,9 @@ def mel_to_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
 def mel_filters(sample_rate: int, n_fft: int, bins: int) -> NDArray[np.float64]:
     """float64 [bins, n_fft // 2 + 1] triangular filters from 0 Hz to half of ``sample_rate``.
 
-    Filter ``b`` rises from edge ``b`` to edge ``b + 1`` and falls to edge ``b + 2``; the ``bins + 2`` edges
-    are equally spaced in mel. Its height is ``2 / (edge[b + 2] - edge[b])``: equal area in hertz.
+    Filter ``b`` rises from edge ``b`` to edge ``b + 1`` and falls to edge ``b + 2``; the ``bins +
+    2`` edges are equally spaced in mel. Its height is ``2 / (edge[b + 2] - edge[b])``: equal area
+    in hertz.
     """
     nyquist = sample_rate / 2.0
     edges = mel_to_hz(np.linspace(0.0, float(hz_to_mel(np.asarray(nyquist))), bins + 2))[:, None]
@@ -93,9 +95,16 @@ class LogMel:
             mirrored = np.pad(wave if len(wave) else np.zeros(1, np.float32), half, mode="reflect")
         with _one_thread():
             spectrum = torch.stft(
-                torch.from_numpy(mirrored), n_fft, media.mel_hop, window=self._window, center=False, return_complex=True
-            )  # fmt: skip
-            power_FT = torch.view_as_real(spectrum[:, : media.audio_frames(len(wave))]).square().sum(-1)
+                torch.from_numpy(mirrored),
+                n_fft,
+                media.mel_hop,
+                window=self._window,
+                center=False,
+                return_complex=True,
+            )
+            power_FT = (
+                torch.view_as_real(spectrum[:, : media.audio_frames(len(wave))]).square().sum(-1)
+            )
             log_MT = (self._filters @ power_FT).clamp_min(_FLOOR).log10()
             log_MT = torch.maximum(log_MT, log_MT.max() - _RANGE)
             return ((log_MT + 4.0) / 4.0).T.contiguous().numpy()

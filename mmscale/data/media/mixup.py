@@ -1,8 +1,9 @@
 """Blending pictures of one sequence with each other, for classification by a linear head.
 
-mixup (Zhang et al., 2018) averages two pictures, CutMix (Yun et al., 2019) pastes a rectangle of one into the
-other; the target becomes both classes, by the share each has of the pixels. Partner and share are drawn under the
-key of (seed, set, epoch, sample), so a batch remains a function of (manifest, seed, step).
+mixup (Zhang et al., 2018) averages two pictures, CutMix (Yun et al., 2019) pastes a rectangle of
+one into the other; the target becomes both classes, by the share each has of the pixels. Partner
+and share are drawn under the key of (seed, set, epoch, sample), so a batch remains a function of
+(manifest, seed, step).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from mmscale.prf import Draws
 
 
 @dataclass(frozen=True, eq=False)
-class Mix:
+class MixedImage:
     """A sample's blended picture, uint8 [3, H, W], of which ``share`` of the pixels are its own."""
 
     picture: NDArray[np.uint8]
@@ -26,18 +27,19 @@ class Mix:
     share: float
 
 
-def mix_pictures(
+def mix_images(
     pictures: Sequence[NDArray[np.uint8] | None],
     kinds: Sequence[Hashable],
     draws: Sequence[Draws],
     augment: AugmentConfig,
-) -> list[Mix | None]:
+) -> list[MixedImage | None]:
     """What becomes of every sample's picture, uint8 [3, H, W]; None: it stays as it is.
 
-    A partner is drawn among the other samples of the same kind; if it has no picture, or one of another size, there is
-    no blending. With both mixup and CutMix on, each is used for half of the samples.
+    A partner is drawn among the other samples of the same kind; if it has no picture, or one of
+    another size, there is no blending. With both mixup and CutMix on, each is used for half of the
+    samples.
     """
-    mixes: list[Mix | None] = []
+    mixes: list[MixedImage | None] = []
     for number, (picture, kind, own) in enumerate(zip(pictures, kinds, draws, strict=True)):
         partners = [n for n, other in enumerate(kinds) if n != number and other == kind]
         if picture is None or not partners:
@@ -54,14 +56,16 @@ def mix_pictures(
             share = _beta(augment.mixup, own)
             mean = share * picture.astype(np.float32) + (1.0 - share) * other.astype(np.float32)
             blended = np.rint(mean).astype(np.uint8)
-        mixes.append(Mix(blended, partner, share))
+        mixes.append(MixedImage(blended, partner, share))
     return mixes
 
 
 def _paste(
     picture: NDArray[np.uint8], other: NDArray[np.uint8], share: float, draws: Draws
 ) -> tuple[NDArray[np.uint8], float]:
-    """A rectangle of the picture's aspect, ``1 - share`` of its area before it is cut at the edges, from ``other``."""
+    """A rectangle of the picture's aspect, ``1 - share`` of its area before it is cut at the edges,
+    from ``other``.
+    """
     height, width = picture.shape[1:]
     side = (1.0 - share) ** 0.5
     row, column = draws.uniform(0, height), draws.uniform(0, width)

@@ -1,7 +1,8 @@
 """Arrays that follow from an index and take long to make: kept as .npy files and memory-mapped.
 
-They lie in the index folder itself or, where that cannot be written, in the cache folder. Their names hold a
-hash of all they depend on, so a file that is found is right; one that is lost costs time and nothing else.
+They lie in the index folder itself or, where that cannot be written, in the cache folder. Their
+names hold a hash of all they depend on, so a file that is found is right; one that is lost costs
+time and nothing else.
 """
 
 from __future__ import annotations
@@ -16,17 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Derived:
-    """A derived array. Where it lies in a file, it is pickled as the file's name and mapped again."""
+class CachedArray:
+    """A derived array. Where it lies in a file, it is pickled as the file's name and mapped
+    again.
+    """
 
     def __init__(self, array: NDArray[Any], path: Path | None = None) -> None:
         self.array, self._path = array, path
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Derived, (self.array,)) if self._path is None else (_map, (self._path,))
+        return (CachedArray, (self.array,)) if self._path is None else (_map, (self._path,))
 
 
-class DerivedFiles:
+class ArrayCache:
     """Derived arrays of one data set.
 
     Args:
@@ -41,7 +44,7 @@ class DerivedFiles:
         """A file name from what the array is and everything it depends on."""
         return f"{kind}.{hashlib.sha256(chr(31).join(parts).encode()).hexdigest()[:24]}.npy"
 
-    def load(self, name: str, dtype: Any, length: int) -> Derived | None:
+    def load(self, name: str, dtype: Any, length: int) -> CachedArray | None:
         """The array [length], memory-mapped; None if it is not there or damaged."""
         for folder in self._folders:
             try:
@@ -52,7 +55,7 @@ class DerivedFiles:
                 return found
         return None
 
-    def save(self, name: str, array: NDArray[Any]) -> Derived:
+    def save(self, name: str, array: NDArray[Any]) -> CachedArray:
         """Write the array where that is possible; returns it, memory-mapped if it was written."""
         for folder in self._folders:
             temporary = folder / f".{name}.{os.getpid()}.tmp"
@@ -68,8 +71,8 @@ class DerivedFiles:
             found = self.load(name, array.dtype, len(array))
             if found is not None:
                 return found
-        return Derived(array)  # nowhere to keep it: the next start makes it again
+        return CachedArray(array)  # nowhere to keep it: the next start makes it again
 
 
-def _map(path: Path) -> Derived:
-    return Derived(np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray), path)
+def _map(path: Path) -> CachedArray:
+    return CachedArray(np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray), path)

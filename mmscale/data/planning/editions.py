@@ -1,10 +1,11 @@
 """What a run's data sets held from which step on: ``run.dir/data/``.
 
 - ``history.json``: per set its editions: first step, manifest digests, sequences of an epoch;
-- ``shards.<digest>.json``: the shards of a manifest that was used, to tell what changed when it is another.
+- ``shards.<digest>.json``: the shards of a manifest that was used, to tell what changed when it is
+  another.
 
-A resume compares the shards at hand with the last edition. A difference is refused by name, or begins a new
-edition at the step of the resume when ``data.accept_changes`` asks for it.
+A resume compares the shards at hand with the last edition. A difference is refused by name, or
+begins a new edition at the step of the resume when ``data.accept_changes`` asks for it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmscale.data.index.dataset import Corpus
+from mmscale.data.index.dataset import Dataset
 from mmscale.data.index.manifest import Manifest
 from mmscale.durable import make_folder, write_durably
 from mmscale.errors import UserError
@@ -31,11 +32,13 @@ class Edition:
     sequences_per_epoch: int
 
 
-class DataHistory:
+class EditionHistory:
     """The editions of every set of a run, oldest first, by name of the set."""
 
     def __init__(self, run_dir: Path | None = None) -> None:
-        """Read what ``run_dir`` recorded, if anything. Raises `UserError` if the record is damaged."""
+        """Read what ``run_dir`` recorded, if anything. Raises `UserError` if the record is
+        damaged.
+        """
         self._folder = None if run_dir is None else run_dir / "data"
         self.editions: dict[str, list[Edition]] = {}
         if self._folder is None or not (self._folder / "history.json").exists():
@@ -43,20 +46,31 @@ class DataHistory:
         path = self._folder / "history.json"
         try:
             tree = json.loads(path.read_text(encoding="utf-8"))
-            self.editions = {name: [Edition(**one) for one in every] for name, every in tree.items()}
+            self.editions = {
+                name: [Edition(**one) for one in every] for name, every in tree.items()
+            }
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: damaged ({error}); restore it, or choose another run.dir") from None
+            raise UserError(
+                f"{path}: damaged ({error}); restore it, or choose another run.dir"
+            ) from None
 
-    def resume(self, name: str, corpus: Corpus, sequences_per_epoch: int, step: int, accept: bool) -> None:
+    def resume(
+        self, name: str, dataset: Dataset, sequences_per_epoch: int, step: int, accept: bool
+    ) -> None:
         """Compare a set with the record, for a run that goes on at ``step``.
 
         Raises:
-            UserError: the set holds other shards than before and ``accept`` is false; names the difference.
+            UserError: the set holds other shards than before and ``accept`` is false; names the
+                difference.
         """
         # An edition that began later was given up when the run went back to an older checkpoint.
         kept = [one for one in self.editions.get(name, []) if one.from_step < step]
-        now = Edition(step if kept else 0, corpus.digests, sequences_per_epoch)
-        if kept and kept[-1].digests == now.digests and kept[-1].sequences_per_epoch == sequences_per_epoch:
+        now = Edition(step if kept else 0, dataset.digests, sequences_per_epoch)
+        if (
+            kept
+            and kept[-1].digests == now.digests
+            and kept[-1].sequences_per_epoch == sequences_per_epoch
+        ):
             self.editions[name] = kept
             return
         if kept and kept[-1].digests == now.digests:
@@ -66,27 +80,34 @@ class DataHistory:
             )
         if kept and not accept:
             raise UserError(
-                f"data.sets.{name}: {self._difference(kept[-1], corpus)} since step {kept[-1].from_step}; "
-                f"restore the shards, or go on with these from step {step} by data.accept_changes=true"
+                f"data.sets.{name}: {self._difference(kept[-1], dataset)} since step "
+                f"{kept[-1].from_step}; "
+                f"restore the shards, or go on with these from step {step} by "
+                "data.accept_changes=true"
             )
         self.editions[name] = [*kept, now]
 
-    def save(self, corpora: dict[str, Corpus]) -> None:
+    def save(self, datasets: dict[str, Dataset]) -> None:
         """Write the record and the lists of shards to the run's folder."""
         assert self._folder is not None, "a history without a run has nowhere to lie"
         make_folder(self._folder)
-        for corpus in corpora.values():
-            for manifest in corpus.manifests:
+        for dataset in datasets.values():
+            for manifest in dataset.manifests:
                 path = self._shards_path(manifest.digest)
                 if not path.exists():
                     listed = [[shard.name, shard.sha256] for shard in manifest.entries]
-                    write_durably(path, json.dumps({"folder": str(manifest.base), "shards": listed}))
-        tree = {name: [dataclasses.asdict(one) for one in every] for name, every in self.editions.items()}
+                    write_durably(
+                        path, json.dumps({"folder": str(manifest.base), "shards": listed})
+                    )
+        tree = {
+            name: [dataclasses.asdict(one) for one in every]
+            for name, every in self.editions.items()
+        }
         write_durably(self._folder / "history.json", json.dumps(tree))
 
-    def _difference(self, before: Edition, corpus: Corpus) -> str:
+    def _difference(self, before: Edition, dataset: Dataset) -> str:
         """One line that names what changed: folders, or shards added, removed and replaced."""
-        old, new = before.digests, {manifest.digest: manifest for manifest in corpus.manifests}
+        old, new = before.digests, {manifest.digest: manifest for manifest in dataset.manifests}
         if sorted(old) == sorted(new):
             return "its folders are named in another order"
         gone = [self._shards_of(digest) for digest in old if digest not in new]
@@ -122,6 +143,8 @@ def _compare(before: dict[str, str], manifest: Manifest) -> str:
         if names:
             listed = sorted(names)
             more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
-            parts.append(f"{', '.join(listed[:_NAMED])}{more} {'was' if len(listed) == 1 else 'were'} {what}")
+            parts.append(
+                f"{', '.join(listed[:_NAMED])}{more} {'was' if len(listed) == 1 else 'were'} {what}"
+            )
     told = ", ".join(parts) or "other samples of the same shards are used"
     return f"{manifest.base}: {told}"

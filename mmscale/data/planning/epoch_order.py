@@ -1,18 +1,21 @@
-"""The order of one data set's sequences, as a function of position: no state, no table of the samples.
+"""The order of one data set's sequences, as a function of position: no state, no table of the
+samples.
 
-Samples are stored in *blocks* of neighbours. A *group* is a few blocks from all over the data set; its
-samples are packed together into sequences. The groups, and so the number of sequences of each, do not depend
-on the seed; everything else is drawn anew every epoch:
+Samples are stored in *blocks* of neighbours. A *group* is a few blocks from all over the data set;
+its samples are packed together into sequences. The groups, and so the number of sequences of each,
+do not depend on the seed; everything else is drawn anew every epoch:
 
     position in the epoch → window of groups             (search in a cumulative sum over groups)
                           → group, sequence inside it    (keyed permutation of the window's sequences)
                           → samples                      (the group's packing for this epoch, cached)
 
-Every sample belongs to one block, every block to one group, every group to one window of an epoch, and a
-group's packing places every sample once: so each sample appears exactly once an epoch, by construction.
+Every sample belongs to one block, every block to one group, every group to one window of an epoch,
+and a group's packing places every sample once: so each sample appears exactly once an epoch, by
+construction.
 
-The number of sequences of a group follows from its lengths alone (`bins.bin_count`). One pass over the index
-counts them (`count_groups`); they are kept beside it, a few bytes a group, so that a start reads them back.
+The number of sequences of a group follows from its lengths alone (`bins.bin_count`). One pass over
+the index counts them (`count_groups`); they are kept beside it, a few bytes a group, so that a
+start reads them back.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from tqdm import tqdm
 
 from mmscale import prf
 from mmscale.data.planning.packing import bin_count, shuffled_bins
-from mmscale.data.planning.sample_sizes import TOTALS, SampleMeasure, Sizes
+from mmscale.data.planning.sample_sizes import TOTALS, SampleMeasure, SampleSizes
 from mmscale.data.worker_pool import WorkerPool
 
 # Raise it when a change here or in `bins` changes the number of sequences of a group.
@@ -64,23 +67,32 @@ class Layout:
 
     def members(self, group: int) -> NDArray[np.int64]:
         """Samples of a group, ascending."""
-        slots = np.arange(group * self.group_blocks, min(self._blocks, (group + 1) * self.group_blocks))
+        slots = np.arange(
+            group * self.group_blocks, min(self._blocks, (group + 1) * self.group_blocks)
+        )
         blocks = np.sort(self._shuffle(slots))
         samples = (blocks[:, None] * self._block + np.arange(self._block)).reshape(-1)
         return samples[samples < self._samples]
 
 
 def choose_group_blocks(samples: int, block: int, measure: SampleMeasure, capacity: int) -> int:
-    """Blocks of a group where the config leaves it open: 8, doubled until they fill about 128 sequences.
+    """Blocks of a group where the config leaves it open: 8, doubled until they fill about 128
+    sequences.
 
-    The last sequence of a group is only partly full, so a group of few sequences wastes much. Judged by a few
-    groups from all over the data set.
+    The last sequence of a group is only partly full, so a group of few sequences wastes much.
+    Judged by a few groups from all over the data set.
     """
     layout = Layout(samples, block, _LEAST_BLOCKS)
     looked_at = np.unique(np.linspace(0, layout.groups - 1, _LOOKED_AT).astype(np.int64))
-    tokens = np.median([measure.sizes(layout.members(group)).tokens.sum() for group in looked_at.tolist()])
+    tokens = np.median(
+        [measure.sizes(layout.members(group)).tokens.sum() for group in looked_at.tolist()]
+    )
     blocks = _LEAST_BLOCKS
-    while 0 < tokens < capacity * _WANTED_SEQUENCES and blocks * block < samples and blocks < _MOST_BLOCKS:
+    while (
+        0 < tokens < capacity * _WANTED_SEQUENCES
+        and blocks * block < samples
+        and blocks < _MOST_BLOCKS
+    ):
         blocks, tokens = 2 * blocks, 2 * tokens
     return blocks
 
@@ -97,7 +109,9 @@ class GroupCounts:
 
     def to_array(self) -> NDArray[np.int64]:
         """int64 [4 + groups], to be kept in a file."""
-        return np.concatenate([[self.samples, self.oversize, self.shortest, self.tokens], self.sequences])
+        return np.concatenate(
+            [[self.samples, self.oversize, self.shortest, self.tokens], self.sequences]
+        )
 
     @classmethod
     def from_array(cls, array: NDArray[np.int64]) -> GroupCounts:
@@ -121,7 +135,10 @@ def count_groups(
     workers = workers if len(tasks) > _GROUPS_A_TASK else 1
     with (
         tqdm(
-            total=layout.groups, desc=f"count sequences of {name}", unit="group", disable=not progress
+            total=layout.groups,
+            desc=f"count sequences of {name}",
+            unit="group",
+            disable=not progress,
         ) as bar,
         WorkerPool(workers) as pool,
     ):
@@ -188,8 +205,12 @@ class SequenceOrder:
         self._layout, self._counts, self._measure = layout, counts, measure
         self._capacity, self._window_groups, self._key = capacity, window_groups, key
         self.sequences_per_epoch = int(counts.sum())
-        self._epochs: OrderedDict[Hashable, tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
-        self._windows: OrderedDict[Hashable, tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
+        self._epochs: OrderedDict[Hashable, tuple[NDArray[np.int64], NDArray[np.int64]]] = (
+            OrderedDict()
+        )
+        self._windows: OrderedDict[Hashable, tuple[NDArray[np.int64], NDArray[np.int64]]] = (
+            OrderedDict()
+        )
         self._packings: OrderedDict[Hashable, _Packing] = OrderedDict()
 
     def sequence(self, epoch: int, position: int) -> tuple[NDArray[np.int64], list[float]]:
@@ -205,7 +226,9 @@ class SequenceOrder:
         return packing.samples[first : int(packing.ends[row])], packing.totals[row].tolist()
 
     def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Groups in the order in which the epoch visits them, and the end of every window in sequences."""
+        """Groups in the order in which the epoch visits them, and the end of every window in
+        sequences.
+        """
         found = _recall(self._epochs, epoch)
         if found is None:
             order = prf.Permutation(prf.derive_key(self._key, "groups", epoch), self._layout.groups)
@@ -222,7 +245,9 @@ class SequenceOrder:
         found = _recall(self._windows, (epoch, window))
         if found is None:
             ends = np.cumsum(self._counts[groups])
-            shuffle = prf.Permutation(prf.derive_key(self._key, "window", epoch, window), int(ends[-1]))
+            shuffle = prf.Permutation(
+                prf.derive_key(self._key, "window", epoch, window), int(ends[-1])
+            )
             chosen = shuffle(np.arange(int(ends[-1])))
             slots = np.searchsorted(ends, chosen, side="right")
             inside = chosen - np.append(0, ends)[slots]
@@ -241,12 +266,17 @@ class SequenceOrder:
             flat = used[[item for one in bins for item in one]]
             totals = _totals(sizes, flat, ends)
             found = _keep(
-                self._packings, (epoch, group), _Packing(members[flat], ends, totals), _CACHED_GROUPS
+                self._packings,
+                (epoch, group),
+                _Packing(members[flat], ends, totals),
+                _CACHED_GROUPS,
             )
         return found
 
 
-def _totals(sizes: Sizes, flat: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.float64]:
+def _totals(
+    sizes: SampleSizes, flat: NDArray[np.int64], ends: NDArray[np.int64]
+) -> NDArray[np.float64]:
     """float64 [sequences, len(TOTALS)]: sums over the samples of each."""
     columns = np.stack([getattr(sizes, name)[flat] for name in TOTALS]).astype(np.float64)
     sums = np.concatenate([np.zeros((len(TOTALS), 1)), np.cumsum(columns, axis=1)], axis=1)

@@ -1,8 +1,9 @@
 """Which data set fills which sequence: a closed-form integer schedule over positions.
 
-Weights are rounded to shares of ``PERIOD`` positions. Inside a period the turns of each set are spread evenly,
-and of turns that fall together the set whose name sorts first goes first, wherever the config has it;
-how many turns a set has had before any position is then a multiplication and a table look-up.
+Weights are rounded to shares of ``PERIOD`` positions. Inside a period the turns of each set are
+spread evenly, and of turns that fall together the set whose name sorts first goes first, wherever
+the config has it; how many turns a set has had before any position is then a multiplication and a
+table look-up.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ class Mixture:
     """A schedule of data sets by constant weights.
 
     Args:
-        names: the sets, in the order by which `turn` numbers them; it decides nothing.
-        weights: non-negative, not all zero; a positive weight below 1/PERIOD of the sum is an error,
+        names: the sets, in the order by which `turn` numbers them; it decides nothing. weights:
+        non-negative, not all zero; a positive weight below 1/PERIOD of the sum is an error,
             because it would round to nothing.
     """
 
@@ -36,10 +37,13 @@ class Mixture:
         for name, weight, share in zip(names, weights, shares, strict=True):
             if weight > 0 and share == 0:
                 raise UserError(
-                    f"data.sets.{name}.weight: {weight:g} is below 1/{PERIOD} of the sum; raise it or set 0"
+                    f"data.sets.{name}.weight: {weight:g} is below 1/{PERIOD} of the sum; raise it "
+                    "or set 0"
                 )
         self.shares: NDArray[np.int64] = shares
-        stamps = np.concatenate([(np.arange(shares[one]) + 0.5) / max(1, shares[one]) for one in by_name])
+        stamps = np.concatenate(
+            [(np.arange(shares[one]) + 0.5) / max(1, shares[one]) for one in by_name]
+        )
         owners = np.repeat(by_name, shares[by_name])
         self._table: NDArray[np.int64] = owners[np.argsort(stamps, kind="stable")]
         hot = self._table[:, None] == np.arange(len(names))
@@ -57,6 +61,8 @@ class Mixture:
         return period * self.shares + self._before[inside]
 
     def position_after(self, owner: int, turns: int) -> int:
-        """The first position before which the set has had ``turns`` ≥ 1 turns; it must have a share."""
+        """The first position before which the set has had ``turns`` ≥ 1 turns; it must have a
+        share.
+        """
         period, inside = divmod(turns - 1, int(self.shares[owner]))
         return period * PERIOD + int(np.searchsorted(self._before[:, owner], inside + 1))

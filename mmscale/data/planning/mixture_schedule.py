@@ -1,11 +1,13 @@
-"""The mixture over a whole run: weights that change at steps, caps on repeats, shards that were exchanged.
+"""The mixture over a whole run: weights that change at steps, caps on repeats, shards that were
+exchanged.
 
-A run is cut into *phases* of constant weights. A phase begins where the config changes weights, and where a
-set has been repeated as often as it may be. Within a phase everything is `Mixture`'s closed form; the few
-phases are found once, by arithmetic. What is added for later steps cannot change an earlier phase.
+A run is cut into *phases* of constant weights. A phase begins where the config changes weights, and
+where a set has been repeated as often as it may be. Within a phase everything is `Mixture`'s closed
+form; the few phases are found once, by arithmetic. What is added for later steps cannot change an
+earlier phase.
 
-An *edition* is what a set held from some position on. Exchanging a set's shards begins an edition, and with it
-an epoch; the epochs go on counting, so that nothing random is drawn twice.
+An *edition* is what a set held from some position on. Exchanging a set's shards begins an edition,
+and with it an epoch; the epochs go on counting, so that nothing random is drawn twice.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Turn:
+class Slot:
     """What fills one position."""
 
     set_index: int
@@ -39,7 +41,7 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class _Edition:
+class _EditionSpan:
     first_turn: int
     first_epoch: int
     per_epoch: int
@@ -55,13 +57,13 @@ class _Phase:
     turns: NDArray[np.int64]  # [sets], before it starts
 
 
-class Schedule:
+class MixtureSchedule:
     """Which set, epoch and sequence stand at every position.
 
     Args:
-        names: the sets, in the config's order.
-        changes: in order of position; the first is at 0 and gives every set its weight and its sequences.
-        max_epochs: how often each set may be repeated; 0: without end.
+        names: the sets, in the config's order. changes: in order of position; the first is at 0 and
+        gives every set its weight and its sequences. max_epochs: how often each set may be
+        repeated; 0: without end.
 
     Attributes:
         end: positions there are; None without end (some set may be repeated for ever).
@@ -73,7 +75,7 @@ class Schedule:
     def __init__(self, names: list[str], changes: list[Change], max_epochs: list[int]) -> None:
         assert changes and changes[0].position == 0
         self._names, self._max_epochs = names, max_epochs
-        self._editions: list[list[_Edition]] = [[] for _ in names]
+        self._editions: list[list[_EditionSpan]] = [[] for _ in names]
         self._phases: list[_Phase] = []
         self.end: int | None = None
         weights, turns = dict.fromkeys(names, 0.0), np.zeros(len(names), np.int64)
@@ -87,7 +89,7 @@ class Schedule:
                 break  # with nothing left to draw from, no later change is reached
         self._starts = [phase.start for phase in self._phases]
 
-    def turn(self, position: int) -> Turn:
+    def turn(self, position: int) -> Slot:
         """What fills a position ≥ 0, which must lie before `end`."""
         assert self.end is None or position < self.end, "the data ended before this position"
         phase = self._phases[bisect.bisect_right(self._starts, position) - 1]
@@ -96,7 +98,9 @@ class Schedule:
         number = bisect.bisect_right([one.first_turn for one in self._editions[owner]], turn) - 1
         edition = self._editions[owner][number]
         epoch, inside = divmod(turn - edition.first_turn, edition.per_epoch)
-        return Turn(owner, number == len(self._editions[owner]) - 1, edition.first_epoch + epoch, inside)
+        return Slot(
+            owner, number == len(self._editions[owner]) - 1, edition.first_epoch + epoch, inside
+        )
 
     def epochs_before(self, position: int) -> list[float]:
         """How many epochs of each set lie before a position ≥ 0."""
@@ -113,11 +117,17 @@ class Schedule:
         ]
 
     def facts(self, position: int) -> list[tuple[int, dict[str, int]]]:
-        """All phases that begin before ``position``: start, and the share of every set that has one."""
+        """All phases that begin before ``position``: start, and the share of every set that has
+        one.
+        """
         return [
             (
                 phase.start,
-                {n: s for n, s in zip(self._names, phase.mixture.shares.tolist(), strict=True) if s},
+                {
+                    n: s
+                    for n, s in zip(self._names, phase.mixture.shares.tolist(), strict=True)
+                    if s
+                },
             )
             for phase in self._phases
             if phase.start < position
@@ -130,14 +140,17 @@ class Schedule:
             first = editions.pop().first_epoch
         else:
             first = int(np.ceil(editions[-1].epochs_at(turn))) if editions else 0
-        editions.append(_Edition(turn, first, per_epoch))
+        editions.append(_EditionSpan(turn, first, per_epoch))
 
     def _turns_left(self, owner: int, turns: int) -> int | None:
         """How many more turns a set may have; None: any number."""
         if not self._max_epochs[owner]:
             return None
         edition = self._editions[owner][-1]
-        last = edition.first_turn + max(0, self._max_epochs[owner] - edition.first_epoch) * edition.per_epoch
+        last = (
+            edition.first_turn
+            + max(0, self._max_epochs[owner] - edition.first_epoch) * edition.per_epoch
+        )
         return max(0, last - turns)
 
     def _lay_phases(
@@ -146,7 +159,9 @@ class Schedule:
         """Phases from ``start`` until ``stop``; returns every set's turns at its end."""
         while stop is None or start < stop:
             left = [self._turns_left(owner, int(turns[owner])) for owner in range(len(self._names))]
-            active = [0.0 if more == 0 else weights[n] for n, more in zip(self._names, left, strict=True)]
+            active = [
+                0.0 if more == 0 else weights[n] for n, more in zip(self._names, left, strict=True)
+            ]
             if not any(active):
                 self.end = start
                 break

@@ -1,13 +1,14 @@
 """Packing lengths into bins of fixed capacity, with a number of bins that is known beforehand.
 
-Two ways are used. *Balanced*: longest first, each into the emptiest bin (longest processing time first; Graham,
-"Bounds on multiprocessing timing anomalies", 1969), and a few exchanges where one overflows; all bins end nearly
-equally full, so that sequences cost the same. *Best fit*: longest first, each into the fullest bin that still
-holds it; it always fits, and is the better one for items that are large beside a bin.
+Two ways are used. *Balanced*: longest first, each into the emptiest bin (longest processing time
+first; Graham, "Bounds on multiprocessing timing anomalies", 1969), and a few exchanges where one
+overflows; all bins end nearly equally full, so that sequences cost the same. *Best fit*: longest
+first, each into the fullest bin that still holds it; it always fits, and is the better one for
+items that are large beside a bin.
 
-The number of bins either needs depends on the *multiset* of lengths alone. It can therefore be stored once per
-group of samples, while the contents of the bins are drawn anew every epoch; this is what lets a step find its
-sequences without a pass over the data set (see `order`).
+The number of bins either needs depends on the *multiset* of lengths alone. It can therefore be
+stored once per group of samples, while the contents of the bins are drawn anew every epoch; this is
+what lets a step find its sequences without a pass over the data set (see `order`).
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from numpy.typing import NDArray
 
 from mmscale import prf
 
-# Relative jitter of the sorting key: sorting by exact length would put the same lengths together every epoch.
+# Relative jitter of the sorting key: sorting by exact length would put the same lengths together
+# every epoch.
 _JITTER = 0.2
 # Most exchanges of one overfull bin.
 _EXCHANGES = 4
 
 
-def best_fit(lengths: NDArray[np.integer], order: NDArray[np.integer], capacity: int) -> list[list[int]]:
+def best_fit(
+    lengths: NDArray[np.integer], order: NDArray[np.integer], capacity: int
+) -> list[list[int]]:
     """Place items in the given order, each into the fullest bin that still holds it.
 
     Args:
@@ -34,8 +38,9 @@ def best_fit(lengths: NDArray[np.integer], order: NDArray[np.integer], capacity:
         capacity: tokens of one bin.
 
     Returns:
-        Items of every bin. Free space is kept as one big integer whose set bits are the amounts of free
-        space that occur, so finding the best bin is a shift and a bit count, whatever the number of bins.
+        Items of every bin. Free space is kept as one big integer whose set bits are the amounts of
+        free space that occur, so finding the best bin is a shift and a bit count, whatever the
+        number of bins.
     """
     bins: list[list[int]] = []
     by_space: list[list[int]] = [[] for _ in range(capacity + 1)]
@@ -61,7 +66,8 @@ def best_fit(lengths: NDArray[np.integer], order: NDArray[np.integer], capacity:
 def balanced(
     lengths: NDArray[np.integer], order: NDArray[np.integer], capacity: int, count: int
 ) -> list[list[int]] | None:
-    """Place items in the given order, each into the emptiest of ``count`` bins; None if they do not fit.
+    """Place items in the given order, each into the emptiest of ``count`` bins; None if they do not
+    fit.
 
     Bins that overflow in the end exchange items with the emptiest. Args and items as `best_fit`'s.
     """
@@ -69,7 +75,9 @@ def balanced(
     # Load and number of a bin in one integer, which the heap compares faster than a pair.
     heap = list(range(count))
     sizes = lengths.tolist()
-    for item, length in zip(order.tolist(), (lengths[order].astype(np.int64) * count).tolist(), strict=True):
+    for item, length in zip(
+        order.tolist(), (lengths[order].astype(np.int64) * count).tolist(), strict=True
+    ):
         loaded = heap[0] + length
         bins[loaded % count].append(item)
         heapq.heapreplace(heap, loaded)
@@ -80,9 +88,12 @@ def balanced(
 
 
 def _relieve(bins: list[list[int]], loads: list[int], sizes: list[int], capacity: int) -> bool:
-    """Exchange items of overfull bins for smaller ones of the emptiest, in place; whether all fit then."""
+    """Exchange items of overfull bins for smaller ones of the emptiest, in place; whether all fit
+    then.
+    """
     over = sorted(
-        (one for one in range(len(bins)) if loads[one] > capacity), key=lambda one: (-loads[one], one)
+        (one for one in range(len(bins)) if loads[one] > capacity),
+        key=lambda one: (-loads[one], one),
     )
     room = [(loads[one], one) for one in range(len(bins)) if loads[one] < capacity]
     if sum(loads[one] - capacity for one in over) > sum(capacity - load for load, _ in room):
@@ -93,7 +104,9 @@ def _relieve(bins: list[list[int]], loads: list[int], sizes: list[int], capacity
             if loads[heavy] <= capacity or not room:
                 break
             load, light = heapq.heappop(room)
-            gain = _exchange(bins[heavy], bins[light], sizes, loads[heavy] - capacity, capacity - load)
+            gain = _exchange(
+                bins[heavy], bins[light], sizes, loads[heavy] - capacity, capacity - load
+            )
             loads[heavy], loads[light] = loads[heavy] - gain, load + gain
             if gain and loads[light] < capacity:
                 heapq.heappush(room, (loads[light], light))
@@ -103,7 +116,9 @@ def _relieve(bins: list[list[int]], loads: list[int], sizes: list[int], capacity
 
 
 def _exchange(heavy: list[int], light: list[int], sizes: list[int], excess: int, room: int) -> int:
-    """Exchange the two items that best relieve ``heavy`` within the ``room`` of ``light``; tokens moved."""
+    """Exchange the two items that best relieve ``heavy`` within the ``room`` of ``light``; tokens
+    moved.
+    """
     best, pair = 0, (0, 0)
     for give in range(len(heavy)):
         for take in range(len(light)):
@@ -137,10 +152,14 @@ def bin_count(lengths: NDArray[np.integer], capacity: int) -> int:
     return most
 
 
-def shuffled_bins(lengths: NDArray[np.integer], capacity: int, count: int, key: int) -> list[list[int]]:
-    """Pack items into exactly ``count == bin_count(lengths, capacity)`` bins, differently for every key.
+def shuffled_bins(
+    lengths: NDArray[np.integer], capacity: int, count: int, key: int
+) -> list[list[int]]:
+    """Pack items into exactly ``count == bin_count(lengths, capacity)`` bins, differently for every
+    key.
 
-    A pure function of its arguments. Bins may be empty where best fit needs fewer than were counted.
+    A pure function of its arguments. Bins may be empty where best fit needs fewer than were
+    counted.
     """
     if not count:
         return []
@@ -164,8 +183,8 @@ def shuffled_bins(lengths: NDArray[np.integer], capacity: int, count: int, key: 
 def _best_fit_count(lengths: NDArray[np.integer], capacity: int) -> int:
     """Bins of best-fit-decreasing, over the histogram of lengths.
 
-    Items of one length fill the tightest bins first, as many as each holds, so all bins with the same free
-    space are dealt with at once.
+    Items of one length fill the tightest bins first, as many as each holds, so all bins with the
+    same free space are dealt with at once.
     """
     items = np.bincount(lengths, minlength=capacity + 1)
     bins_by_space: dict[int, int] = {}
@@ -184,7 +203,9 @@ def _best_fit_count(lengths: NDArray[np.integer], capacity: int) -> int:
 
 
 def _fill(bins_by_space: dict[int, int], space: int, bins: int, length: int, items: int) -> int:
-    """Put up to ``items`` items into ``bins`` bins with ``space`` left, one bin after another; returns how many."""
+    """Put up to ``items`` items into ``bins`` bins with ``space`` left, one bin after another;
+    returns how many.
+    """
     each = space // length
     full, rest = min(bins, items // each), 0
     _add(bins_by_space, space - each * length, full)

@@ -16,9 +16,9 @@ _PARTNERS = 16
 def deal(costs: Sequence[float], world: int) -> list[list[int]]:
     """Numbers of the items of every rank, ascending; a pure function of its arguments.
 
-    The dearest item goes first, each to the rank with the least so far that still has room (longest processing
-    time first; Graham, "Bounds on multiprocessing timing anomalies", 1969). Then the dearest rank exchanges
-    items with others as long as that makes it cheaper.
+    The dearest item goes first, each to the rank with the least so far that still has room (longest
+    processing time first; Graham, "Bounds on multiprocessing timing anomalies", 1969). Then the
+    dearest rank exchanges items with others as long as that makes it cheaper.
     """
     assert len(costs) % world == 0, "check_world was not called"
     each = len(costs) // world
@@ -38,7 +38,9 @@ def deal(costs: Sequence[float], world: int) -> list[list[int]]:
 
 
 def _exchange(hands: list[list[int]], load: list[float], costs: Sequence[float]) -> bool:
-    """One exchange between the dearest rank and the cheap one where it helps most; False if none helps."""
+    """One exchange between the dearest rank and the cheap one where it helps most; False if none
+    helps.
+    """
     dearest = max(range(len(hands)), key=lambda rank: (load[rank], -rank))
     own = np.array([costs[item] for item in hands[dearest]])
     best, choice = load[dearest], None

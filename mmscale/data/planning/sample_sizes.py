@@ -1,4 +1,5 @@
-"""From a sample's tasks to its segments: what stands in them, and how long they are, known from the index.
+"""From a sample's tasks to its segments: what stands in them, and how long they are, known from the
+index.
 
 A next_token task makes one segment:   input fields · prompt · <|answer|> · target          (predicts … <|end|>)
 A contrastive task makes one per field: field · <|embed|>                                     (pooled at <|embed|>)
@@ -14,18 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmscale.config import MediaConfig, SetConfig, TaskConfig, is_media
-from mmscale.data.index.dataset import Corpus
-from mmscale.data.planning.array_cache import Derived
+from mmscale.data.index.dataset import Dataset
+from mmscale.data.planning.array_cache import CachedArray
 from mmscale.data.planning.token_counts import ABSENT
 from mmscale.data.tokenizer import Tokenizer
 
 
 @dataclass
-class Sizes:
+class SampleSizes:
     """What planning needs of some samples; arrays are [n]."""
 
-    tokens: NDArray[np.int64]  # of all segments; 0: not used, for want of fields or because it is too long
-    targets: NDArray[np.float64]  # next_token's supervised positions, each by its weight within the task
+    tokens: NDArray[
+        np.int64
+    ]  # of all segments; 0: not used, for want of fields or because it is too long
+    targets: NDArray[
+        np.float64
+    ]  # next_token's supervised positions, each by its weight within the task
     predictions: NDArray[np.int64]  # positions that need logits over the vocabulary
     embeddings: NDArray[np.int64]  # <|embed|> tokens
     transcripts: NDArray[np.int64]  # tokens of ctc targets
@@ -33,20 +38,25 @@ class Sizes:
     squares: NDArray[np.int64]  # sum of squared segment lengths, for the cost of attention
     image_tokens: NDArray[np.int64]  # that the image stem makes, each picture counted once
     audio_tokens: NDArray[np.int64]  # that the audio stem makes, each clip counted once
-    oversize: NDArray[np.bool_]  # refused: longer than a sequence, or a clip shorter than its ctc target
+    oversize: NDArray[
+        np.bool_
+    ]  # refused: longer than a sequence, or a clip shorter than its ctc target
     refused_tokens: NDArray[np.int64]  # [refused], how long they are
 
 
-# Totals of a sequence, in the order in which `Sizes.totals` gives them.
+# Totals of a sequence, in the order in which `SampleSizes.totals` gives them.
 TOTALS = (
-    "tokens", "targets", "predictions", "embeddings", "transcripts", "classes", "squares", "image_tokens",
+    "tokens", "targets", "predictions", "embeddings", "transcripts", "classes", "squares",
+    "image_tokens",
     "audio_tokens",
 )  # fmt: skip
 
 
 def text_fields(tasks: list[TaskConfig]) -> list[str]:
     """Text fields the tasks read, in order, each once."""
-    return list(dict.fromkeys(name for task in tasks for name in task.fields() if not is_media(name)))
+    return list(
+        dict.fromkeys(name for task in tasks for name in task.fields() if not is_media(name))
+    )
 
 
 class SampleMeasure:
@@ -67,26 +77,28 @@ class SampleMeasure:
     def __init__(
         self,
         config: SetConfig,
-        corpus: Corpus,
-        text_tokens: dict[str, Derived],
+        dataset: Dataset,
+        text_tokens: dict[str, CachedArray],
         tokenizer: Tokenizer,
         media: MediaConfig,
         seq_len: int,
     ) -> None:
-        self._tasks, self._corpus, self._text_tokens = config.tasks, corpus, text_tokens
+        self._tasks, self._dataset, self._text_tokens = config.tasks, dataset, text_tokens
         self._media, self._seq_len = media, seq_len
         self._prompts = [len(tokenizer.encode(task.prompt)) for task in config.tasks]
         self._fields = list(dict.fromkeys(name for task in config.tasks for name in task.fields()))
         for field in self._fields:
-            corpus.check_field(field)
+            dataset.check_field(field)
 
-    def sizes(self, samples: NDArray[np.int64]) -> Sizes:
+    def sizes(self, samples: NDArray[np.int64]) -> SampleSizes:
         """Sizes of the numbered samples."""
         tokens = {field: self._field_tokens(field, samples) for field in self._fields}
         zero = np.zeros(len(samples), np.int64)
-        sizes = Sizes(
-            tokens=zero, targets=zero.astype(np.float64), predictions=zero, embeddings=zero, transcripts=zero,
-            classes=zero, squares=zero, image_tokens=zero, audio_tokens=zero, oversize=zero.astype(bool),
+        sizes = SampleSizes(
+            tokens=zero, targets=zero.astype(np.float64), predictions=zero, embeddings=zero,
+            transcripts=zero,
+            classes=zero, squares=zero, image_tokens=zero, audio_tokens=zero,
+            oversize=zero.astype(bool),
             refused_tokens=zero[:0],
         )  # fmt: skip
         used: set[str] = set()
@@ -108,7 +120,9 @@ class SampleMeasure:
                 segments = [tokens[task.input[0]]]
                 sizes.transcripts = sizes.transcripts + has * tokens[task.target]
                 sizes.predictions = sizes.predictions + has * tokens[task.input[0]]
-                sizes.oversize = sizes.oversize | (has & (tokens[task.input[0]] < tokens[task.target]))
+                sizes.oversize = sizes.oversize | (
+                    has & (tokens[task.input[0]] < tokens[task.target])
+                )
             else:
                 segments = [sum((tokens[field] for field in task.input), zero + 1 + prompt)]
                 sizes.classes = sizes.classes + has
@@ -139,7 +153,7 @@ class SampleMeasure:
 
     def grid(self, field: str, sample: int) -> tuple[int, int]:
         """(rows, columns) that were planned for a picture, before any EXIF turn."""
-        facts = self._corpus.facts(field, np.array([sample]))[0]
+        facts = self._dataset.facts(field, np.array([sample]))[0]
         return self._media.image_grid(int(facts["b"]), int(facts["a"]))
 
     def _field_tokens(self, field: str, samples: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -147,7 +161,7 @@ class SampleMeasure:
         if not is_media(field):
             counts = self._text_tokens[field].array[samples]
             return np.where(counts == ABSENT, -1, counts.astype(np.int64))
-        facts = self._corpus.facts(field, samples)
+        facts = self._dataset.facts(field, samples)
         a, b = facts["a"].astype(np.int64), np.maximum(facts["b"].astype(np.int64), 1)
         if field.startswith("image"):
             rows, columns = self._media.image_grid(b, np.maximum(a, 1))

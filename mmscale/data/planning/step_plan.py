@@ -1,4 +1,6 @@
-"""The plan of a run's data: what every step holds, and which rank reads it, before a byte of payload is read."""
+"""The plan of a run's data: what every step holds, and which rank reads it, before a byte of
+payload is read.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,11 @@ from numpy.typing import NDArray
 
 from mmscale import prf
 from mmscale.config import Config, SetConfig
-from mmscale.data.index.dataset import Corpus
+from mmscale.data.index.dataset import Dataset
 from mmscale.data.index.json_field import parse_json
 from mmscale.data.planning import mixture
-from mmscale.data.planning.array_cache import DerivedFiles
-from mmscale.data.planning.editions import DataHistory
+from mmscale.data.planning.array_cache import ArrayCache
+from mmscale.data.planning.editions import EditionHistory
 from mmscale.data.planning.epoch_order import (
     COUNT_VERSION,
     GroupCounts,
@@ -25,7 +27,7 @@ from mmscale.data.planning.epoch_order import (
     choose_group_blocks,
     count_groups,
 )
-from mmscale.data.planning.mixture_schedule import Change, Schedule
+from mmscale.data.planning.mixture_schedule import Change, MixtureSchedule
 from mmscale.data.planning.rank_balance import deal
 from mmscale.data.planning.sample_sizes import TOTALS, SampleMeasure, text_fields
 from mmscale.data.planning.token_counts import ABSENT, token_counts
@@ -44,7 +46,7 @@ class PlannedSet:
 
     name: str
     config: SetConfig
-    corpus: Corpus
+    dataset: Dataset
     measure: SampleMeasure
     counts: GroupCounts
     order: SequenceOrder
@@ -88,15 +90,15 @@ class Plan:
         progress: show bars while lengths are measured for the first time.
 
     Raises:
-        UserError: a set cannot be opened, none of its samples can be used, or it holds other shards than when
-            the run was stopped.
+        UserError: a set cannot be opened, none of its samples can be used, or it holds other shards
+            than when the run was stopped.
     """
 
     def __init__(
         self,
         config: Config,
         tokenizer: Tokenizer,
-        history: DataHistory | None = None,
+        history: EditionHistory | None = None,
         resume_step: int = 0,
         progress: bool = False,
     ) -> None:
@@ -107,13 +109,17 @@ class Plan:
         for name, set_config in config.data.sets.items():
             self.sets.append(_open_set(name, set_config, config, tokenizer, tasks, progress))
             tasks += len(set_config.tasks)
-        self.history = history or DataHistory()
+        self.history = history or EditionHistory()
         for one in self.sets:
             self.history.resume(
-                one.name, one.corpus, one.order.sequences_per_epoch, resume_step, config.data.accept_changes
+                one.name,
+                one.dataset,
+                one.order.sequences_per_epoch,
+                resume_step,
+                config.data.accept_changes,
             )
         changes = _changes(config, self.history)
-        self._schedule = Schedule(
+        self._schedule = MixtureSchedule(
             [one.name for one in self.sets], changes, [one.config.max_epochs for one in self.sets]
         )
         self._flops = Flops(config.model, config.media, len(tokenizer))
@@ -134,7 +140,9 @@ class Plan:
 
     @property
     def steps(self) -> int | None:
-        """Whole steps there are before every set was repeated as often as it may be; None: without end."""
+        """Whole steps there are before every set was repeated as often as it may be; None: without
+        end.
+        """
         end = self._schedule.end
         return None if end is None else end // self.sequences
 
@@ -142,7 +150,8 @@ class Plan:
         """What step ``step`` ≥ 0 holds.
 
         Raises:
-            UserError: the data ends before it, or it was drawn from shards that have been exchanged since.
+            UserError: the data ends before it, or it was drawn from shards that have been exchanged
+                since.
         """
         found = self._steps.get(step)
         if found is None:
@@ -152,7 +161,9 @@ class Plan:
         return found
 
     def share(self, step: int, rank: int, world: int) -> list[PlannedSequence]:
-        """The sequences of one rank: equally many on every rank, at costs as equal as can be (see `deal`)."""
+        """The sequences of one rank: equally many on every rank, at costs as equal as can be (see
+        `deal`).
+        """
         sequences = self.step(step).sequences
         if self._dealt[:2] != (step, world):
             self._dealt = (step, world, deal([one.cost for one in sequences], world))
@@ -164,10 +175,11 @@ class Plan:
         return {one.name: epochs for one, epochs in zip(self.sets, seen, strict=True)}
 
     def fingerprint(self, step: int) -> str:
-        """Identity of all that decided the steps before ``step``: equal fingerprints mean equal batches.
+        """Identity of all that decided the steps before ``step``: equal fingerprints mean equal
+        batches.
 
-        What begins later (a change of weights, a new set, an edition) is not in it, so a run may be resumed
-        after such an addition.
+        What begins later (a change of weights, a new set, an edition) is not in it, so a run may be
+        resumed after such an addition.
         """
         phases = self._schedule.facts(step * self.sequences)
         used = {name for _, shares in phases for name in shares}
@@ -175,7 +187,9 @@ class Plan:
             one.name: {
                 "tasks": [asdict(task) for task in one.config.tasks],
                 "augment": asdict(one.config.augment),
-                "editions": [asdict(e) for e in self.history.editions[one.name] if e.from_step < step],
+                "editions": [
+                    asdict(e) for e in self.history.editions[one.name] if e.from_step < step
+                ],
             }
             for one in self.sets
             if one.name in used
@@ -196,19 +210,27 @@ class Plan:
             planned = self.sets[turn.set_index]
             if not turn.current:
                 raise UserError(
-                    f"step {step}: drawn from shards of data.sets.{planned.name} that were exchanged since; "
+                    f"step {step}: drawn from shards of data.sets.{planned.name} that were "
+                    "exchanged since; "
                     "restore them to look at it"
                 )
             samples, totals = planned.order.sequence(turn.epoch, turn.inside)
             of = dict(zip(TOTALS, totals, strict=True))
             cost = self._flops.sequence(
                 tokens=of["tokens"], squares=of["squares"], image_tokens=of["image_tokens"],
-                audio_tokens=of["audio_tokens"], targets=of["predictions"], embeddings=of["embeddings"],
+                audio_tokens=of["audio_tokens"], targets=of["predictions"],
+                embeddings=of["embeddings"],
             )  # fmt: skip
             before = int(counted[TOTALS.index("embeddings")])
             sequences.append(
                 PlannedSequence(
-                    number, turn.set_index, turn.epoch, samples, int(of["tokens"]), before, float(cost)
+                    number,
+                    turn.set_index,
+                    turn.epoch,
+                    samples,
+                    int(of["tokens"]),
+                    before,
+                    float(cost),
                 )
             )
             counted += totals
@@ -220,7 +242,9 @@ class Plan:
 
 
 def check_world(sequences: int, world: int) -> None:
-    """Raise `UserError` listing the world sizes that work if ``world`` ranks cannot share a step equally."""
+    """Raise `UserError` listing the world sizes that work if ``world`` ranks cannot share a step
+    equally.
+    """
     if sequences % world:
         fitting = [str(n) for n in range(1, sequences + 1) if sequences % n == 0]
         raise UserError(
@@ -230,56 +254,72 @@ def check_world(sequences: int, world: int) -> None:
 
 
 def _open_set(
-    name: str, set_config: SetConfig, config: Config, tokenizer: Tokenizer, first_task: int, progress: bool
+    name: str,
+    set_config: SetConfig,
+    config: Config,
+    tokenizer: Tokenizer,
+    first_task: int,
+    progress: bool,
 ) -> PlannedSet:
     data = config.data
-    corpus = Corpus.open(set_config.shards, data.cache)
-    derived = DerivedFiles([corpus.manifests[0].root / "index", data.cache.folder() / "derived"])
-    counts = token_counts(corpus, text_fields(set_config.tasks), tokenizer, derived, progress)
+    dataset = Dataset.open(set_config.shards, data.cache)
+    derived = ArrayCache([dataset.manifests[0].root / "index", data.cache.folder() / "derived"])
+    counts = token_counts(dataset, text_fields(set_config.tasks), tokenizer, derived, progress)
     for field, counted in counts.items():
         if not _appears(counted.array):
-            raise UserError(f"data.sets.{name}.tasks: no sample has {field}{_instead(corpus, field)}")
-    measure = SampleMeasure(set_config, corpus, counts, tokenizer, config.media, data.seq_len)
-    blocks = data.group_blocks or _group_blocks(set_config, config, corpus, tokenizer, measure, derived)
-    layout = Layout(len(corpus), data.block, blocks)
-    groups = _group_counts(name, set_config, config, corpus, tokenizer, layout, measure, derived, progress)
+            raise UserError(
+                f"data.sets.{name}.tasks: no sample has {field}{_instead(dataset, field)}"
+            )
+    measure = SampleMeasure(set_config, dataset, counts, tokenizer, config.media, data.seq_len)
+    blocks = data.group_blocks or _group_blocks(
+        set_config, config, dataset, tokenizer, measure, derived
+    )
+    layout = Layout(len(dataset), data.block, blocks)
+    groups = _group_counts(
+        name, set_config, config, dataset, tokenizer, layout, measure, derived, progress
+    )
     order = SequenceOrder(
         layout, groups.sequences, measure, data.seq_len, window_groups=data.window_groups,
         key=prf.derive_key(config.seed, "order", name),
     )  # fmt: skip
-    return PlannedSet(name, set_config, corpus, measure, groups, order, first_task)
+    return PlannedSet(name, set_config, dataset, measure, groups, order, first_task)
 
 
 def _appears(counts: NDArray[np.uint32]) -> bool:
     """Whether any sample has the text; looks no further than the first."""
-    return any((counts[start : start + _LOOK] != ABSENT).any() for start in range(0, len(counts), _LOOK))
+    return any(
+        (counts[start : start + _LOOK] != ABSENT).any() for start in range(0, len(counts), _LOOK)
+    )
 
 
-def _instead(corpus: Corpus, field: str) -> str:
+def _instead(dataset: Dataset, field: str) -> str:
     """What the first sample's JSON has, where ``field`` is a path in it."""
     try:
-        found = parse_json(corpus.read(field, 0).decode()) if field.startswith("json.") else None
+        found = parse_json(dataset.read(field, 0).decode()) if field.startswith("json.") else None
     except (SampleFault, UnicodeDecodeError):
         return ""
     return f"; the first one's JSON has {', '.join(found)}"[:200] if isinstance(found, dict) else ""
 
 
 def _group_blocks(
-    set_config: SetConfig, config: Config, corpus: Corpus, tokenizer: Tokenizer, measure: SampleMeasure,
-    derived: DerivedFiles,
+    set_config: SetConfig, config: Config, dataset: Dataset, tokenizer: Tokenizer, measure:
+    SampleMeasure,
+    derived: ArrayCache,
 ) -> int:  # fmt: skip
     """The kept choice of a group's size, or a new one: making it reads the index in many places."""
-    depends = _depends(set_config, config, corpus, tokenizer, [config.data.seq_len, config.data.block])
+    depends = _depends(
+        set_config, config, dataset, tokenizer, [config.data.seq_len, config.data.block]
+    )
     file = derived.name("group", *depends)
     kept = derived.load(file, np.int64, 1)
     if kept is None:
-        chosen = choose_group_blocks(len(corpus), config.data.block, measure, config.data.seq_len)
+        chosen = choose_group_blocks(len(dataset), config.data.block, measure, config.data.seq_len)
         kept = derived.save(file, np.array([chosen], np.int64))
     return int(kept.array[0])
 
 
 def _depends(
-    set_config: SetConfig, config: Config, corpus: Corpus, tokenizer: Tokenizer, sizes: list[int]
+    set_config: SetConfig, config: Config, dataset: Dataset, tokenizer: Tokenizer, sizes: list[int]
 ) -> list[str]:
     """Everything the packing of a set depends on, but for the seed."""
     facts = {
@@ -288,17 +328,18 @@ def _depends(
         "tasks": [asdict(task) for task in set_config.tasks],
         "sizes": sizes,
     }
-    return [json.dumps(facts, sort_keys=True), tokenizer.digest, *corpus.digests]
+    return [json.dumps(facts, sort_keys=True), tokenizer.digest, *dataset.digests]
 
 
 def _group_counts(
-    name: str, set_config: SetConfig, config: Config, corpus: Corpus, tokenizer: Tokenizer, layout: Layout,
-    measure: SampleMeasure, derived: DerivedFiles, progress: bool,
+    name: str, set_config: SetConfig, config: Config, dataset: Dataset, tokenizer: Tokenizer,
+    layout: Layout,
+    measure: SampleMeasure, derived: ArrayCache, progress: bool,
 ) -> GroupCounts:  # fmt: skip
     """Kept counts, or new ones. Raises `UserError` if no sample can be used."""
     data = config.data
     sizes = [data.seq_len, data.block, layout.group_blocks]
-    file = derived.name("counts", *_depends(set_config, config, corpus, tokenizer, sizes))
+    file = derived.name("counts", *_depends(set_config, config, dataset, tokenizer, sizes))
     kept = derived.load(file, np.int64, 4 + layout.groups)
     if kept is None:
         found = count_groups(layout, measure, data.seq_len, available_cores(), progress, name)
@@ -316,7 +357,7 @@ def _group_counts(
     return found
 
 
-def _changes(config: Config, history: DataHistory) -> list[Change]:
+def _changes(config: Config, history: EditionHistory) -> list[Change]:
     """Weights and editions in order of their steps, as changes at positions."""
     data = config.data
     weights = {0: {name: one.weight for name, one in data.sets.items()}}

@@ -1,9 +1,9 @@
 """Remote files, read forward through fsspec, whatever the network does on the way.
 
-A transfer that fails in passing (connection refused, reset or silent, body cut short, HTTP 408, 425, 429 and
-5xx, S3's SlowDown and the like) is taken up at the byte reached, after a pause that doubles with every failure
-in a row. None of fsspec's caches is used; its file systems are made anew in every process, because their event
-loop does not survive a fork.
+A transfer that fails in passing (connection refused, reset or silent, body cut short, HTTP 408,
+425, 429 and 5xx, S3's SlowDown and the like) is taken up at the byte reached, after a pause that
+doubles with every failure in a row. None of fsspec's caches is used; its file systems are made anew
+in every process, because their event loop does not survive a fork.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
 
 class RemoteFault(Exception):
-    """A remote file cannot be fetched, or only after too many failures. The text is the reason, without URL."""
+    """A remote file cannot be fetched, or only after too many failures. The text is the reason,
+    without URL.
+    """
 
 
 class RemoteFile(io.RawIOBase):
@@ -72,7 +74,9 @@ class RemoteFile(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fill ``buffer`` from its start with what is at hand, at least one byte; 0 at the end of the file."""
+        """Fill ``buffer`` from its start with what is at hand, at least one byte; 0 at the end of
+        the file.
+        """
         view = memoryview(buffer)[: self.size - self._at]
         if not view:
             return 0
@@ -127,7 +131,9 @@ class _Failures:
         self._url, self._most, self._count = url, most, 0
 
     def add(self, error: Exception) -> None:
-        """Count a failure and wait before the next attempt; raises `RemoteFault` if there is to be none."""
+        """Count a failure and wait before the next attempt; raises `RemoteFault` if there is to be
+        none.
+        """
         if isinstance(error, UserError | AssertionError):
             raise error
         fault = diagnose(error)
@@ -145,7 +151,9 @@ class _Failures:
 
 @contextmanager
 def open_remote(url: str, retries: int, remedy: str = _REMEDY) -> Iterator[RemoteFile]:
-    """A `RemoteFile` for code that cannot do without it: failures are `UserError`s that end with ``remedy``."""
+    """A `RemoteFile` for code that cannot do without it: failures are `UserError`s that end with
+    ``remedy``.
+    """
     try:
         with RemoteFile(url, retries) as file:
             yield file
@@ -190,13 +198,17 @@ def list_shards(base: str, retries: int) -> list[str]:
 
 
 def check_remote(url: str) -> None:
-    """Raise `UserError` if ``url`` is not taken or the library for its scheme is missing; asks no server."""
+    """Raise `UserError` if ``url`` is not taken or the library for its scheme is missing; asks no
+    server.
+    """
     check_url(url)
     file_system(url)
 
 
 def file_system(url: str) -> Any:
-    """This process's fsspec file system for ``url``. Raises `UserError` where its library is not installed."""
+    """This process's fsspec file system for ``url``. Raises `UserError` where its library is not
+    installed.
+    """
     scheme = url.partition("://")[0]
     assert scheme in SCHEMES, "check_url was not called"
     options: dict[str, Any] = {"use_listings_cache": False}
@@ -210,7 +222,8 @@ def file_system(url: str) -> Any:
         system = fsspec.filesystem(scheme, **options)
     except ImportError as error:
         raise UserError(
-            f"{scheme}:// needs the Python package {error.name}; run `pip install 'mmscale[remote]'`"
+            f"{scheme}:// needs the Python package {error.name}; run `pip install "
+            "'mmscale[remote]'`"
         ) from None
     if scheme == "s3":
         system.retries = 1
@@ -218,7 +231,9 @@ def file_system(url: str) -> Any:
 
 
 class _Body(Protocol):
-    """The bytes of a remote file from some offset on. ``version`` changes with the content, where it is told."""
+    """The bytes of a remote file from some offset on. ``version`` changes with the content, where
+    it is told.
+    """
 
     size: int
     version: str
@@ -310,14 +325,18 @@ async def _get(system: Any, url: str, at: int) -> Any:
 
 
 async def _web_client(loop: asyncio.AbstractEventLoop, **options: Any) -> Any:
-    """An aiohttp session that heeds the environment's proxies and ~/.netrc, as other programs do."""
+    """An aiohttp session that heeds the environment's proxies and ~/.netrc, as other programs
+    do.
+    """
     import aiohttp
 
     return aiohttp.ClientSession(loop=loop, **({"trust_env": True} | options))
 
 
 def _pause(url: str, failures: int, wait_s: float | None) -> float:
-    """Seconds before the next attempt: as long as the server says, or doubling, spread by a keyed draw."""
+    """Seconds before the next attempt: as long as the server says, or doubling, spread by a keyed
+    draw.
+    """
     if wait_s is not None:
         return min(wait_s, _LONGEST_PAUSE_S)
     spread = prf.Draws(prf.derive_key("retry", url, failures)).uniform(0.5, 1.0)

@@ -1,7 +1,7 @@
 """What went wrong with a remote file, and whether trying again may help.
 
-Reasons are made from status codes, errno and exception types alone. The libraries' own messages are not
-repeated, because they may hold signed URLs and request headers.
+Reasons are made from status codes, errno and exception types alone. The libraries' own messages are
+not repeated, because they may hold signed URLs and request headers.
 """
 
 from __future__ import annotations
@@ -30,9 +30,17 @@ _LASTING_ERRNO = {
     getattr(errno, "EREMCHG", errno.ENOENT),
 }
 _PASSING_STATUS = {408, 425, 429}
-# Of these libraries, exceptions that are no OSError and have no status are failures of the connection, but for
-# those whose name tells otherwise.
-_NETWORK_LIBRARIES = {"aiohttp", "aiobotocore", "botocore", "httpcore", "httpx", "requests", "urllib3"}
+# Of these libraries, exceptions that are no OSError and have no status are failures of the
+# connection, but for those whose name tells otherwise.
+_NETWORK_LIBRARIES = {
+    "aiohttp",
+    "aiobotocore",
+    "botocore",
+    "httpcore",
+    "httpx",
+    "requests",
+    "urllib3",
+}
 _CREDENTIALS = "no usable credentials; the environment gives none"
 _LASTING_NAMES = {
     "DefaultCredentialsError": _CREDENTIALS,
@@ -48,7 +56,9 @@ _LASTING_NAMES = {
 
 @dataclass(frozen=True)
 class Fault:
-    """``reason`` in a few words; ``passing``: try again, after ``wait_s`` seconds if the server named a time."""
+    """``reason`` in a few words; ``passing``: try again, after ``wait_s`` seconds if the server
+    named a time.
+    """
 
     reason: str
     passing: bool
@@ -62,7 +72,9 @@ class HttpError(Exception):
         super().__init__(status)
         self.status = status
         # The other form, a date, would need the server's clock; it gets the usual pause.
-        self.wait_s = float(retry_after) if retry_after.isdecimal() and len(retry_after) < 10 else None
+        self.wait_s = (
+            float(retry_after) if retry_after.isdecimal() and len(retry_after) < 10 else None
+        )
 
 
 class Interrupted(Exception):
@@ -70,7 +82,9 @@ class Interrupted(Exception):
 
 
 class Unusable(Exception):
-    """What the server gave cannot be used, and will not change by asking again. The text is the reason."""
+    """What the server gave cannot be used, and will not change by asking again. The text is the
+    reason.
+    """
 
 
 def diagnose(error: Exception) -> Fault:
@@ -95,7 +109,9 @@ def diagnose(error: Exception) -> Fault:
 
 
 def _status(error: Exception) -> int | None:
-    """The HTTP status an exception carries: ours, gcsfs's, huggingface_hub's or, behind s3fs's, botocore's."""
+    """The HTTP status an exception carries: ours, gcsfs's, huggingface_hub's or, behind s3fs's,
+    botocore's.
+    """
     answer = getattr(error.__cause__, "response", None)
     if isinstance(answer, dict):
         found = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")

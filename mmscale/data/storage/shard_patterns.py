@@ -1,4 +1,6 @@
-"""From the ``shards`` list of a config to folders, local or remote, and the shards wanted of each."""
+"""From the ``shards`` list of a config to folders, local or remote, and the shards wanted of
+each.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,11 @@ _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 
 
 def expand(patterns: list[str]) -> list[str]:
-    """Expand lists and braces: ``@FILE`` (see `read_list`), ``{a,b}`` and ``{0000..0012}`` as a shell does.
+    """Expand lists and braces: ``@FILE`` (see `read_list`), ``{a,b}`` and ``{0000..0012}`` as a
+    shell does.
 
-    A range is inclusive and zero-padded as written. A name that exists as it is written is not expanded.
+    A range is inclusive and zero-padded as written. A name that exists as it is written is not
+    expanded.
 
     Raises `UserError` naming a pattern that is malformed or stands for more than `MAX_NAMES` names.
     """
@@ -30,7 +34,8 @@ def expand(patterns: list[str]) -> list[str]:
 
 
 def read_list(path: Path) -> list[str]:
-    """The entries of a text file: one a line, ``#`` starts a comment line; relative names are relative to it.
+    """The entries of a text file: one a line, ``#`` starts a comment line; relative names are
+    relative to it.
 
     Raises `UserError` naming the file or the line.
     """
@@ -39,18 +44,24 @@ def read_list(path: Path) -> list[str]:
             content = file.read(_MAX_LIST_BYTES + 1)
         lines = content.decode("utf-8").splitlines()
     except OSError as error:
-        raise UserError(f"@{path}: the list cannot be read ({error.strerror}); check the path") from None
+        raise UserError(
+            f"@{path}: the list cannot be read ({error.strerror}); check the path"
+        ) from None
     except UnicodeDecodeError:
         raise UserError(f"@{path}: the list is not UTF-8; save it as plain text") from None
     if len(content) > _MAX_LIST_BYTES:
-        raise UserError(f"@{path}: the list is over {_MAX_LIST_BYTES} bytes; name folders instead of shards")
+        raise UserError(
+            f"@{path}: the list is over {_MAX_LIST_BYTES} bytes; name folders instead of shards"
+        )
     entries = []
     for number, line in enumerate(lines, start=1):
         entry = line.strip()
         if not entry or entry.startswith("#"):
             continue
         if entry.startswith("@"):
-            raise UserError(f"@{path}: line {number} names another list; name that one in the config too")
+            raise UserError(
+                f"@{path}: line {number} names another list; name that one in the config too"
+            )
         entries.append(entry if is_url(entry) else os.path.join(path.parent, entry))
     if not entries:
         raise UserError(f"@{path}: the list is empty; write one folder, shard or pattern a line")
@@ -58,12 +69,13 @@ def read_list(path: Path) -> list[str]:
 
 
 def group_by_folder(names: list[str]) -> list[tuple[Path | str, list[str] | None]]:
-    """Each folder with the shards wanted of it, or None for all of them; in the order of first mention.
+    """Each folder with the shards wanted of it, or None for all of them; in the order of first
+    mention.
 
     A remote folder is given as its URL.
 
-    Raises `UserError` for a name that is no URL that is taken, and neither a folder nor an existing ``.tar``
-    file, and for a shard that is named twice.
+    Raises `UserError` for a name that is no URL that is taken, and neither a folder nor an existing
+    ``.tar`` file, and for a shard that is named twice.
     """
     if not names:
         raise UserError("shards: empty; name a folder, a file or a brace pattern of tar shards")
@@ -120,7 +132,9 @@ def _expand_one(pattern: str) -> Iterator[str]:
         count *= len(choices[-1])
     literals.append(pattern[at:])
     if any(mark in literal for literal in literals for mark in "{}"):
-        raise UserError(f"{pattern}: braces do not pair up or are nested; write {{a,b}} or {{0000..0012}}")
+        raise UserError(
+            f"{pattern}: braces do not pair up or are nested; write {{a,b}} or {{0000..0012}}"
+        )
     _check_count(count, pattern)
     for chosen in itertools.product(*choices):
         yield "".join(itertools.chain(*zip(literals, chosen, strict=False))) + literals[-1]
@@ -131,10 +145,14 @@ def _choices(inside: str, pattern: str) -> list[str]:
         return inside.split(",")
     match = _RANGE.fullmatch(inside)
     if match is None:
-        raise UserError(f"{pattern}: {{{inside}}} is no brace pattern; write {{a,b}} or {{0000..0012}}")
+        raise UserError(
+            f"{pattern}: {{{inside}}} is no brace pattern; write {{a,b}} or {{0000..0012}}"
+        )
     first, last = int(match[1]), int(match[2])
     if first > last:
-        raise UserError(f"{pattern}: the range {{{inside}}} runs backwards; write the smaller number first")
+        raise UserError(
+            f"{pattern}: the range {{{inside}}} runs backwards; write the smaller number first"
+        )
     _check_count(last - first + 1, pattern)
     # As in a shell, a leading zero on either side pads all numbers to one width.
     padded = any(len(number) > 1 and number.startswith("0") for number in match.groups())
@@ -144,4 +162,6 @@ def _choices(inside: str, pattern: str) -> list[str]:
 
 def _check_count(count: int, pattern: str) -> None:
     if count > MAX_NAMES:
-        raise UserError(f"{pattern}: stands for {count} names (limit {MAX_NAMES}); name the folder instead")
+        raise UserError(
+            f"{pattern}: stands for {count} names (limit {MAX_NAMES}); name the folder instead"
+        )

@@ -23,7 +23,7 @@ from PIL import Image
 from mmscale.config import MediaConfig
 from mmscale.data.index import build_index as index_module
 from mmscale.data.index import index_writer
-from mmscale.data.index.build_index import build_index, verify
+from mmscale.data.index.build_index import build_index, verify_shards
 from mmscale.data.index.manifest import Manifest
 from mmscale.data.index.probe import probe
 from mmscale.data.index.tar_headers import scan
@@ -40,7 +40,8 @@ def manifest(folder: Path) -> Manifest:
     return build_index(folder, MediaConfig(), progress=False)
 
 
-# -- broken samples --------------------------------------------------------------------------------------
+# -- broken samples
+# --------------------------------------------------------------------------------------
 
 BROKEN: Samples = {
     "picture": {"png": b"no picture", "txt": b"x"},
@@ -60,7 +61,10 @@ def test_broken_samples_are_left_out_and_listed(tmp_path: Path) -> None:
     manifest = build_index(write_shards(tmp_path, mixed, 3), media, progress=False)
     assert [manifest.key(i) for i in range(len(manifest))] == ["good1", "good2"]
     assert [manifest.shard_of(i) for i in range(2)] == [0, 3]
-    lines = [json.loads(line) for line in (tmp_path / "index" / "problems.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "index" / "problems.jsonl").read_text().splitlines()
+    ]
     reasons = {line["key"]: line["reason"] for line in lines}
     assert manifest.problem_count == len(lines) == len(BROKEN) and reasons.keys() == BROKEN.keys()
     for key, word in {
@@ -74,7 +78,11 @@ def test_broken_samples_are_left_out_and_listed(tmp_path: Path) -> None:
         "big": "9000 bytes are over media.max_file_bytes=8000",
     }.items():
         assert word in reasons[key]
-    where = {member.name: member.offset for path in sorted(tmp_path.glob("*.tar")) for member in scan(path)}
+    where = {
+        member.name: member.offset
+        for path in sorted(tmp_path.glob("*.tar"))
+        for member in scan(path)
+    }
     for line in lines:
         assert line["offset"] == where[f"{line['key']}.{line['field']}"]
     warnings = list(manifest.problems())
@@ -90,12 +98,18 @@ def test_large_pictures_are_judged_by_our_limit_alone(monkeypatch: pytest.Monkey
         probe("image", picture(50, 60), MediaConfig(max_image_pixels=2999))
 
 
-def test_oversized_members_are_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_shards(tmp_path, {"1": {"txt": b"1" * (3 << 20)}, "2": {"txt": b"2"}, "3": {"mp4": bytes(3 << 20)}})
+def test_oversized_members_are_not_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shards(
+        tmp_path, {"1": {"txt": b"1" * (3 << 20)}, "2": {"txt": b"2"}, "3": {"mp4": bytes(3 << 20)}}
+    )
     reads: list[int] = []
     read = index_module._HashingReader.read
     monkeypatch.setattr(
-        index_module._HashingReader, "read", lambda self, size: reads.append(size) or read(self, size)
+        index_module._HashingReader,
+        "read",
+        lambda self, size: reads.append(size) or read(self, size),
     )
     manifest = build_index(tmp_path, MediaConfig(max_file_bytes=1000), progress=False)
     assert max(reads) <= 1 << 20
@@ -120,7 +134,8 @@ def test_too_many_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(index_writer, "MAX_FIELDS", 3)
     write_shards(tmp_path, {str(n): {f"{n}.png": picture(1, 1)} for n in range(4)})
     with pytest.raises(
-        UserError, match=r"shard-000001.tar: field '3.png' is one of more than 3; .*write other dots"
+        UserError,
+        match=r"shard-000001.tar: field '3.png' is one of more than 3; .*write other dots",
     ):
         build_index(tmp_path, MediaConfig(), progress=False)
 
@@ -133,10 +148,13 @@ def test_no_usable_sample(tmp_path: Path) -> None:
         build_index(tmp_path, MediaConfig(), progress=False)
 
 
-# -- building it -----------------------------------------------------------------------------------------
+# -- building it
+# -----------------------------------------------------------------------------------------
 
 
-def test_a_new_index_replaces_the_old_and_readers_keep_theirs(folder: Path, manifest: Manifest) -> None:
+def test_a_new_index_replaces_the_old_and_readers_keep_theirs(
+    folder: Path, manifest: Manifest
+) -> None:
     png = manifest.column("png")
     before = png.tolist()
     write_shards(folder / "more", {"z": {"txt": b"z"}})
@@ -180,11 +198,14 @@ def test_folders_without_shards(tmp_path: Path) -> None:
         build_index(tmp_path, MediaConfig(), progress=False)
 
 
-def test_compressed_shards_are_refused_with_the_command_also_beside_plain_ones(folder: Path) -> None:
+def test_compressed_shards_are_refused_with_the_command_also_beside_plain_ones(
+    folder: Path,
+) -> None:
     plain = next(folder.glob("*.tar"))
     (folder / "more.tar.gz").write_bytes(gzip.compress(plain.read_bytes()))
     with pytest.raises(
-        UserError, match=r"more\.tar\.gz.*a gzip-compressed archive.*run: gzip -dc < \S+more\.tar\.gz"
+        UserError,
+        match=r"more\.tar\.gz.*a gzip-compressed archive.*run: gzip -dc < \S+more\.tar\.gz",
     ):
         build_index(folder, MediaConfig(), progress=False)
     (folder / "more.tar.gz").write_bytes(plain.read_bytes())
@@ -194,11 +215,12 @@ def test_compressed_shards_are_refused_with_the_command_also_beside_plain_ones(f
         build_index(folder, MediaConfig(), progress=False)
 
 
-# -- verify ----------------------------------------------------------------------------------------------
+# -- verify
+# ----------------------------------------------------------------------------------------------
 
 
 def test_verify_finds_nothing_in_sound_shards(folder: Path, manifest: Manifest) -> None:
-    assert verify(folder) == []
+    assert verify_shards(folder) == []
 
 
 def test_verify_names_shard_and_key_of_a_flipped_bit(folder: Path, manifest: Manifest) -> None:
@@ -207,7 +229,7 @@ def test_verify_names_shard_and_key_of_a_flipped_bit(folder: Path, manifest: Man
     raw = bytearray(shard.read_bytes())
     raw[int(facts["offset"]) + 50] ^= 1
     shard.write_bytes(raw)
-    faults = verify(folder)
+    faults = verify_shards(folder)
     assert faults == [
         f"{shard}: byte {facts['offset']}: sample 'd': wav: differs from the index",
         f"{shard}: SHA-256 differs from the index",
@@ -217,9 +239,11 @@ def test_verify_names_shard_and_key_of_a_flipped_bit(folder: Path, manifest: Man
 def test_verify_sees_a_flip_outside_of_payloads(folder: Path, manifest: Manifest) -> None:
     shard = shard_path(manifest, 2)
     raw = bytearray(shard.read_bytes())
-    raw[int(manifest.column("png")[4]["offset"] + manifest.column("png")[4]["size"])] ^= 1  # padding
+    raw[int(manifest.column("png")[4]["offset"] + manifest.column("png")[4]["size"])] ^= (
+        1  # padding
+    )
     shard.write_bytes(raw)
-    assert verify(folder) == [f"{shard}: SHA-256 differs from the index"]
+    assert verify_shards(folder) == [f"{shard}: SHA-256 differs from the index"]
 
 
 def test_verify_names_missing_cut_and_added_shards(folder: Path, manifest: Manifest) -> None:
@@ -227,14 +251,16 @@ def test_verify_names_missing_cut_and_added_shards(folder: Path, manifest: Manif
     (folder / "z.tar").write_bytes(third.read_bytes())
     third.unlink()
     second.write_bytes(second.read_bytes()[:1000])
-    faults = verify(folder)
+    faults = verify_shards(folder)
     assert [fault.split(": ")[0] for fault in faults] == [
         f"{folder / 'z.tar'}",
         f"{second}",
         f"{second}",
         f"{third}",
     ]
-    assert "not in the index" in faults[0] and "1000 bytes, but" in faults[1] and "byte " in faults[2]
+    assert (
+        "not in the index" in faults[0] and "1000 bytes, but" in faults[1] and "byte " in faults[2]
+    )
     assert not any(str(first) in fault for fault in faults)
 
 
@@ -243,6 +269,6 @@ def test_verify_sees_damage_of_the_index_itself(folder: Path, manifest: Manifest
     column = np.load(path)
     column["crc"][0] ^= 1
     np.save(path, column)
-    assert [fault.split(": ", 2)[2] for fault in verify(folder)] == [
+    assert [fault.split(": ", 2)[2] for fault in verify_shards(folder)] == [
         "sample 'a': txt: differs from the index"
     ]

@@ -1,4 +1,6 @@
-"""Shards as other programs write them: what the index holds is what the webdataset library reads."""
+"""Shards as other programs write them: what the index holds is what the webdataset library
+reads.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from tars import FORMATS, member, read_with_webdataset, write_tar
 
 from mmscale.config import MediaConfig
 from mmscale.data.index.build_index import build_index
-from mmscale.data.index.dataset import Corpus
+from mmscale.data.index.dataset import Dataset
 from mmscale.data.index.manifest import Manifest
 from mmscale.data.index.tar_headers import scan
 from mmscale.errors import UserError
@@ -78,7 +80,9 @@ def indexed(folder: Path) -> dict[str, dict[str, bytes]]:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_python_tarfile(tmp_path: Path, format: str) -> None:
-    members = SAMPLES | (NOT_ASCII if format != "ustar" else {}) | (LONG if format != "ustar" else {})
+    members = (
+        SAMPLES | (NOT_ASCII if format != "ustar" else {}) | (LONG if format != "ustar" else {})
+    )
     path = write_tar(tmp_path / "s.tar", members, FORMATS[format])
     expected = read_with_webdataset(path)
     assert sum(len(fields) for fields in expected.values()) == len(members)
@@ -104,7 +108,8 @@ def test_tar_program_with_directories(tmp_path: Path, format: str) -> None:
     (tmp_path / "shards").mkdir()
     path = tmp_path / "shards" / "s.tar"
     subprocess.run(
-        [program, f"--format={format}", "--sort=name", "-C", tmp_path / "tree", "-cf", path, "."], check=True
+        [program, f"--format={format}", "--sort=name", "-C", tmp_path / "tree", "-cf", path, "."],
+        check=True,
     )
     with tarfile.open(path) as archive:
         assert any(one.isdir() for one in archive)
@@ -134,19 +139,27 @@ def test_webdatasets_own_writer(tmp_path: Path) -> None:
 
 
 def test_missing_modalities_and_empty_members(tmp_path: Path) -> None:
-    members = {"1.png": PNG, "1.txt": b"", "2.txt": b"alone", "3.wav": WAV, "4.png": PNG, "4.wav": WAV}
+    members = {
+        "1.png": PNG,
+        "1.txt": b"",
+        "2.txt": b"alone",
+        "3.wav": WAV,
+        "4.png": PNG,
+        "4.wav": WAV,
+    }
     path = write_tar(tmp_path / "s.tar", members)
     assert indexed(tmp_path) == read_with_webdataset(path)
-    corpus = Corpus([Manifest.open(tmp_path)])
-    every = np.arange(len(corpus))
+    dataset = Dataset([Manifest.open(tmp_path)])
+    every = np.arange(len(dataset))
     # A text of no bytes is a text; a member that is not there is none.
-    assert (corpus.facts("text", every)["offset"] > 0).tolist() == [True, True, False, False]
-    assert corpus.text("text", 0) == "" and corpus.text("text", 1) == "alone"
-    assert (corpus.facts("image", every)["offset"] > 0).tolist() == [True, False, False, True]
+    assert (dataset.facts("text", every)["offset"] > 0).tolist() == [True, True, False, False]
+    assert dataset.text("text", 0) == "" and dataset.text("text", 1) == "alone"
+    assert (dataset.facts("image", every)["offset"] > 0).tolist() == [True, False, False, True]
 
 
 @pytest.mark.parametrize(
-    "ending", ["png", "jpg", "webp", "gif", "bmp", "tif", "wav", "flac", "ogg", "opus", "mp3", "json"]
+    "ending",
+    ["png", "jpg", "webp", "gif", "bmp", "tif", "wav", "flac", "ogg", "opus", "mp3", "json"],
 )
 def test_an_empty_medium_leaves_its_sample_out_by_name(tmp_path: Path, ending: str) -> None:
     write_tar(tmp_path / "s.tar", {f"empty.{ending}": b"", "empty.txt": b"one", "good.txt": b"two"})

@@ -1,4 +1,6 @@
-"""The index as it is read: exact facts, field references, damage and change noticed, views of some shards."""
+"""The index as it is read: exact facts, field references, damage and change noticed, views of some
+shards.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ def manifest(folder: Path) -> Manifest:
     return build_index(folder, MediaConfig(), progress=False)
 
 
-# -- what the index says ---------------------------------------------------------------------------------
+# -- what the index says
+# ---------------------------------------------------------------------------------
 
 
 def test_every_byte_of_every_sample_is_found(folder: Path, manifest: Manifest) -> None:
@@ -71,7 +74,9 @@ def test_header_facts(manifest: Manifest) -> None:
     assert facts("png", 0) == (5, 7) and facts("jpg", 1) == (11, 3) and facts("webp", 4) == (8, 8)
     assert facts("flac", 2) == (1000, 8000) and facts("wav", 3) == (44, 22050)
     assert facts("txt", 0) == (6, 0) and facts("json", 0) == (12, 0) and facts("cls", 2) == (1, 0)
-    assert facts("txt", 1) == (0, 0) and manifest.column("txt")[1]["offset"] > 0  # empty is not absent
+    assert (
+        facts("txt", 1) == (0, 0) and manifest.column("txt")[1]["offset"] > 0
+    )  # empty is not absent
     assert facts("bin", 3) == (0, 0) and manifest.column("png").dtype == np.dtype(FACTS)
 
 
@@ -88,7 +93,8 @@ def test_digest_is_of_the_content_only(tmp_path: Path, manifest: Manifest) -> No
     assert manifest.digest != changed.digest
 
 
-# -- field references ------------------------------------------------------------------------------------
+# -- field references
+# ------------------------------------------------------------------------------------
 
 
 def test_locate_takes_the_first_ending_a_sample_has(manifest: Manifest) -> None:
@@ -108,8 +114,12 @@ def test_text_falls_back(tmp_path: Path) -> None:
 
 
 def test_locate_lists_the_fields_there_are(tmp_path: Path) -> None:
-    manifest = build_index(write_shards(tmp_path, {"1": {"txt": b"1"}}), MediaConfig(), progress=False)
-    with pytest.raises(UserError, match=f"{tmp_path}: no sample has field 'image'; fields there are: txt"):
+    manifest = build_index(
+        write_shards(tmp_path, {"1": {"txt": b"1"}}), MediaConfig(), progress=False
+    )
+    with pytest.raises(
+        UserError, match=f"{tmp_path}: no sample has field 'image'; fields there are: txt"
+    ):
         manifest.locate("image")
     with pytest.raises(UserError, match=r"unknown field 'video'; use image"):
         manifest.locate("video")
@@ -117,12 +127,14 @@ def test_locate_lists_the_fields_there_are(tmp_path: Path) -> None:
 
 def test_kinds() -> None:
     kinds = [
-        kind_of(field) for field in ("0.png", "a.b.opus", "tiff", "text", "json", "cls", "npy", "pngx", "")
+        kind_of(field)
+        for field in ("0.png", "a.b.opus", "tiff", "text", "json", "cls", "npy", "pngx", "")
     ]
     assert kinds == ["image", "audio", "image", "text", "json", "cls", None, None, None]
 
 
-# -- opening it ------------------------------------------------------------------------------------------
+# -- opening it
+# ------------------------------------------------------------------------------------------
 
 
 def test_missing_index_names_the_command(folder: Path) -> None:
@@ -165,7 +177,9 @@ def test_changed_shards_are_noticed(folder: Path, manifest: Manifest) -> None:
 )
 def test_tampered_head_is_damage(folder: Path, manifest: Manifest, changes: dict[str, Any]) -> None:
     edit_json(folder, **changes)
-    with pytest.raises(UserError, match=r"manifest\.json: the index is damaged; run `mmscale data index"):
+    with pytest.raises(
+        UserError, match=r"manifest\.json: the index is damaged; run `mmscale data index"
+    ):
         Manifest.open(folder)
 
 
@@ -199,7 +213,8 @@ def test_other_version(folder: Path, manifest: Manifest) -> None:
         Manifest.open(folder)
 
 
-# -- some of the shards ----------------------------------------------------------------------------------
+# -- some of the shards
+# ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chosen", [[0], [2], [0, 1], [1, 2], [0, 2], [0, 1, 2]])
@@ -217,7 +232,9 @@ def test_restrict(manifest: Manifest, chosen: list[int]) -> None:
 def test_restrict_twice_is_restrict_once(manifest: Manifest) -> None:
     first, _, last = manifest.shards
     twice = manifest.restrict([first, last]).restrict([last])
-    assert twice.digest == manifest.restrict([last]).digest and twice.key(0) == "e" and len(twice) == 1
+    assert (
+        twice.digest == manifest.restrict([last]).digest and twice.key(0) == "e" and len(twice) == 1
+    )
 
 
 def test_restrict_names_an_unknown_shard(folder: Path, manifest: Manifest) -> None:
@@ -282,6 +299,14 @@ def test_brace_patterns(tmp_path: Path) -> None:
     assert expand(["{a,b}-{1..2}"]) == ["a-1", "a-2", "b-1", "b-2"]
     (tmp_path / "{x}").mkdir()
     assert expand([f"{tmp_path}/{{x}}"]) == [f"{tmp_path}/{{x}}"]
-    for pattern in ("{a", "a}", "{{a,b},c}", "{abc}", "{5..1}", "{0..9999999}", "{1..1000}{1..1000}{1..2}"):
+    for pattern in (
+        "{a",
+        "a}",
+        "{{a,b},c}",
+        "{abc}",
+        "{5..1}",
+        "{0..9999999}",
+        "{1..1000}{1..1000}{1..2}",
+    ):
         with pytest.raises(UserError, match="; "):
             expand([pattern])

@@ -21,7 +21,7 @@ from servers import FaultyServer, serve
 from mmscale import prf
 from mmscale.config import CacheConfig
 from mmscale.data.index import shard_cache
-from mmscale.data.index.byte_reader import ByteStore, ShardFault
+from mmscale.data.index.byte_reader import ByteReader, ShardFault
 from mmscale.data.index.index_files import Shard
 from mmscale.data.index.manifest import ShardPlace
 from mmscale.data.index.shard_cache import PATIENCE, ShardCache
@@ -147,13 +147,13 @@ def test_a_copy_that_lost_a_bit_is_fetched_again_once(
     shard, settings = make_shard(folder, 1), config(tmp_path)
     place, whole = ShardPlace(server.url, shard), (folder / "1.tar").read_bytes()
     wanted = whole[100:200], zlib.crc32(whole[100:200])
-    store = ByteStore(settings)
+    store = ByteReader(settings)
     assert store.read(place, 100, 100, wanted[1]) == wanted[0]
     copy = tmp_path / "cache" / "shards" / shard.sha256[:2] / f"{shard.sha256}.tar"
     with open(copy, "r+b") as file:
         file.seek(150)
         file.write(bytes([whole[150] ^ 1]))
-    for one in (store, ByteStore(settings)):
+    for one in (store, ByteReader(settings)):
         assert one.read(place, 100, 100, wanted[1]) == wanted[0]
     assert copy.read_bytes() == whole and server.counts() == {"1.tar": 2}
     # An index that asks for other bytes than the shard has is not answered by fetching for ever.
@@ -163,7 +163,9 @@ def test_a_copy_that_lost_a_bit_is_fetched_again_once(
     assert server.counts() == {"1.tar": 2}
 
 
-def test_same_name_other_content_is_another_copy(tmp_path: Path, folder: Path, server: FaultyServer) -> None:
+def test_same_name_other_content_is_another_copy(
+    tmp_path: Path, folder: Path, server: FaultyServer
+) -> None:
     cache = ShardCache(config(tmp_path))
     first = make_shard(folder, 1)
     before = read(cache, server, first)
@@ -193,7 +195,9 @@ def test_a_shard_of_another_size_is_refused(
 ) -> None:
     shard = make_shard(folder, 1)
     server.always["1.tar"] = ("length", claimed)
-    with pytest.raises(RemoteFault, match=rf"^it has {claimed} bytes, but {SIZE} when it was indexed$"):
+    with pytest.raises(
+        RemoteFault, match=rf"^it has {claimed} bytes, but {SIZE} when it was indexed$"
+    ):
         read(ShardCache(config(tmp_path)), server, shard)
 
 
@@ -206,7 +210,9 @@ def test_transfer_survives_drops(tmp_path: Path, folder: Path, server: FaultySer
     assert data == (folder / "1.tar").read_bytes()
 
 
-def test_a_failure_is_remembered_for_a_while(tmp_path: Path, folder: Path, server: FaultyServer) -> None:
+def test_a_failure_is_remembered_for_a_while(
+    tmp_path: Path, folder: Path, server: FaultyServer
+) -> None:
     shard, cache = make_shard(folder, 1), ShardCache(config(tmp_path))
     server.always["1.tar"] = ("status", 404)
     for _ in range(PATIENCE + 1):
@@ -231,7 +237,9 @@ def test_processes_that_race_fetch_once(tmp_path: Path, folder: Path, server: Fa
     assert server.counts() == {"1.tar": 1} and kept(settings) == [f"{shard.sha256}.tar"]
 
 
-def test_waiting_processes_share_the_failure(tmp_path: Path, folder: Path, server: FaultyServer) -> None:
+def test_waiting_processes_share_the_failure(
+    tmp_path: Path, folder: Path, server: FaultyServer
+) -> None:
     shard, settings = make_shard(folder, 1), config(tmp_path)
     part = tmp_path / "cache" / "shards" / shard.sha256[:2] / f"{shard.sha256}.part"
     part.parent.mkdir(parents=True)
@@ -262,7 +270,9 @@ def test_a_killed_download_leaves_nothing_in_the_way(
     assert kept(settings) == [f"{shard.sha256}.tar"]
 
 
-def test_abandoned_parts_do_not_take_room(tmp_path: Path, folder: Path, server: FaultyServer) -> None:
+def test_abandoned_parts_do_not_take_room(
+    tmp_path: Path, folder: Path, server: FaultyServer
+) -> None:
     lost, shard = make_shard(folder, 1), make_shard(folder, 2)
     settings = config(tmp_path, shards=1.5)
     server.faults.append(("1.tar", "slow", 1000))
@@ -286,10 +296,12 @@ def test_least_recently_used_goes_first(tmp_path: Path, folder: Path, server: Fa
     assert server.counts() == {"0.tar": 1, "1.tar": 2, "2.tar": 1, "3.tar": 1}
 
 
-def test_readers_go_on_when_their_copy_is_removed(tmp_path: Path, folder: Path, server: FaultyServer) -> None:
+def test_readers_go_on_when_their_copy_is_removed(
+    tmp_path: Path, folder: Path, server: FaultyServer
+) -> None:
     shards = [make_shard(folder, number) for number in range(2)]
     settings = config(tmp_path, shards=1)
-    stores = [ByteStore(settings), ByteStore(settings)]
+    stores = [ByteReader(settings), ByteReader(settings)]
     data = [(folder / shard.name).read_bytes() for shard in shards]
     for at in range(0, 5000, 100):
         for number, store in enumerate(stores):
@@ -298,11 +310,15 @@ def test_readers_go_on_when_their_copy_is_removed(tmp_path: Path, folder: Path, 
             assert store.read(place, at, 100, zlib.crc32(expected)) == expected
     assert kept(settings) == [f"{shards[1].sha256}.tar"] and len(server.requests) == 2
     again = pickle.loads(pickle.dumps(stores[0]))  # a new process needs it again
-    assert again.read(ShardPlace(server.url, shards[0]), 0, 9, zlib.crc32(data[0][:9])) == data[0][:9]
+    assert (
+        again.read(ShardPlace(server.url, shards[0]), 0, 9, zlib.crc32(data[0][:9])) == data[0][:9]
+    )
     assert server.counts() == {"0.tar": 2, "1.tar": 1}
 
 
-def test_many_processes_under_a_tight_limit(tmp_path: Path, folder: Path, server: FaultyServer) -> None:
+def test_many_processes_under_a_tight_limit(
+    tmp_path: Path, folder: Path, server: FaultyServer
+) -> None:
     shards = [make_shard(folder, number) for number in range(6)]
     settings = config(tmp_path, shards=2)
     turns = [shards[k:] + shards[:k] for k in range(4)]
@@ -312,7 +328,9 @@ def test_many_processes_under_a_tight_limit(tmp_path: Path, folder: Path, server
     assert sum(held) <= 2 * SIZE and all(size in (0, SIZE) for size in held)
 
 
-def test_room_promised_to_others_is_waited_for(tmp_path: Path, folder: Path, server: FaultyServer) -> None:
+def test_room_promised_to_others_is_waited_for(
+    tmp_path: Path, folder: Path, server: FaultyServer
+) -> None:
     slow, shard = make_shard(folder, 1), make_shard(folder, 2)
     settings = config(tmp_path, shards=1)
     server.faults.append(("1.tar", "slow", 1000))
@@ -330,12 +348,14 @@ def test_check_names_the_key(tmp_path: Path) -> None:
     shards = [Shard("a.tar", 10, "0" * 64, 1), Shard("b.tar", SIZE, "1" * 64, 1)]
     ShardCache(config(tmp_path, shards=1)).check(shards)
     with pytest.raises(
-        UserError, match=r"^data\.cache\.max_gb: 0\.0001 is less than the shard b\.tar of 0\.0002 GB"
+        UserError,
+        match=r"^data\.cache\.max_gb: 0\.0001 is less than the shard b\.tar of 0\.0002 GB",
     ):
         ShardCache(config(tmp_path, shards=0.5)).check(shards)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(
-        UserError, match=r"^data\.cache\.dir: .*file/cache/shards cannot be used \(Not a directory\)"
+        UserError,
+        match=r"^data\.cache\.dir: .*file/cache/shards cannot be used \(Not a directory\)",
     ):
         ShardCache(CacheConfig(dir=str(tmp_path / "file" / "cache"))).check(shards)
 
@@ -352,5 +372,5 @@ def test_a_full_disk_is_a_fault_with_its_reason(
     with pytest.raises(
         SampleFault, match=r"^shard 1\.tar cannot be fetched \(the cache .*: No space left on"
     ):
-        ByteStore(settings).read(ShardPlace(server.url, shard), 0, 1, 0)
+        ByteReader(settings).read(ShardPlace(server.url, shard), 0, 1, 0)
     assert kept(settings) == []

@@ -33,7 +33,9 @@ def read_with_scan(path: Path) -> dict[str, dict[str, bytes]]:
     samples: dict[str, dict[str, bytes]] = {}
     raw = path.read_bytes()
     for member in scan(path):
-        samples.setdefault(member.key, {})[member.field] = raw[member.offset : member.offset + member.size]
+        samples.setdefault(member.key, {})[member.field] = raw[
+            member.offset : member.offset + member.size
+        ]
     return samples
 
 
@@ -64,7 +66,11 @@ def test_same_samples_as_webdataset(tmp_path: Path, format: str) -> None:
     if format != "ustar":
         members["d" * 180 + ".png"] = b"no slash to split at"
         members["图片/数字.png"] = b"not ASCII"
-    members |= {"README": b"no extension", "__info__/shard.json": b"metadata", "__shard__": b"metadata"}
+    members |= {
+        "README": b"no extension",
+        "__info__/shard.json": b"metadata",
+        "__shard__": b"metadata",
+    }
     path = write_tar(tmp_path / "s.tar", members, FORMATS[format])
     expected = read_with_webdataset(path)
     assert len(expected) == (4 if format == "ustar" else 6)
@@ -74,7 +80,12 @@ def test_same_samples_as_webdataset(tmp_path: Path, format: str) -> None:
 def test_members_point_at_their_payload(shard: Path) -> None:
     with tarfile.open(shard) as archive:
         expected = [
-            Member(info.name, *info.name.replace("TXT", "txt").split(".", 1), info.offset_data, info.size)
+            Member(
+                info.name,
+                *info.name.replace("TXT", "txt").split(".", 1),
+                info.offset_data,
+                info.size,
+            )
             for info in archive.getmembers()
             if "sub.d" not in info.name
         ]
@@ -87,9 +98,19 @@ def test_directories_and_hidden_files_are_skipped(tmp_path: Path) -> None:
         folder = tarfile.TarInfo("cats")
         folder.type, folder.size = tarfile.DIRTYPE, 0
         archive.addfile(folder)
-        for name in ("cats/.DS_Store", "cats/._1.png", "cats/1.png", "cats/noext", "cats/1.txt", "cats/dot."):
+        for name in (
+            "cats/.DS_Store",
+            "cats/._1.png",
+            "cats/1.png",
+            "cats/noext",
+            "cats/1.txt",
+            "cats/dot.",
+        ):
             archive.addfile(tarfile.TarInfo(name))
-    assert [(member.key, member.field) for member in scan(path)] == [("cats/1", "png"), ("cats/1", "txt")]
+    assert [(member.key, member.field) for member in scan(path)] == [
+        ("cats/1", "png"),
+        ("cats/1", "txt"),
+    ]
 
 
 def test_gnu_base_256_size_is_read(shard: Path) -> None:
@@ -134,12 +155,17 @@ def test_a_first_name_like_a_magic_number_is_no_compression(tmp_path: Path) -> N
 
 def test_truncation_anywhere_is_refused(shard: Path) -> None:
     raw = shard.read_bytes()
-    end = len(raw.rstrip(b"\0")) // BLOCK * BLOCK + BLOCK + 2 * BLOCK  # last payload block and end marker
+    end = (
+        len(raw.rstrip(b"\0")) // BLOCK * BLOCK + BLOCK + 2 * BLOCK
+    )  # last payload block and end marker
     assert list(scan(shard))
     for size in range(0, end, 100):
         shard.write_bytes(raw[:size])
         message = refusal(shard)
-        assert any(word in message for word in ("cut short", "more than the whole file")), (size, message)
+        assert any(word in message for word in ("cut short", "more than the whole file")), (
+            size,
+            message,
+        )
 
 
 def test_cut_between_members_is_refused(shard: Path) -> None:
@@ -238,7 +264,8 @@ def test_extended_header_is_bounded_before_it_is_read(shard: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"9 path=a", b"99 path=a\n", b"path=a\n", b"0 path=a\n", b"-9 path=a\n", b"11 pathname\n"]
+    "body",
+    [b"9 path=a", b"99 path=a\n", b"path=a\n", b"0 path=a\n", b"-9 path=a\n", b"11 pathname\n"],
 )
 def test_malformed_pax_records(tmp_path: Path, body: bytes) -> None:
     path = write_tar(tmp_path / "s.tar", {"x": body, "1.png": b"1"}, tarfile.USTAR_FORMAT)
@@ -263,7 +290,9 @@ def test_extended_header_without_member(tmp_path: Path) -> None:
 def test_two_names_for_one_member(tmp_path: Path, first: str, second: str, words: str) -> None:
     bodies = {"L": b"long.png\0", "x": b"16 path=pax.png\n"}
     path = write_tar(
-        tmp_path / "s.tar", {"a": bodies[first], "b": bodies[second], "1.png": b""}, FORMATS["ustar"]
+        tmp_path / "s.tar",
+        {"a": bodies[first], "b": bodies[second], "1.png": b""},
+        FORMATS["ustar"],
     )
     patch_header(path, 0, 156, first.encode())
     patch_header(path, 2 * BLOCK, 156, second.encode())
@@ -322,4 +351,6 @@ def test_damaged_bytes_give_members_or_a_user_error(
     except UserError as error:
         assert str(path) in str(error)
     else:
-        assert all(one.offset > 0 and one.offset + one.size <= path.stat().st_size for one in members)
+        assert all(
+            one.offset > 0 and one.offset + one.size <= path.stat().st_size for one in members
+        )

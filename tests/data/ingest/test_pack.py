@@ -36,7 +36,10 @@ def read_all(folder: Path) -> Samples:
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.tar"))}
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.glob("*.tar"))
+    }
 
 
 def quietly(source: Path, out: Path, **options) -> Manifest:
@@ -70,7 +73,8 @@ def write_table(folder: Path, text: str, name: str = "table.csv") -> Path:
     return folder / name
 
 
-# -- ShardWriter -----------------------------------------------------------------------------------------
+# -- ShardWriter
+# -----------------------------------------------------------------------------------------
 
 
 def test_writer_splits_by_samples(tmp_path: Path) -> None:
@@ -92,7 +96,12 @@ def test_writer_splits_by_bytes(tmp_path: Path) -> None:
         for number, size in enumerate([512] * 9 + [limit]):
             writer.write(str(number), {"bin": bytes(size)})
     counts = [len(list(scan(path))) for path in writer.paths]
-    assert counts == [4, 4, 1, 1]  # two blocks a sample and two at the end; the last is over the limit alone
+    assert counts == [
+        4,
+        4,
+        1,
+        1,
+    ]  # two blocks a sample and two at the end; the last is over the limit alone
 
 
 def test_shards_hold_nothing_of_this_machine(tmp_path: Path) -> None:
@@ -103,7 +112,14 @@ def test_shards_hold_nothing_of_this_machine(tmp_path: Path) -> None:
     assert checksums(tmp_path / "one") == checksums(tmp_path / "two")
     with tarfile.open(tmp_path / "one" / "shard-000000.tar") as archive:
         (info,) = archive.getmembers()
-    assert (info.mtime, info.uid, info.gid, info.uname, info.gname, info.mode) == (0, 0, 0, "", "", 0o644)
+    assert (info.mtime, info.uid, info.gid, info.uname, info.gname, info.mode) == (
+        0,
+        0,
+        0,
+        "",
+        "",
+        0o644,
+    )
 
 
 def test_pax_headers_only_where_needed(tmp_path: Path) -> None:
@@ -115,14 +131,20 @@ def test_pax_headers_only_where_needed(tmp_path: Path) -> None:
         with tarfile.open(path) as archive:
             headers.append(sorted(archive.getmembers()[0].pax_headers))
     assert headers == [[], ["path"], ["path"]]
-    assert [next(scan(path)).key for path in writer.paths] == ["plain", "数字", "d/" * 30 + "n" * 90]
+    assert [next(scan(path)).key for path in writer.paths] == [
+        "plain",
+        "数字",
+        "d/" * 30 + "n" * 90,
+    ]
 
 
 def test_a_failed_writer_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), ShardWriter(tmp_path, samples_per_shard=1) as writer:
         writer.write("1", {"txt": b"1"})
         writer.write("2", {"txt": b"2"})
-        assert (tmp_path / "shard-000000.tar").exists() and not (tmp_path / "shard-000001.tar").exists()
+        assert (tmp_path / "shard-000000.tar").exists() and not (
+            tmp_path / "shard-000001.tar"
+        ).exists()
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
 
@@ -170,13 +192,18 @@ def test_writer_refuses_duplicates_and_existing_shards(tmp_path: Path) -> None:
     assert (tmp_path / "shard-000000.tar").read_bytes() == b"mine"
 
 
-# -- folders ---------------------------------------------------------------------------------------------
+# -- folders
+# ---------------------------------------------------------------------------------------------
 
 
 def test_pack_folder(folder: Path, tmp_path: Path) -> None:
     manifest = quietly(folder, tmp_path / "out", samples_per_shard=4)
     samples = read_all(tmp_path / "out")
-    assert len(manifest) == len(samples) == 10 and len(manifest.shards) == 3 and manifest.problem_count == 0
+    assert (
+        len(manifest) == len(samples) == 10
+        and len(manifest.shards) == 3
+        and manifest.problem_count == 0
+    )
     assert samples["cat/0"]["png"] == (folder / "cat" / "0.PNG").read_bytes()  # bytes untouched
     assert samples["cat/0"]["txt"] == b"a cat"
     assert json.loads(samples["cat/0"]["json"]) == {"label": "cat"}
@@ -213,7 +240,9 @@ def test_folder_faults_name_the_file(folder: Path, tmp_path: Path) -> None:
         quietly(folder, out)
     (folder / "cat" / "2.txt").unlink()
     (folder / "linked").symlink_to(tmp_path)
-    with pytest.raises(UserError, match=r"/linked: a link to a folder, which is not followed; copy"):
+    with pytest.raises(
+        UserError, match=r"/linked: a link to a folder, which is not followed; copy"
+    ):
         quietly(folder, out)
     (folder / "linked").unlink()
     with pytest.raises(UserError, match=r"bytes are over media\.max_file_bytes=9"):
@@ -236,7 +265,9 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over(
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(UserError, match=r"cat/deep: cannot be read \(Permission denied\); check its rights"):
+    with pytest.raises(
+        UserError, match=r"cat/deep: cannot be read \(Permission denied\); check its rights"
+    ):
         quietly(folder, tmp_path / "out")
 
 
@@ -257,12 +288,15 @@ def test_out_that_holds_shards_is_left_alone(folder: Path, tmp_path: Path, exist
     path = tmp_path / "out" / existing
     path.parent.mkdir(parents=True)
     path.write_bytes(b"mine")
-    with pytest.raises(UserError, match=f"{tmp_path / 'out'}: already holds .*; name an empty folder"):
+    with pytest.raises(
+        UserError, match=f"{tmp_path / 'out'}: already holds .*; name an empty folder"
+    ):
         quietly(folder, tmp_path / "out")
     assert [entry for entry in (tmp_path / "out").rglob("*") if entry.is_file()] == [path]
 
 
-# -- tables ----------------------------------------------------------------------------------------------
+# -- tables
+# ----------------------------------------------------------------------------------------------
 
 CSV = """key,image,audio,text,cls,speaker,note
 first,1.png,sub/2.flac,"hello, ""you"" 你",3,bob,
@@ -292,7 +326,9 @@ def test_pack_jsonl(tmp_path: Path) -> None:
         {"image": "1.png", "text": "一", "cls": 7, "tags": ["x"], "score": 0.5},
         {"text": "only text", "image": None},
     ]
-    table = write_table(tmp_path / "src", "\n\n".join(json.dumps(row) for row in rows) + "\n", "t.jsonl")
+    table = write_table(
+        tmp_path / "src", "\n\n".join(json.dumps(row) for row in rows) + "\n", "t.jsonl"
+    )
     quietly(table, tmp_path / "out")
     samples = read_all(tmp_path / "out")
     assert set(samples) == {"00000001", "00000003"}  # by line
@@ -353,7 +389,10 @@ def test_bad_rows_are_named(tmp_path: Path, row: str, words: str) -> None:
         (b'{"image": ["a.png"]}', r"row 2: image 1 of 1 'a\.png': no such file"),
         (b'{"image": [null]}', "row 2: image 1 of 1 is empty"),
         (b'{"text": "a", "x": {"y": [Infinity]}}', "row 2: column 'x' is infinite"),
-        (b'{"text": "a", "x": ' + b"[" * 700 + b"]" * 700 + b"}", "row 2: column 'x': nested too deep"),
+        (
+            b'{"text": "a", "x": ' + b"[" * 700 + b"]" * 700 + b"}",
+            "row 2: column 'x': nested too deep",
+        ),
         (b'{"image": true}', "row 2: image is true; write a string"),
         (b'{"text": "\\ud800"}', "row 2: holds half of a surrogate pair"),
         (b'{"image": "a\\u0000.png"}', "row 2: image .*no such file"),
@@ -422,7 +461,9 @@ def test_lists_become_numbered_fields(tmp_path: Path) -> None:
         "note": [],
         "nan": float("nan"),
     }
-    table = write_table(tmp_path / "src", json.dumps(row) + '\n{"image": [], "text": "alone"}', "t.jsonl")
+    table = write_table(
+        tmp_path / "src", json.dumps(row) + '\n{"image": [], "text": "alone"}', "t.jsonl"
+    )
     manifest = quietly(table, tmp_path / "out")
     picture_bytes = (tmp_path / "src" / "1.png").read_bytes()
     samples = read_all(tmp_path / "out")

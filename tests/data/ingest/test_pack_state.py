@@ -1,4 +1,6 @@
-"""Parallel and resumable: the same bytes for any workers, after any kill; what changed is refused by name."""
+"""Parallel and resumable: the same bytes for any workers, after any kill; what changed is refused
+by name.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,15 @@ import pyarrow.parquet as pq
 import pytest
 from indexed import picture, sound
 from PIL import Image
-from tests.data.ingest.test_pack import checksums, quietly, read_all
 
 from mmscale.config import MediaConfig
-from mmscale.data.index.build_index import has_index, verify
+from mmscale.data.index.build_index import has_index, verify_shards
 from mmscale.data.index.tar_headers import scan
 from mmscale.data.ingest import pack as pack_module
 from mmscale.data.ingest.pack_state import FOLDER, PackState
 from mmscale.data.worker_pool import WorkerPool
 from mmscale.errors import UserError
+from tests.data.ingest.test_pack import checksums, quietly, read_all
 
 
 @pytest.fixture
@@ -52,7 +54,9 @@ class Stop(Exception):
     """Raised by the tests in the midst of a pack."""
 
 
-def stop_after(monkeypatch: pytest.MonkeyPatch, source: Path, out: Path, shards: int, **options) -> None:
+def stop_after(
+    monkeypatch: pytest.MonkeyPatch, source: Path, out: Path, shards: int, **options
+) -> None:
     """A pack that ends with an exception once so many shards are complete."""
     add = PackState.add
 
@@ -75,7 +79,8 @@ def inodes(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_ino for path in folder.glob("*.tar")}
 
 
-# -- parallel --------------------------------------------------------------------------------------------
+# -- parallel
+# --------------------------------------------------------------------------------------------
 
 
 def test_shards_are_the_same_for_any_workers(source: Path, tmp_path: Path) -> None:
@@ -84,7 +89,7 @@ def test_shards_are_the_same_for_any_workers(source: Path, tmp_path: Path) -> No
     expected = checksums(tmp_path / "out-1")
     assert len(expected) == 7
     assert expected == checksums(tmp_path / "out-2") == checksums(tmp_path / "out-5")
-    assert verify(tmp_path / "out-5") == []
+    assert verify_shards(tmp_path / "out-5") == []
 
 
 def test_workers_and_sizes_are_checked(source: Path, tmp_path: Path) -> None:
@@ -120,15 +125,22 @@ def die(number: int) -> None:
 
 
 def test_a_worker_that_is_killed_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"a worker process was killed.*fewer workers"), WorkerPool(2) as pool:
+    with (
+        pytest.raises(UserError, match=r"a worker process was killed.*fewer workers"),
+        WorkerPool(2) as pool,
+    ):
         list(pool.run(die, range(8), 8))
 
 
-# -- resume ----------------------------------------------------------------------------------------------
+# -- resume
+# ----------------------------------------------------------------------------------------------
 
 
 def test_an_interrupted_pack_shows_nothing_and_continues(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     quietly(source, tmp_path / "whole", samples_per_shard=2)
     out = tmp_path / "out"
@@ -158,7 +170,11 @@ def test_an_interrupted_pack_shows_nothing_and_continues(
     ],
 )
 def test_other_options_are_refused(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, float], words: str
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, float],
+    words: str,
 ) -> None:
     out = tmp_path / "out"
     stop_after(monkeypatch, source, out, shards=3)
@@ -205,7 +221,9 @@ def test_a_change_in_what_is_packed_is_refused_elsewhere_it_is_taken(
     assert (sample["png"] == picture(9, 99)) == (change == "picture")
 
 
-def test_a_row_more_is_refused(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_more_is_refused(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stop_after(monkeypatch, source, tmp_path / "out", shards=1)
     with open(source, "a") as file:
         file.write('{"text": "one more"}\n')
@@ -248,13 +266,17 @@ def test_foreign_shards_are_refused_beside_an_unfinished_pack(
     for path in (out / "mine.tar", out / "shard-000009.tar", out / "index" / "manifest.json"):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"mine")
-        with pytest.raises(UserError, match=rf"{out}: already holds .*; name an empty folder or remove"):
+        with pytest.raises(
+            UserError, match=rf"{out}: already holds .*; name an empty folder or remove"
+        ):
             quietly(source, out, samples_per_shard=2)
         assert path.read_bytes() == b"mine"
         path.unlink()
 
 
-def test_two_at_once_are_refused(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_at_once_are_refused(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     stop_after(monkeypatch, source, out, shards=2)
     plan = json.loads((out / FOLDER / "plan.json").read_text())
@@ -284,7 +306,7 @@ def test_a_kill_while_shards_move_out_is_continued(
         quietly(source, out, samples_per_shard=2)
     assert len(inodes(out)) == moved
     quietly(source, out, samples_per_shard=2)
-    assert checksums(out) == checksums(tmp_path / "whole") and verify(out) == []
+    assert checksums(out) == checksums(tmp_path / "whole") and verify_shards(out) == []
 
 
 def test_a_limit_that_left_no_sample_is_raised_without_packing_again(tmp_path: Path) -> None:
@@ -298,7 +320,8 @@ def test_a_limit_that_left_no_sample_is_raised_without_packing_again(tmp_path: P
     assert before == inodes(tmp_path / "out") and not (tmp_path / "out" / FOLDER).exists()
 
 
-# -- SIGKILL ---------------------------------------------------------------------------------------------
+# -- SIGKILL
+# ---------------------------------------------------------------------------------------------
 
 ROWS, PER_SHARD = 600, 3
 
@@ -307,7 +330,9 @@ def big_table(folder: Path, kind: str) -> Path:
     texts = [f"row {row}" * 20 for row in range(ROWS)]
     pictures = [picture(row % 60 + 1, row % 7 + 1) for row in range(ROWS)]
     if kind == "parquet":
-        pq.write_table(pa.table({"text": texts, "image": pictures}), folder / "t.parquet", row_group_size=50)
+        pq.write_table(
+            pa.table({"text": texts, "image": pictures}), folder / "t.parquet", row_group_size=50
+        )
         return folder / "t.parquet"
     for row, data in enumerate(pictures):
         (folder / f"{row}.png").write_bytes(data)
@@ -368,9 +393,12 @@ def test_sigkill_and_the_same_command_again(tmp_path: Path, kind: str) -> None:
         while any(is_running(pid) for pid in workers_then):
             assert time.monotonic() < deadline, "a worker outlived its parent"
             time.sleep(0.01)
-        assert [path.name for path in out.iterdir()] == [FOLDER]  # neither shards nor an index to be seen
+        assert [path.name for path in out.iterdir()] == [
+            FOLDER
+        ]  # neither shards nor an index to be seen
         complete = inodes(out / FOLDER)
-        # Each kill may fall between a shard's record and its rename; the shard is then written again.
+        # Each kill may fall between a shard's record and its rename; the shard is then written
+        # again.
         assert wanted - kills <= len(complete) < ROWS // PER_SHARD
         assert complete.items() > kept.items()
         kept = complete
@@ -381,7 +409,7 @@ def test_sigkill_and_the_same_command_again(tmp_path: Path, kind: str) -> None:
     assert inodes(out).items() > kept.items()
     assert checksums(out) == checksums(tmp_path / "whole")
     assert sorted(path.name for path in out.iterdir() if path.suffix != ".tar") == ["index"]
-    assert verify(out) == []
+    assert verify_shards(out) == []
 
 
 def test_a_full_disk_is_one_line_and_can_be_mended(source: Path, tmp_path: Path) -> None:
@@ -397,13 +425,17 @@ def test_a_full_disk_is_one_line_and_can_be_mended(source: Path, tmp_path: Path)
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)),
         )
         assert done.returncode == 2 and "Traceback" not in done.stderr
-        assert f"{tmp_path / 'out'}: File too large; mend that and give the same command again" in done.stderr
+        assert (
+            f"{tmp_path / 'out'}: File too large; mend that and give the same command again"
+            in done.stderr
+        )
         assert not list((tmp_path / "out" / FOLDER).glob("*.tmp"))
     assert len(inodes(tmp_path / "out" / FOLDER)) > 0
     assert len(quietly(source, tmp_path / "out", samples_per_shard=2)) == 20
 
 
-# -- the command line ------------------------------------------------------------------------------------
+# -- the command line
+# ------------------------------------------------------------------------------------
 
 
 def test_limits_on_the_command_line(tmp_path: Path) -> None:
@@ -425,7 +457,9 @@ def test_limits_on_the_command_line(tmp_path: Path) -> None:
     code, told, _ = run("index", str(out), "--json", "--max-audio-s", "40")
     assert code == 0 and json.loads(told)["samples"] == 3 and json.loads(told)["problems"] == 0
     assert json.loads(told)["bytes"] == sum(path.stat().st_size for path in out.glob("*.tar"))
-    code, _, log = run("pack", str(folder), "--out", str(tmp_path / "o"), "--max-file-bytes", "1000")
+    code, _, log = run(
+        "pack", str(folder), "--out", str(tmp_path / "o"), "--max-file-bytes", "1000"
+    )
     assert code == 2 and "long.wav: " in log and "over media.max_file_bytes=1000" in log
     code, _, log = run("index", str(out), "--max-audio-s", "nan")
     assert code == 2 and "--max-audio-s nan: a limit is above 0" in log

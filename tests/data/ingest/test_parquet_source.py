@@ -1,4 +1,6 @@
-"""Parquet as a source: every layout of media, nested values, one exact shuffle, bad rows and columns named."""
+"""Parquet as a source: every layout of media, nested values, one exact shuffle, bad rows and
+columns named.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +17,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from indexed import picture, sound
-from tests.data.ingest.test_pack import checksums, quietly, read_all
 
 from mmscale.config import MediaConfig
 from mmscale.data.ingest import parquet_source
 from mmscale.data.ingest.pack import pack
 from mmscale.data.ingest.pack_state import PackState
 from mmscale.errors import UserError
+from tests.data.ingest.test_pack import checksums, quietly, read_all
 
 HUGGING_FACE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
-def write(path: Path, columns: dict[str, Any], types: dict[str, Any] | None = None, group: int = 4) -> Path:
+def write(
+    path: Path, columns: dict[str, Any], types: dict[str, Any] | None = None, group: int = 4
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: pa.array(values, (types or {}).get(name)) for name, values in columns.items()}
     pq.write_table(pa.table(arrays), path, row_group_size=group)
@@ -37,7 +41,9 @@ def numbered(path: Path, count: int, start: int = 0, group: int = 4) -> Path:
     """A table of ``count`` small pictures with a number each."""
     rows = range(start, start + count)
     return write(
-        path, {"image": [picture(row % 50 + 1, 1) for row in rows], "number": list(rows)}, group=group
+        path,
+        {"image": [picture(row % 50 + 1, 1) for row in rows], "number": list(rows)},
+        group=group,
     )
 
 
@@ -46,7 +52,8 @@ def numbers(folder: Path) -> list[int]:
     return [json.loads(sample["json"])["number"] for sample in read_all(folder).values()]
 
 
-# -- what rows become ------------------------------------------------------------------------------------
+# -- what rows become
+# ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -61,7 +68,9 @@ def numbers(folder: Path) -> list[int]:
 def test_bytes_in_every_layout(tmp_path: Path, cell: Any, kind: Any) -> None:
     data = picture(3, 2, "WEBP")
     table = write(
-        tmp_path / "t.parquet", {"image": [cell(data), None]} | {"text": ["a", "b"]}, {"image": kind}
+        tmp_path / "t.parquet",
+        {"image": [cell(data), None]} | {"text": ["a", "b"]},
+        {"image": kind},
     )
     quietly(table, tmp_path / "out")
     assert read_all(tmp_path / "out") == {
@@ -87,7 +96,13 @@ def test_paths_and_lists(tmp_path: Path) -> None:
     )
     manifest = quietly(table, tmp_path / "out")
     assert read_all(tmp_path / "out") == {
-        "a/1": {"0.jpg": photo, "1.png": picture(1, 1), "0.txt": b"one", "1.txt": b"two", "cls": b"3"},
+        "a/1": {
+            "0.jpg": photo,
+            "1.png": picture(1, 1),
+            "0.txt": b"one",
+            "1.txt": b"two",
+            "cls": b"3",
+        },
         "00000002": {"0.ogg": clip},
     }
     assert manifest.problem_count == 0
@@ -112,7 +127,11 @@ def test_other_columns_become_json(tmp_path: Path) -> None:
             "word": ["数字"],
             "big": [2**63 - 1],
         },
-        {"nano": pa.timestamp("ns"), "missing": pa.string(), "word": pa.dictionary(pa.int8(), pa.string())},
+        {
+            "nano": pa.timestamp("ns"),
+            "missing": pa.string(),
+            "word": pa.dictionary(pa.int8(), pa.string()),
+        },
     )
     quietly(table, tmp_path / "out")
     assert json.loads(read_all(tmp_path / "out")["00000001"]["json"]) == {
@@ -144,7 +163,8 @@ def test_a_folder_of_files_with_schemas_of_their_own(tmp_path: Path) -> None:
     }
 
 
-# -- order -----------------------------------------------------------------------------------------------
+# -- order
+# -----------------------------------------------------------------------------------------------
 
 
 def test_shards_are_the_same_for_any_workers_and_row_groups(tmp_path: Path) -> None:
@@ -197,20 +217,26 @@ def test_memory_does_not_grow_with_the_row_group(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; import pyarrow.parquet, pandas;"
         "from mmscale.data.ingest.pack import pack;"
         "peak = lambda: int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]) / 1e3;"
-        "before = peak(); pack(Path(sys.argv[1]), Path(sys.argv[2]), progress=False); print(peak() - before)"
+        "before = peak(); pack(Path(sys.argv[1]), Path(sys.argv[2]), progress=False); print(peak() "
+        "- before)"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "t.parquet"), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 200
 
 
-# -- what is refused -------------------------------------------------------------------------------------
+# -- what is refused
+# -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("cells", "kind", "words"),
     [
-        ({"image": b"%PDF-1.4"}, None, r"image of 8 bytes that begin with b'%PDF-1.4' is none of png"),
+        (
+            {"image": b"%PDF-1.4"},
+            None,
+            r"image of 8 bytes that begin with b'%PDF-1.4' is none of png",
+        ),
         ({"image": b""}, None, r"image of 0 bytes"),
         ({"image": sound(10, 8000)}, None, "image is wav, not one of png.*right column"),
         ({"audio": [picture(1, 1)]}, None, "audio 1 of 1 is png"),
@@ -252,7 +278,9 @@ def test_bad_rows_are_named(tmp_path: Path, cells: dict[str, Any], kind: Any, wo
 )
 def test_binary_columns_that_nobody_knows_are_named(tmp_path: Path, kind: Any, value: Any) -> None:
     table = write(tmp_path / "t.parquet", {"text": ["a"], "mask": [value]}, {"mask": kind})
-    with pytest.raises(UserError, match=r"t\.parquet: column 'mask' holds bytes .*; rename it to image or"):
+    with pytest.raises(
+        UserError, match=r"t\.parquet: column 'mask' holds bytes .*; rename it to image or"
+    ):
         quietly(table, tmp_path / "out")
 
 
@@ -260,20 +288,28 @@ def test_keys_are_unique_over_all_files(tmp_path: Path) -> None:
     folder = tmp_path / "src"
     write(folder / "a.parquet", {"key": ["x", "y", None], "text": ["1", "2", "3"]})
     write(folder / "b.parquet", {"key": ["z", "y"], "text": ["4", "5"]})
-    with pytest.raises(UserError, match=r"b\.parquet: row 2: key 'y' is also that of .*a\.parquet: row 2;"):
+    with pytest.raises(
+        UserError, match=r"b\.parquet: row 2: key 'y' is also that of .*a\.parquet: row 2;"
+    ):
         quietly(folder, tmp_path / "out")
     write(folder / "b.parquet", {"key": ["z", "a/00000003"], "text": ["4", "5"]})
-    with pytest.raises(UserError, match=r"b\.parquet: row 2: key 'a/00000003' is also that of .*row 3"):
+    with pytest.raises(
+        UserError, match=r"b\.parquet: row 2: key 'a/00000003' is also that of .*row 3"
+    ):
         quietly(folder, tmp_path / "out")
     (folder / "b.parquet").unlink()
     write(folder / "a.v1.parquet", {"text": ["4"]})
     write(folder / "a_v1.parquet", {"text": ["5"]})
-    with pytest.raises(UserError, match=r"a_v1\.parquet: its rows would have the keys of .*a\.v1\.parquet"):
+    with pytest.raises(
+        UserError, match=r"a_v1\.parquet: its rows would have the keys of .*a\.v1\.parquet"
+    ):
         quietly(folder, tmp_path / "out")
 
 
 def test_keys_that_are_missing_count_as_the_number_of_the_row(tmp_path: Path) -> None:
-    table = write(tmp_path / "t.parquet", {"key": [7.5, float("nan"), None], "text": ["a", "b", "c"]})
+    table = write(
+        tmp_path / "t.parquet", {"key": [7.5, float("nan"), None], "text": ["a", "b", "c"]}
+    )
     with pytest.raises(UserError, match=r"row 1: key '7\.5': readers would not give it back"):
         quietly(table, tmp_path / "out")
     write(table, {"key": [float("nan"), None], "text": ["a", "b"]}, {"key": pa.float64()})
@@ -292,7 +328,9 @@ def test_a_file_that_changes_while_packing_leaves_nothing(
         return enter(state)
 
     monkeypatch.setattr(PackState, "__enter__", touch_then_enter)
-    with pytest.raises(UserError, match=rf"{table}: changed while it was packed; give the command again"):
+    with pytest.raises(
+        UserError, match=rf"{table}: changed while it was packed; give the command again"
+    ):
         quietly(table, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -339,7 +377,9 @@ def test_two_columns_of_one_name_and_empty_tables(tmp_path: Path) -> None:
         quietly(tmp_path / "e.parquet", tmp_path / "out")
 
 
-def test_without_pyarrow_the_remedy_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pyarrow_the_remedy_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = numbered(tmp_path / "t.parquet", 1)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(
@@ -359,7 +399,9 @@ def test_a_bad_row_is_named_alike_for_any_workers(tmp_path: Path) -> None:
         assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_real_pictures_from_parquet_are_those_from_the_folder(real_data: Path, tmp_path: Path) -> None:
+def test_real_pictures_from_parquet_are_those_from_the_folder(
+    real_data: Path, tmp_path: Path
+) -> None:
     photos = sorted((real_data / "captions").rglob("*.jpg"))[:20]
     table = write(
         tmp_path / "photos.parquet",

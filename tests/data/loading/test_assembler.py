@@ -1,4 +1,6 @@
-"""From planned samples to batches: several pictures a sample, pictures of their own size, what was planned is laid."""
+"""From planned samples to batches: several pictures a sample, pictures of their own size, what was
+planned is laid.
+"""
 
 import io
 import json
@@ -95,7 +97,9 @@ def test_what_was_planned_is_what_is_laid(shards):
         assert batch.target_weight_T.sum().item() == pytest.approx(0.5) and batch.images_padded
         sizes = batch.image_size_N2
         assert ((sizes[:, 0] // 8) * (sizes[:, 1] // 8)).max() <= 20 and (sizes % 8 == 0).all()
-        stems = sum(plan.sets[0].measure.sizes(one.samples).image_tokens.sum() for one in planned.sequences)
+        stems = sum(
+            plan.sets[0].measure.sizes(one.samples).image_tokens.sum() for one in planned.sequences
+        )
         assert stems == ((sizes[:, 0] // 8) * (sizes[:, 1] // 8)).sum()
         both += int((batch.kind_BL == AUDIO).any() and (batch.kind_BL == IMAGE).any())
     assert both
@@ -119,12 +123,16 @@ def test_empty_transcripts_alone_in_a_step(tmp_path):
         for number in range(6):
             writer.write(f"s{number}", {"wav": wav(2000), "txt": b""})
     build_index(tmp_path, MEDIA, progress=False)
-    plan, assembler = make_plan(tmp_path, [TaskConfig(objective="ctc", input=["audio"], target="text")])
+    plan, assembler = make_plan(
+        tmp_path, [TaskConfig(objective="ctc", input=["audio"], target="text")]
+    )
     step = plan.step(0)
     batch = assembler.batch(step, step.sequences)
     assert not batch.faults and step.transcripts == 0
     assert (
-        len(batch.ctc_length_C) and not batch.ctc_length_C.any() and torch.isfinite(batch.ctc_weight_C).all()
+        len(batch.ctc_length_C)
+        and not batch.ctc_length_C.any()
+        and torch.isfinite(batch.ctc_weight_C).all()
     )
 
 
@@ -136,7 +144,8 @@ def test_trouble_of_the_machine_names_the_sample(shards, monkeypatch):
 
     monkeypatch.setattr(image, "rgb_pixels", refuse)
     with pytest.raises(
-        UserError, match=r"^sample 'é\d\d': image\.left: decoding a picture: this process has no mem"
+        UserError,
+        match=r"^sample 'é\d\d': image\.left: decoding a picture: this process has no mem",
     ):
         assembler.batch(plan.step(0), plan.step(0).sequences)
 
@@ -144,12 +153,16 @@ def test_trouble_of_the_machine_names_the_sample(shards, monkeypatch):
 def test_a_broken_sample_leaves_the_blends_of_the_others_alone(tmp_path):
     with ShardWriter(tmp_path) as writer:
         for number in range(20):
-            writer.write(f"s{number:02d}", {"png": png(20, 20, number), "cls": b"%d" % (number % 3)})
+            writer.write(
+                f"s{number:02d}", {"png": png(20, 20, number), "cls": b"%d" % (number % 3)}
+            )
     build_index(tmp_path, MEDIA, progress=False)
     task = TaskConfig(objective="classify", input=["image"], target="cls")
 
     def blends():
-        config = Config(media=MEDIA, model=ModelConfig(vocab_size=320, classes={"cls": ["0", "1", "2"]}))
+        config = Config(
+            media=MEDIA, model=ModelConfig(vocab_size=320, classes={"cls": ["0", "1", "2"]})
+        )
         config.data.sets = {
             "s": SetConfig(shards=[str(tmp_path)], tasks=[task], augment=AugmentConfig(mixup=0.8))
         }
@@ -161,14 +174,24 @@ def test_a_broken_sample_leaves_the_blends_of_the_others_alone(tmp_path):
         return (
             batch.keys[0],
             batch.faults,
-            list(zip(batch.class_T2.tolist(), batch.class_share_T.tolist(), batch.image_N3HW, strict=True)),
+            list(
+                zip(
+                    batch.class_T2.tolist(),
+                    batch.class_share_T.tolist(),
+                    batch.image_N3HW,
+                    strict=True,
+                )
+            ),
         )
 
     keys, faults, before = blends()
     assert not faults and len(keys) > 4
     broken = keys[1]
     manifest = Manifest.open(tmp_path)
-    at = int(manifest.column("png")[[manifest.key(n) for n in range(20)].index(broken)]["offset"]) + 40
+    at = (
+        int(manifest.column("png")[[manifest.key(n) for n in range(20)].index(broken)]["offset"])
+        + 40
+    )
     shard = tmp_path / manifest.shards[0]
     raw = bytearray(shard.read_bytes())
     raw[at] ^= 1
@@ -190,6 +213,7 @@ def test_a_broken_sample_leaves_the_blends_of_the_others_alone(tmp_path):
 
 def test_an_unknown_name_lists_the_fields_there_are(shards):
     with pytest.raises(
-        UserError, match=r"no sample has field 'image\.top'; fields there are: en\.txt, json, left\.png"
+        UserError,
+        match=r"no sample has field 'image\.top'; fields there are: en\.txt, json, left\.png",
     ):
         make_plan(shards, [TaskConfig(input=["image.top"], target="text.en")])

@@ -1,4 +1,6 @@
-"""Batches from loader processes: the same as without, however long they are kept, in memory that is used again."""
+"""Batches from loader processes: the same as without, however long they are kept, in memory that is
+used again.
+"""
 
 import dataclasses
 import gc
@@ -29,7 +31,9 @@ def data(tmp_path_factory):
     config.data.sequences = 4
     tokenizer = Tokenizer.train(["zero one two three picture of"] * 4, 300)
     plan = Plan(config, tokenizer)
-    return MicroBatches(plan, Assembler(config, plan, tokenizer), steps=STEPS, micro_batch=1, rank=0, world=1)
+    return MicroBatches(
+        plan, Assembler(config, plan, tokenizer), steps=STEPS, micro_batch=1, rank=0, world=1
+    )
 
 
 def batches(data, workers):
@@ -106,11 +110,13 @@ def test_blocks_are_filled_again_and_what_is_kept_stays(data):
             )  # views outlive the batch
         (blocks,) = shared_memory._received.values()
         most = len(blocks)
-    # 48 batches in few blocks: one for each of the three kept, the step in hand, the step that gathers, and two workers
-    # with two batches each in the making or waiting.
+    # 48 batches in few blocks: one for each of the three kept, the step in hand, the step that
+    # gathers, and two workers with two batches each in the making or waiting.
     assert len(kept) == 3 and most <= len(kept) + 2 * 4 + 2 * 2, most
     for picture, text, wanted in kept:
-        assert torch.equal(picture, wanted["image_N3HW"]) and torch.equal(text, wanted["text_at_T"][1:])
+        assert torch.equal(picture, wanted["image_N3HW"]) and torch.equal(
+            text, wanted["text_at_T"][1:]
+        )
     del loader, step, batch, blocks
     gc.collect()
     assert not shared_memory._received
@@ -120,25 +126,27 @@ def test_blocks_are_filled_again_and_what_is_kept_stays(data):
 def test_a_block_is_lent_until_the_last_tensor_is_gone(data, monkeypatch):
     monkeypatch.setattr(shared_memory, "_own", [])
     first, second = data[0], data[1]
-    handed = shared_memory.hand_over(first, "here")
-    batch = shared_memory.take_over(handed)
+    handed = shared_memory.to_shared(first, "here")
+    batch = shared_memory.from_shared(handed)
     same(batch, copy(first))
     with_block = handed.block
-    again = shared_memory.hand_over(second, "here")
+    again = shared_memory.to_shared(second, "here")
     assert again.block != with_block and again.memory is not None
-    other = shared_memory.take_over(again)
+    other = shared_memory.from_shared(again)
     view = batch.segment_BL[:, 3:]
     del batch, handed
-    assert shared_memory.hand_over(second, "here").block not in (with_block, again.block)
+    assert shared_memory.to_shared(second, "here").block not in (with_block, again.block)
     del view
-    third = shared_memory.hand_over(first, "here")
+    third = shared_memory.to_shared(first, "here")
     assert third.block == with_block and third.memory is None
-    same(shared_memory.take_over(third), copy(first))
+    same(shared_memory.from_shared(third), copy(first))
     same(other, copy(second))
     # A batch that no free block can hold replaces one.
-    large = dataclasses.replace(first, image_N3HW=torch.ones(64, *first.image_N3HW.shape[1:]).byte())
-    grown = shared_memory.hand_over(large, "here")
+    large = dataclasses.replace(
+        first, image_N3HW=torch.ones(64, *first.image_N3HW.shape[1:]).byte()
+    )
+    grown = shared_memory.to_shared(large, "here")
     assert grown.block == with_block and grown.memory is not None
-    same(shared_memory.take_over(grown), copy(large))
-    shared_memory.forget("here")
+    same(shared_memory.from_shared(grown), copy(large))
+    shared_memory.release("here")
     assert "here" not in shared_memory._received

@@ -1,4 +1,6 @@
-"""Sound of exact length, resampled faithfully; broken files as faults; spectrograms by the formula."""
+"""Sound of exact length, resampled faithfully; broken files as faults; spectrograms by the
+formula.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ def test_length_is_the_planned_one(rate, frames):
 
 def test_samples_at_the_same_rate_are_untouched():
     pcm = (normal(1, 1000) * 5000).astype(np.int16)
-    assert np.array_equal(decode_audio(encode(pcm, 16_000), MEDIA), (pcm / 32768).astype(np.float32))
+    assert np.array_equal(
+        decode_audio(encode(pcm, 16_000), MEDIA), (pcm / 32768).astype(np.float32)
+    )
 
 
 def test_channels_are_averaged():
@@ -75,7 +79,13 @@ def test_channels_are_averaged():
 
 @pytest.mark.parametrize(
     "kind, subtype",
-    [("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III"), ("WAV", "ULAW")],
+    [
+        ("FLAC", "PCM_16"),
+        ("OGG", "VORBIS"),
+        ("OGG", "OPUS"),
+        ("MP3", "MPEG_LAYER_III"),
+        ("WAV", "ULAW"),
+    ],
 )
 def test_formats(kind, subtype):
     if subtype not in soundfile.available_subtypes(kind):
@@ -140,7 +150,9 @@ def test_mp3_with_and_without_its_length(rate, mode):
 @pytest.mark.parametrize("channels", [1, 2, 3, 6, 8])
 @pytest.mark.parametrize("kind", ["WAV", "FLAC"])
 def test_any_rate_and_channel_count(rate, channels, kind):
-    wave = np.stack([(channel + 1) * sine(200, rate, amplitude=0.05) for channel in range(channels)], axis=1)
+    wave = np.stack(
+        [(channel + 1) * sine(200, rate, amplitude=0.05) for channel in range(channels)], axis=1
+    )
     found = decode_audio(encode(wave, rate, kind), MEDIA)
     assert len(found) == MEDIA.audio_samples(len(wave), rate)
     frequency, amplitude = tone(found, 16_000)
@@ -192,7 +204,9 @@ def test_a_cut_wav_is_a_fault():
     whole = encode(sine(440, 16_000), 16_000)
     with pytest.raises(SampleFault, match=r"cut short: 8000 of 16044 bytes"):
         decode_audio(whole[:8000], MEDIA)
-    assert len(decode_audio(whole[:-1], MEDIA)) == 8_000 - 1  # writers disagree about a byte of padding
+    assert (
+        len(decode_audio(whole[:-1], MEDIA)) == 8_000 - 1
+    )  # writers disagree about a byte of padding
 
 
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
@@ -224,7 +238,10 @@ def published_log_mel(wave: np.ndarray, media: MediaConfig) -> np.ndarray:
     padded = np.pad(wave.astype(np.float64), n_fft // 2, mode="reflect")
     frames = -(-len(wave) // hop)
     power = np.stack(
-        [np.abs(np.fft.rfft(padded[f * hop : f * hop + n_fft] * window)) ** 2 for f in range(frames)]
+        [
+            np.abs(np.fft.rfft(padded[f * hop : f * hop + n_fft] * window)) ** 2
+            for f in range(frames)
+        ]
     )
 
     def to_hz(mel: float) -> float:

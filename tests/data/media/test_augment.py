@@ -95,7 +95,8 @@ def crops(
 ) -> list[Box]:
     cfg = AugmentConfig(image_crop=least)
     return [
-        draw_crop(height, width, aspect, cfg, row) for row in uniform_rows(range(count), CROP_DRAWS).tolist()
+        draw_crop(height, width, aspect, cfg, row)
+        for row in uniform_rows(range(count), CROP_DRAWS).tolist()
     ]
 
 
@@ -114,7 +115,12 @@ def test_crop_areas_ratios_and_places():
     assert ratios.min() > 0.74 and ratios.max() < 1.35
     assert abs(np.mean(np.log(ratios[areas < 0.55]))) < 0.03
     for box in found:
-        assert box.top >= 0 and box.top + box.height <= 480 and box.left >= 0 and box.left + box.width <= 640
+        assert (
+            box.top >= 0
+            and box.top + box.height <= 480
+            and box.left >= 0
+            and box.left + box.width <= 640
+        )
     assert len({box.left for box in found}) > 100 and len({box.top for box in found}) > 100
 
 
@@ -148,9 +154,18 @@ def test_shift_moves_by_at_most_its_share():
 
 
 def test_scale_changes_the_area_and_rotation_does_not():
-    areas = [centre_of_bar(APPLY["image"](AugmentConfig(image_scale=0.3), key))[2] for key in range(20)]
-    assert min(areas) < 160 and max(areas) > 240 and min(areas) > 200 * 0.45 and max(areas) < 200 * 1.75
-    turned = [centre_of_bar(APPLY["image"](AugmentConfig(image_rotate=30), key)) for key in range(20)]
+    areas = [
+        centre_of_bar(APPLY["image"](AugmentConfig(image_scale=0.3), key))[2] for key in range(20)
+    ]
+    assert (
+        min(areas) < 160
+        and max(areas) > 240
+        and min(areas) > 200 * 0.45
+        and max(areas) < 200 * 1.75
+    )
+    turned = [
+        centre_of_bar(APPLY["image"](AugmentConfig(image_rotate=30), key)) for key in range(20)
+    ]
     assert all(area == pytest.approx(200, abs=25) for _, _, area in turned)
     distances = [np.hypot(row - 19.5, column - 29.5) for row, column, _ in turned]
     assert np.allclose(distances, 15, atol=0.7)
@@ -167,11 +182,14 @@ def test_what_moves_in_has_the_corners_colour():
 
 def test_flip_mirrors_about_half():
     flipped = [
-        np.array_equal(APPLY["image"](AugmentConfig(image_flip=True), key), picture()) for key in range(40)
+        np.array_equal(APPLY["image"](AugmentConfig(image_flip=True), key), picture())
+        for key in range(40)
     ]
     assert 8 < sum(flipped) < 32
     mirrored = next(key for key in range(40) if not flipped[key])
-    assert np.array_equal(APPLY["image"](AugmentConfig(image_flip=True), mirrored), picture()[:, :, ::-1])
+    assert np.array_equal(
+        APPLY["image"](AugmentConfig(image_flip=True), mirrored), picture()[:, :, ::-1]
+    )
 
 
 def test_colour_keeps_grey_grey():
@@ -186,7 +204,9 @@ def test_colour_keeps_grey_grey():
 
 def strongest(clip: np.ndarray) -> float:
     """Hertz of the strongest sine."""
-    return float(np.abs(np.fft.rfft(clip * np.hanning(len(clip)), 160_000)).argmax() * 16_000 / 160_000)
+    return float(
+        np.abs(np.fft.rfft(clip * np.hanning(len(clip)), 160_000)).argmax() * 16_000 / 160_000
+    )
 
 
 def test_speed_changes_pitch_within_reach():
@@ -196,7 +216,9 @@ def test_speed_changes_pitch_within_reach():
 
 
 def test_gain_is_in_decibels():
-    gains = [APPLY["wave"](AugmentConfig(audio_gain_db=6), key).max() / wave().max() for key in range(20)]
+    gains = [
+        APPLY["wave"](AugmentConfig(audio_gain_db=6), key).max() / wave().max() for key in range(20)
+    ]
     assert 0.5 < min(gains) < 0.7 and 1.4 < max(gains) < 2.0
 
 
@@ -231,7 +253,8 @@ def test_mel_warp_moves_bands():
     ridge = np.zeros((10, 80), np.float32)
     ridge[:, 40] = 1.0
     peaks = [
-        augment_mel(ridge, AugmentConfig(mel_warp=0.2), Draws(key)).argmax(axis=1)[0] for key in range(20)
+        augment_mel(ridge, AugmentConfig(mel_warp=0.2), Draws(key)).argmax(axis=1)[0]
+        for key in range(20)
     ]
     assert min(peaks) < 37 and max(peaks) > 43
     assert min(peaks) >= 32 and max(peaks) <= 48

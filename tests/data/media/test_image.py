@@ -1,4 +1,6 @@
-"""Pictures in every colour mode become the same kind of array; broken and oversized ones become faults."""
+"""Pictures in every colour mode become the same kind of array; broken and oversized ones become
+faults.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,12 @@ def test_colour_modes(mode, colour, expected):
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF", "WEBP"])
 def test_formats(kind):
     options = {"lossless": True} if kind == "WEBP" else {}
-    assert corners(decode_image(encode(quarters(), kind, **options), MEDIA)) == [RED, GREEN, BLUE, WHITE]
+    assert corners(decode_image(encode(quarters(), kind, **options), MEDIA)) == [
+        RED,
+        GREEN,
+        BLUE,
+        WHITE,
+    ]
 
 
 def test_palette_with_transparency():
@@ -161,7 +168,9 @@ def test_exif_orientation(orientation, kind):
     ],
 )
 def test_xmp_may_turn_a_picture(xmp, exif, expected):
-    """A block of XMP without an orientation leaves a JPEG an ordinary one, which most with such a block are."""
+    """A block of XMP without an orientation leaves a JPEG an ordinary one, which most with such a
+    block are.
+    """
     upright = decode_image(turned(quarters(), 1, "JPEG", quality=95), MEDIA)
     stored = quarters().transpose(UNDO[expected]) if expected in UNDO else quarters()
     tags = Image.Exif()
@@ -193,7 +202,12 @@ def test_crop_of_a_jpeg_is_the_part_of_the_full_decode():
     picture = photograph(480, 640)
     data = encode(picture, "JPEG", quality=95)
     full = Image.open(io.BytesIO(data)).convert("RGB")
-    for box in (Box(0, 0, 480, 640), Box(100, 200, 300, 400), Box(17, 33, 65, 99), Box(479, 639, 1, 1)):
+    for box in (
+        Box(0, 0, 480, 640),
+        Box(100, 200, 300, 400),
+        Box(17, 33, 65, 99),
+        Box(479, 639, 1, 1),
+    ):
         part = full.crop((box.left, box.top, box.left + box.width, box.top + box.height))
         expected = np.asarray(part.resize((48, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
         assert psnr(decode_image(data, MEDIA, lambda *_, box=box: box), expected) > 34, box
@@ -210,7 +224,15 @@ def test_jpegs_are_never_decoded_below_the_size_that_is_needed(monkeypatch):
     monkeypatch.setattr(simplejpeg, "decode_jpeg", spy)
     data = encode(photograph(600, 801), "JPEG")
     scales = set()
-    for height, width in [(600, 801), (300, 400), (150, 801), (600, 97), (64, 96), (63, 95), (10, 10)]:
+    for height, width in [
+        (600, 801),
+        (300, 400),
+        (150, 801),
+        (600, 97),
+        (64, 96),
+        (63, 95),
+        (10, 10),
+    ]:
         decode_image(data, MEDIA, lambda *_, part=(height, width): Box(0, 0, *part))
         decoded = shapes[-1]
         scales.add(decoded[0])
@@ -235,7 +257,9 @@ def psnr(found: np.ndarray, expected: np.ndarray) -> float:
     return float("inf") if error == 0 else 10 * np.log10(255**2 / error)
 
 
-@pytest.mark.parametrize("width, height", [(640, 480), (480, 640), (100, 1000), (17, 5), (2000, 100)])
+@pytest.mark.parametrize(
+    "width, height", [(640, 480), (480, 640), (100, 1000), (17, 5), (2000, 100)]
+)
 @pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_dynamic_resolution_gives_the_planned_grid(width, height, orientation, kind):
@@ -267,7 +291,9 @@ def test_threads_do_not_share_the_memory_they_decode_into():
     files = [encode(photograph(480, 640 + 16 * n), "JPEG") for n in range(4)]
     expected = [decode_image(data, MEDIA).tobytes() for data in files] * 40
     with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(lambda data: decode_image(data, MEDIA).tobytes(), files * 40)) == expected
+        assert (
+            list(pool.map(lambda data: decode_image(data, MEDIA).tobytes(), files * 40)) == expected
+        )
 
 
 def test_want_of_memory_is_no_fault_of_the_picture(monkeypatch):
@@ -283,7 +309,9 @@ def test_want_of_memory_is_no_fault_of_the_picture(monkeypatch):
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "I;16", "1", "LA"])
 def test_strips_and_squares_of_a_large_picture(mode, monkeypatch):
-    """Strips change nothing; averages over squares change what the filter would have averaged anyway."""
+    """Strips change nothing; averages over squares change what the filter would have averaged
+    anyway.
+    """
     grey = np.asarray(photograph(301, 413).convert("L"))
     if mode == "I;16":
         picture = Image.fromarray(grey.astype(np.uint16) * 257)
@@ -339,7 +367,9 @@ def test_photographs(real_data):
     found = []
     for file in files[:12]:
         full = Image.open(file).convert("RGB").resize((96, 96), Image.Resampling.BILINEAR)
-        found.append(psnr(decode_image(file.read_bytes(), media), np.asarray(full).transpose(2, 0, 1)))
+        found.append(
+            psnr(decode_image(file.read_bytes(), media), np.asarray(full).transpose(2, 0, 1))
+        )
     assert min(found) > 30 and np.median(found) > 36
 
 
@@ -380,7 +410,9 @@ def sixteen_bit_png(
     else:
         row = bytes([sum(values[0] << shift for shift in range(0, 8, depth))]) * depth
     chunks = [(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))] if transparent else []
-    return png(8, 8, *chunks, (b"IDAT", zlib.compress((b"\0" + row) * 8)), depth=depth, colours=colours)
+    return png(
+        8, 8, *chunks, (b"IDAT", zlib.compress((b"\0" + row) * 8)), depth=depth, colours=colours
+    )
 
 
 @pytest.mark.parametrize(
@@ -404,16 +436,20 @@ def sixteen_bit_png(
     ],
 )
 def test_png_depths_and_transparent_colours(data, expected):
-    assert set(corners(decode_image(data, MediaConfig(image_height=16, image_width=16)))) == {expected}
+    assert set(corners(decode_image(data, MediaConfig(image_height=16, image_width=16)))) == {
+        expected
+    }
 
 
 def test_extreme_shapes_are_resized_as_by_pillow():
     for shape in [(1, 20_000), (20_000, 1), (3, 5_000)]:
-        grey = (normal(3, shape[0] * shape[1]).reshape(shape) * 60 + 128).clip(0, 255).astype(np.uint8)
-        picture = Image.fromarray(grey)
-        expected = np.asarray(picture.convert("RGB").resize((48, 32), Image.Resampling.BILINEAR)).transpose(
-            2, 0, 1
+        grey = (
+            (normal(3, shape[0] * shape[1]).reshape(shape) * 60 + 128).clip(0, 255).astype(np.uint8)
         )
+        picture = Image.fromarray(grey)
+        expected = np.asarray(
+            picture.convert("RGB").resize((48, 32), Image.Resampling.BILINEAR)
+        ).transpose(2, 0, 1)
         assert np.abs(decode_image(encode(picture), MEDIA).astype(int) - expected).max() <= 2
 
 
@@ -427,7 +463,9 @@ def test_stray_bytes_in_a_jpeg_are_skipped():
     whole = decode_image(encode(photograph(64, 96), "JPEG"), MEDIA)
     for marker in (b"\xff\xda", b"\xff\xd9"):
         assert psnr(decode_image(jpeg_with(marker, bytes(3)), MEDIA), whole) > 40
-    assert np.array_equal(decode_image(encode(photograph(64, 96), "JPEG") + b"appended", MEDIA), whole)
+    assert np.array_equal(
+        decode_image(encode(photograph(64, 96), "JPEG") + b"appended", MEDIA), whole
+    )
 
 
 @pytest.mark.parametrize("progressive", [False, True])

@@ -15,9 +15,11 @@ THEIRS = transformers.WhisperFeatureExtractor(feature_size=80)
 
 
 def agree(wave: np.ndarray) -> int:
-    """Compare the frames that both have: Whisper pads to 30 s of silence, ours stops at the clip's end.
+    """Compare the frames that both have: Whisper pads to 30 s of silence, ours stops at the clip's
+    end.
 
-    Frames whose window reaches past the end see our mirrored samples and their zeros; they are left out.
+    Frames whose window reaches past the end see our mirrored samples and their zeros; they are left
+    out.
     """
     ours = LogMel(MediaConfig())(wave.astype(np.float32))
     theirs = THEIRS(wave, sampling_rate=16_000, return_tensors="np").input_features[0].T
@@ -39,7 +41,9 @@ def test_on_real_speech(real_data):
     compared = 0
     for folder in ("yesno", "fsdd"):
         for path in sorted((real_data / folder).rglob("*.wav"))[:6]:
-            wave = decode_audio(path.read_bytes(), MediaConfig())  # both sets are of 8 kHz, resampled
+            wave = decode_audio(
+                path.read_bytes(), MediaConfig()
+            )  # both sets are of 8 kHz, resampled
             assert soundfile.info(path).samplerate == 8_000
             compared += agree(wave)
     assert compared > 3_000

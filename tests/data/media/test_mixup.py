@@ -1,11 +1,13 @@
-"""mixup and CutMix: pixels and shares are what the definitions say, and nothing but the key decides."""
+"""mixup and CutMix: pixels and shares are what the definitions say, and nothing but the key
+decides.
+"""
 
 import numpy as np
 import pytest
 
 from mmscale import prf
 from mmscale.config import AugmentConfig, Config, SetConfig, TaskConfig
-from mmscale.data.media.mixup import mix_pictures
+from mmscale.data.media.mixup import mix_images
 from mmscale.errors import UserError
 
 
@@ -16,7 +18,7 @@ def pictures(count=6, shape=(3, 12, 20)):
 def mix(augment, images=None, kinds=None, seed=0):
     images = pictures() if images is None else images
     draws = [prf.Draws(prf.derive_key("mix", seed, n)) for n in range(len(images))]
-    return mix_pictures(images, kinds or [1] * len(images), draws, augment)
+    return mix_images(images, kinds or [1] * len(images), draws, augment)
 
 
 def test_mixup_is_the_weighted_mean():
@@ -49,7 +51,9 @@ def test_partners_are_of_one_kind_and_size():
     images = [*pictures(4), np.zeros((3, 8, 8), np.uint8)]
     for seed in range(20):
         mixes = mix(AugmentConfig(mixup=1.0), images, kinds=["a", "a", "b", "a", "a"], seed=seed)
-        assert mixes[2] is None and mixes[4] is None, "no other of its kind; of another size than any"
+        assert mixes[2] is None and mixes[4] is None, (
+            "no other of its kind; of another size than any"
+        )
         assert {one.partner for one in mixes if one} <= {0, 1, 3}
 
 
@@ -57,7 +61,10 @@ def test_a_picture_that_is_broken_leaves_the_others_as_they_were():
     for seed in range(20):
         whole, broken = (
             mix(AugmentConfig(mixup=1.0, cutmix=1.0), images, seed=seed)
-            for images in (pictures(), [None if n == 2 else one for n, one in enumerate(pictures())])
+            for images in (
+                pictures(),
+                [None if n == 2 else one for n, one in enumerate(pictures())],
+            )
         )
         assert broken[2] is None
         for before, after in zip(whole, broken, strict=True):
@@ -69,7 +76,9 @@ def test_a_picture_that_is_broken_leaves_the_others_as_they_were():
 
 def test_the_key_decides():
     def bytes_of(seed):
-        return [one.picture.tobytes() for one in mix(AugmentConfig(mixup=1.0, cutmix=1.0), seed=seed)]
+        return [
+            one.picture.tobytes() for one in mix(AugmentConfig(mixup=1.0, cutmix=1.0), seed=seed)
+        ]
 
     assert bytes_of(1) == bytes_of(1) != bytes_of(2)
 
@@ -77,7 +86,9 @@ def test_the_key_decides():
 def test_only_a_linear_head_can_be_taught_a_blend():
     config = Config()
     task = TaskConfig(input=["image"], target="json.label")
-    config.data.sets = {"a": SetConfig(shards=["x"], tasks=[task], augment=AugmentConfig(mixup=0.2))}
+    config.data.sets = {
+        "a": SetConfig(shards=["x"], tasks=[task], augment=AugmentConfig(mixup=0.2))
+    }
     with pytest.raises(UserError, match=r"tasks\[0\] \(next_token\) cannot learn from"):
         config.check()
     task.objective = "classify"

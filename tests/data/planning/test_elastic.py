@@ -1,4 +1,6 @@
-"""A batch is a function of the step: the same keys and the same bytes for any ranks, workers, batching or start."""
+"""A batch is a function of the step: the same keys and the same bytes for any ranks, workers,
+batching or start.
+"""
 
 import json
 import subprocess
@@ -16,8 +18,21 @@ CONFIG = "configs/train/digits.yaml"
 
 
 def start(small_run, steps, rank, world, workers, micro_batch, *more):
-    arguments = [CONFIG, steps, str(rank), str(world), str(workers), str(micro_batch), *small_run, *more]
-    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    arguments = [
+        CONFIG,
+        steps,
+        str(rank),
+        str(world),
+        str(workers),
+        str(micro_batch),
+        *small_run,
+        *more,
+    ]
+    environment = {
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+        "PATH": "/usr/bin:/bin",
+        "OMP_NUM_THREADS": "1",
+    }
     return subprocess.Popen(
         [sys.executable, "-m", "checksums", *arguments],
         cwd=ROOT,
@@ -47,7 +62,9 @@ def test_same_samples_and_bytes_on_any_ranks_workers_and_start(small_run):
 
     two_ranks = collect(*(start(small_run, "0:9", rank, 2, 1, 1) for rank in range(2)))
     assert two_ranks == whole
-    four_ranks_resumed = collect(*(start(small_run, "5:9", rank, 4, rank % 3, 1) for rank in range(4)))
+    four_ranks_resumed = collect(
+        *(start(small_run, "5:9", rank, 4, rank % 3, 1) for rank in range(4))
+    )
     assert four_ranks_resumed == {place: seen for place, seen in whole.items() if place[0] >= 5}
 
 
@@ -77,10 +94,10 @@ def test_every_sample_once_an_epoch_over_steps(plan):
         for sequence in plan.step(step).sequences:
             seen.setdefault(sequence.epoch, []).extend(sequence.samples.tolist())
         step += 1
-        if min(len(seen.get(epoch, [])) for epoch in range(2)) >= len(one.corpus):
+        if min(len(seen.get(epoch, [])) for epoch in range(2)) >= len(one.dataset):
             break
     for epoch in range(2):
-        assert sorted(seen[epoch]) == list(range(len(one.corpus)))
+        assert sorted(seen[epoch]) == list(range(len(one.dataset)))
 
 
 def test_ranks_share_equally_and_costs_are_balanced(plan):

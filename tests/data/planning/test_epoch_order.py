@@ -7,7 +7,7 @@ from mmscale import prf
 from mmscale.data.planning.epoch_order import Layout, SequenceOrder, count_groups
 from mmscale.data.planning.mixture import PERIOD, Mixture
 from mmscale.data.planning.packing import _best_fit_count, best_fit, bin_count, shuffled_bins
-from mmscale.data.planning.sample_sizes import Sizes
+from mmscale.data.planning.sample_sizes import SampleSizes
 from mmscale.errors import UserError
 
 
@@ -23,8 +23,9 @@ class Lengths:
 
     def sizes(self, samples):
         tokens, zero = self.lengths[samples], np.zeros(len(samples), np.int64)
-        return Sizes(
-            tokens=tokens, targets=tokens * 0.25, predictions=zero, embeddings=zero, transcripts=zero, classes=zero,
+        return SampleSizes(
+            tokens=tokens, targets=tokens * 0.25, predictions=zero, embeddings=zero,
+            transcripts=zero, classes=zero,
             squares=tokens**2, image_tokens=zero, audio_tokens=zero, oversize=zero.astype(bool),
             refused_tokens=zero[:0],
         )  # fmt: skip
@@ -37,7 +38,11 @@ def make_order(lengths, key=5):
 
 
 def all_epochs(order, epochs):
-    return [order.sequence(e, p)[0].tolist() for e in range(epochs) for p in range(order.sequences_per_epoch)]
+    return [
+        order.sequence(e, p)[0].tolist()
+        for e in range(epochs)
+        for p in range(order.sequences_per_epoch)
+    ]
 
 
 def test_best_fit_takes_the_fullest_bin_that_fits():

@@ -4,7 +4,7 @@ import pytest
 
 from mmscale import prf
 from mmscale.data.planning.mixture import Mixture
-from mmscale.data.planning.mixture_schedule import Change, Schedule
+from mmscale.data.planning.mixture_schedule import Change, MixtureSchedule
 from mmscale.errors import UserError
 
 NAMES = ["a", "b", "c"]
@@ -24,9 +24,13 @@ def simulate(changes, max_epochs, positions):
                         epoch[name], inside[name] = epoch[name] + 1, 0
                     per_epoch[name] = count
                 mixture = None
-        ended = [bool(most) and epoch[name] >= most for name, most in zip(NAMES, max_epochs, strict=True)]
+        ended = [
+            bool(most) and epoch[name] >= most for name, most in zip(NAMES, max_epochs, strict=True)
+        ]
         if mixture is None or ended != was_ended:
-            active = [0.0 if over else weights[name] for name, over in zip(NAMES, ended, strict=True)]
+            active = [
+                0.0 if over else weights[name] for name, over in zip(NAMES, ended, strict=True)
+            ]
             if not any(active):
                 return told
             mixture, start, was_ended = Mixture(NAMES, active), position, ended
@@ -55,7 +59,7 @@ def test_agrees_with_a_simulation(seed):
         editions = {name: draws.integer(3, 60) for name in NAMES if draws.uniform() < 0.3}
         changes.append(Change(at, weights, editions))
     max_epochs = [draws.integer(0, 7) for _ in NAMES]
-    schedule = Schedule(NAMES, changes, max_epochs)
+    schedule = MixtureSchedule(NAMES, changes, max_epochs)
     expected = simulate(changes, max_epochs, 1500)
     assert schedule.end == (None if len(expected) == 1500 else len(expected))
     assert plain(schedule, len(expected)) == expected
@@ -69,16 +73,18 @@ def test_agrees_with_a_simulation(seed):
 
 def test_what_is_added_later_changes_nothing_before():
     changes = [Change(0, {"a": 1.0, "b": 2.0, "c": 0.0}, {"a": 7, "b": 11, "c": 5})]
-    before = Schedule(NAMES, changes, [0, 0, 0])
-    after = Schedule(NAMES, [*changes, Change(90, {"c": 4.0}, {"a": 3})], [0, 30, 0])
+    before = MixtureSchedule(NAMES, changes, [0, 0, 0])
+    after = MixtureSchedule(NAMES, [*changes, Change(90, {"c": 4.0}, {"a": 3})], [0, 30, 0])
     assert plain(before, 90) == plain(after, 90) and before.facts(90) == after.facts(90)
     assert before.facts(91) == before.facts(90) != after.facts(91)
     assert {turn[0] for turn in plain(after, 200)[90:]} == {0, 1, 2}
-    assert [after.turn(p).current for p in range(200) if after.turn(p).set_index == 0].index(True) > 0
+    assert [after.turn(p).current for p in range(200) if after.turn(p).set_index == 0].index(
+        True
+    ) > 0
 
 
 def test_a_cap_ends_a_set_exactly_and_the_last_one_ends_the_data():
-    schedule = Schedule(
+    schedule = MixtureSchedule(
         NAMES, [Change(0, {"a": 1.0, "b": 1.0, "c": 0.0}, {"a": 10, "b": 9, "c": 2})], [2, 5, 1]
     )
     assert schedule.end == 20 + 45
@@ -91,8 +97,11 @@ def test_a_cap_ends_a_set_exactly_and_the_last_one_ends_the_data():
 
 def test_a_change_that_rounds_to_nothing_is_refused():
     with pytest.raises(UserError, match=r"data\.sets\.b\.weight: 1e-06 is below"):
-        Schedule(
+        MixtureSchedule(
             NAMES,
-            [Change(0, {"a": 1, "b": 1, "c": 0}, {"a": 1, "b": 1, "c": 1}), Change(5, {"b": 1e-6}, {})],
+            [
+                Change(0, {"a": 1, "b": 1, "c": 0}, {"a": 1, "b": 1, "c": 1}),
+                Change(5, {"b": 1e-6}, {}),
+            ],
             [0] * 3,
         )

@@ -1,4 +1,6 @@
-"""What a run sees: caps, weights that change, shards that change, packing and balance on real data."""
+"""What a run sees: caps, weights that change, shards that change, packing and balance on real
+data.
+"""
 
 import json
 import os
@@ -17,7 +19,7 @@ from mmscale.config import Config, MediaConfig, SetConfig, TaskConfig, WeightCha
 from mmscale.config_file import dump_config
 from mmscale.data.index.build_index import build_index
 from mmscale.data.ingest.shard_writer import ShardWriter
-from mmscale.data.planning.editions import DataHistory
+from mmscale.data.planning.editions import EditionHistory
 from mmscale.data.planning.step_plan import Plan
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.errors import UserError
@@ -32,7 +34,8 @@ def write_texts(folder: Path, count: int, name: str, per_shard: int = 40) -> Pat
         for number in range(count):
             words = [WORDS[draws.integer(0, len(WORDS))] for _ in range(draws.integer(1, 12))]
             writer.write(
-                f"{name}{number:04d}", {"txt": " ".join(words).encode(), "cls": b"%d" % (number % 3)}
+                f"{name}{number:04d}",
+                {"txt": " ".join(words).encode(), "cls": b"%d" % (number % 3)},
             )
     build_index(folder, MediaConfig(), progress=False)
     return folder
@@ -42,7 +45,8 @@ def write_texts(folder: Path, count: int, name: str, per_shard: int = 40) -> Pat
 def sets(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("sets")
     return {
-        name: write_texts(root / name, count, name) for name, count in (("a", 300), ("b", 170), ("c", 90))
+        name: write_texts(root / name, count, name)
+        for name, count in (("a", 300), ("b", 170), ("c", 90))
     }
 
 
@@ -56,7 +60,12 @@ def make_config(sets: dict[str, Path], **data) -> Config:
     tasks = [TaskConfig(input=["text"], target="cls")]
     for name, folder in sets.items():
         config.data.sets[name] = SetConfig(shards=[str(folder)], tasks=list(tasks))
-    config.data.seq_len, config.data.sequences, config.data.block, config.data.group_blocks = 64, 12, 8, 4
+    config.data.seq_len, config.data.sequences, config.data.block, config.data.group_blocks = (
+        64,
+        12,
+        8,
+        4,
+    )
     for name, value in data.items():
         setattr(config.data, name, value)
     return config
@@ -80,7 +89,9 @@ def counted(rows: list[tuple], name: str) -> dict[int, Counter]:
 
 
 def test_every_sample_once_an_epoch_in_a_mixture_with_caps_and_changes(sets, tokenizer):
-    config = make_config(sets, schedule=[WeightChange(6, {"c": 2.0}), WeightChange(19, {"a": 0.2, "c": 5.0})])
+    config = make_config(
+        sets, schedule=[WeightChange(6, {"c": 2.0}), WeightChange(19, {"a": 0.2, "c": 5.0})]
+    )
     config.data.sets["c"].weight, config.data.sets["b"].max_epochs = 0.0, 2
     plan = Plan(config, tokenizer)
     rows = seen(plan, range(40))
@@ -136,12 +147,13 @@ def test_a_cap_on_every_set_ends_the_data_and_a_longer_run_is_refused(sets, toke
     (tmp_path / "c.yaml").write_text(dump_config(config))
     tokenizer.save(tmp_path / "t.json")
     done = run_module(
-        ["mmscale", "train", str(tmp_path / "c.yaml"), f"data.tokenizer.file={tmp_path}/t.json"], check=False
+        ["mmscale", "train", str(tmp_path / "c.yaml"), f"data.tokenizer.file={tmp_path}/t.json"],
+        check=False,
     )
     assert done.returncode == 2
     assert (
-        f"train.steps={plan.steps + 1}: after {plan.steps} steps every set was repeated max_epochs times"
-        in done.stderr
+        f"train.steps={plan.steps + 1}: after {plan.steps} steps every set was repeated max_epochs "
+        "times" in done.stderr
     )
 
 
@@ -163,48 +175,58 @@ def test_changed_shards_are_refused_by_name_or_begin_an_edition(sets, tokenizer,
     shutil.copytree(sets["a"], tmp_path / "a")
     config = make_config({"a": tmp_path / "a", "b": sets["b"]})
     run = tmp_path / "run"
-    first = Plan(config, tokenizer, DataHistory(run))
-    first.history.save({one.name: one.corpus for one in first.sets})
+    first = Plan(config, tokenizer, EditionHistory(run))
+    first.history.save({one.name: one.dataset for one in first.sets})
     before = seen(first, range(30))
-    assert seen(Plan(config, tokenizer, DataHistory(run), 9), range(30)) == before
+    assert seen(Plan(config, tokenizer, EditionHistory(run), 9), range(30)) == before
 
     replace_shards(tmp_path / "a")
     names = r"zz-000000\.tar was added, shard-000001\.tar was removed, shard-000002\.tar was replaced since step 0; "
     with pytest.raises(
-        UserError, match=r"data\.sets\.a: .*" + names + ".*go on with these from step 9 by data.accept"
+        UserError,
+        match=r"data\.sets\.a: .*" + names + ".*go on with these from step 9 by data.accept",
     ):
-        Plan(config, tokenizer, DataHistory(run), 9)
+        Plan(config, tokenizer, EditionHistory(run), 9)
     config.data.accept_changes = True
-    changed = Plan(config, tokenizer, DataHistory(run), 9)
-    changed.history.save({one.name: one.corpus for one in changed.sets})
-    assert changed.fingerprint(9) == first.fingerprint(9) and changed.fingerprint(10) != first.fingerprint(10)
+    changed = Plan(config, tokenizer, EditionHistory(run), 9)
+    changed.history.save({one.name: one.dataset for one in changed.sets})
+    assert changed.fingerprint(9) == first.fingerprint(9) and changed.fingerprint(
+        10
+    ) != first.fingerprint(10)
 
-    # What set b shows does not change at all; set a begins a new epoch of the new samples at step 9.
+    # What set b shows does not change at all; set a begins a new epoch of the new samples at step
+    # 9.
     rows = seen(changed, range(9, 60))
     b_only = [row for row in before if row[2] == "b" and row[0] >= 9]
     assert [row[2:] for row in rows if row[2] == "b"][: len(b_only)] == [row[2:] for row in b_only]
     epochs = counted(rows, "a")
-    assert min(epochs) > max(counted(before[: 9 * 12], "a")), "an epoch's number is never used twice"
+    assert min(epochs) > max(counted(before[: 9 * 12], "a")), (
+        "an epoch's number is never used twice"
+    )
     for epoch in sorted(epochs)[:-1]:
         assert epochs[epoch] == Counter(range(300 - 80 + 50 + 30))
     old = next(row[0] for row in before if row[2] == "a")
     with pytest.raises(
-        UserError, match=rf"step {old}: drawn from shards of data\.sets\.a that were exchanged since"
+        UserError,
+        match=rf"step {old}: drawn from shards of data\.sets\.a that were exchanged since",
     ):
         changed.step(old)
 
-    # The record is kept: the same shards are no change any more, and an older checkpoint forgets the edition.
+    # The record is kept: the same shards are no change any more, and an older checkpoint forgets
+    # the edition.
     config.data.accept_changes = False
-    assert seen(Plan(config, tokenizer, DataHistory(run), 20), range(20, 25)) == seen(changed, range(20, 25))
+    assert seen(Plan(config, tokenizer, EditionHistory(run), 20), range(20, 25)) == seen(
+        changed, range(20, 25)
+    )
     with pytest.raises(UserError, match="go on with these from step 5"):
-        Plan(config, tokenizer, DataHistory(run), 5)
+        Plan(config, tokenizer, EditionHistory(run), 5)
 
 
 def test_a_damaged_record_is_one_line(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "history.json").write_text('{"a": [{"from": 1}]}')
     with pytest.raises(UserError, match=r"history\.json: damaged"):
-        DataHistory(tmp_path)
+        EditionHistory(tmp_path)
 
 
 def test_kept_counts_are_read_back_and_made_again_when_damaged(sets, tokenizer):
@@ -223,12 +245,13 @@ def test_kept_counts_are_read_back_and_made_again_when_damaged(sets, tokenizer):
 def test_oversize_samples_are_counted_and_left_out(sets, tokenizer):
     config = make_config({"a": sets["a"]}, seq_len=16)
     one = Plan(config, tokenizer).sets[0]
-    lengths = [len(tokenizer.encode(one.corpus.text("text", n))) + 2 for n in range(300)]
+    lengths = [len(tokenizer.encode(one.dataset.text("text", n))) + 2 for n in range(300)]
     assert one.counts.oversize == sum(length > 16 for length in lengths) > 0
     assert one.counts.samples + one.counts.oversize == 300
     config.data.seq_len = 2
     with pytest.raises(
-        UserError, match=rf"every sample is longer than data\.seq_len=2; the shortest needs {min(lengths)}"
+        UserError,
+        match=rf"every sample is longer than data\.seq_len=2; the shortest needs {min(lengths)}",
     ):
         Plan(config, tokenizer)
 
@@ -268,7 +291,8 @@ def test_a_real_mixture_is_full_and_balanced(real_sets):
 
 def test_data_state_of_a_checkpoint_is_small(small_run, tmp_path):
     run_module(
-        ["mmscale", "train", "configs/train/digits.yaml", *small_run, f"run.dir={tmp_path}", "train.steps=1",
+        ["mmscale", "train", "configs/train/digits.yaml", *small_run, f"run.dir={tmp_path}",
+        "train.steps=1",
          "train.precision=fp32"]
     )  # fmt: skip
     state = tmp_path / "checkpoints" / "step-00000001" / "state.json"

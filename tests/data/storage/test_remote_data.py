@@ -1,4 +1,6 @@
-"""Remote data sets, end to end: indexed and read over HTTP and S3, they are the local ones, batch for batch."""
+"""Remote data sets, end to end: indexed and read over HTTP and S3, they are the local ones, batch
+for batch.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from conftest import ROOT, run_module
 from servers import FaultyServer, s3_proxy, s3_server, serve
 
 from mmscale.config import CacheConfig, MediaConfig
-from mmscale.data.index.build_index import index_sources, verify
-from mmscale.data.index.dataset import Corpus
+from mmscale.data.index.build_index import index_sources, verify_shards
+from mmscale.data.index.dataset import Dataset
 from mmscale.data.index.manifest import Manifest, open_manifests
 from mmscale.errors import SampleFault, UserError
 
@@ -29,12 +31,12 @@ def shards(small_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     from mmscale.data.ingest.shard_writer import ShardWriter
 
     folder = tmp_path_factory.mktemp("local") / "train"
-    corpus = Corpus.open([f"{small_digits}/train"])
-    manifest = corpus.manifests[0]
+    dataset = Dataset.open([f"{small_digits}/train"])
+    manifest = dataset.manifests[0]
     with ShardWriter(folder, samples_per_shard=40) as writer:
-        for sample in range(len(corpus)):
+        for sample in range(len(dataset)):
             fields = [one for one in manifest.fields if manifest.column(one)["offset"][sample]]
-            writer.write(corpus.key(sample), {one: raw(manifest, one, sample) for one in fields})
+            writer.write(dataset.key(sample), {one: raw(manifest, one, sample) for one in fields})
     index_sources([str(folder)], None, MediaConfig(), progress=False)
     return folder
 
@@ -60,7 +62,7 @@ def names(server: FaultyServer, count: int = 3) -> str:
     return f"{server.url}/shard-{{000000..{count - 1:06d}}}.tar"
 
 
-def same_samples(one: Corpus, other: Corpus) -> bool:
+def same_samples(one: Dataset, other: Dataset) -> bool:
     assert one.digests == other.digests and len(one) == len(other)
     fields = one.manifests[0].fields
     assert fields == other.manifests[0].fields
@@ -71,13 +73,16 @@ def same_samples(one: Corpus, other: Corpus) -> bool:
     )
 
 
-# -- over HTTP -------------------------------------------------------------------------------------------
+# -- over HTTP
+# -------------------------------------------------------------------------------------------
 
 
 def test_index_of_urls_is_the_local_one(
     shards: Path, server: FaultyServer, tmp_path: Path, cache: CacheConfig
 ) -> None:
-    (tmp_path / "list.txt").write_text(f"# two lines\n{names(server, 2)}\n\n{server.url}/shard-000002.tar\n")
+    (tmp_path / "list.txt").write_text(
+        f"# two lines\n{names(server, 2)}\n\n{server.url}/shard-000002.tar\n"
+    )
     for number, source in enumerate((names(server), f"@{tmp_path}/list.txt")):
         server.requests.clear()
         out = tmp_path / f"out{number}"
@@ -85,10 +90,14 @@ def test_index_of_urls_is_the_local_one(
         assert manifest.digest == Manifest.open(shards).digest and manifest.base == server.url
         assert server.counts() == {f"shard-{n:06d}.tar": 1 for n in range(3)}
         assert [path.name for path in out.iterdir()] == ["index"]
-        for name in ("keys.npy", "key_ends.npy", *(f"field.{field}.npy" for field in manifest.fields)):
+        for name in (
+            "keys.npy",
+            "key_ends.npy",
+            *(f"field.{field}.npy" for field in manifest.fields),
+        ):
             assert (out / "index" / name).read_bytes() == (shards / "index" / name).read_bytes()
-        assert verify(out) == []
-    assert same_samples(Corpus.open([str(out)], cache), Corpus.open([str(shards)]))
+        assert verify_shards(out) == []
+    assert same_samples(Dataset.open([str(out)], cache), Dataset.open([str(shards)]))
 
 
 def test_index_survives_faults_and_tells_damage(
@@ -109,21 +118,26 @@ def test_index_survives_faults_and_tells_damage(
     for fault, words in [
         (
             ("status", 404),
-            "cannot be fetched (HTTP 404 Not Found); check the URL, the network and the credentials (docs/remote.md)",
+            "cannot be fetched (HTTP 404 Not Found); check the URL, the network and the "
+            "credentials (docs/remote.md)",
         ),
         (("length", 30_000), "the end marker (two zero blocks) is missing"),
     ]:
         server.always["shard-000001.tar"] = fault
         with pytest.raises(UserError) as caught:
             index_sources([names(server)], tmp_path / "out", MediaConfig(), progress=False)
-        assert str(caught.value).startswith(f"{server.url}/shard-000001.tar: ") and words in str(caught.value)
-        assert any(words in one for one in verify(tmp_path / "out"))
+        assert str(caught.value).startswith(f"{server.url}/shard-000001.tar: ") and words in str(
+            caught.value
+        )
+        assert any(words in one for one in verify_shards(tmp_path / "out"))
     server.always["shard-000001.tar"] = ("corrupt", 600)
-    assert any("differs from the index" in one for one in verify(tmp_path / "out"))
+    assert any("differs from the index" in one for one in verify_shards(tmp_path / "out"))
     assert (tmp_path / "out" / "index" / "manifest.json").read_bytes() == before
 
 
-def test_sources_that_do_not_go_together(server: FaultyServer, shards: Path, tmp_path: Path) -> None:
+def test_sources_that_do_not_go_together(
+    server: FaultyServer, shards: Path, tmp_path: Path
+) -> None:
     url, out = f"{server.url}/shard-000000.tar", tmp_path / "out"
 
     def refused(sources: list[str], out: Path | None) -> str:
@@ -146,15 +160,17 @@ def test_sources_that_do_not_go_together(server: FaultyServer, shards: Path, tmp
 def test_remote_folder_with_its_own_index(
     server: FaultyServer, shards: Path, cache: CacheConfig, tmp_path: Path
 ) -> None:
-    local = Corpus.open([str(shards)])
+    local = Dataset.open([str(shards)])
     for _ in range(2):
-        assert same_samples(Corpus.open([server.url + "/"], cache), local)
+        assert same_samples(Dataset.open([server.url + "/"], cache), local)
     counts = server.counts()
     assert {counts[f"shard-{n:06d}.tar"] for n in range(3)} == {1}
-    assert counts["keys.npy"] == 1 and counts["manifest.json"] == 3  # checked again after the copy was made
+    assert (
+        counts["keys.npy"] == 1 and counts["manifest.json"] == 3
+    )  # checked again after the copy was made
     some = f"{server.url}/shard-{{000000,000002}}.tar"
     picked = [f"{shards}/shard-{{000000,000002}}.tar"]
-    assert same_samples(Corpus.open([some], cache), Corpus.open(picked))
+    assert same_samples(Dataset.open([some], cache), Dataset.open(picked))
 
 
 def test_remote_index_that_is_missing_or_broken(
@@ -173,7 +189,12 @@ def test_remote_index_that_is_missing_or_broken(
         return str(caught.value)
 
     with serve(copy) as server:
-        for changes in ({"samples": "many"}, {"fields": ["../x"]}, {"fields": 3}, {"problems": None}):
+        for changes in (
+            {"samples": "many"},
+            {"fields": ["../x"]},
+            {"fields": 3},
+            {"problems": None},
+        ):
             manifest.write_text(json.dumps(good | changes))
             assert "manifest.json: the index is damaged; index the shards with" in refused(server)
         manifest.write_text(json.dumps(good | {"version": 99}))
@@ -191,17 +212,22 @@ def test_remote_index_that_is_missing_or_broken(
         assert "index: the index is damaged" in refused(server)
         server.always.clear()
         small = CacheConfig(dir=cache.dir, max_gb=0.000001, retries=0)
-        assert refused(server, small).startswith("data.cache.max_gb: 1e-06 is less than the index of")
+        assert refused(server, small).startswith(
+            "data.cache.max_gb: 1e-06 is less than the index of"
+        )
         server.always["manifest.json"] = ("status", 404)
-        assert "(HTTP 404 Not Found); index the shards with `mmscale data index` and upload" in refused(
-            server
+        assert (
+            "(HTTP 404 Not Found); index the shards with `mmscale data index` and upload"
+            in refused(server)
         )
         assert {path.suffix for path in Path(cache.dir, "indexes").iterdir()} == {".lock"}
         server.always.clear()
         assert len(open_manifests([server.url], cache)) == 1
 
 
-def test_an_index_cannot_send_the_reader_elsewhere(shards: Path, tmp_path: Path, cache: CacheConfig) -> None:
+def test_an_index_cannot_send_the_reader_elsewhere(
+    shards: Path, tmp_path: Path, cache: CacheConfig
+) -> None:
     copy = tmp_path / "served"
     shutil.copytree(shards, copy)
     manifest = copy / "index" / "manifest.json"
@@ -216,12 +242,14 @@ def test_an_index_cannot_send_the_reader_elsewhere(shards: Path, tmp_path: Path,
         ("https://user:word@host/x", "a user or password"),
     ]:
         manifest.write_text(json.dumps(good | {"base": base}))
-        for act in (lambda: open_manifests([str(copy)], cache), lambda: verify(copy)):
+        for act in (lambda: open_manifests([str(copy)], cache), lambda: verify_shards(copy)):
             with pytest.raises(UserError, match=words):
                 act()
 
 
-def test_a_cache_that_is_too_small_is_refused_at_once(server: FaultyServer, cache: CacheConfig) -> None:
+def test_a_cache_that_is_too_small_is_refused_at_once(
+    server: FaultyServer, cache: CacheConfig
+) -> None:
     size = max(shard.bytes for shard in open_manifests([server.url], cache)[0].entries)
     server.requests.clear()
     with pytest.raises(UserError, match=r"^data\.cache\.max_gb: .* is less than the shard shard-0"):
@@ -229,22 +257,25 @@ def test_a_cache_that_is_too_small_is_refused_at_once(server: FaultyServer, cach
     assert set(server.counts()) == {"manifest.json"}
 
 
-def test_a_shard_that_cannot_be_fetched_is_a_sample_fault(server: FaultyServer, cache: CacheConfig) -> None:
-    corpus = Corpus.open([server.url], cache)
+def test_a_shard_that_cannot_be_fetched_is_a_sample_fault(
+    server: FaultyServer, cache: CacheConfig
+) -> None:
+    dataset = Dataset.open([server.url], cache)
     server.always["shard-000001.tar"] = ("status", 404)
     server.always["shard-000002.tar"] = ("corrupt", 5000)
-    assert corpus.read("image", 0)
+    assert dataset.read("image", 0)
     with pytest.raises(
         SampleFault, match=r"^shard shard-000001\.tar cannot be fetched \(HTTP 404 Not Found\)$"
     ):
-        corpus.read("image", 40)
+        dataset.read("image", 40)
     with pytest.raises(
         SampleFault, match=r"^shard shard-000002\.tar cannot be fetched \(its SHA-256 differs"
     ):
-        corpus.read("image", 80)
+        dataset.read("image", 80)
 
 
-# -- batches ---------------------------------------------------------------------------------------------
+# -- batches
+# ---------------------------------------------------------------------------------------------
 
 
 def lines(module: list[str]) -> list[str]:
@@ -252,15 +283,23 @@ def lines(module: list[str]) -> list[str]:
 
 
 def test_same_order_and_batches_as_the_local_shards(
-    server: FaultyServer, shards: Path, small_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: FaultyServer,
+    shards: Path,
+    small_run: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
     monkeypatch.setenv("MMSCALE_CACHE", str(tmp_path / "cache"))
     server.faults.extend([("0.tar", "status", 503), ("1.tar", "cut", 20_000)])
     command = ["mmscale", "data", "index", names(server), "--out", str(tmp_path / "out"), "--json"]
     told = json.loads(run_module(command).stdout)
-    assert told["digest"] == Manifest.open(shards).digest and told["directory"] == str(tmp_path / "out")
-    server.faults.extend([("0.tar", "status", 503), ("1.tar", "cut", 20_000), ("2.tar", "corrupt", 9000)])
+    assert told["digest"] == Manifest.open(shards).digest and told["directory"] == str(
+        tmp_path / "out"
+    )
+    server.faults.extend(
+        [("0.tar", "status", 503), ("1.tar", "cut", 20_000), ("2.tar", "corrupt", 9000)]
+    )
     local, indexed, remote = (
         [*small_run, f"data.sets.digits.shards=[{source}]", f"run.dir={tmp_path}/none"]
         for source in (shards, tmp_path / "out", server.url)
@@ -273,7 +312,9 @@ def test_same_order_and_batches_as_the_local_shards(
     assert len(expected) == 16 and order(indexed) == expected
     assert not server.faults
     shutil.rmtree(tmp_path / "cache" / "shards")  # the workers shall fetch, too
-    server.faults.extend([("0.tar", "status", 503), ("1.tar", "cut", 20_000), ("2.tar", "corrupt", 9000)])
+    server.faults.extend(
+        [("0.tar", "status", 503), ("1.tar", "cut", 20_000), ("2.tar", "corrupt", 9000)]
+    )
     batches = ["checksums", CONFIG, "0:3", "0", "1"]
     expected = lines([*batches, "0", "4", *local])
     assert len(expected) == 12 and all(json.loads(line)["faults"] == [] for line in expected)
@@ -284,12 +325,15 @@ def test_same_order_and_batches_as_the_local_shards(
     assert server.counts()["shard-000000.tar"] == fetched  # named in another way, the same shards
 
 
-# -- over S3 ---------------------------------------------------------------------------------------------
+# -- over S3
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def bucket(shards: Path) -> Iterator[str]:
-    """URL of a folder of a bucket with the shards and their index; the endpoint is in the environment."""
+    """URL of a folder of a bucket with the shards and their index; the endpoint is in the
+    environment.
+    """
     with s3_server() as endpoint, pytest.MonkeyPatch.context() as environment:
         settings = {
             "AWS_ENDPOINT_URL": endpoint,
@@ -315,9 +359,9 @@ def test_s3_folder_is_listed_indexed_and_read(
         out = tmp_path / f"out{number}"
         manifest = index_sources([source], out, MediaConfig(), progress=False)
         assert manifest.digest == Manifest.open(shards).digest and manifest.base == bucket
-    local = Corpus.open([str(shards)])
-    assert same_samples(Corpus.open([str(out)], cache), local)
-    assert same_samples(Corpus.open([bucket], CacheConfig(dir=str(tmp_path / "other"))), local)
+    local = Dataset.open([str(shards)])
+    assert same_samples(Dataset.open([str(out)], cache), local)
+    assert same_samples(Dataset.open([bucket], CacheConfig(dir=str(tmp_path / "other"))), local)
 
 
 def test_s3_names_are_taken_as_they_are(
@@ -328,7 +372,7 @@ def test_s3_names_are_taken_as_they_are(
         boto3.client("s3").upload_file(str(path), "speech", f"odd/{name}")
     manifest = index_sources(["s3://speech/odd/"], tmp_path / "out", MediaConfig(), progress=False)
     assert manifest.shards == names
-    odd, local = Corpus.open([str(tmp_path / "out")], cache), Corpus.open([str(shards)])
+    odd, local = Dataset.open([str(tmp_path / "out")], cache), Dataset.open([str(shards)])
     assert all(odd.read("image", i) == local.read("image", i) for i in range(0, len(odd), 20))
 
 
@@ -361,7 +405,9 @@ def test_s3_faults(
         proxy.faults.extend(("0.tar", "status", one) for one in passing)
         proxy.faults.extend([("1.tar", "", None), ("1.tar", "cut", 20_000)])
         manifest = index_sources([bucket], tmp_path / "out", MediaConfig(), progress=False)
-        assert manifest.digest == Manifest.open(shards).digest and not proxy.faults and len(slept) == 5
+        assert (
+            manifest.digest == Manifest.open(shards).digest and not proxy.faults and len(slept) == 5
+        )
         proxy.always["shard-000002.tar"] = ("status", (503, "SlowDown"))
         with pytest.raises(
             UserError, match=r"shard-000002\.tar: cannot be fetched \(.*, 9 times in a row\); check"
@@ -373,7 +419,7 @@ def test_s3_faults(
             match=r"cannot be fetched \(HTTP 403 Forbidden\); check the URL, the network and the credentials",
         ):
             index_sources([bucket], tmp_path / "out", MediaConfig(), progress=False)
-        corpus = Corpus.open([str(tmp_path / "out")], cache)
+        dataset = Dataset.open([str(tmp_path / "out")], cache)
         with pytest.raises(SampleFault, match=r"shard-000002\.tar cannot be fetched"):
-            corpus.read("image", len(corpus) - 1)
+            dataset.read("image", len(dataset) - 1)
     s3fs.S3FileSystem.clear_instance_cache()

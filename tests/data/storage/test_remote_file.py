@@ -17,7 +17,13 @@ from servers import FaultyServer, serve
 
 from mmscale import prf
 from mmscale.data.storage import remote_file
-from mmscale.data.storage.remote_file import RemoteFault, RemoteFile, check_remote, list_shards, open_remote
+from mmscale.data.storage.remote_file import (
+    RemoteFault,
+    RemoteFile,
+    check_remote,
+    list_shards,
+    open_remote,
+)
 from mmscale.data.storage.retryable import HttpError, diagnose
 from mmscale.errors import UserError
 
@@ -66,7 +72,8 @@ def test_goes_on_at_the_byte_reached(server: FaultyServer, fault: str) -> None:
     server.faults.extend([(".tar", fault, 1_500_000), (".tar", fault, 1_000_000)])
     assert fetch(server) == DATA
     starts = [int(asked.removeprefix("bytes=").rstrip("-") or 0) for _, asked in server.requests]
-    # What the client had received but not read when the connection broke is lost; of a reset, all of it may be.
+    # What the client had received but not read when the connection broke is lost; of a reset, all
+    # of it may be.
     assert len(starts) == 3 and 0 == starts[0] <= starts[1] <= starts[2] <= 2_500_000
     assert fault == "drop" or 0 < starts[1] < starts[2]
 
@@ -88,7 +95,9 @@ def test_passing_status(server: FaultyServer, status: int, pauses: list[float]) 
 def test_closed_without_an_answer(server: FaultyServer, pauses: list[float]) -> None:
     server.faults.extend([(".tar", "refuse", None)] * 4)
     assert fetch(server, retries=4) == DATA
-    assert len(server.requests) == 5 and 0.1 <= pauses[0] <= 0.2 <= pauses[1] <= 0.4  # aiohttp repeats some
+    assert (
+        len(server.requests) == 5 and 0.1 <= pauses[0] <= 0.2 <= pauses[1] <= 0.4
+    )  # aiohttp repeats some
 
 
 def test_progress_forgives_earlier_failures(server: FaultyServer) -> None:
@@ -151,7 +160,9 @@ def test_a_server_without_ranges_starts_over(server: FaultyServer) -> None:
 
 @pytest.mark.parametrize("ranges", [True, False])
 @pytest.mark.parametrize("new", [bytes(SIZE), DATA[:-1], b"short"])
-def test_a_file_replaced_in_between_is_noticed(server: FaultyServer, ranges: bool, new: bytes) -> None:
+def test_a_file_replaced_in_between_is_noticed(
+    server: FaultyServer, ranges: bool, new: bytes
+) -> None:
     server.ranges = ranges
     server.faults.extend([(".tar", "cut", 1000), (".tar", "swap", new)])
     with pytest.raises(RemoteFault, match="it was replaced while it was read"):
@@ -185,12 +196,20 @@ def test_a_web_folder_is_not_listed(server: FaultyServer) -> None:
 
 def test_what_libraries_say_is_never_repeated() -> None:
     secret = "X-Amz-Signature=abc"
-    for error in (OSError(5, secret), PermissionError(secret), ValueError(secret), FileNotFoundError(secret)):
+    for error in (
+        OSError(5, secret),
+        PermissionError(secret),
+        ValueError(secret),
+        FileNotFoundError(secret),
+    ):
         assert secret not in diagnose(error).reason
 
 
 def boto_error(status: int, code: str) -> ClientError:
-    answer = {"Error": {"Code": code, "Message": "secret"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    answer = {
+        "Error": {"Code": code, "Message": "secret"},
+        "ResponseMetadata": {"HTTPStatusCode": status},
+    }
     return ClientError(answer, "GetObject")
 
 
@@ -204,9 +223,17 @@ class GoogleError(Exception):
     ("error", "reason", "passing"),
     [
         (translate_boto_error(boto_error(503, "SlowDown")), "HTTP 503 Service Unavailable", True),
-        (translate_boto_error(boto_error(500, "InternalError")), "HTTP 500 Internal Server Error", True),
+        (
+            translate_boto_error(boto_error(500, "InternalError")),
+            "HTTP 500 Internal Server Error",
+            True,
+        ),
         (translate_boto_error(boto_error(400, "RequestTimeout")), "timed out", True),
-        (translate_boto_error(boto_error(403, "SignatureDoesNotMatch")), "HTTP 403 Forbidden", False),
+        (
+            translate_boto_error(boto_error(403, "SignatureDoesNotMatch")),
+            "HTTP 403 Forbidden",
+            False,
+        ),
         (translate_boto_error(boto_error(404, "NoSuchKey")), "HTTP 404 Not Found", False),
         (NoCredentialsError(), "no usable credentials; the environment gives none", False),
         (EndpointConnectionError(endpoint_url="secret"), "EndpointConnectionError", True),
@@ -214,7 +241,11 @@ class GoogleError(Exception):
         (ConnectionResetError(104, "secret"), "Connection reset by peer", True),
         (socket.gaierror(socket.EAI_NONAME, "secret"), "there is no such host", False),
         (socket.gaierror(socket.EAI_AGAIN, "secret"), "the host's name cannot be resolved", True),
-        (ssl.SSLCertVerificationError(1, "secret"), "the server's certificate is not trusted", False),
+        (
+            ssl.SSLCertVerificationError(1, "secret"),
+            "the server's certificate is not trusted",
+            False,
+        ),
         (ZeroDivisionError("secret"), "ZeroDivisionError", False),
     ],
 )

@@ -1,4 +1,6 @@
-"""Lists and patterns stand for the names they say, local or remote, each once. Braces: test_manifest.py."""
+"""Lists and patterns stand for the names they say, local or remote, each once. Braces:
+test_manifest.py.
+"""
 
 from __future__ import annotations
 

@@ -85,7 +85,11 @@ def test_other_sources_are_refused_by_name_alone(name: str) -> None:
 def test_what_a_url_may_not_hold(url: str, words: str) -> None:
     with pytest.raises(UserError) as caught:
         split_url(url)
-    assert words in str(caught.value) and "secret" not in str(caught.value) and "\n" not in str(caught.value)
+    assert (
+        words in str(caught.value)
+        and "secret" not in str(caught.value)
+        and "\n" not in str(caught.value)
+    )
 
 
 def test_local_names_stay_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
