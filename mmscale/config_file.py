@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from mmscale.config import Config, MediaConfig, ModelConfig
+from mmscale.config.keys import choices_of
 from mmscale.config.media import check_media
 from mmscale.config.model import check_model
 from mmscale.errors import UserError
@@ -136,8 +137,9 @@ def describe_keys() -> list[tuple[str, str, str]]:
                 visit(typing.cast(type, hint), name + ".")
                 continue
             doc = item.metadata["doc"]
-            if item.metadata["choices"]:
-                doc += f" One of: {', '.join(choice or '(empty)' for choice in item.metadata['choices'])}."
+            choices = choices_of(item.metadata)
+            if choices:
+                doc += f" One of: {', '.join(choice or '(empty)' for choice in choices)}."
             rows.append((name, str(getattr(defaults, item.name)), doc))
             if inner and dataclasses.is_dataclass(inner[-1]):
                 visit(
@@ -273,7 +275,7 @@ def _build_object(cls: type, value: Any, where: str, source: str) -> Any:
 
 
 def _check_bounds(metadata: typing.Mapping[str, Any], value: Any, where: str, source: str) -> None:
-    choices, low, high = metadata["choices"], metadata["low"], metadata["high"]
+    choices, low, high = choices_of(metadata), metadata["low"], metadata["high"]
     if choices and value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
         raise UserError(f"{source}: {where}: {value!r} is not one of {listed}")

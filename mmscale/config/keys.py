@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import Any
 
@@ -43,12 +44,12 @@ def key(
     default: Any,
     doc: str,
     *,
-    choices: tuple[str, ...] = (),
+    choices: tuple[str, ...] | Callable[[], tuple[str, ...]] = (),
     low: float | None = None,
     high: float | None = None,
 ) -> Any:
     """A documented config key. ``choices``, ``low`` and ``high`` (inclusive) are checked when a
-    file is read.
+    file is read. Choices that a plug-in may add to are a function, such as `Registry.names`.
     """
     metadata = {"doc": doc, "choices": choices, "low": low, "high": high}
     if isinstance(default, list | dict):
@@ -56,3 +57,10 @@ def key(
     if isinstance(default, type):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def choices_of(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    """The choices of a key by its field's metadata; empty: any value."""
+    choices = metadata["choices"]
+    found: tuple[str, ...] = choices() if callable(choices) else choices
+    return found

@@ -1,0 +1,81 @@
+"""Kinds by name: objectives, stems, optimisers, strategies, trackers, text normalisers.
+
+Every kind of ours is a module of one package, named as the kind is: a new one is a new file, and no
+list has to change. The file is imported when the kind is first used, so that naming the choices of
+a config costs no import of torch. It registers itself:
+
+    OBJECTIVES.register("next_token", NextToken())
+
+A plug-in (`mmscale.plugins`) registers its kinds by the same call.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mmscale.errors import UserError
+
+
+class Registry:
+    """The kinds of one thing.
+
+    Args:
+        what: the thing in words, for messages.
+        package: dotted name of the package that holds a module for every kind of ours.
+    """
+
+    def __init__(self, what: str, package: str) -> None:
+        self.what, self.package = what, package
+        self._kinds: dict[str, Any] = {}
+
+    def register(self, name: str, kind: Any) -> None:
+        """Make ``kind`` known under ``name``.
+
+        Raises `UserError` if the name belongs to another kind: a plug-in never replaces one in
+        silence.
+        """
+        ours = name in self._files and _source(kind) != f"{self.package}.{name}"
+        if ours or (name in self._kinds and self._kinds[name] is not kind):
+            raise UserError(f"{self.what} {name!r} exists already; give yours another name")
+        self._kinds[name] = kind
+
+    def names(self) -> tuple[str, ...]:
+        """Every name, in alphabetical order; imports nothing."""
+        return tuple(sorted({*self._files, *self._kinds}))
+
+    def __getitem__(self, name: str) -> Any:
+        """The kind of that name, imported if need be. An unknown one is never taken for another."""
+        if name not in self._kinds and name in self._files:
+            importlib.import_module(f"{self.package}.{name}")
+        assert name in self._kinds, f"no {self.what} is named {name!r}: {', '.join(self.names())}"
+        return self._kinds[name]
+
+    def all(self) -> dict[str, Any]:
+        """Every kind by name, in alphabetical order; imports them all."""
+        return {name: self[name] for name in self.names()}
+
+    @cached_property
+    def _files(self) -> frozenset[str]:
+        folder = Path(__file__).resolve().parent.joinpath(*self.package.split(".")[1:])
+        modules = pkgutil.iter_modules([str(folder)])
+        return frozenset(module.name for module in modules if not module.name.startswith("_"))
+
+
+def _source(kind: Any) -> str:
+    """The module that a class, function or object was made in."""
+    return getattr(kind, "__module__", "") or ""
+
+
+# Data's half of an objective: fields, checks, sizes, layout. The model's half: loss and outputs.
+OBJECTIVES = Registry("objective", "mmscale.data.objectives")
+LOSSES = Registry("objective's loss", "mmscale.model.objectives")
+IMAGE_STEMS = Registry("image stem", "mmscale.model.image_stems")
+AUDIO_STEMS = Registry("audio stem", "mmscale.model.audio_stems")
+OPTIMIZERS = Registry("optimizer", "mmscale.optim.optimizers")
+STRATEGIES = Registry("strategy", "mmscale.parallel.strategies")
+TRACKERS = Registry("tracker", "mmscale.train.trackers")
+NORMALISERS = Registry("text normaliser", "mmscale.evaluate.normalisers")
