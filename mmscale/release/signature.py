@@ -120,7 +120,7 @@ def verify_signature(folder: Path, public_key: Path, ignored: Sequence[str] = ()
         ) from None
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the library prints its warnings
-            config.set_hashing_config(_covering(hashing, ignored)).verify_signature(folder, path)
+            config.set_hashing_config(_covering(hashing, ignored)).verify(folder, path)
     except (
         Exception
     ) as error:  # whatever a forged signature makes the libraries raise, it is no signature
