@@ -1,7 +1,6 @@
 """`Batch`: the only thing the data plane and the model share.
 
-Legend for shape suffixes: B sequences, L positions a sequence, N media items, T tokens of one kind,
-C clips to transcribe, P audio tokens of the longest of them, U tokens of the longest transcript.
+Legend for shape suffixes: B sequences, L positions a sequence, N media items, T tokens of one kind.
 Every index tensor is made on the host when the batch is packed, so a forward pass never asks the
 device how many of anything there are.
 """
@@ -9,6 +8,7 @@ device how many of anything there are.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,8 @@ PADDING = 0
 TEXT = 1
 IMAGE = 2
 AUDIO = 3
+
+ObjectiveBlock = dict[str, Tensor]
 
 _TRIM = 128  # positions
 
@@ -50,39 +52,12 @@ class Batch:
     )
     audio_at_T: Tensor  # int64, flat position of every audio token, in the order of audio_take_T
 
-    target_at_T: Tensor  # int64, flat position whose output predicts target_T
-    target_T: Tensor  # int64, token ids
-    target_weight_T: (
-        Tensor  # float32, task weight over the step's total of target weight; masked: 0
-    )
-
-    embed_at_T: Tensor  # int64, flat position of every <|embed|> token
-    embed_slot_T: (
-        Tensor  # int64, its place among the embeddings planned for the step, over all ranks
-    )
-    embed_group_T: Tensor  # int64, embeddings of one group and task are each other's candidates
-    embed_task_T: Tensor  # int64, number of the contrastive task, unique over data sets
-    embed_side_T: Tensor  # int64, which of the task's fields was embedded
-    embed_match_T: Tensor  # int64, equal values belong together
-    embed_weight_T: Tensor  # float32, task weight over the step's number of embeddings; masked: 0
-
-    # int64, flat positions of the audio tokens of every clip to transcribe; 0 beyond its end
-    ctc_at_CP: Tensor
-    ctc_tokens_C: Tensor  # int64, audio tokens of the clip
-    ctc_target_CU: Tensor  # int64, token ids of the transcript; 0 beyond its end
-    ctc_length_C: Tensor  # int64, tokens of the transcript
-    ctc_weight_C: Tensor  # float32, task weight over the step's number of transcript tokens
-
-    class_at_T: Tensor  # int64, flat position of every <|answer|> token that a linear head reads
-    class_head_T: Tensor  # int64, number of the head
-    class_T2: (
-        Tensor  # int64, class of the sample, and of the one mixed into it (equal if there is none)
-    )
-    class_share_T: Tensor  # float32, share of the first of the two classes
-    class_weight_T: Tensor  # float32, task weight over the step's number of classified samples
-
     dropout_key_B: Tensor  # int64 < 2**31, from (seed, step, sequence)
 
+    # What every objective of the run teaches, by its name: tensors by their names, which its two
+    # files know (mmscale/data/objectives, mmscale/model/objectives). Names with ``at_`` are flat
+    # positions. A block may be empty, it is never missing.
+    objectives: dict[str, ObjectiveBlock] = field(default_factory=dict)
     # Clips (first, last + 1) of like length, and the frames that are read of them, whole tokens;
     # the audio stem gives the tokens of a chunk's clips one after another, chunk after chunk.
     audio_chunks: list[tuple[int, int, int]] = field(default_factory=list)
@@ -96,19 +71,49 @@ class Batch:
     samples: int = 0  # samples packed, the masked ones included
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by name."""
-        return {
-            item.name: getattr(self, item.name)
-            for item in dataclasses.fields(self)
-            if isinstance(getattr(self, item.name), Tensor)
+        """Every tensor by name; those of an objective's block as in ``next_token.at_T``."""
+        own = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return own | {
+            f"{objective}.{name}": value
+            for objective, block in self.objectives.items()
+            for name, value in block.items()
         }
+
+    def plain(self) -> dict[str, Any]:
+        """Every field that holds no tensor, by name."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name != "objectives" and not isinstance(value, Tensor)
+        }
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> Batch:
+        """The batch with these `tensors` and `plain` fields."""
+        own: dict[str, Any] = dict(plain)
+        blocks: dict[str, ObjectiveBlock] = {}
+        for name, value in tensors.items():
+            objective, dot, inner = name.partition(".")
+            if dot:
+                blocks.setdefault(objective, {})[inner] = value
+            else:
+                own[name] = value
+        return cls(**own, objectives=blocks)
+
+    def with_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same with ``change`` of every tensor."""
+        return Batch.of(
+            {name: change(value) for name, value in self.tensors().items()}, self.plain()
+        )
+
+    def with_block(self, objective: str, **changes: Tensor) -> Batch:
+        """The same with other tensors in the block of ``objective``, or with more."""
+        block = self.objectives.get(objective, {}) | changes
+        return dataclasses.replace(self, objectives=self.objectives | {objective: block})
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on ``device``; copies overlap with compute when the memory is pinned."""
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) for name, value in self.tensors().items()
-        }
-        return dataclasses.replace(self, **moved)
+        return self.with_tensors(lambda value: value.to(device, non_blocking=True))
 
     def trimmed(self) -> Batch:
         """The same without positions at the end that no sequence uses, in steps of a 32nd of L, 128
@@ -123,17 +128,20 @@ class Batch:
         kept = -(-used // unit) * unit
         if kept >= length:
             return self
-        changed: dict[str, Any] = {}
+        changed = {}
         for name, value in self.tensors().items():
             if name.endswith(("_BL", "_BL3")):
-                changed[name] = value[:, :kept].contiguous()
-            elif "_at_" in name:
-                changed[name] = value // length * kept + value % length
-        return dataclasses.replace(self, **changed)
+                value = value[:, :kept].contiguous()
+            elif _is_position(name):
+                value = value // length * kept + value % length
+            changed[name] = value
+        return Batch.of(changed, self.plain())
 
     def pin_memory(self) -> Batch:
         """Called by `torch.utils.data.DataLoader` when it pins memory."""
-        pinned: dict[str, Any] = {
-            name: value.pin_memory() for name, value in self.tensors().items()
-        }
-        return dataclasses.replace(self, **pinned)
+        return self.with_tensors(Tensor.pin_memory)
+
+
+def _is_position(name: str) -> bool:
+    """Whether a tensor holds flat positions: ``image_at_T``, ``next_token.at_T``."""
+    return "_at_" in name or name.partition(".")[2].startswith("at_")

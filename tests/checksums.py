@@ -36,34 +36,20 @@ def sequence_checksum(batch: Batch, row: int) -> str:
     ):
         add(tensor[row])
     add(batch.dropout_key_B[row])
-    for at, values in (
-        (batch.target_at_T, (batch.target_T, batch.target_weight_T)),
-        (
-            batch.embed_at_T,
-            (
-                batch.embed_slot_T,
-                batch.embed_group_T,
-                batch.embed_task_T,
-                batch.embed_side_T,
-                batch.embed_match_T,
-                batch.embed_weight_T,
-            ),
-        ),
-        (
-            batch.class_at_T,
-            (batch.class_head_T, batch.class_T2, batch.class_share_T, batch.class_weight_T),
-        ),
-    ):
+    blocks = batch.objectives
+    for objective in ("next_token", "contrastive", "classify"):
+        at, *values = blocks[objective].values()
         here = at // length == row
         add(at[here] % length)
         for value in values:
             add(value[here])
-    for clip, tokens in enumerate(batch.ctc_tokens_C.tolist()):
-        at = batch.ctc_at_CP[clip, :tokens]
+    ctc = blocks["ctc"]
+    for clip, tokens in enumerate(ctc["tokens_C"].tolist()):
+        at = ctc["at_CP"][clip, :tokens]
         if at[0] // length == row:
             add(at % length)
-            add(batch.ctc_target_CU[clip, : batch.ctc_length_C[clip]])
-            add(batch.ctc_weight_C[clip])
+            add(ctc["target_CU"][clip, : ctc["length_C"][clip]])
+            add(ctc["weight_C"][clip])
     here = batch.image_at_T // length == row
     images = batch.image_take_T[here] // max(
         1, batch.image_take_T.numel() and tokens_per_image(batch)

@@ -6,7 +6,9 @@ from mmscale import prf
 from mmscale.batch import Batch
 from mmscale.config import MediaConfig, ModelConfig
 from mmscale.data.loading.batch_builder import BatchBuilder
-from mmscale.data.tokenizer import EMBED
+from mmscale.data.objectives.contrastive import add_embedding
+from mmscale.data.objectives.next_token import add_targets
+from mmscale.data.special_tokens import EMBED
 
 MEDIA = MediaConfig(image_height=16, image_width=24, image_patch=8, mel_bins=20)
 IMAGE_TOKENS = 2 * 3
@@ -60,9 +62,9 @@ def add_segment(builder: BatchBuilder, kind: str, words: int, size: int, draws: 
         )
     ids = (5 + draws.uniforms(words + 1) * (VOCABULARY - 5)).astype(np.int64)
     at = builder.add_text(ids[:-1])
-    builder.add_targets(at, ids[1:], 0.01)
+    add_targets(builder, at, ids[1:], 0.01)
     (embed,) = builder.add_text([EMBED])
-    builder.add_embedding(
-        int(embed), slot=0, group=builder.sequence, task=0, side="tia".index(kind),
+    add_embedding(
+        builder, int(embed), slot=0, group=builder.sequence, task=0, side="tia".index(kind),
         match=draws.integer(0, 3), weight=0.1,
     )  # fmt: skip

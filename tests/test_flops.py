@@ -8,6 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmscale.data.loading.batch_builder import BatchBuilder
+from mmscale.data.objectives.next_token import add_targets
 from mmscale.flops import Flops
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
@@ -34,7 +35,7 @@ def one_segment(kinds: str):
             builder.new_clip(np.zeros((16 * MEDIA.frames_per_token, MEDIA.mel_bins), np.float32))
         )
     at = builder.add_text(np.full(builder.room, 7))
-    builder.add_targets(at[:10], np.full(10, 7), 0.1)
+    add_targets(builder, at[:10], np.full(10, 7), 0.1)
     return builder.finish()
 
 
@@ -47,7 +48,7 @@ def test_estimate_is_what_the_model_computes(kinds, choices):
     batch = one_segment(kinds)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         hidden = model.hidden(batch)[0]
-        model.logits(hidden[batch.target_at_T])
+        model.logits(hidden[batch.objectives["next_token"]["at_T"]])
     image, audio = len(batch.image_at_T), len(batch.audio_at_T)
     stems = counter.get_flop_counts()
     counted = counter.get_total_flops()

@@ -73,8 +73,8 @@ def model_flops(config: Config, batch: Batch, tokens: int) -> float:
         squares=int((lengths**2).sum()),
         image_tokens=len(batch.image_take_T.unique()),
         audio_tokens=len(batch.audio_take_T.unique()),
-        targets=len(batch.target_T),
-        embeddings=len(batch.embed_at_T),
+        targets=len(batch.objectives["next_token"]["at_T"]),
+        embeddings=len(batch.objectives["contrastive"]["at_T"]),
     )
     return 3.0 * float(forward)
 

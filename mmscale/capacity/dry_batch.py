@@ -10,7 +10,7 @@ from mmscale import prf
 from mmscale.batch import Batch
 from mmscale.config import Config, is_media
 from mmscale.data.loading.batch_builder import BatchBuilder
-from mmscale.data.tokenizer import EMBED
+from mmscale.registry import OBJECTIVES
 
 _TEXT = 64  # tokens beside a picture or clip
 _PLAIN = 512  # tokens of a text alone
@@ -87,11 +87,7 @@ def _add(
     count = min(_TEXT if kind != "text" else _PLAIN, builder.room - 1)
     ids = (draws.uniforms(count + 1) * (config.model.vocab_size - 1)).astype(np.int64)
     at = builder.add_text(ids[:-1])
-    builder.add_targets(at, ids[1:], 1.0)
-    if any(
-        task.objective == "contrastive" for one in config.data.sets.values() for task in one.tasks
-    ):
-        (embed,) = builder.add_text(np.array([EMBED]))
-        builder.add_embedding(
-            int(embed), slot=0, group=builder.sequence, task=0, side=0, match=0, weight=1.0
-        )
+    # Text beside media is always taught, as in nearly every run; then what the tasks teach besides.
+    used = {task.objective for one in config.data.sets.values() for task in one.tasks}
+    for objective in ("next_token", *sorted(used - {"next_token"})):
+        OBJECTIVES[objective].lay_dry(builder, at, ids[1:])

@@ -198,7 +198,7 @@ def _fake_step(config: Config, world: int, sequences: int, passes: int, fused: b
         strategy = build_strategy(config, ranks)
         strategy.model.train()
         offload = config.parallel.offload == "cpu"
-        batch, adversarial = _faked(fake, batch), config.train.adversarial
+        batch, adversarial = batch.with_tensors(fake.from_tensor), config.train.adversarial
         if not adversarial.on:
             return measure_step(strategy, batch, passes, embeds_first(config), offload)
         batch = dataclasses.replace(
@@ -247,7 +247,7 @@ def _stand_ins(fake: Any, batch: Any, fused: bool) -> Iterator[None]:
 
     from mmscale.capacity.dry_ddp import DryDistributedDataParallel
     from mmscale.capacity.dry_gru import dry_recurrence
-    from mmscale.model import blocks, objectives
+    from mmscale.model import blocks, objective
     from mmscale.model.attention import AttentionPlan, make_plan
     from mmscale.model.recurrent import time_major
     from mmscale.parallel import build, fsdp
@@ -272,7 +272,7 @@ def _stand_ins(fake: Any, batch: Any, fused: bool) -> Iterator[None]:
             return out
 
     how: Any
-    larger = objectives.LARGER_ON_GPU if fused else 1
+    larger = objective.LARGER_ON_GPU if fused else 1
     order = time_major(batch.segment_BL)
     sizes: Any = order.batch_sizes.tolist()  # the one of its tensors that is read
     order = dataclasses.replace(_faked(fake, order), batch_sizes=sizes)
@@ -304,7 +304,7 @@ def _stand_ins(fake: Any, batch: Any, fused: bool) -> Iterator[None]:
         mock.patch("mmscale.parallel.ddp.DistributedDataParallel", DryDistributedDataParallel),
         mock.patch("mmscale.parallel.fsdp.split_matrices", for_real(fsdp.split_matrices)),
         mock.patch("mmscale.parallel.fsdp.fully_shard", for_real(fsdp.fully_shard)),
-        mock.patch.object(objectives, "_LOGIT_ELEMENTS", objectives._LOGIT_ELEMENTS * larger),
+        mock.patch.object(objective, "_LOGIT_ELEMENTS", objective._LOGIT_ELEMENTS * larger),
         dry_recurrence(),
         mock.patch("mmscale.model.fusion.time_major", lambda *unused: order),
         mock.patch("mmscale.model.blocks.attend", how),

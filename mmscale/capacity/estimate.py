@@ -129,8 +129,8 @@ def _attention_and_all(config: Config, batch: Batch) -> dict[str, float]:
     whole = costs.sequence(
         tokens=int((batch.segment_BL > 0).sum()), squares=squares,
         image_tokens=len(batch.image_take_T),
-        audio_tokens=len(batch.audio_take_T), targets=len(batch.target_T),
-        embeddings=len(batch.embed_at_T),
+        audio_tokens=len(batch.audio_take_T), targets=len(batch.objectives["next_token"]["at_T"]),
+        embeddings=len(batch.objectives["contrastive"]["at_T"]),
     )  # fmt: skip
     attention = costs.per_square * squares
     return {"attention": attention, "rest": float(whole) - attention}

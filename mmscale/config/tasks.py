@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mmscale.config.keys import check_field, check_head, is_media, key
+from mmscale.config.keys import check_field, key
 from mmscale.errors import UserError
+from mmscale.registry import OBJECTIVES
 
 
 @dataclass
@@ -51,9 +52,7 @@ class AugmentConfig:
 class TaskConfig:
     """What a sample is asked. A sample yields the segments of every task whose fields it has."""
 
-    objective: str = key(
-        "next_token", "What is learned.", choices=("next_token", "contrastive", "ctc", "classify")
-    )
+    objective: str = key("next_token", "What is learned.", choices=OBJECTIVES.names)
     weight: float = key(
         1.0, "Factor of this task's loss; every objective is a mean over its own tokens.", low=0.0
     )
@@ -81,12 +80,8 @@ class TaskConfig:
 
     def fields(self) -> list[str]:
         """Every field the task reads."""
-        named = (
-            [*self.between, self.match]
-            if self.objective == "contrastive"
-            else [*self.input, self.target]
-        )
-        return [name for name in named if name]
+        fields: list[str] = OBJECTIVES[self.objective].fields(self)
+        return fields
 
     def head_name(self) -> str:
         """classify: name of the linear head, which is part of its parameters' names."""
@@ -122,27 +117,12 @@ def check_set(where: str, data_set: SetConfig) -> None:
         place = f"{where}.tasks[{number}]"
         for name in task.fields():
             check_field(place, name)
-        if task.objective == "contrastive":
-            if len(task.between) < 2:
-                raise UserError(f"{place}.between: a contrastive task needs at least two fields")
-            continue
-        if not task.target or is_media(task.target):
-            raise UserError(
-                f"{place}.target: a {task.objective} task answers with a text field, such as text"
-            )
-        if task.objective == "ctc" and [name.partition(".")[0] for name in task.input] != ["audio"]:
-            raise UserError(f"{place}.input: a ctc task reads one clip; use [audio]")
-        if task.objective == "classify" and not task.input:
-            raise UserError(
-                f"{place}.input: empty; name the fields that are classified, such as [image]"
-            )
-        if task.objective == "classify":
-            check_head(f"{place}.head", task.head_name())
+        OBJECTIVES[task.objective].check(place, task)
     _check_mixing(where, data_set)
 
 
 def _check_mixing(where: str, data_set: SetConfig) -> None:
-    """A blend of two pictures has two classes, which only a linear head can be taught."""
+    """A blend of two pictures is something that only some objectives can learn from."""
     augment = data_set.augment
     for name in ("mixup", "cutmix"):
         if getattr(augment, name) > 1:
@@ -152,7 +132,8 @@ def _check_mixing(where: str, data_set: SetConfig) -> None:
     if not (augment.mixup or augment.cutmix):
         return
     for number, task in enumerate(data_set.tasks):
-        if any(name.startswith("image") for name in task.fields()) and task.objective != "classify":
+        pictures = any(field.startswith("image") for field in task.fields())
+        if pictures and not OBJECTIVES[task.objective].takes_mixed_images:
             raise UserError(
                 f"{where}.augment: mixup and cutmix change what pictures show, which "
                 f"tasks[{number}] "

@@ -16,13 +16,11 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from mmscale.data.special_tokens import SPECIAL_TOKENS
 from mmscale.durable import write_durably
 from mmscale.errors import UserError
 from mmscale.json_file import read_object
 
-# Order is the id: never reorder, only append.
-SPECIAL_TOKENS = ("<|pad|>", "<|end|>", "<|answer|>", "<|embed|>", "<|mask|>")
-PAD, END, ANSWER, EMBED, MASK = range(len(SPECIAL_TOKENS))
 # What a tokenizer.json may ask for: a stranger's may hang, exhaust the memory or end the process
 # when it is used.
 _AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")

@@ -19,7 +19,9 @@ from mmscale import prf
 from mmscale.batch import Batch
 from mmscale.config import EvalConfig
 from mmscale.data.loading.batch_builder import BatchBuilder
-from mmscale.data.tokenizer import ANSWER, END
+from mmscale.data.objectives.classify import add_class
+from mmscale.data.objectives.next_token import add_targets
+from mmscale.data.special_tokens import ANSWER, END
 from mmscale.evaluate.classify import label_scores, labels_of, longest_answer
 from mmscale.evaluate.samples import EvalSample, EvalSamples
 from mmscale.evaluate.text_noise import with_typing_errors
@@ -131,11 +133,11 @@ def _attack_rows(
         last = lay_query(builder, [*one.queries[0], Text(prompt)])
         if score.head:
             number = labels.index(one.answer)
-            builder.add_class(last, head, (number, number), 1.0, 1.0)
+            add_class(builder, last, head=head, classes=(number, number), share=1.0, weight=1.0)
         else:
             ids = np.array(predictor.tokenizer.encode(one.answer), np.int64)
             at = builder.add_text(ids)
-            builder.add_targets(np.append(last, at), np.append(ids, END), 1.0)
+            add_targets(builder, np.append(last, at), np.append(ids, END), 1.0)
     batch = builder.finish().to(predictor.device)
     owners = [_owners(places.tolist(), length) for places in first_places(batch, media)]
     keys = [

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 
 from mmscale.batch import Batch
-from mmscale.data.tokenizer import END, PAD, SPECIAL_TOKENS
+from mmscale.data.special_tokens import END, PAD, SPECIAL_TOKENS
 from mmscale.errors import UserError
 from mmscale.hub.config import MmscaleConfig
 from mmscale.hub.folder import release_folder
@@ -22,6 +22,7 @@ from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
 from mmscale.predict.decoding import Decoding
 from mmscale.predict.generate import Generator
+from mmscale.registry import OBJECTIVES
 from mmscale.release.open_release import load_release
 from mmscale.release.weight_writer import WEIGHT_TYPES
 
@@ -106,8 +107,9 @@ class MmscaleModel(PreTrainedModel):
         batch = to_batch(inputs)
         hidden_BLD = self.fusion.hidden(batch)
         pooled = None
-        if len(batch.embed_at_T):
-            embedded = self.fusion.embed_head(hidden_BLD.flatten(0, 1)[batch.embed_at_T])
+        at_T = batch.objectives["contrastive"]["at_T"]
+        if len(at_T):
+            embedded = self.fusion.embed_head(hidden_BLD.flatten(0, 1)[at_T])
             pooled = torch.nn.functional.normalize(embedded.float(), dim=-1)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_BLD, pooler_output=pooled)
 
@@ -159,18 +161,29 @@ class MmscaleModel(PreTrainedModel):
 
 def to_batch(inputs: dict[str, Any]) -> Batch:
     """The processor's inputs as the model's batch. Raises `UserError` if they are others."""
-    fields = {item.name for item in dataclasses.fields(Batch)}
-    unknown = inputs.keys() - fields
-    missing = {"tokens_BL", "segment_BL", "audio_chunks", "images_padded"} - inputs.keys()
+    plain = {"audio_chunks", "images_padded"}
+    known = {item.name for item in dataclasses.fields(Batch)} | _block_names()
+    unknown = inputs.keys() - known
+    missing = {"tokens_BL", "segment_BL", *plain} - inputs.keys()
     if unknown or missing:
         raise UserError(
             f"inputs: {min(unknown | missing)!r} is unknown or missing; make them with the "
             "processor"
         )
+    tensors = {name: value for name, value in inputs.items() if name not in plain}
     chunks = [tuple(chunk) for chunk in inputs["audio_chunks"].tolist()]
-    return Batch(
-        **{**inputs, "audio_chunks": chunks, "images_padded": bool(inputs["images_padded"])}
+    return Batch.of(
+        tensors, {"audio_chunks": chunks, "images_padded": bool(inputs["images_padded"])}
     )
+
+
+def _block_names() -> set[str]:
+    """Of every tensor in the block of an objective, as `Batch.tensors` has them."""
+    return {
+        f"{objective}.{name}"
+        for objective, kind in OBJECTIVES.all().items()
+        for name in kind.block([])
+    }
 
 
 def _dtype(value: Any) -> torch.dtype | None:

@@ -15,7 +15,8 @@ from transformers.processing_utils import ProcessorMixin
 
 from mmscale.config import Config
 from mmscale.data.loading.batch_builder import BatchBuilder
-from mmscale.data.tokenizer import ANSWER, EMBED, Tokenizer
+from mmscale.data.special_tokens import ANSWER, EMBED
+from mmscale.data.tokenizer import Tokenizer
 from mmscale.errors import UserError
 from mmscale.hub.folder import release_folder
 from mmscale.predict.query import Part, PartReader, Text, count_tokens, lay_query
@@ -94,7 +95,7 @@ class MmscaleProcessor(ProcessorMixin):
         batch = builder.finish()
         tensors = batch.tensors()
         if embed:
-            tensors["embed_at_T"] = torch.tensor(last)
+            tensors["contrastive.at_T"] = torch.tensor(last)
         chunks = torch.tensor(batch.audio_chunks, dtype=torch.int64).reshape(-1, 3)
         return BatchFeature(
             {**tensors, "audio_chunks": chunks, "images_padded": torch.tensor(batch.images_padded)}

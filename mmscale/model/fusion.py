@@ -7,9 +7,9 @@ vocabulary. The model knows nothing of ranks; how it is split lives in `mmscale.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmscale.batch import Batch
@@ -17,14 +17,8 @@ from mmscale.config import MediaConfig, ModelConfig
 from mmscale.model.attention import AttentionPlan, make_plan
 from mmscale.model.blocks import Block, BlockInputs, RMSNorm, block_inputs
 from mmscale.model.cache import Cache
-from mmscale.model.contrast import ContrastTerms
-from mmscale.model.objectives import (
-    classification_loss,
-    contrastive_loss,
-    ctc_log_probs,
-    ctc_loss,
-    next_token_loss,
-)
+from mmscale.model.grad_cache import ContrastTerms
+from mmscale.model.objective import LossInputs, losses
 from mmscale.model.positions import Positions
 from mmscale.model.recurrent import time_major
 from mmscale.model.rotary import rotary_angles
@@ -45,6 +39,11 @@ class FusionTransformer(nn.Module):
         media: how pictures and sound become tokens.
     """
 
+    # Weights of the contrastive objective, which other rooms name.
+    embed_head: nn.Linear
+    contrast_log_scale: nn.Parameter
+    contrast_bias: nn.Parameter
+
     def __init__(self, config: ModelConfig, media: MediaConfig) -> None:
         super().__init__()
         assert config.vocab_size > 0, "resolve model.vocab_size from the tokenizer first"
@@ -59,16 +58,10 @@ class FusionTransformer(nn.Module):
         self.audio_stem = AUDIO_STEMS[config.audio_stem](config, media)
         self.blocks = nn.ModuleList(Block(config, number) for number in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
-        self.embed_head = nn.Linear(config.width, config.embed_dim, bias=False)
-        self.class_heads = nn.ModuleDict(
-            {
-                f"head_{name}": nn.Linear(config.width, len(config.classes[name]))
-                for name in sorted(config.classes)
-            }
-        )
-        # One element each, not scalars: a sharded parameter needs an axis.
-        self.contrast_log_scale = nn.Parameter(torch.empty(1))
-        self.contrast_bias = nn.Parameter(torch.empty(1))
+        self.losses = losses()
+        for loss in self.losses.values():
+            for name, weights in loss.weights(config).items():
+                setattr(self, name, weights)
 
     def forward(
         self, batch: Batch, contrast: ContrastTerms | None = None, embeddings_only: bool = False
@@ -79,41 +72,20 @@ class FusionTransformer(nn.Module):
         ``embeddings_only``, instead: ``unit`` float32 [T, E], the embeddings, and ``log_scale`` and
         ``bias``, [1].
         """
-        hidden = self.positions.whole(self.hidden(batch)).flatten(0, 1)
-        words = hidden * self._tied_factor
-        unit = self._unit(hidden, batch)
-        scale, bias = self.contrast_log_scale, self.contrast_bias
+        inputs = self._loss_inputs(self.positions.whole(self.hidden(batch)), contrast)
         if embeddings_only:
+            unit = self.losses["contrastive"].outputs(self, inputs, batch.objectives["contrastive"])
+            scale, bias = self.contrast_log_scale, self.contrast_bias
             return {"unit": unit, "log_scale": scale.clone(), "bias": bias.clone()}
-        smoothing, table = self.config.label_smoothing, self.embedding.weight
-        mine, part = self.positions.every, self.positions.part
-        next_token = next_token_loss(
-            words[batch.target_at_T[mine]],
-            table,
-            batch.target_T[mine],
-            batch.target_weight_T[mine],
-            smoothing,
-        )
-        if contrast is not None:
-            contrastive = contrast.surrogate(unit, scale, bias)
-        else:
-            contrastive = contrastive_loss(
-                unit, scale, bias, group_T=batch.embed_group_T, task_T=batch.embed_task_T,
-                side_T=batch.embed_side_T, match_T=batch.embed_match_T,
-                weight_T=batch.embed_weight_T,
-            )  # fmt: skip
-        ctc = ctc_loss(
-            words, table, at_CP=batch.ctc_at_CP, tokens_C=batch.ctc_tokens_C,
-            target_CU=batch.ctc_target_CU,
-            length_C=batch.ctc_length_C, weight_C=batch.ctc_weight_C,
-        )  # fmt: skip
-        classify = classification_loss(
-            self._class_logits(hidden[batch.class_at_T]), head_T=batch.class_head_T,
-            class_T2=batch.class_T2,
-            share_T=batch.class_share_T, weight_T=batch.class_weight_T, smoothing=smoothing,
-        )  # fmt: skip
-        whole = {"contrastive": contrastive, "ctc": ctc, "classify": classify}
-        return {"next_token": next_token} | {name: loss * part for name, loss in whole.items()}
+        return {
+            name: loss.loss(self, inputs, batch.objectives[name])
+            for name, loss in self.losses.items()
+        }
+
+    def outputs(self, objective: str, batch: Batch) -> Any:
+        """What evaluation reads of one objective, at the positions in its block; see its `Loss`."""
+        inputs = self._loss_inputs(self.hidden(batch), None)
+        return self.losses[objective].outputs(self, inputs, batch.objectives[objective])
 
     def hidden(self, batch: Batch, plan: AttentionPlan | None = None) -> Tensor:
         """Output of the last norm at this process's positions, by default all: [B, L, D] in the
@@ -180,31 +152,13 @@ class FusionTransformer(nn.Module):
         """Next-token logits, float32 [T, V]."""
         return (hidden_TD * self._tied_factor @ self.embedding.weight.T).float()
 
-    def embed(self, batch: Batch) -> Tensor:
-        """Unit-length embeddings at the batch's <|embed|> tokens, float32 [T, E]."""
-        return self._unit(self.hidden(batch).flatten(0, 1), batch)
-
-    def class_logits(self, batch: Batch) -> list[Tensor]:
-        """Logits of every linear head, in the order of their names, at ``class_at_T``: float32 [T,
-        classes].
-        """
-        hidden = self.hidden(batch).flatten(0, 1)[batch.class_at_T]
-        return [logits.float() for logits in self._class_logits(hidden)]
-
-    def ctc_log_probs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(float32 [C, P, V], blank is token 0; int64 [C], how many of the P are real) of the
-        batch's ctc clips.
-        """
-        hidden = self.hidden(batch).flatten(0, 1)
-        return ctc_log_probs(
-            hidden * self._tied_factor, self.embedding.weight, batch.ctc_at_CP
-        ), batch.ctc_tokens_C
-
-    def _unit(self, hidden_TD: Tensor, batch: Batch) -> Tensor:
-        return F.normalize(self.embed_head(hidden_TD[batch.embed_at_T]).float(), dim=-1)
-
-    def _class_logits(self, hidden_TD: Tensor) -> list[Tensor]:
-        return [head(hidden_TD) for head in self.class_heads.values()]
+    def _loss_inputs(self, hidden_BLD: Tensor, contrast: ContrastTerms | None) -> LossInputs:
+        hidden_TD = hidden_BLD.flatten(0, 1)
+        return LossInputs(
+            hidden_TD=hidden_TD, words_TD=hidden_TD * self._tied_factor,
+            table_VD=self.embedding.weight, smoothing=self.config.label_smoothing,
+            positions=self.positions, contrast=contrast,
+        )  # fmt: skip
 
     def _inputs(self, batch: Batch) -> Tensor:
         """Text, picture and sound vectors in their places, [B, L, D].

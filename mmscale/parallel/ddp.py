@@ -14,8 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmscale.batch import Batch
 from mmscale.config import Config
-from mmscale.model.contrast import ContrastTerms
 from mmscale.model.fusion import FusionTransformer
+from mmscale.model.grad_cache import ContrastTerms
 from mmscale.model.initialise import initialise
 from mmscale.parallel.build import build_model
 from mmscale.parallel.optimizer_step import OptimizerStep

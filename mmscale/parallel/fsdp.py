@@ -22,7 +22,7 @@ from torch.distributed.fsdp import (
 
 from mmscale.batch import Batch
 from mmscale.config import Config
-from mmscale.model.contrast import ContrastTerms
+from mmscale.model.grad_cache import ContrastTerms
 from mmscale.model.initialise import initialise
 from mmscale.parallel.build import build_model
 from mmscale.parallel.context import split_positions

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmscale.batch import Batch
 from mmscale.config import Config
-from mmscale.model.contrast import ContrastTerms
+from mmscale.model.grad_cache import ContrastTerms
 from mmscale.model.initialise import initialise
 from mmscale.parallel.build import build_model
 from mmscale.parallel.optimizer_step import OptimizerStep

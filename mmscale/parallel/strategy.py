@@ -18,7 +18,7 @@ from mmscale.batch import Batch
 from mmscale.config import ZERO_STAGES, Config, ParallelConfig
 from mmscale.config.parallel import check_parallel
 from mmscale.errors import UserError
-from mmscale.model.contrast import ContrastTerms
+from mmscale.model.grad_cache import ContrastTerms
 from mmscale.parallel.ranks import Ranks
 
 COMPUTE_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

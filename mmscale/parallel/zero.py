@@ -25,8 +25,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from mmscale.batch import Batch
 from mmscale.config import Config
 from mmscale.errors import UserError
-from mmscale.model.contrast import ContrastTerms
 from mmscale.model.fusion import FusionTransformer
+from mmscale.model.grad_cache import ContrastTerms
 from mmscale.model.initialise import draw
 from mmscale.optim.optimizer import parameter_groups
 from mmscale.parallel.build import build_model

@@ -18,12 +18,14 @@ from torch import Tensor
 from mmscale.batch import Batch
 from mmscale.config import Config
 from mmscale.data.loading.batch_builder import BatchBuilder
+from mmscale.data.objectives.ctc import add_transcript
 from mmscale.data.planning.packing import best_fit
-from mmscale.data.tokenizer import ANSWER, EMBED, END, SPECIAL_TOKENS, Tokenizer
+from mmscale.data.special_tokens import ANSWER, EMBED, END, SPECIAL_TOKENS
+from mmscale.data.tokenizer import Tokenizer
 from mmscale.errors import UserError
 from mmscale.model.attention import make_plan
 from mmscale.model.fusion import FusionTransformer
-from mmscale.model.objectives import BLANK
+from mmscale.model.objectives.ctc import BLANK
 from mmscale.predict.ctc_decode import beam_ctc, greedy_ctc
 from mmscale.predict.decoding import Choices, Decoding
 from mmscale.predict.generate import Generator, Hypothesis
@@ -158,8 +160,8 @@ class Predictor:
                 builder.open_sequence()
                 last = lay_query(builder, clips[row])
                 at = np.arange(last + 1 - lengths[row], last + 1)
-                builder.add_transcript(at, np.zeros(0, np.int64), 0.0)
-            log_probs, counts = self.model.ctc_log_probs(builder.finish().to(self.device))
+                add_transcript(builder, at, np.zeros(0, np.int64), 0.0)
+            log_probs, counts = self.model.outputs("ctc", builder.finish().to(self.device))
             log_probs = log_probs.masked_fill(~self._text_tokens(blank=True), -torch.inf)
             for row, found, count in zip(
                 rows.tolist(), log_probs.cpu().numpy(), counts.tolist(), strict=True
@@ -186,7 +188,8 @@ class Predictor:
         segments = self._closed(queries, prompt, ANSWER)
         out = np.zeros((len(segments), len(self.config.model.classes[head])), np.float32)
         for items, batch, ends in self._packed(segments):
-            logits = self.model.class_logits(replace(batch, class_at_T=ends))[heads.index(head)]
+            batch = batch.with_block("classify", at_T=ends)
+            logits = self.model.outputs("classify", batch)[heads.index(head)]
             out[items] = logits.log_softmax(-1).cpu().numpy()
         return out
 
@@ -200,7 +203,8 @@ class Predictor:
         segments = self._closed(queries, "", EMBED)
         out = np.zeros((len(segments), self.config.model.embed_dim), np.float32)
         for items, batch, ends in self._packed(segments):
-            out[items] = self.model.embed(replace(batch, embed_at_T=ends)).cpu().numpy()
+            batch = batch.with_block("contrastive", at_T=ends)
+            out[items] = self.model.outputs("contrastive", batch).cpu().numpy()
         return out
 
     def _closed(self, queries: Sequence[Query], prompt: str, last: int) -> list[Query]:

@@ -26,7 +26,8 @@ from mmscale.checkpoint.run_folder import build_empty, open_run, saved_names
 from mmscale.checkpoint.run_state import read_state
 from mmscale.checkpoint.stored_weights import StoredWeights, Weights
 from mmscale.config import ModelConfig
-from mmscale.data.tokenizer import END, SPECIAL_TOKENS, Tokenizer
+from mmscale.data.special_tokens import END, SPECIAL_TOKENS
+from mmscale.data.tokenizer import Tokenizer
 from mmscale.durable import make_folder, replace_folder
 from mmscale.errors import UserError
 from mmscale.json_file import read_object, write_object

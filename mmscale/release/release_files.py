@@ -15,7 +15,8 @@ from typing import Any
 
 from mmscale.config import Config
 from mmscale.config_file import to_tree
-from mmscale.data.tokenizer import END, PAD, SPECIAL_TOKENS, Tokenizer
+from mmscale.data.special_tokens import END, PAD, SPECIAL_TOKENS
+from mmscale.data.tokenizer import Tokenizer
 from mmscale.json_file import write_object
 
 FORMAT, VERSION = "mmscale-release", 1

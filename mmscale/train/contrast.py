@@ -14,9 +14,12 @@ from torch import Tensor
 
 from mmscale.batch import Batch
 from mmscale.data.planning.step_plan import PlannedStep
-from mmscale.model.contrast import ContrastTerms, StepEmbeddings
+from mmscale.model.grad_cache import ContrastTerms, StepEmbeddings
 from mmscale.parallel.ranks import Ranks
 from mmscale.parallel.strategy import Strategy
+
+# What says which embeddings are compared, and which belong together.
+_COMPARED = ("group_T", "task_T", "side_T", "match_T")
 
 
 def contrast_terms(
@@ -27,7 +30,7 @@ def contrast_terms(
 
     Costs one more forward pass of the step. Called on every rank of a step, or on none.
     """
-    if group_sequences == 1 or not step.embeddings:
+    if group_sequences == 1 or not step.counts["contrastive"]:
         return [None] * len(batches)
     passes = [strategy.embeddings(batch) for batch in batches]
     table = _gather(ranks, step, batches, [found["unit"] for found in passes])
@@ -42,7 +45,7 @@ def contrast_terms(
     )
     for first in range(0, len(step.sequences), group_sequences):
         members = range(first, first + group_sequences)
-        rows = slice(step.sequences[first].first_embedding, _end(step, first + group_sequences))
+        rows = slice(_before(step, first), _before(step, first + group_sequences))
         if not mine.intersection(members) or rows.start == rows.stop:
             continue
         group_loss, unit_grad[rows], of_scale, of_bias = table.gradients(rows, log_scale, bias)
@@ -57,41 +60,37 @@ def contrast_terms(
     terms: list[ContrastTerms | None] = []
     for number, batch in enumerate(batches):
         here = (loss, scale_grad, bias_grad) if number == 0 else nothing
-        terms.append(ContrastTerms(here[0], unit_grad[batch.embed_slot_T], here[1], here[2]))
+        terms.append(
+            ContrastTerms(
+                here[0], unit_grad[batch.objectives["contrastive"]["slot_T"]], here[1], here[2]
+            )
+        )
     return terms
 
 
-def _end(step: PlannedStep, sequence: int) -> int:
+def _before(step: PlannedStep, sequence: int) -> int:
     """Embeddings of the step before ``sequence``."""
-    return (
-        step.sequences[sequence].first_embedding
-        if sequence < len(step.sequences)
-        else step.embeddings
-    )
+    if sequence < len(step.sequences):
+        return int(step.sequences[sequence].before["contrastive"])
+    return int(step.counts["contrastive"])
 
 
 def _gather(
     ranks: Ranks, step: PlannedStep, batches: list[Batch], units: list[Tensor]
 ) -> StepEmbeddings:
-    slots = torch.cat([batch.embed_slot_T for batch in batches])
-    facts = torch.cat(
-        [
-            torch.stack(
-                [batch.embed_group_T, batch.embed_task_T, batch.embed_side_T, batch.embed_match_T],
-                dim=1,
-            )
-            for batch in batches
-        ]
-    )
-    numbers = torch.cat(
-        [torch.cat(units), torch.cat([batch.embed_weight_T for batch in batches])[:, None]], dim=1
-    )
-    all_facts = facts.new_zeros(step.embeddings, facts.shape[1]).index_copy_(0, slots, facts)
-    all_numbers = numbers.new_zeros(step.embeddings, numbers.shape[1]).index_copy_(
-        0, slots, numbers
-    )
+    blocks = [batch.objectives["contrastive"] for batch in batches]
+    slots = torch.cat([block["slot_T"] for block in blocks])
+    facts = torch.cat([torch.stack([block[name] for name in _COMPARED], dim=1) for block in blocks])
+    weights = torch.cat([block["weight_T"] for block in blocks])
+    numbers = torch.cat([torch.cat(units), weights[:, None]], dim=1)
+    rows = int(step.counts["contrastive"])
+    all_facts = facts.new_zeros(rows, facts.shape[1]).index_copy_(0, slots, facts)
+    all_numbers = numbers.new_zeros(rows, numbers.shape[1]).index_copy_(0, slots, numbers)
     # No two ranks write the same row, so the sum is exact.
     dist.all_reduce(all_facts, group=ranks.data_group)
     dist.all_reduce(all_numbers, group=ranks.data_group)
     group, task, side, match = all_facts.unbind(1)
-    return StepEmbeddings(all_numbers[:, :-1], group, task, side, match, all_numbers[:, -1])
+    return StepEmbeddings(
+        unit_SE=all_numbers[:, :-1], group_S=group, task_S=task, side_S=side, match_S=match,
+        weight_S=all_numbers[:, -1],
+    )  # fmt: skip

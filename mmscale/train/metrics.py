@@ -22,12 +22,13 @@ from mmscale.config import Config
 from mmscale.data.planning.step_plan import Plan
 from mmscale.errors import UserError
 from mmscale.gpu import known_gpu
+from mmscale.model.objective import losses
 from mmscale.parallel.ranks import Ranks
 from mmscale.train.jsonl_log import JsonlLog, cut_lines
 from mmscale.train.stop import INTERRUPTED, SAVED
 from mmscale.train.straggler import RankTimes
 
-LOSSES = ("next_token", "contrastive", "ctc", "classify")
+LOSSES = tuple(losses())
 _SHOWN = ("loss", "lr", "grad_norm", "tokens_per_s", "step_s", "data_wait_s")  # by TensorBoard
 
 

@@ -13,7 +13,8 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from mmscale.checkpoint.run_folder import check_vocabulary
 from mmscale.config import Config
-from mmscale.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from mmscale.data.special_tokens import SPECIAL_TOKENS
+from mmscale.data.tokenizer import Tokenizer
 from mmscale.errors import UserError
 
 OWN = {token: number for number, token in enumerate(SPECIAL_TOKENS)}

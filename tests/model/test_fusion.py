@@ -1,6 +1,5 @@
 """The model as a whole: independence of neighbours, gradients, initial weights, dropout, losses."""
 
-import dataclasses
 import math
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 from packings import MEDIA, add_segment, model_config, random_batch
 
 from mmscale import prf
-from mmscale.batch import IMAGE
+from mmscale.batch import IMAGE, Batch
 from mmscale.data.loading.batch_builder import BatchBuilder
 from mmscale.model.dropout import depth_factor, keyed_dropout, site_key
 from mmscale.model.fusion import FusionTransformer
@@ -89,19 +88,14 @@ def test_every_choice_computes_on_bf16_copies_of_its_parameters(choices):
 def test_padding_at_the_end_can_be_left_away(kinds, changes):
     """The same losses and gradients, with dropout; every index is moved."""
     whole = random_batch(5, sequences=3, length=160, kinds=kinds)
-    batch = dataclasses.replace(
-        whole,
-        **{
-            name: torch.nn.functional.pad(value, (0, 0) * (value.ndim - 2) + (0, 340))
-            for name, value in whole.tensors().items()
-            if name.endswith(("_BL", "_BL3"))
-        },
-        **{
-            name: value // 160 * 500 + value % 160
-            for name, value in whole.tensors().items()
-            if "_at_" in name
-        },
-    )
+    longer = {}
+    for name, value in whole.tensors().items():
+        if name.endswith(("_BL", "_BL3")):
+            value = torch.nn.functional.pad(value, (0, 0) * (value.ndim - 2) + (0, 340))
+        elif "at_" in name.partition(".")[2] or "_at_" in name:
+            value = value // 160 * 500 + value % 160
+        longer[name] = value
+    batch = Batch.of(longer, whole.plain())
     trimmed = batch.trimmed()
     assert trimmed.tokens_BL.shape == (3, 256 if kinds else 128)
     model = make_model(dropout=0.2, **changes).train()

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from mmscale import prf
 from mmscale.data.loading.batch_builder import BatchBuilder
+from mmscale.data.objectives.next_token import add_targets
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
 
@@ -50,7 +51,7 @@ def batch_of(length):
         builder.open_segment()
         builder.add_image(builder.new_image(torch.zeros(3, 16, 24, dtype=torch.uint8).numpy()))
         ids = (5 + draws.uniforms(122) * 50).astype(int)
-        builder.add_targets(builder.add_text(ids), ids, 0.01)
+        add_targets(builder, builder.add_text(ids), ids, 0.01)
     return builder.finish()
 
 
@@ -67,7 +68,7 @@ def test_peak_grows_no_faster_than_the_tokens():
             parameter.grad = None
         peaks.append(peak.most)
         assert peak.largest <= max(1 << 25, 20_000 * 32)
-    assert len(batch.target_T) * 20_000 > 2 * peak.largest, (
+    assert len(batch.objectives["next_token"]["token_T"]) * 20_000 > 2 * peak.largest, (
         "logits of all targets would be far larger"
     )
     assert peaks[1] <= 2.05 * peaks[0] and peaks[2] <= 2.05 * peaks[1], peaks

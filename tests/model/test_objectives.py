@@ -7,13 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmscale.model.contrast import ContrastTerms, StepEmbeddings
-from mmscale.model.objectives import (
-    classification_loss,
-    contrastive_loss,
-    ctc_loss,
-    next_token_loss,
-)
+from mmscale.model.grad_cache import ContrastTerms, StepEmbeddings
+from mmscale.model.objectives.classify import classification_loss
+from mmscale.model.objectives.contrastive import contrastive_loss
+from mmscale.model.objectives.ctc import ctc_loss
+from mmscale.model.objectives.next_token import next_token_loss
 
 
 def leaf(*shape, seed=0):
@@ -27,7 +25,7 @@ def test_next_token_is_the_weighted_cross_entropy_in_any_chunking(monkeypatch, s
     target, weight = torch.arange(10) * 2, torch.linspace(0, 1, 10)
     plain = F.cross_entropy(hidden @ table.T, target, reduction="none", label_smoothing=smoothing)
     expected = torch.autograd.grad((plain * weight).sum() * 3, (hidden, table))
-    monkeypatch.setattr("mmscale.model.objectives._LOGIT_ELEMENTS", elements)
+    monkeypatch.setattr("mmscale.model.objective._LOGIT_ELEMENTS", elements)
     loss = next_token_loss(hidden, table, target, weight, smoothing)
     torch.testing.assert_close(loss, (plain * weight).sum())
     found = torch.autograd.grad(loss * 3, (hidden, table))
@@ -85,7 +83,8 @@ def test_contrastive_terms_found_beforehand_have_the_gradients_of_the_loss_itsel
     loss = contrastive_loss(unit, scale, bias, **facts())
     expected = torch.autograd.grad(loss, (x, scale, bias), retain_graph=True)
     table = StepEmbeddings(
-        unit.detach(), **{name.replace("_T", "_S"): value for name, value in facts().items()}
+        unit_SE=unit.detach(),
+        **{name.replace("_T", "_S"): value for name, value in facts().items()},
     )
     pieces = [table.gradients(rows, scale, bias) for rows in (slice(0, 4), slice(4, 6))]
     terms = ContrastTerms(
@@ -101,7 +100,9 @@ def test_an_embedding_that_is_missing_is_nobodys_candidate():
     x = F.normalize(torch.randn(6, 4), dim=-1)
     some = facts()
     some["weight_T"][3] = 0.0
-    table = StepEmbeddings(x, **{name.replace("_T", "_S"): value for name, value in some.items()})
+    table = StepEmbeddings(
+        unit_SE=x, **{name.replace("_T", "_S"): value for name, value in some.items()}
+    )
     scale, bias = torch.tensor([math.log(10)]), torch.tensor([-4.0])
     kept = [0, 1, 2, 4, 5]
     expected = contrastive_loss(
@@ -131,7 +132,7 @@ def test_ctc_sums_over_all_alignments(monkeypatch, elements):
         log_probs = (hidden[row[:length]] @ table.T).log_softmax(-1)
         expected = expected - weight * all_alignments(log_probs, target)
     expected_grads = torch.autograd.grad(expected, (hidden, table))
-    monkeypatch.setattr("mmscale.model.objectives._LOGIT_ELEMENTS", elements)
+    monkeypatch.setattr("mmscale.model.objective._LOGIT_ELEMENTS", elements)
     loss = ctc_loss(
         hidden, table, at_CP=at, tokens_C=torch.tensor([5, 3]), target_CU=torch.tensor(targets),
         length_C=torch.tensor([2, 2]), weight_C=weights,

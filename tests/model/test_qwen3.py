@@ -12,7 +12,8 @@ from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from mmscale.data.loading.batch_builder import BatchBuilder
-from mmscale.data.tokenizer import END, SPECIAL_TOKENS, Tokenizer
+from mmscale.data.special_tokens import END, SPECIAL_TOKENS
+from mmscale.data.tokenizer import Tokenizer
 from mmscale.errors import UserError
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise

@@ -9,7 +9,8 @@ from packings import MEDIA, model_config
 from mmscale import prf
 from mmscale.config import Config, DataConfig
 from mmscale.data.loading.batch_builder import BatchBuilder
-from mmscale.data.tokenizer import ANSWER, EMBED, END, SPECIAL_TOKENS, Tokenizer
+from mmscale.data.special_tokens import ANSWER, EMBED, END, SPECIAL_TOKENS
+from mmscale.data.tokenizer import Tokenizer
 from mmscale.errors import UserError
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise

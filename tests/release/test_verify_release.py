@@ -172,19 +172,19 @@ TAMPERED = {
 def test_tampering_is_told_in_one_line(capsys, release, keys, fault):
     spoil, message = TAMPERED[fault]
     spoil(release)
-    line = complaint(capsys, "verify_signature", release, "--public-key", keys[1])
+    line = complaint(capsys, "verify", release, "--public-key", keys[1])
     assert re.search(message, line), line
 
 
 def test_a_whole_release_is_accepted(capsys, signed, keys):
-    main(["verify_signature", str(signed), "--public-key", str(keys[1]), "--json"])
+    main(["verify", str(signed), "--public-key", str(keys[1]), "--json"])
     facts = json.loads(capsys.readouterr().out)
     assert (
         facts["signed"]
         and facts["signature_checked"]
         and facts["files"] == len(list(signed.iterdir())) - 2
     )
-    main(["verify_signature", str(signed)])
+    main(["verify", str(signed)])
     assert "the signature was not checked" in capsys.readouterr().out
 
 
@@ -197,23 +197,19 @@ def test_an_attacker_who_writes_the_manifest_anew_is_stopped_by_the_signature(
     write_manifest(release)
     (release / "model.sig").write_bytes(held)
     verify_release(release)  # whole, as far as hashes alone can tell
-    line = complaint(capsys, "verify_signature", release, "--public-key", keys[1])
+    line = complaint(capsys, "verify", release, "--public-key", keys[1])
     assert "does not prove this folder" in line and "Hash mismatch" in line
 
 
 def test_another_key_and_what_is_no_key(capsys, release, keys, tmp_path):
     other = make_keys(tmp_path / "other")
-    assert "does not prove" in complaint(
-        capsys, "verify_signature", release, "--public-key", other[1]
-    )
+    assert "does not prove" in complaint(capsys, "verify", release, "--public-key", other[1])
     assert "no PEM public key" in complaint(
-        capsys, "verify_signature", release, "--public-key", release / "README.md"
+        capsys, "verify", release, "--public-key", release / "README.md"
     )
-    assert "no PEM public key" in complaint(
-        capsys, "verify_signature", release, "--public-key", keys[0]
-    )
+    assert "no PEM public key" in complaint(capsys, "verify", release, "--public-key", keys[0])
     assert "none.pem: cannot be read" in complaint(
-        capsys, "verify_signature", release, "--public-key", tmp_path / "none.pem"
+        capsys, "verify", release, "--public-key", tmp_path / "none.pem"
     )
 
 
@@ -226,7 +222,7 @@ def test_a_signature_of_the_same_key_over_another_folder(capsys, run_dir, releas
     verify_release(tmp_path / "older", keys[1])
     shutil.copy(tmp_path / "older" / "model.sig", release / "model.sig")
     assert "does not prove this folder" in complaint(
-        capsys, "verify_signature", release, "--public-key", keys[1]
+        capsys, "verify", release, "--public-key", keys[1]
     )
 
 
@@ -254,7 +250,7 @@ def test_links_into_a_download_cache_are_followed(release, keys, tmp_path):
 
 def test_the_command_of_model_signing_accepts_it_too(signed, keys):
     command = [
-        sys.executable, "-m", "model_signing", "verify_signature", "key", str(signed),
+        sys.executable, "-m", "model_signing", "verify", "key", str(signed),
         "--public_key", str(keys[1]), "--signature", str(signed / "model.sig"),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -267,12 +263,12 @@ def test_opening_a_changed_release_is_refused(release):
     flip_last_bit(first_shard(release))
     with pytest.raises(UserError, match="was changed, its SHA-256"):
         mmscale.load(release)
-    mmscale.load(release, verify_signature=False)  # asked for: only small files are hashed
+    mmscale.load(release, verify=False)  # asked for: only small files are hashed
     (release / "config.json").write_text(
         (release / "config.json").read_text().replace("which", "whach")
     )
     with pytest.raises(UserError, match=r"config\.json: was changed"):
-        mmscale.load(release, verify_signature=False)
+        mmscale.load(release, verify=False)
 
 
 def unlist(release, old):
@@ -318,9 +314,9 @@ UNLISTED = {
 def test_nothing_is_read_that_the_manifest_does_not_list(release, fault):
     spoil, message = UNLISTED[fault]
     spoil(release)
-    for verify_signature in (True, False):
+    for verify in (True, False):
         with pytest.raises(UserError, match=message):
-            mmscale.load(release, verify_signature=verify_signature)
+            mmscale.load(release, verify=verify)
 
 
 def test_a_release_copied_over_another_is_not_opened_as_the_older_one(run_dir, release, tmp_path):
@@ -347,7 +343,7 @@ def test_the_manifest_is_what_sha256sum_says(signed):
 def test_a_name_cannot_hide_the_error(signed, tmp_path, capsys):
     release = shutil.copytree(signed, tmp_path / "release")
     (release / "\x1b[2K\rrelease: 9 files, all as listed\n\u202e").write_text("")
-    told = complaint(capsys, "verify_signature", release)
+    told = complaint(capsys, "verify", release)
     assert "\\x1b[2K\\rrelease: 9 files, all as listed\\n\\u202e: was added" in told
     assert not any(sign in told.rstrip("\n") for sign in "\x1b\r\n\u202e")
 

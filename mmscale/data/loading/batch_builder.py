@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mmscale.batch import AUDIO, IMAGE, TEXT, Batch
 from mmscale.config import MediaConfig
+from mmscale.registry import OBJECTIVES
 
 # The shortest clip of a chunk lacks at most so much of the longest, or so many tokens.
 _CHUNK_SLACK, _CHUNK_LEAST_TOKENS = 0.25, 4
@@ -40,10 +41,7 @@ class BatchBuilder:
         self._clips: list[NDArray[np.float32]] = []
         self._image_use: list[tuple[int, int]] = []  # (picture, first flat position)
         self._clip_use: list[tuple[int, int]] = []
-        self._targets: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = []
-        self._embeddings: list[tuple[int, int, int, int, int, int, float]] = []
-        self._transcripts: list[tuple[NDArray[np.int64], NDArray[np.int64], float]] = []
-        self._classes: list[tuple[int, int, tuple[int, int], float, float]] = []
+        self._items: dict[str, list[Any]] = {}  # by objective
         self._row = -1
         self._at = self._segments = self._spans = self._clock = 0
 
@@ -113,29 +111,9 @@ class BatchBuilder:
         """Tokens of a registered clip."""
         return int(self._media.tokens_of(len(self._clips[number])))
 
-    def add_targets(
-        self, at: NDArray[np.int64], ids: NDArray[np.int64], weights: NDArray[np.float32] | float
-    ) -> None:
-        """The output at flat position ``at[i]`` is to predict token ``ids[i]`` with a weight."""
-        self._targets.append((at, ids, np.broadcast_to(np.float32(weights), at.shape)))
-
-    def add_embedding(
-        self, at: int, *, slot: int, group: int, task: int, side: int, match: int, weight: float
-    ) -> None:
-        """The output at flat position ``at`` is an embedding; see `Batch` for the rest."""
-        self._embeddings.append((at, slot, group, task, side, match, weight))
-
-    def add_transcript(self, at: NDArray[np.int64], ids: NDArray[np.int64], weight: float) -> None:
-        """The outputs at flat positions ``at`` are to spell the tokens ``ids`` (CTC)."""
-        self._transcripts.append((at, ids, weight))
-
-    def add_class(
-        self, at: int, head: int, classes: tuple[int, int], share: float, weight: float
-    ) -> None:
-        """The output at flat position ``at`` is classified by a linear head; see `Batch` for the
-        rest.
-        """
-        self._classes.append((at, head, classes, share, weight))
+    def add(self, objective: str, item: Any) -> None:
+        """Remember ``item`` for the block of ``objective``, whose module knows what it is."""
+        self._items.setdefault(objective, []).append(item)
 
     def finish(self, **facts: Any) -> Batch:
         """The batch; ``facts`` are its plain fields (step, keys, …)."""
@@ -154,15 +132,10 @@ class BatchBuilder:
         audio, frames, chunks, clip_tokens = self._padded_clips()
         audio_take, audio_at = _uses(self._clip_use, clip_tokens)
 
-        def joined(parts: list[NDArray[Any]], dtype: type) -> torch.Tensor:
-            return torch.from_numpy(
-                np.concatenate(parts).astype(dtype) if parts else np.zeros(0, dtype)
-            )
-
-        embeddings = zip(*self._embeddings, strict=True) if self._embeddings else ((),) * 7
-        at, slot, group, task, side, match, weight = embeddings
-        classes = zip(*self._classes, strict=True) if self._classes else ((),) * 5
-        class_at, head, pairs, share, class_weight = classes
+        blocks = {
+            name: objective.block(self._items.get(name, []))
+            for name, objective in OBJECTIVES.all().items()
+        }
         return Batch(
             tokens_BL=torch.from_numpy(self._tokens),
             kind_BL=torch.from_numpy(self._kind),
@@ -178,31 +151,11 @@ class BatchBuilder:
             audio_frames_N=torch.from_numpy(frames),
             audio_take_T=torch.from_numpy(audio_take),
             audio_at_T=torch.from_numpy(audio_at),
-            target_at_T=joined([one[0] for one in self._targets], np.int64),
-            target_T=joined([one[1] for one in self._targets], np.int64),
-            target_weight_T=joined([one[2] for one in self._targets], np.float32),
-            embed_at_T=torch.tensor(at, dtype=torch.int64),
-            embed_slot_T=torch.tensor(slot, dtype=torch.int64),
-            embed_group_T=torch.tensor(group, dtype=torch.int64),
-            embed_task_T=torch.tensor(task, dtype=torch.int64),
-            embed_side_T=torch.tensor(side, dtype=torch.int64),
-            embed_match_T=torch.tensor(match, dtype=torch.int64),
-            embed_weight_T=torch.tensor(weight, dtype=torch.float32),
-            ctc_at_CP=_padded([one[0] for one in self._transcripts]),
-            ctc_tokens_C=torch.tensor(
-                [len(one[0]) for one in self._transcripts], dtype=torch.int64
-            ),
-            ctc_target_CU=_padded([one[1] for one in self._transcripts]),
-            ctc_length_C=torch.tensor(
-                [len(one[1]) for one in self._transcripts], dtype=torch.int64
-            ),
-            ctc_weight_C=torch.tensor([one[2] for one in self._transcripts], dtype=torch.float32),
-            class_at_T=torch.tensor(class_at, dtype=torch.int64),
-            class_head_T=torch.tensor(head, dtype=torch.int64),
-            class_T2=torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2),
-            class_share_T=torch.tensor(share, dtype=torch.float32),
-            class_weight_T=torch.tensor(class_weight, dtype=torch.float32),
             dropout_key_B=torch.from_numpy(self._dropout_key),
+            objectives={
+                name: {part: torch.from_numpy(array) for part, array in block.items()}
+                for name, block in blocks.items()
+            },
             audio_chunks=chunks,
             images_padded=bool((sizes != images.shape[2:]).any()),
             **facts,
@@ -272,14 +225,6 @@ class BatchBuilder:
             self._span[self._row, here] = self._spans
         self._at += count
         return self._row * self._length + np.arange(here.start, here.stop)
-
-
-def _padded(rows: list[NDArray[np.int64]]) -> torch.Tensor:
-    """int64 [len(rows), longest], zeros behind the shorter ones."""
-    out = np.zeros((len(rows), max((len(row) for row in rows), default=0)), np.int64)
-    for padded, row in zip(out, rows, strict=True):
-        padded[: len(row)] = row
-    return torch.from_numpy(out)
 
 
 @lru_cache(maxsize=1024)

@@ -80,17 +80,16 @@ def to_shared(batch: Batch, loader: str) -> SharedBatch:
     for name, tensor in _views(block[_ALIGNMENT:], places).items():
         tensor.copy_(tensors[name])
     block[0] = _LENT
-    plain = {item.name for item in dataclasses.fields(batch)} - tensors.keys()
-    facts = {name: getattr(batch, name) for name in plain}
-    return SharedBatch((loader, os.getpid(), number), None if known else block, places, facts)
+    return SharedBatch(
+        (loader, os.getpid(), number), None if known else block, places, batch.plain()
+    )
 
 
 def from_shared(handed: SharedBatch) -> Batch:
     """The batch, its tensors views of the shared memory. Called in the training process."""
     memory = handed.memory if handed.block is None else _lease(handed)
     assert memory is not None
-    fields: dict[str, Any] = {**_views(memory, handed.places), **handed.facts}
-    return Batch(**fields)
+    return Batch.of(_views(memory, handed.places), handed.facts)
 
 
 def release(loader: str) -> None:

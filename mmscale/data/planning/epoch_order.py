@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from mmscale import prf
 from mmscale.data.planning.packing import bin_count, shuffled_bins
-from mmscale.data.planning.sample_sizes import TOTALS, SampleMeasure, SampleSizes
+from mmscale.data.planning.sample_sizes import SampleMeasure, SampleSizes
 from mmscale.data.worker_pool import WorkerPool
 
 # Raise it when a change here or in `bins` changes the number of sequences of a group.
@@ -176,7 +176,7 @@ class _Packing:
 
     samples: NDArray[np.int64]
     ends: NDArray[np.int64]
-    totals: NDArray[np.float64]  # [sequences, len(TOTALS)]
+    totals: NDArray[np.float64]  # [sequences, totals], in the order of `total_names`
 
 
 class SequenceOrder:
@@ -214,7 +214,7 @@ class SequenceOrder:
         self._packings: OrderedDict[Hashable, _Packing] = OrderedDict()
 
     def sequence(self, epoch: int, position: int) -> tuple[NDArray[np.int64], list[float]]:
-        """(samples int64 [k], totals in the order of `TOTALS`) of a sequence of an epoch."""
+        """(samples int64 [k], totals in the order of `total_names`) of a sequence of an epoch."""
         groups, ends = self._epoch(epoch)
         window = int(np.searchsorted(ends, position, side="right"))
         start = int(ends[window - 1]) if window else 0
@@ -277,9 +277,9 @@ class SequenceOrder:
 def _totals(
     sizes: SampleSizes, flat: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """float64 [sequences, len(TOTALS)]: sums over the samples of each."""
-    columns = np.stack([getattr(sizes, name)[flat] for name in TOTALS]).astype(np.float64)
-    sums = np.concatenate([np.zeros((len(TOTALS), 1)), np.cumsum(columns, axis=1)], axis=1)
+    """float64 [sequences, totals]: sums over the samples of each."""
+    columns = sizes.totals()[:, flat]
+    sums = np.concatenate([np.zeros((len(columns), 1)), np.cumsum(columns, axis=1)], axis=1)
     starts = np.append(0, ends[:-1])
     return (sums[:, ends] - sums[:, starts]).T
 

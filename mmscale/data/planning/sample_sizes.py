@@ -1,10 +1,6 @@
-"""From a sample's tasks to its segments: what stands in them, and how long they are, known from the
-index.
+"""From a sample's tasks to its segments: how long they are, known from the index.
 
-A next_token task makes one segment:   input fields · prompt · <|answer|> · target          (predicts … <|end|>)
-A contrastive task makes one per field: field · <|embed|>                                     (pooled at <|embed|>)
-A ctc task makes one segment:          clip                                        (its tokens spell the target)
-A classify task makes one segment:     input fields · prompt · <|answer|>          (a linear head reads <|answer|>)
+What a task makes of a sample is its objective's to say (`mmscale.data.objective`).
 """
 
 from __future__ import annotations
@@ -19,37 +15,43 @@ from mmscale.data.index.dataset import Dataset
 from mmscale.data.planning.array_cache import CachedArray
 from mmscale.data.planning.token_counts import ABSENT
 from mmscale.data.tokenizer import Tokenizer
+from mmscale.registry import OBJECTIVES
+
+_OF_ALL_OBJECTIVES = ("tokens", "predictions", "squares", "image_tokens", "audio_tokens")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SampleSizes:
     """What planning needs of some samples; arrays are [n]."""
 
-    tokens: NDArray[
-        np.int64
-    ]  # of all segments; 0: not used, for want of fields or because it is too long
-    targets: NDArray[
-        np.float64
-    ]  # next_token's supervised positions, each by its weight within the task
+    # Of all segments; 0: not used, for want of fields or because it is too long.
+    tokens: NDArray[np.int64]
     predictions: NDArray[np.int64]  # positions that need logits over the vocabulary
-    embeddings: NDArray[np.int64]  # <|embed|> tokens
-    transcripts: NDArray[np.int64]  # tokens of ctc targets
-    classes: NDArray[np.int64]  # <|answer|> tokens that a linear head reads
     squares: NDArray[np.int64]  # sum of squared segment lengths, for the cost of attention
     image_tokens: NDArray[np.int64]  # that the image stem makes, each picture counted once
     audio_tokens: NDArray[np.int64]  # that the audio stem makes, each clip counted once
-    oversize: NDArray[
-        np.bool_
-    ]  # refused: longer than a sequence, or a clip shorter than its ctc target
+    # By objective: what its loss is a mean over, such as target tokens or embeddings.
+    counts: dict[str, NDArray[np.float64]]
+    # Refused: longer than a sequence, or what an objective cannot be taught.
+    oversize: NDArray[np.bool_]
     refused_tokens: NDArray[np.int64]  # [refused], how long they are
 
+    def totals(self) -> NDArray[np.float64]:
+        """float64 [totals, n], in the order of `total_names`."""
+        own = [getattr(self, name) for name in _OF_ALL_OBJECTIVES]
+        counts = [self.counts[name] for name in OBJECTIVES.names()]
+        return np.stack([*own, *counts]).astype(np.float64)
 
-# Totals of a sequence, in the order in which `SampleSizes.totals` gives them.
-TOTALS = (
-    "tokens", "targets", "predictions", "embeddings", "transcripts", "classes", "squares",
-    "image_tokens",
-    "audio_tokens",
-)  # fmt: skip
+    def clear(self, samples: NDArray[np.bool_]) -> None:
+        """Set every number of some samples to 0."""
+        own = [getattr(self, name) for name in _OF_ALL_OBJECTIVES]
+        for array in [*own, *self.counts.values()]:
+            array[samples] = 0
+
+
+def total_names() -> tuple[str, ...]:
+    """The totals of a sequence: those of all objectives, then the count of each, by its name."""
+    return (*_OF_ALL_OBJECTIVES, *OBJECTIVES.names())
 
 
 def text_fields(tasks: list[TaskConfig]) -> list[str]:
@@ -95,56 +97,48 @@ class SampleMeasure:
         tokens = {field: self._field_tokens(field, samples) for field in self._fields}
         zero = np.zeros(len(samples), np.int64)
         sizes = SampleSizes(
-            tokens=zero, targets=zero.astype(np.float64), predictions=zero, embeddings=zero,
-            transcripts=zero,
-            classes=zero, squares=zero, image_tokens=zero, audio_tokens=zero,
-            oversize=zero.astype(bool),
-            refused_tokens=zero[:0],
+            tokens=zero, predictions=zero, squares=zero, image_tokens=zero, audio_tokens=zero,
+            counts={name: zero.astype(np.float64) for name in OBJECTIVES.names()},
+            oversize=zero.astype(bool), refused_tokens=zero[:0],
         )  # fmt: skip
-        used: set[str] = set()
         for task, prompt in zip(self._tasks, self._prompts, strict=True):
-            has = _has_all(task, tokens)
-            if task.objective == "next_token":
-                target = tokens[task.target]
-                texts = [tokens[field] for field in task.input if not is_media(field)]
-                # Each text of the input predicts its own tokens but the first.
-                inner = sum((np.maximum(text - 1, 0) for text in texts), zero)
-                segments = [sum((tokens[field] for field in task.input), target + (1 + prompt))]
-                sizes.targets = sizes.targets + has * (target + 1 + task.input_weight * inner)
-                read = inner if task.input_weight else zero
-                sizes.predictions = sizes.predictions + has * (target + 1 + read)
-            elif task.objective == "contrastive":
-                segments = [tokens[field] + 1 for field in task.between]
-                sizes.embeddings = sizes.embeddings + has * len(segments)
-            elif task.objective == "ctc":
-                segments = [tokens[task.input[0]]]
-                sizes.transcripts = sizes.transcripts + has * tokens[task.target]
-                sizes.predictions = sizes.predictions + has * tokens[task.input[0]]
-                sizes.oversize = sizes.oversize | (
-                    has & (tokens[task.input[0]] < tokens[task.target])
-                )
-            else:
-                segments = [sum((tokens[field] for field in task.input), zero + 1 + prompt)]
-                sizes.classes = sizes.classes + has
-            for length in segments:
-                sizes.tokens = sizes.tokens + has * length
-                sizes.squares = sizes.squares + has * length**2
-            used.update(field for field in task.fields() if is_media(field))
-        for field in used:
-            # Media are decoded and embedded once, however many tasks use them.
-            needed = np.any(
-                [_has_all(task, tokens) for task in self._tasks if field in task.fields()], axis=0
-            )
-            if field.startswith("image"):
-                sizes.image_tokens = sizes.image_tokens + needed * tokens[field]
-            else:
-                sizes.audio_tokens = sizes.audio_tokens + needed * tokens[field]
+            self._add_task(sizes, task, prompt, tokens)
+        for field in self._fields:
+            if is_media(field):
+                self._add_media(sizes, field, tokens)
         sizes.oversize = sizes.oversize | (sizes.tokens > self._seq_len)
         if sizes.oversize.any():
             sizes.refused_tokens = sizes.tokens[sizes.oversize]
-            for name in TOTALS:
-                getattr(sizes, name)[sizes.oversize] = 0
+            sizes.clear(sizes.oversize)
         return sizes
+
+    def _add_task(
+        self,
+        sizes: SampleSizes,
+        task: TaskConfig,
+        prompt: int,
+        tokens: dict[str, NDArray[np.int64]],
+    ) -> None:
+        has = _has_all(task, tokens)
+        taken = OBJECTIVES[task.objective].measure(task, tokens, prompt)
+        sizes.counts[task.objective] = sizes.counts[task.objective] + has * taken.count
+        sizes.predictions = sizes.predictions + has * taken.predictions
+        for length in taken.segments:
+            sizes.tokens = sizes.tokens + has * length
+            sizes.squares = sizes.squares + has * length**2
+        if taken.refused is not None:
+            sizes.oversize = sizes.oversize | (has & taken.refused)
+
+    def _add_media(
+        self, sizes: SampleSizes, field: str, tokens: dict[str, NDArray[np.int64]]
+    ) -> None:
+        # Media are decoded and embedded once, however many tasks use them.
+        users = [task for task in self._tasks if field in task.fields()]
+        needed = np.any([_has_all(task, tokens) for task in users], axis=0)
+        if field.startswith("image"):
+            sizes.image_tokens = sizes.image_tokens + needed * tokens[field]
+        else:
+            sizes.audio_tokens = sizes.audio_tokens + needed * tokens[field]
 
     def applies(self, samples: NDArray[np.int64]) -> list[NDArray[np.bool_]]:
         """[tasks] arrays bool [n]: does the sample have the fields of the task."""

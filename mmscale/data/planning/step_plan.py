@@ -29,12 +29,13 @@ from mmscale.data.planning.epoch_order import (
 )
 from mmscale.data.planning.mixture_schedule import Change, MixtureSchedule
 from mmscale.data.planning.rank_balance import deal
-from mmscale.data.planning.sample_sizes import TOTALS, SampleMeasure, text_fields
+from mmscale.data.planning.sample_sizes import SampleMeasure, text_fields, total_names
 from mmscale.data.planning.token_counts import ABSENT, token_counts
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.data.worker_pool import available_cores
 from mmscale.errors import SampleFault, UserError
 from mmscale.flops import Flops
+from mmscale.registry import OBJECTIVES
 
 _CACHED_STEPS = 8
 _LOOK = 1 << 20  # samples at a time
@@ -53,7 +54,7 @@ class PlannedSet:
     first_task: int  # number of its first task, counted over all sets
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlannedSequence:
     """One packed sequence of a step."""
 
@@ -62,20 +63,19 @@ class PlannedSequence:
     epoch: int
     samples: NDArray[np.int64]
     tokens: int
-    first_embedding: int  # <|embed|> tokens of the step's sequences before this one
+    # By objective: what the step's sequences before this one hold of what its loss is a mean over.
+    before: dict[str, float]
     cost: float  # estimated floating-point operations of its forward pass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlannedStep:
     """Everything all ranks must agree on about a step."""
 
     step: int
     sequences: list[PlannedSequence]
-    targets: float  # supervised positions of the step, over all ranks
-    embeddings: int  # <|embed|> tokens of the step, over all ranks
-    transcripts: int  # tokens of ctc targets of the step, over all ranks
-    classes: int  # samples that linear heads classify in the step, over all ranks
+    # By objective: what its loss is a mean over, such as target tokens or embeddings; of all ranks.
+    counts: dict[str, float]
     tokens: int  # real tokens of the step, over all ranks
 
 
@@ -204,7 +204,8 @@ class Plan:
                 "raise max_epochs of a set"
             )
         sequences = []
-        counted = np.zeros(len(TOTALS))
+        names = total_names()
+        counted = np.zeros(len(names))
         for number in range(self.sequences):
             turn = self._schedule.turn(step * self.sequences + number)
             planned = self.sets[turn.set_index]
@@ -215,30 +216,30 @@ class Plan:
                     "restore them to look at it"
                 )
             samples, totals = planned.order.sequence(turn.epoch, turn.inside)
-            of = dict(zip(TOTALS, totals, strict=True))
+            of = dict(zip(names, totals, strict=True))
             cost = self._flops.sequence(
                 tokens=of["tokens"], squares=of["squares"], image_tokens=of["image_tokens"],
                 audio_tokens=of["audio_tokens"], targets=of["predictions"],
-                embeddings=of["embeddings"],
+                embeddings=of["contrastive"],
             )  # fmt: skip
-            before = int(counted[TOTALS.index("embeddings")])
+            before = dict(zip(names, counted.tolist(), strict=True))
             sequences.append(
                 PlannedSequence(
-                    number,
-                    turn.set_index,
-                    turn.epoch,
-                    samples,
-                    int(of["tokens"]),
-                    before,
-                    float(cost),
+                    number=number,
+                    set_index=turn.set_index,
+                    epoch=turn.epoch,
+                    samples=samples,
+                    tokens=int(of["tokens"]),
+                    before={name: before[name] for name in OBJECTIVES.names()},
+                    cost=float(cost),
                 )
             )
             counted += totals
-        sums = dict(zip(TOTALS, counted.tolist(), strict=True))
+        sums = dict(zip(names, counted.tolist(), strict=True))
+        counts = {name: sums[name] for name in OBJECTIVES.names()}
         return PlannedStep(
-            step, sequences, sums["targets"], int(sums["embeddings"]), int(sums["transcripts"]),
-            int(sums["classes"]), int(sums["tokens"]),
-        )  # fmt: skip
+            step=step, sequences=sequences, counts=counts, tokens=int(sums["tokens"])
+        )
 
 
 def check_world(sequences: int, world: int) -> None:

@@ -92,9 +92,12 @@ def test_what_was_planned_is_what_is_laid(shards):
         assert not batch.faults
         laid = (batch.kind_BL != PADDING).sum(dim=1).tolist()
         assert laid == [one.tokens for one in planned.sequences]
-        assert batch.target_at_T.numel() == planned.targets
-        assert batch.embed_at_T.numel() == planned.embeddings
-        assert batch.target_weight_T.sum().item() == pytest.approx(0.5) and batch.images_padded
+        assert batch.objectives["next_token"]["at_T"].numel() == planned.counts["next_token"]
+        assert batch.objectives["contrastive"]["at_T"].numel() == planned.counts["contrastive"]
+        assert (
+            batch.objectives["next_token"]["weight_T"].sum().item() == pytest.approx(0.5)
+            and batch.images_padded
+        )
         sizes = batch.image_size_N2
         assert ((sizes[:, 0] // 8) * (sizes[:, 1] // 8)).max() <= 20 and (sizes % 8 == 0).all()
         stems = sum(
@@ -128,11 +131,11 @@ def test_empty_transcripts_alone_in_a_step(tmp_path):
     )
     step = plan.step(0)
     batch = assembler.batch(step, step.sequences)
-    assert not batch.faults and step.transcripts == 0
+    assert not batch.faults and step.counts["ctc"] == 0
     assert (
-        len(batch.ctc_length_C)
-        and not batch.ctc_length_C.any()
-        and torch.isfinite(batch.ctc_weight_C).all()
+        len(batch.objectives["ctc"]["length_C"])
+        and not batch.objectives["ctc"]["length_C"].any()
+        and torch.isfinite(batch.objectives["ctc"]["weight_C"]).all()
     )
 
 
@@ -176,8 +179,8 @@ def test_a_broken_sample_leaves_the_blends_of_the_others_alone(tmp_path):
             batch.faults,
             list(
                 zip(
-                    batch.class_T2.tolist(),
-                    batch.class_share_T.tolist(),
+                    batch.objectives["classify"]["class_T2"].tolist(),
+                    batch.objectives["classify"]["share_T"].tolist(),
                     batch.image_N3HW,
                     strict=True,
                 )

@@ -7,8 +7,9 @@ from mmscale import prf
 from mmscale.data.planning.epoch_order import Layout, SequenceOrder, count_groups
 from mmscale.data.planning.mixture import PERIOD, Mixture
 from mmscale.data.planning.packing import _best_fit_count, best_fit, bin_count, shuffled_bins
-from mmscale.data.planning.sample_sizes import SampleSizes
+from mmscale.data.planning.sample_sizes import SampleSizes, total_names
 from mmscale.errors import UserError
+from mmscale.registry import OBJECTIVES
 
 
 def random_lengths(count, high, key=1):
@@ -24,10 +25,10 @@ class Lengths:
     def sizes(self, samples):
         tokens, zero = self.lengths[samples], np.zeros(len(samples), np.int64)
         return SampleSizes(
-            tokens=tokens, targets=tokens * 0.25, predictions=zero, embeddings=zero,
-            transcripts=zero, classes=zero,
-            squares=tokens**2, image_tokens=zero, audio_tokens=zero, oversize=zero.astype(bool),
-            refused_tokens=zero[:0],
+            tokens=tokens, predictions=zero, squares=tokens**2, image_tokens=zero,
+            audio_tokens=zero, oversize=zero.astype(bool), refused_tokens=zero[:0],
+            counts={name: zero.astype(float) for name in OBJECTIVES.names()}
+            | {"next_token": tokens * 0.25},
         )  # fmt: skip
 
 
@@ -111,7 +112,10 @@ def test_every_sample_exactly_once_an_epoch(samples):
             members, totals = order.sequence(epoch, position)
             tokens = lengths[members].astype(np.int64)
             assert tokens.sum() <= 256
-            assert totals == [tokens.sum(), tokens.sum() / 4, 0, 0, 0, 0, (tokens**2).sum(), 0, 0]
+            of = dict(zip(total_names(), totals, strict=True))
+            assert (of["tokens"], of["squares"]) == (tokens.sum(), (tokens**2).sum())
+            assert of["next_token"] == tokens.sum() / 4
+            assert sum(totals) == of["tokens"] + of["squares"] + of["next_token"], "no other total"
             seen += members.tolist()
         assert sorted(seen) == np.nonzero(lengths)[0].tolist()
 

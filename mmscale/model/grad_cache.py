@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmscale.model.objectives import contrastive_loss
+from mmscale.model.objectives.contrastive import contrastive_loss
 
 
 @dataclass
@@ -39,7 +39,7 @@ class ContrastTerms:
         return self.loss + linear - linear.detach()
 
 
-@dataclass
+@dataclass(kw_only=True)
 class StepEmbeddings:
     """Every embedding of a step with what says which belong together; rows of broken samples have
     no weight.
