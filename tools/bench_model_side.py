@@ -30,7 +30,7 @@ from mmscale.config_file import config_from_tree, parse_override, set_key, to_tr
 from mmscale.data.loading.assembler import Assembler
 from mmscale.data.planning.step_plan import Plan
 from mmscale.data.tokenizer import Tokenizer
-from mmscale.flops import Flops
+from mmscale.model.flops import Flops
 from mmscale.parallel.ranks import join_ranks
 from mmscale.parallel.strategy import build_strategy, to_device
 
@@ -124,7 +124,8 @@ def main() -> None:
     config = config_from_tree(tree, "the command line")
     ranks = join_ranks(config.parallel)
     tokenizer = Tokenizer.load(config.data.tokenizer.file)
-    plan = Plan(config, tokenizer)
+    cost = Flops(config.model, config.media, len(tokenizer)).sequence
+    plan = Plan(config, tokenizer, cost=cost)
     assembler = Assembler(config, plan, tokenizer)
     steps = [plan.step(step) for step in range(_BATCHES)]
     batches = [assembler.batch(step, step.sequences) for step in steps]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from mmscale.batch import Batch
 from mmscale.capacity.dry_run import DryStep, embeds_first
 from mmscale.config import Config
-from mmscale.flops import Flops
 from mmscale.gpu import GpuSpec
+from mmscale.model.flops import Flops
 
 _RESERVE, _FRAGMENTED = 1.5e9, 1.05  # bytes of CUDA and NCCL themselves; what the allocator loses
 

@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmscale.data.loading.batch_builder import BatchBuilder
-from mmscale.flops import Flops
+from mmscale.model.flops import Flops
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
 

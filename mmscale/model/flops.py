@@ -1,0 +1,65 @@
+"""Estimated arithmetic of a packed sequence, from what is known before it is read.
+
+Forward pass, in floating-point operations (a multiply-add counts as two). Training costs about
+three times as much, a factor that cancels where costs are compared. All arguments may be numbers or
+arrays.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmscale.config import MediaConfig, ModelConfig
+from mmscale.registry import AUDIO_STEMS, IMAGE_STEMS
+
+
+class Flops:
+    """Costs by the numbers of a config.
+
+    Args:
+        model, media: sizes of blocks and stems; each stem says its own cost
+            (`mmscale.model.stem`).
+        vocabulary: rows of the output projection.
+    """
+
+    def __init__(self, model: ModelConfig, media: MediaConfig, vocabulary: int) -> None:
+        mixing, square = _mixing(model)
+        self.per_token = 2.0 * model.layers * (mixing + 3 * model.width * model.hidden)
+        self.per_square = 2.0 * model.layers * square
+        self.per_image_token = IMAGE_STEMS[model.image_stem].flops(model, media)
+        self.per_audio_token = AUDIO_STEMS[model.audio_stem].flops(model, media)
+        self.per_target = 2.0 * model.width * vocabulary
+        self.per_embedding = 2.0 * model.width * model.embed_dim
+
+    def sequence(
+        self,
+        *,
+        tokens: Any,
+        squares: Any,
+        image_tokens: Any,
+        audio_tokens: Any,
+        targets: Any,
+        embeddings: Any,
+    ) -> Any:
+        """Cost of a sequence with these totals; ``squares`` is the sum of its segments' squared
+        lengths.
+        """
+        return (
+            self.per_token * tokens
+            + self.per_square * squares
+            + self.per_image_token * image_tokens
+            + self.per_audio_token * audio_tokens
+            + self.per_target * targets
+            + self.per_embedding * embeddings
+        )
+
+
+def _mixing(model: ModelConfig) -> tuple[int, int]:
+    """Multiply-adds of a block's mixer: for each position, and for each pair of a segment's."""
+    if model.fusion == "rnn":
+        # Three gates from input and from state, and the projection.
+        return 7 * model.width**2, 0
+    assert model.fusion == "transformer", f"model.fusion={model.fusion}: its FLOPs are not known"
+    # Every query meets every key of its segment, twice: scores, and the weighted sum of values.
+    projections = model.width * model.head_dim * (2 * model.heads + 2 * model.kv_heads)
+    return projections, 2 * model.heads * model.head_dim
