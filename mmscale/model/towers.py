@@ -119,7 +119,7 @@ class Tower(Stem):
     is trained.
     """
 
-    # The tower was trained at its own width, and what reads it has that width too.
+    # The tower has its own width, and so has what the projection reads.
     width_rules: ClassVar[Mapping[str, str]] = {
         "tower.": "input",
         "tower_norm.": "input",

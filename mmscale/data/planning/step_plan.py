@@ -84,7 +84,7 @@ class Plan:
     """A pure function from step to sequences.
 
     Args:
-        config: the run's config; only its seed, data, media and model shape are read.
+        config: the run's config; only its seed, data and media are read.
         tokenizer: gives the lengths of texts.
         history: what the sets held at earlier steps; None: what they hold now.
         resume_step: the step at which the run begins or goes on.
