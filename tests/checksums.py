@@ -10,12 +10,12 @@ import json
 import sys
 
 import torch
+from plans import make_plan
 
 from mmscale.batch import Batch
 from mmscale.config_file import load_config
 from mmscale.data.loading.assembler import Assembler
 from mmscale.data.loading.loader import MicroBatches, iterate_steps
-from mmscale.data.planning.step_plan import Plan
 from mmscale.train.prepare import prepare_data, run_tokenizer
 
 
@@ -86,7 +86,7 @@ def main() -> None:
     prepare_data(config)
     tokenizer = run_tokenizer(config)
     config.model.classes = {"json_digit": [str(digit) for digit in range(10)]}
-    plan = Plan(config, tokenizer)
+    plan = make_plan(config, tokenizer)
     data = MicroBatches(
         plan,
         Assembler(config, plan, tokenizer),

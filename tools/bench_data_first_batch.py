@@ -27,12 +27,14 @@ def main() -> None:
     from mmscale.data.loading.loader import MicroBatches, iterate_steps
     from mmscale.data.planning.step_plan import Plan
     from mmscale.data.tokenizer import Tokenizer
+    from mmscale.model.flops import Flops
 
     torch.set_num_threads(1)
     config = config_of("pictures", folder)
     config.data.sequences = 1  # a step is one batch
     tokenizer = Tokenizer.load(config.data.tokenizer.file)
-    plan = Plan(config, tokenizer)
+    cost = Flops(config.model, config.media, len(tokenizer)).sequence
+    plan = Plan(config, tokenizer, cost=cost)
     data = MicroBatches(
         plan, Assembler(config, plan, tokenizer), steps=1000, micro_batch=1, rank=0, world=1
     )

@@ -36,6 +36,7 @@ from mmscale.data.media.augment import CROP_DRAWS, draw_crop
 from mmscale.data.media.log_mel import LogMel
 from mmscale.data.planning.step_plan import Plan
 from mmscale.data.tokenizer import Tokenizer
+from mmscale.model.flops import Flops
 
 BATCH = 32
 _ENDLESS = 10**6
@@ -48,7 +49,8 @@ def micro_batches(what: str, folder: Path, kind: type[MicroBatches] = MicroBatch
     """The pipeline a training run has, one sequence a micro-batch."""
     config = config_of(what, folder)
     tokenizer = Tokenizer.load(config.data.tokenizer.file)
-    plan = Plan(config, tokenizer)
+    cost = Flops(config.model, config.media, len(tokenizer)).sequence
+    plan = Plan(config, tokenizer, cost=cost)
     return kind(
         plan, Assembler(config, plan, tokenizer), steps=_ENDLESS, micro_batch=1, rank=0, world=1
     )

@@ -30,7 +30,7 @@ from mmscale.config_file import config_from_tree, parse_override, set_key, to_tr
 from mmscale.data.loading.assembler import Assembler
 from mmscale.data.planning.step_plan import Plan
 from mmscale.data.tokenizer import Tokenizer
-from mmscale.flops import Flops
+from mmscale.model.flops import Flops
 from mmscale.parallel.ranks import join_ranks
 from mmscale.parallel.strategy import build_strategy, to_device
 
@@ -69,12 +69,14 @@ def model_flops(config: Config, batch: Batch, tokens: int) -> float:
     segments = batch.segment_BL.long() + 10_000 * torch.arange(len(batch.segment_BL))[:, None]
     lengths = segments[batch.segment_BL > 0].unique(return_counts=True)[1]
     forward = Flops(config.model, config.media, config.model.vocab_size).sequence(
-        tokens=tokens,
-        squares=int((lengths**2).sum()),
-        image_tokens=len(batch.image_take_T.unique()),
-        audio_tokens=len(batch.audio_take_T.unique()),
-        targets=len(batch.objectives["next_token"]["at_T"]),
-        embeddings=len(batch.objectives["contrastive"]["at_T"]),
+        {
+            "tokens": tokens,
+            "squares": int((lengths**2).sum()),
+            "image_tokens": len(batch.image_take_T.unique()),
+            "audio_tokens": len(batch.audio_take_T.unique()),
+            "predictions": len(batch.objectives["next_token"]["at_T"]),
+            "contrastive": len(batch.objectives["contrastive"]["at_T"]),
+        }
     )
     return 3.0 * float(forward)
 
@@ -124,7 +126,8 @@ def main() -> None:
     config = config_from_tree(tree, "the command line")
     ranks = join_ranks(config.parallel)
     tokenizer = Tokenizer.load(config.data.tokenizer.file)
-    plan = Plan(config, tokenizer)
+    cost = Flops(config.model, config.media, len(tokenizer)).sequence
+    plan = Plan(config, tokenizer, cost=cost)
     assembler = Assembler(config, plan, tokenizer)
     steps = [plan.step(step) for step in range(_BATCHES)]
     batches = [assembler.batch(step, step.sequences) for step in steps]

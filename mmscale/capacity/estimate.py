@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from mmscale.batch import Batch
 from mmscale.capacity.dry_run import DryStep, embeds_first
 from mmscale.config import Config
-from mmscale.flops import Flops
 from mmscale.gpu import GpuSpec
+from mmscale.model.flops import Flops
 
 _RESERVE, _FRAGMENTED = 1.5e9, 1.05  # bytes of CUDA and NCCL themselves; what the allocator loses
 
@@ -127,10 +127,15 @@ def _attention_and_all(config: Config, batch: Batch) -> dict[str, float]:
         lengths = row[row > 0].unique(return_counts=True)[1]
         squares += int((lengths.long() ** 2).sum())
     whole = costs.sequence(
-        tokens=int((batch.segment_BL > 0).sum()), squares=squares,
-        image_tokens=len(batch.image_take_T),
-        audio_tokens=len(batch.audio_take_T), targets=len(batch.objectives["next_token"]["at_T"]),
-        embeddings=len(batch.objectives["contrastive"]["at_T"]),
-    )  # fmt: skip
+        {
+            "tokens": int((batch.segment_BL > 0).sum()),
+            "squares": squares,
+            "image_tokens": len(batch.image_take_T),
+            "audio_tokens": len(batch.audio_take_T),
+            # A dry batch teaches these two alone (`Objective.lay_dry`).
+            "predictions": len(batch.objectives["next_token"]["at_T"]),
+            "contrastive": len(batch.objectives["contrastive"]["at_T"]),
+        }
+    )
     attention = costs.per_square * squares
     return {"attention": attention, "rest": float(whole) - attention}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mmscale.config.keys import check_head, key
 from mmscale.errors import UserError
+from mmscale.registry import AUDIO_STEMS, IMAGE_STEMS
 
 
 @dataclass
@@ -36,12 +37,8 @@ class ModelConfig:
     )
     rope_theta: float = key(10_000.0, "Base of the rotary frequencies.", low=1.0)
     norm_eps: float = key(1e-6, "Epsilon of every RMSNorm.", low=0.0)
-    image_stem: str = key(
-        "patch", "How pictures become vectors.", choices=("patch", "cnn", "pretrained")
-    )
-    audio_stem: str = key(
-        "conv", "How spectrograms become vectors.", choices=("conv", "rnn", "pretrained")
-    )
+    image_stem: str = key("patch", "How pictures become vectors.", choices=IMAGE_STEMS.names)
+    audio_stem: str = key("conv", "How spectrograms become vectors.", choices=AUDIO_STEMS.names)
     image_tower: str = key(
         "", "pretrained: local folder of a vision transformer of the transformers library."
     )

@@ -22,8 +22,8 @@ from mmscale.model.objective import LossInputs, losses
 from mmscale.model.positions import Positions
 from mmscale.model.recurrent import time_major
 from mmscale.model.rotary import rotary_angles
-from mmscale.model.stems import AUDIO_STEMS, IMAGE_STEMS
 from mmscale.model.width import width_ratio
+from mmscale.registry import AUDIO_STEMS, IMAGE_STEMS
 
 
 def _run(block: nn.Module, *arguments: object) -> Tensor:

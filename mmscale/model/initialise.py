@@ -22,6 +22,8 @@ from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 from mmscale import prf
 from mmscale.config import ModelConfig
+from mmscale.model.objective import losses
+from mmscale.model.stem import stem_class
 from mmscale.model.width import initial_factor
 
 _BUFFER = 1 << 24  # elements drawn before they are copied to where they stay
@@ -81,20 +83,29 @@ def _normals(key: int, count: int, first: int, deviation: np.float32) -> Tensor:
 
 def _rule(name: str, parameter: Tensor, config: ModelConfig) -> tuple[float, float]:
     """(constant, standard deviation) of a parameter."""
-    if name == "contrast_log_scale":
-        return math.log(10.0), 0.0
-    if name == "contrast_bias":
-        return -3.0, 0.0  # about the log-odds of a match among twenty candidates
+    factor = initial_factor(name, parameter.dim(), config)  # also says that the name is known
+    for loss in losses().values():
+        if name in loss.constants:
+            return loss.constants[name], 0.0
     if parameter.dim() == 1:
-        return (1.0 if name.endswith("norm.weight") else 0.0), 0.0
+        return _vector(name, config), 0.0
     if name == "embedding.weight":
         return 0.0, 0.02
-    deviation = initial_factor(name, parameter.dim(), config) / math.sqrt(
-        math.prod(parameter.shape[1:])
-    )
+    deviation = factor / math.sqrt(math.prod(parameter.shape[1:]))
     if name.endswith(("o_proj.weight", "down_proj.weight")):
         deviation /= math.sqrt(2.0 * config.layers)
     return 0.0, deviation
+
+
+def _vector(name: str, config: ModelConfig) -> float:
+    """The constant a vector begins with, by its name."""
+    if name.endswith("norm.weight"):
+        return 1.0
+    part, _, own = name.partition(".")
+    stem = stem_class(part, config)
+    known = "bias" in own.rpartition(".")[2] or (stem and own.startswith(stem.loaded))
+    assert known, f"parameter {name}: a vector is named norm.weight (ones) or bias (zeros)"
+    return 0.0
 
 
 @torch.no_grad()

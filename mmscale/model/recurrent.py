@@ -61,7 +61,7 @@ class GruMixer(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        # torch.gru is called with these directly; see `stems.RnnStem`.
+        # torch.gru is called with these directly; see `audio_stems.rnn`.
         self.input_weight = nn.Parameter(torch.empty(3 * width, width))
         self.state_weight = nn.Parameter(torch.empty(3 * width, width))
         self.input_bias = nn.Parameter(torch.empty(3 * width))

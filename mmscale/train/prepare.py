@@ -22,6 +22,7 @@ from mmscale.data.planning.token_counts import iterate_texts
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.durable import write_durably
 from mmscale.errors import UserError
+from mmscale.model.flops import Flops
 from mmscale.parallel.ranks import Ranks, on_first_rank
 from mmscale.release.init_from import initial_tokenizer
 from mmscale.train.classes import find_classes, write_classes
@@ -106,7 +107,9 @@ def open_plan(
     config: Config, tokenizer: Tokenizer, resume_step: int, progress: bool = False
 ) -> Plan:
     """The plan of ``run.dir``, with what its sets held at earlier steps."""
-    return Plan(config, tokenizer, EditionHistory(Path(config.run.dir)), resume_step, progress)
+    history = EditionHistory(Path(config.run.dir))
+    cost = Flops(config.model, config.media, len(tokenizer)).sequence
+    return Plan(config, tokenizer, history, resume_step, progress, cost=cost)
 
 
 def finished_steps(run_dir: Path) -> int:

@@ -10,12 +10,12 @@ import torch
 from conftest import ROOT
 from packings import model_config
 from PIL import Image
+from plans import make_plan
 from small_run import WORDS, save_run, small_config, write_shards
 
 from mmscale.checkpoint.run_folder import load_run
 from mmscale.config import EvalConfig, TaskConfig
 from mmscale.data.loading.assembler import Assembler
-from mmscale.data.planning.step_plan import Plan
 from mmscale.errors import UserError
 from mmscale.evaluate.classify import longest_answer
 from mmscale.evaluate.run import evaluate
@@ -70,7 +70,7 @@ def run_dir(request, tmp_path_factory):
 def test_prediction_asks_as_training_taught(run_dir):
     """The same samples through a training batch and through queries: the same logits."""
     predictor, config = load_run(run_dir)
-    plan = Plan(config, predictor.tokenizer)
+    plan = make_plan(config, predictor.tokenizer)
     step = plan.step(0)
     batch = Assembler(config, plan, predictor.tokenizer).batch(step, step.sequences)
     with torch.inference_mode():
@@ -103,7 +103,7 @@ def test_prediction_asks_as_training_taught(run_dir):
 def test_scores_are_those_of_a_plain_loop(run_dir):
     scores = evaluate(run_dir, progress=False, tasks=["head", "ctc", "beam"])
     predictor, config = load_run(run_dir)
-    plan = Plan(config, predictor.tokenizer)
+    plan = make_plan(config, predictor.tokenizer)
     dataset = plan.sets[0].dataset
     whole = [
         n for n in range(len(dataset)) if dataset.key(n) != "sample003"

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -34,7 +35,6 @@ from mmscale.data.planning.token_counts import ABSENT, token_counts
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.data.worker_pool import available_cores
 from mmscale.errors import SampleFault, UserError
-from mmscale.flops import Flops
 from mmscale.registry import OBJECTIVES
 
 _CACHED_STEPS = 8
@@ -83,11 +83,13 @@ class Plan:
     """A pure function from step to sequences.
 
     Args:
-        config: the run's config; only its seed, data, media and model shape are read.
+        config: the run's config; only its seed, data and media are read.
         tokenizer: gives the lengths of texts.
         history: what the sets held at earlier steps; None: what they hold now.
         resume_step: the step at which the run begins or goes on.
         progress: show bars while lengths are measured for the first time.
+        cost: estimated floating-point operations of a sequence's forward pass, from its totals by
+            name (`mmscale.model.flops.Flops.sequence`); sequences are dealt to the ranks by it.
 
     Raises:
         UserError: a set cannot be opened, none of its samples can be used, or it holds other shards
@@ -101,6 +103,8 @@ class Plan:
         history: EditionHistory | None = None,
         resume_step: int = 0,
         progress: bool = False,
+        *,
+        cost: Callable[[Mapping[str, float]], float],
     ) -> None:
         self.sequences = config.data.sequences
         self.seq_len = config.data.seq_len
@@ -122,7 +126,7 @@ class Plan:
         self._schedule = MixtureSchedule(
             [one.name for one in self.sets], changes, [one.config.max_epochs for one in self.sets]
         )
-        self._flops = Flops(config.model, config.media, len(tokenizer))
+        self._cost = cost
         self._steps: OrderedDict[int, PlannedStep] = OrderedDict()
         self._dealt: tuple[int, int, list[list[int]]] = (-1, 0, [])  # of one step and world
         self._base_facts = {
@@ -217,11 +221,7 @@ class Plan:
                 )
             samples, totals = planned.order.sequence(turn.epoch, turn.inside)
             of = dict(zip(names, totals, strict=True))
-            cost = self._flops.sequence(
-                tokens=of["tokens"], squares=of["squares"], image_tokens=of["image_tokens"],
-                audio_tokens=of["audio_tokens"], targets=of["predictions"],
-                embeddings=of["contrastive"],
-            )  # fmt: skip
+            cost = self._cost(of)
             before = dict(zip(names, counted.tolist(), strict=True))
             sequences.append(
                 PlannedSequence(

@@ -6,6 +6,7 @@ import io
 import json
 
 import numpy as np
+import plans
 import pytest
 import soundfile
 import torch
@@ -19,7 +20,6 @@ from mmscale.data.index.manifest import Manifest
 from mmscale.data.ingest.shard_writer import ShardWriter
 from mmscale.data.loading.assembler import Assembler
 from mmscale.data.media import image
-from mmscale.data.planning.step_plan import Plan
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.errors import UserError
 
@@ -75,7 +75,7 @@ def make_plan(shards, tasks):
     config.data.sets = {"pairs": SetConfig(shards=[str(shards)], tasks=tasks)}
     config.data.seq_len, config.data.sequences = 160, 4
     tokenizer = Tokenizer.train(["picture 0 1 2 3 one two"] * 3, 300)
-    plan = Plan(config, tokenizer)
+    plan = plans.make_plan(config, tokenizer)
     return plan, Assembler(config, plan, tokenizer)
 
 
@@ -171,7 +171,7 @@ def test_a_broken_sample_leaves_the_blends_of_the_others_alone(tmp_path):
         }
         config.data.seq_len, config.data.sequences = 200, 1
         tokenizer = Tokenizer.train(["0 1 2"] * 3, 300)
-        plan = Plan(config, tokenizer)
+        plan = plans.make_plan(config, tokenizer)
         step = plan.step(0)
         batch = Assembler(config, plan, tokenizer).batch(step, step.sequences)
         return (

@@ -10,12 +10,12 @@ import sys
 import pytest
 import torch
 from packings import MEDIA
+from plans import make_plan
 from small_run import small_config, write_shards
 
 from mmscale.data.loading import shared_memory
 from mmscale.data.loading.assembler import Assembler
 from mmscale.data.loading.loader import MicroBatches, iterate_steps
-from mmscale.data.planning.step_plan import Plan
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.errors import UserError
 
@@ -30,7 +30,7 @@ def data(tmp_path_factory):
     assert config.media == MEDIA
     config.data.sequences = 4
     tokenizer = Tokenizer.train(["zero one two three picture of"] * 4, 300)
-    plan = Plan(config, tokenizer)
+    plan = make_plan(config, tokenizer)
     return MicroBatches(
         plan, Assembler(config, plan, tokenizer), steps=STEPS, micro_batch=1, rank=0, world=1
     )

@@ -8,9 +8,10 @@ import sys
 
 import pytest
 from conftest import ROOT, run_module
+from plans import make_plan
 
 from mmscale.config_file import load_config
-from mmscale.data.planning.step_plan import Plan, check_world
+from mmscale.data.planning.step_plan import check_world
 from mmscale.errors import UserError
 from mmscale.train.prepare import run_tokenizer
 
@@ -83,7 +84,7 @@ def test_data_order_tells_the_same_and_deals_every_sequence_once(small_run):
 @pytest.fixture(scope="module")
 def plan(small_run, tmp_path_factory):
     config = load_config(CONFIG, [*small_run, f"run.dir={tmp_path_factory.mktemp('none')}"])
-    return Plan(config, run_tokenizer(config))
+    return make_plan(config, run_tokenizer(config))
 
 
 def test_every_sample_once_an_epoch_over_steps(plan):
@@ -132,7 +133,7 @@ def test_a_world_that_does_not_divide_is_an_error_that_lists_those_that_do(small
 def test_fingerprint_follows_what_changes_the_batches(small_run, plan, tmp_path):
     def fingerprint(*overrides):
         config = load_config(CONFIG, [*small_run, f"run.dir={tmp_path}", *overrides])
-        return Plan(config, run_tokenizer(config)).fingerprint(3)
+        return make_plan(config, run_tokenizer(config)).fingerprint(3)
 
     expected = plan.fingerprint(3)
     assert fingerprint() == expected == fingerprint("data.workers=3", "train.steps=5")

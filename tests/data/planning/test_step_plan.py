@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, run_module
+from plans import make_plan
 
 from mmscale import prf
 from mmscale.config import Config, MediaConfig, SetConfig, TaskConfig, WeightChange
@@ -93,7 +94,7 @@ def test_every_sample_once_an_epoch_in_a_mixture_with_caps_and_changes(sets, tok
         sets, schedule=[WeightChange(6, {"c": 2.0}), WeightChange(19, {"a": 0.2, "c": 5.0})]
     )
     config.data.sets["c"].weight, config.data.sets["b"].max_epochs = 0.0, 2
-    plan = Plan(config, tokenizer)
+    plan = make_plan(config, tokenizer)
     rows = seen(plan, range(40))
     for name, total in (("a", 300), ("b", 170), ("c", 90)):
         epochs = counted(rows, name)
@@ -110,16 +111,16 @@ def test_every_sample_once_an_epoch_in_a_mixture_with_caps_and_changes(sets, tok
 
 def test_later_weights_and_sets_leave_earlier_steps_and_their_fingerprint_alone(sets, tokenizer):
     two = {name: sets[name] for name in "ab"}
-    before = Plan(make_config(two), tokenizer)
+    before = make_plan(make_config(two), tokenizer)
     changed = make_config(sets, schedule=[WeightChange(7, {"a": 0.0, "c": 1.0})])
     changed.data.sets["c"].weight = 0.0
-    after = Plan(changed, tokenizer)
+    after = make_plan(changed, tokenizer)
     assert seen(before, range(7)) == seen(after, range(7))
     assert before.fingerprint(7) == after.fingerprint(7)
     assert before.fingerprint(8) != after.fingerprint(8)
     assert {row[2] for row in seen(after, range(7, 12))} == {"b", "c"}
     changed.data.schedule[0].step = 6
-    assert Plan(changed, tokenizer).fingerprint(7) != before.fingerprint(7)
+    assert make_plan(changed, tokenizer).fingerprint(7) != before.fingerprint(7)
 
 
 def test_the_order_of_sets_in_the_config_decides_nothing(sets, tokenizer):
@@ -129,7 +130,7 @@ def test_the_order_of_sets_in_the_config_decides_nothing(sets, tokenizer):
             config = make_config({name: sets[name] for name in names}, sequences=7)
             for name in names:
                 config.data.sets[name].weight = weights[name]
-            plans.append(Plan(config, tokenizer))
+            plans.append(make_plan(config, tokenizer))
         first, *others = [(seen(plan, range(40)), plan.fingerprint(40)) for plan in plans]
         assert all(other == first for other in others)
 
@@ -137,7 +138,7 @@ def test_the_order_of_sets_in_the_config_decides_nothing(sets, tokenizer):
 def test_a_cap_on_every_set_ends_the_data_and_a_longer_run_is_refused(sets, tokenizer, tmp_path):
     config = make_config({"a": sets["a"]})
     config.data.sets["a"].max_epochs = 2
-    plan = Plan(config, tokenizer)
+    plan = make_plan(config, tokenizer)
     assert plan.steps == 2 * plan.sets[0].order.sequences_per_epoch // 12
     with pytest.raises(
         UserError, match=rf"step {plan.steps}: after {plan.steps} steps every set was repeated"
@@ -175,10 +176,10 @@ def test_changed_shards_are_refused_by_name_or_begin_an_edition(sets, tokenizer,
     shutil.copytree(sets["a"], tmp_path / "a")
     config = make_config({"a": tmp_path / "a", "b": sets["b"]})
     run = tmp_path / "run"
-    first = Plan(config, tokenizer, EditionHistory(run))
+    first = make_plan(config, tokenizer, EditionHistory(run))
     first.history.save({one.name: one.dataset for one in first.sets})
     before = seen(first, range(30))
-    assert seen(Plan(config, tokenizer, EditionHistory(run), 9), range(30)) == before
+    assert seen(make_plan(config, tokenizer, EditionHistory(run), 9), range(30)) == before
 
     replace_shards(tmp_path / "a")
     names = r"zz-000000\.tar was added, shard-000001\.tar was removed, shard-000002\.tar was replaced since step 0; "
@@ -186,9 +187,9 @@ def test_changed_shards_are_refused_by_name_or_begin_an_edition(sets, tokenizer,
         UserError,
         match=r"data\.sets\.a: .*" + names + ".*go on with these from step 9 by data.accept",
     ):
-        Plan(config, tokenizer, EditionHistory(run), 9)
+        make_plan(config, tokenizer, EditionHistory(run), 9)
     config.data.accept_changes = True
-    changed = Plan(config, tokenizer, EditionHistory(run), 9)
+    changed = make_plan(config, tokenizer, EditionHistory(run), 9)
     changed.history.save({one.name: one.dataset for one in changed.sets})
     assert changed.fingerprint(9) == first.fingerprint(9) and changed.fingerprint(
         10
@@ -215,11 +216,11 @@ def test_changed_shards_are_refused_by_name_or_begin_an_edition(sets, tokenizer,
     # The record is kept: the same shards are no change any more, and an older checkpoint forgets
     # the edition.
     config.data.accept_changes = False
-    assert seen(Plan(config, tokenizer, EditionHistory(run), 20), range(20, 25)) == seen(
+    assert seen(make_plan(config, tokenizer, EditionHistory(run), 20), range(20, 25)) == seen(
         changed, range(20, 25)
     )
     with pytest.raises(UserError, match="go on with these from step 5"):
-        Plan(config, tokenizer, EditionHistory(run), 5)
+        make_plan(config, tokenizer, EditionHistory(run), 5)
 
 
 def test_a_damaged_record_is_one_line(tmp_path):
@@ -231,20 +232,20 @@ def test_a_damaged_record_is_one_line(tmp_path):
 
 def test_kept_counts_are_read_back_and_made_again_when_damaged(sets, tokenizer):
     config = make_config({"a": sets["a"]})
-    expected = seen(Plan(config, tokenizer), range(5))
+    expected = seen(make_plan(config, tokenizer), range(5))
     (kept,) = [
         path
         for path in (sets["a"] / "index").glob("counts.*")
         if np.load(path)[0] == 300 and len(np.load(path)) == 14
     ]
     kept.write_bytes(kept.read_bytes()[:-3])
-    assert seen(Plan(config, tokenizer), range(5)) == expected
+    assert seen(make_plan(config, tokenizer), range(5)) == expected
     assert len(np.load(kept)) == 14
 
 
 def test_oversize_samples_are_counted_and_left_out(sets, tokenizer):
     config = make_config({"a": sets["a"]}, seq_len=16)
-    one = Plan(config, tokenizer).sets[0]
+    one = make_plan(config, tokenizer).sets[0]
     lengths = [len(tokenizer.encode(one.dataset.text("text", n))) + 2 for n in range(300)]
     assert one.counts.oversize == sum(length > 16 for length in lengths) > 0
     assert one.counts.samples + one.counts.oversize == 300
@@ -253,7 +254,7 @@ def test_oversize_samples_are_counted_and_left_out(sets, tokenizer):
         UserError,
         match=rf"every sample is longer than data\.seq_len=2; the shortest needs {min(lengths)}",
     ):
-        Plan(config, tokenizer)
+        make_plan(config, tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +282,7 @@ def test_a_real_mixture_is_full_and_balanced(real_sets):
     ]
     config.data.sets["fsdd"].tasks = [TaskConfig(input=["audio"], target="text")]
     config.data.sets["thucnews"].tasks = [TaskConfig(input=["text"], target="json.label")]
-    plan = Plan(config, Tokenizer.train([*WORDS, "新闻", "体育"] * 5, 600))
+    plan = make_plan(config, Tokenizer.train([*WORDS, "新闻", "体育"] * 5, 600))
     for step in range(60):
         planned = plan.step(step)
         assert planned.tokens >= 0.98 * 64 * 1024

@@ -1,4 +1,6 @@
-"""Pictures of different sizes in one batch: what pads them changes nothing."""
+"""Pictures of different sizes in one batch: what pads them changes nothing. And the names that
+checkpoints know the stems by.
+"""
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from mmscale.config import MediaConfig
 from mmscale.data.loading.batch_builder import BatchBuilder
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
-from mmscale.model.stems import IMAGE_STEMS
+from mmscale.registry import IMAGE_STEMS
 
 SIZES = [(8, 8), (24, 16), (16, 40), (8, 48)]
 
@@ -28,6 +30,20 @@ def make_batch(sizes, rows=1):
         builder.add_image(builder.new_image(picture(*size)))
         builder.add_text([7])
     return builder.finish()
+
+
+NAMES = {
+    "patch": "project.weight project.bias norm.weight",
+    "cnn": "first.weight first.bias norms.0.norm.weight norms.1.norm.weight norms.2.norm.weight "
+    "norms.3.norm.weight convs.0.weight convs.0.bias convs.1.weight convs.1.bias convs.2.weight "
+    "convs.2.bias project.weight project.bias norm.weight",
+}
+
+
+@pytest.mark.parametrize("stem", NAMES)
+def test_checkpoints_know_the_parameters_by_these_names(stem):
+    module = IMAGE_STEMS[stem](model_config(), MEDIA)
+    assert [name for name, _ in module.named_parameters()] == NAMES[stem].split()
 
 
 @pytest.mark.parametrize("stem", ["patch", "cnn"])
