@@ -8,11 +8,11 @@ from os import PathLike
 from typing import TYPE_CHECKING
 
 from mmscale.hub.autoload import install as _watch_for_transformers
+from mmscale.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from mmscale.release.trained_model import Pretrained
 
-__version__ = "0.1.0"
 
 _watch_for_transformers()
 

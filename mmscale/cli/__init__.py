@@ -12,7 +12,6 @@ import unicodedata
 from collections.abc import Callable
 from typing import Any
 
-from mmscale import __version__
 from mmscale.cli import (
     data,
     doctor,
@@ -27,6 +26,7 @@ from mmscale.cli import (
     verify,
 )
 from mmscale.errors import UserError
+from mmscale.version import __version__
 
 EPILOG = """\
 examples:

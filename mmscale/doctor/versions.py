@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import torch
 
-import mmscale
 from mmscale.doctor.check import FAILED, OK, WARNING, HealthCheck, RankPlace, complain, usual
+from mmscale.version import __version__
 
 # Kernels of one driver branch work together; all else must be the same bytes.
 _MAY_DIFFER = ("driver",)
@@ -17,7 +17,7 @@ _MAY_DIFFER = ("driver",)
 def look(driver: str) -> dict[str, str]:
     """Name and version of what a rank runs; ``driver`` is the GPU driver's, empty if not known."""
     found = {
-        "mmscale": mmscale.__version__,
+        "mmscale": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "",

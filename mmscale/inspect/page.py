@@ -12,12 +12,12 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmscale import __version__
 from mmscale.inspect.charts import number_text
 from mmscale.inspect.duplicates import NEAR_BITS, NEAR_COLOUR
 from mmscale.inspect.exhibits import WAVE_COLUMNS, WAVE_HEIGHT
 from mmscale.inspect.table import import_extra
 from mmscale.inspect.text import printable
+from mmscale.version import __version__
 
 if TYPE_CHECKING:
     from mmscale.inspect.report import QualityReport
