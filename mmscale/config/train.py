@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mmscale.config.keys import key
+from mmscale.registry import OPTIMIZERS
 
 
 @dataclass
@@ -12,7 +13,7 @@ class OptimizerConfig:
     name: str = key(
         "adamw",
         "adamw, or muon: Muon for the blocks' matrices, AdamW for the rest.",
-        choices=("adamw", "muon"),
+        choices=OPTIMIZERS.names,
     )
     lr: float = key(1e-3, "Peak learning rate.", low=0.0)
     momentum: float = key(

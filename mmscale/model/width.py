@@ -13,7 +13,7 @@ input      embedding, convolutions and projections  x 1                 as alway
            of the stems, norms, biases, scalars
 =========  =======================================  ==================  =====================================
 
-[1] x sqrt(base / width) for those that Muon updates.
+[1] By AdamW. Every optimiser has its own factor: `mmscale.optim.optimizer_kind`.
 
 The embedding is tied to the output, so its logits are multiplied by base / width instead. Attention
 needs no 1 / d scale: heads have one width at every size, and queries and keys are normalised.
@@ -72,17 +72,6 @@ def _rule_by_name(name: str, config: ModelConfig) -> str:
     )
     assert rules[prefix] in _KINDS, f"{where}: {rules[prefix]!r} is none of {', '.join(_KINDS)}"
     return rules[prefix]
-
-
-def lr_factor(name: str, dimensions: int, config: ModelConfig, muon: bool = False) -> float:
-    """Factor of a parameter's learning rate, the inverse of that of its weight decay.
-
-    Muon's update of a matrix has all singular values alike, so its effect grows with the root of
-    the width only, where AdamW's, which is nearly of rank one, grows with the width.
-    """
-    if rule_of(name, dimensions, config) == "input":
-        return 1.0
-    return width_ratio(config) ** 0.5 if muon else width_ratio(config)
 
 
 def initial_factor(name: str, dimensions: int, config: ModelConfig) -> float:

@@ -1,7 +1,7 @@
 """ZeRO by DeepSpeed: moments (stage 1), gradients (2), weights (3) divided over the ranks
 (Rajbhandari et al., 2020).
 
-`deepspeed.initialize` gets our AdamW, so that rates, decays and moments are those of every other
+`deepspeed.initialize` gets our optimiser, so that rates, decays and moments are those of every other
 strategy, and the same rule decides whether a step is taken. DeepSpeed keeps weights and moments in
 flat float32 pieces; `zero_pieces.py` knows which piece belongs to which parameter, so checkpoints
 hold named tensors as they do elsewhere.
@@ -28,12 +28,13 @@ from mmscale.errors import UserError
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.grad_cache import ContrastTerms
 from mmscale.model.initialise import draw
-from mmscale.optim.optimizer import parameter_groups
+from mmscale.optim.optimizer import build_optimizer, parameter_groups
 from mmscale.parallel.build import build_model
 from mmscale.parallel.deepspeed_build_lock import clear_stale_lock
 from mmscale.parallel.deepspeed_config import deepspeed_settings
 from mmscale.parallel.ranks import Ranks
 from mmscale.parallel.zero_pieces import Pieces
+from mmscale.registry import OPTIMIZERS
 
 # DeepSpeed asks the environment for the rank on this machine; a process that was started by itself
 # is told it here.
@@ -67,14 +68,15 @@ class ZeroStrategy:
 
         optimizer = config.train.optimizer
         groups = parameter_groups(self.model, self._shapes, optimizer, config.model)
-        self._inner = _GuardedAdamW(
-            groups, betas=(optimizer.beta1, optimizer.beta2), eps=optimizer.eps, fused=True
-        )
+        assert {group["kind"] for group in groups} == {optimizer.name}, "DeepSpeed takes one"
+        self._kind = OPTIMIZERS[optimizer.name]
+        self._inner = build_optimizer(optimizer.name, groups, optimizer, compute)
+        self._guard = _StepQuestion(self._inner, ranks.device)
         self._engine, self._zero, *_ = deepspeed.initialize(
             model=self.model, optimizer=self._inner, config=settings, dist_init_required=False
         )
-        self._inner.norm = lambda: self._zero._global_grad_norm
-        self._pieces = Pieces(self.model, self._shapes, self._zero, ranks)
+        self._guard.norm = lambda: self._zero._global_grad_norm
+        self._pieces = Pieces(self.model, self._shapes, self._zero, ranks, self._kind)
         self._mesh = init_device_mesh(ranks.device.type, (ranks.world,), mesh_dim_names=("shard",))
         # DeepSpeed's float32 weights come from the compute type's; ours are drawn in float32.
         for name in self._shapes:
@@ -107,13 +109,13 @@ class ZeroStrategy:
         """See `Strategy`."""
         for group in self._inner.param_groups:
             group["lr"] = lr * group["lr_factor"]
-        self._inner.should_skip, self._inner.verdict = should_skip, None
+        self._guard.should_skip, self._guard.verdict = should_skip, None
         self._engine.step()
-        if self._inner.verdict is None:  # DeepSpeed found the norm not finite, and took no step
+        if self._guard.verdict is None:  # DeepSpeed found the norm not finite, and took no step
             norm = torch.full((), torch.inf, device=self._ranks.device)
             verdict = should_skip(norm)
         else:
-            norm, verdict = self._inner.verdict
+            norm, verdict = self._guard.verdict
         if self._config.train.ema:
             self._pieces.average(self._config.train.ema, step, verdict)
         return norm, verdict
@@ -140,7 +142,7 @@ class ZeroStrategy:
         self._pieces.allocate(updates, averages=bool(self._config.train.ema))
 
     def _kinds(self) -> dict[str, str]:
-        kinds = {"model": "weight", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
+        kinds = {"model": "weight", **{name: name for name in self._kind.moments}}
         return kinds | ({"ema": "average"} if self._config.train.ema else {})
 
 
@@ -161,8 +163,8 @@ def forget_groups() -> None:
             setattr(groups, name, {} if isinstance(value, dict) else None)
 
 
-class _GuardedAdamW(torch.optim.AdamW):
-    """AdamW that asks, at the first of the pieces DeepSpeed lets it update in a step, whether the
+class _StepQuestion:
+    """Asks, at the first of the pieces DeepSpeed lets ``optimizer`` update in a step, whether the
     step is taken.
     """
 
@@ -170,31 +172,26 @@ class _GuardedAdamW(torch.optim.AdamW):
     should_skip: Callable[[Tensor], Tensor]
     verdict: tuple[Tensor, Tensor] | None = None
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Called by DeepSpeed, once a piece."""
-        if self.verdict is None:
-            norm = torch.as_tensor(self.norm(), dtype=torch.float32)
-            norm = norm.to(self._device())
-            self.verdict = norm, self.should_skip(norm)
-        self.found_inf = self.verdict[1]
-        super().step(closure)
+    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        self._device = device
+        optimizer.register_step_pre_hook(self._before)
 
-    def _device(self) -> torch.device:
-        return (
-            torch.device("cuda", torch.cuda.current_device())
-            if torch.cuda.is_available()
-            else torch.device("cpu")
-        )
+    @torch.no_grad()
+    def _before(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """Called by torch, once a piece."""
+        if self.verdict is None:
+            norm = torch.as_tensor(self.norm(), dtype=torch.float32).to(self._device)
+            self.verdict = norm, self.should_skip(norm)
+        optimizer.found_inf = self.verdict[1]
 
 
 def check_zero(config: Config, name: str) -> None:
     """Refuse what no stage does, ``name`` among them."""
-    if config.train.optimizer.name != "adamw":
+    if not OPTIMIZERS[config.train.optimizer.name].elementwise:
+        fitting = [other for other, kind in OPTIMIZERS.all().items() if kind.elementwise]
         raise UserError(
             f"train.optimizer.name={config.train.optimizer.name}: DeepSpeed's pieces are no "
-            f"matrices, so {name} needs "
-            "adamw; or use parallel.strategy=fsdp"
+            f"matrices, so {name} needs {' or '.join(fitting)}; or use parallel.strategy=fsdp"
         )
 
 

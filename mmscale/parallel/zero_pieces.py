@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from mmscale.optim.ema import take_in
+from mmscale.optim.optimizer_kind import OptimizerKind
 from mmscale.parallel.ranks import Ranks
 
 # Of stage 3, of stages 1 and 2, and of stage 1 in bf16.
@@ -40,16 +41,22 @@ class Piece:
 
 
 class Pieces:
-    """Reads and writes weights, moments (``exp_avg``, ``exp_avg_sq``) and averages by parameter.
+    """Reads and writes weights, moments and averages by parameter.
 
     Args:
         zero: DeepSpeed's optimizer of stage 1, 2 or 3.
+        kind: of the optimiser that updates the pieces.
     """
 
     def __init__(
-        self, model: nn.Module, shapes: dict[str, torch.Size], zero: Any, ranks: Ranks
+        self,
+        model: nn.Module,
+        shapes: dict[str, torch.Size],
+        zero: Any,
+        ranks: Ranks,
+        kind: OptimizerKind,
     ) -> None:
-        self._zero, self._ranks, self._shapes = zero, ranks, shapes
+        self._zero, self._ranks, self._shapes, self._kind = zero, ranks, shapes, kind
         self._stage3 = hasattr(zero, "fp32_partitioned_groups_flat")
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         self._pieces = dict(
@@ -61,12 +68,7 @@ class Pieces:
         """Moments as they are after so many updates, zero until something is written."""
         for group, flat in enumerate(self._flats()):
             with self._present(group):
-                moments = {
-                    name: torch.zeros_like(flat, requires_grad=False)
-                    for name in ("exp_avg", "exp_avg_sq")
-                }
-                step = torch.tensor(float(updates), dtype=torch.float32, device=flat.device)
-                self._zero.optimizer.state[flat] = {"step": step, **moments}
+                self._zero.optimizer.state[flat] = self._kind.state(flat, updates)
         if averages:
             self._averages = [flat.detach().clone() for flat in self._flats()]
 

@@ -16,9 +16,8 @@ from mmscale.checkpoint.score_file import read_scores
 from mmscale.config import CacheConfig, Config, MediaConfig, SetConfig, TaskConfig
 from mmscale.data.index.dataset import Dataset
 from mmscale.errors import UserError
+from mmscale.registry import OPTIMIZERS
 from mmscale.release.emissions import emissions_section
-
-_OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon with AdamW"}
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def _training(config: Config, state: RunState, told: CardFacts) -> str:
         "tokens a step": f"at most {data.sequences} x {data.seq_len}",
         "samples seen": f"{state.seen:,}, of which {state.bad:,} could not be used",
         "precision": f"{config.train.precision} compute, fp32 weights and moments",
-        "optimizer": f"{_OPTIMIZERS[optimizer.name]}, peak learning rate {optimizer.lr:g}, "
+        "optimizer": f"{OPTIMIZERS[optimizer.name].card}, peak learning rate {optimizer.lr:g}, "
         f"{optimizer.warmup_steps} warm-up steps, {optimizer.schedule} to {optimizer.final_lr:g} "
         "of the peak, "
         f"weight decay {optimizer.weight_decay:g}",

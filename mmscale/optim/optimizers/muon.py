@@ -23,6 +23,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from mmscale.config import OptimizerConfig
+from mmscale.optim.optimizer_kind import OptimizerKind
+from mmscale.registry import OPTIMIZERS
+
 # Quintic Newton-Schulz iteration; after five steps every singular value lies between about 0.7 and
 # 1.2.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -61,6 +65,7 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         self._compute = compute
         self.found_inf: Tensor | None = None  # 1: leave everything as it is, as fused AdamW does
+        self._step_supports_amp_scaling = True  # torch's word for reading it
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -105,25 +110,28 @@ def _largest(gradients: list[Tensor]) -> Tensor:
     """The largest magnitude in each gradient, float32 [gradients]; of one that is sharded, over all
     its shards.
     """
-    shards = [one.to_local() if isinstance(one, DTensor) else one for one in gradients]
-    shards = [one if one.numel() else one.new_zeros(1) for one in shards]
+    shards = [
+        gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients
+    ]
+    shards = [shard if shard.numel() else shard.new_zeros(1) for shard in shards]
     largest = list(torch._foreach_norm(shards, ord=torch.inf))
     split_alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-    for number, one in enumerate(gradients):
-        if isinstance(one, DTensor):
+    for number, gradient in enumerate(gradients):
+        if isinstance(gradient, DTensor):
             axes = [
                 axis
-                for axis, placement in enumerate(one.placements)
+                for axis, placement in enumerate(gradient.placements)
                 if not placement.is_replicate()
             ]
-            split_alike[tuple(one.device_mesh.get_group(axis) for axis in axes)].append(number)
+            groups = tuple(gradient.device_mesh.get_group(axis) for axis in axes)
+            split_alike[groups].append(number)
     for groups, numbers in split_alike.items():
         # Stacked, not indexed by numbers, which the host would have to send to the device.
         part = torch.stack([largest[number] for number in numbers])
         for ranks in groups:
             dist.all_reduce(part, dist.ReduceOp.MAX, ranks)
-        for number, found in zip(numbers, part.unbind(), strict=True):
-            largest[number] = found
+        for number, over_all in zip(numbers, part.unbind(), strict=True):
+            largest[number] = over_all
     return torch.stack(largest).float()
 
 
@@ -137,3 +145,29 @@ def _choose(keep: Tensor, old: Tensor, new: Tensor) -> Tensor:
     return DTensor.from_local(
         local, old.device_mesh, old.placements, shape=old.shape, stride=old.stride()
     )
+
+
+class MuonKind(OptimizerKind):
+    """See `OptimizerKind`."""
+
+    card = "Muon with AdamW"
+    moments = ("momentum_buffer",)
+    elementwise = False
+
+    def takes(self, name: str, axes: int) -> bool:
+        """Weights between vectors of the residual stream: no embeddings, stems or heads."""
+        return name.startswith("blocks.") and axes == 2
+
+    def lr_factor(self, rule: str, ratio: float) -> float:
+        """Its update has all singular values alike: its effect grows with the width's root only."""
+        assert rule in ("hidden", "output", "input"), rule
+        return 1.0 if rule == "input" else ratio**0.5
+
+    def build(
+        self, groups: list[dict[str, Any]], config: OptimizerConfig, compute: torch.dtype
+    ) -> torch.optim.Optimizer:
+        """See `OptimizerKind`."""
+        return Muon(groups, config.lr, config.momentum, config.weight_decay, compute)
+
+
+OPTIMIZERS.register("muon", MuonKind())
