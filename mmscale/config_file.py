@@ -276,9 +276,10 @@ def _build_object(cls: type, value: Any, where: str, source: str) -> Any:
 
 def _check_bounds(metadata: typing.Mapping[str, Any], value: Any, where: str, source: str) -> None:
     choices, low, high = choices_of(metadata), metadata["low"], metadata["high"]
-    if choices and value not in choices:
-        listed = ", ".join(repr(choice) for choice in choices)
-        raise UserError(f"{source}: {where}: {value!r} is not one of {listed}")
+    for item in value if isinstance(value, list) else [value]:
+        if choices and item not in choices:
+            listed = ", ".join(repr(choice) for choice in choices)
+            raise UserError(f"{source}: {where}: {item!r} is not one of {listed}")
     if low is not None and not value >= low:
         raise UserError(f"{source}: {where}: {value} is below the least value {low:g}")
     if high is not None and not value <= high:

@@ -95,8 +95,8 @@ def main() -> None:
         rank=int(rank),
         world=int(world),
     )
-    for batches in iterate_steps(data, first, workers=int(workers), prefetch=2, pin_memory=False):
-        for batch in batches:
+    for step in iterate_steps(data, first, workers=int(workers), prefetch=2, pin_memory=False):
+        for batch in step.batches:
             for row, number in enumerate(batch.sequences):
                 line = {"step": batch.step, "sequence": number, "keys": batch.keys[row]}
                 print(

@@ -39,7 +39,7 @@ def main() -> None:
         plan, Assembler(config, plan, tokenizer), steps=1000, micro_batch=1, rank=0, world=1
     )
     steps = iterate_steps(data, 0, workers=workers, prefetch=4, pin_memory=False)
-    (batch,) = next(steps)
+    (batch,) = next(steps).batches
     print(json.dumps({"torch_s": torch_s, "at": time.time(), "samples": batch.samples}), flush=True)
 
 

@@ -68,7 +68,7 @@ class NormalisedBatches(MicroBatches):
 def amounts(data: MicroBatches, workers: int) -> Iterator[Amount]:
     """What the batches of a run hold."""
     for step in iterate_steps(data, 0, workers=workers, prefetch=4, pin_memory=False):
-        for batch in step:
+        for batch in step.batches:
             assert not batch.faults, batch.faults
             seconds = float(batch.audio_frames_N.sum()) / 100  # frames are 10 ms apart
             yield batch.samples, seconds

@@ -15,6 +15,7 @@ from mmscale.config.tasks import check_set
 from mmscale.config.train import TrainConfig
 from mmscale.config.tune import TuneConfig, check_tune
 from mmscale.errors import UserError
+from mmscale.registry import TRACKERS
 
 
 @dataclass
@@ -28,6 +29,11 @@ class RunConfig:
     )
     progress: bool = key(True, "Show the progress bar on rank 0.")
     tensorboard: bool = key(True, "Write TensorBoard event files to run.dir/tensorboard.")
+    trackers: list[str] = key(
+        [],
+        "Trackers that get what metrics.jsonl has, beside the one of run.tensorboard.",
+        choices=TRACKERS.names,
+    )
     watts: float = key(
         0.0,
         "Power of one rank, with its share of machine and cooling, for the model card's CO₂ "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from mmscale.checkpoint.towers import load_towers
 from mmscale.config import Config
 from mmscale.data.loading.assembler import Assembler
 from mmscale.data.loading.fork_server import start_fork_server
-from mmscale.data.loading.loader import MicroBatches, iterate_steps
+from mmscale.data.loading.loader import LoadedStep, MicroBatches, iterate_steps
 from mmscale.data.planning.step_plan import Plan, check_world
 from mmscale.errors import UserError
 from mmscale.optim.guard import StepGuard
@@ -41,7 +41,7 @@ from mmscale.train.stop import StopSignal
 Preflight = Callable[[Config, dist.Store], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainResult:
     """Where a finished run lies and how it ended."""
 
@@ -60,9 +60,9 @@ def train(
     """Train as ``config`` says, from its newest checkpoint if there is one. Called on every rank.
 
     Args:
-        config: the whole run. until: stop, with a checkpoint, when so many steps are done in all; a
-        later call goes on as if there had been
-            no stop. None: ``train.steps``.
+        config: the whole run.
+        until: stop, with a checkpoint, when so many steps are done in all. A later call continues
+            as if there had been no stop. None: ``train.steps``.
         preflight: called when the ranks have met, before anything is built; raises if the run shall
             not begin.
 
@@ -86,8 +86,7 @@ def train(
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"rank {ranks.rank} is out of memory ({str(error).split('.')[0]}); lower "
-            "train.micro_batch, set "
-            "parallel.checkpointing=full, or take more ranks"
+            "train.micro_batch, set parallel.checkpointing=full, or take more ranks"
         ) from None
     except RuntimeError as error:
         line = explain(error, ranks.rank, config.parallel.timeout_s, folder / "hang")
@@ -98,99 +97,160 @@ def train(
         leave_ranks()
 
 
+@dataclass(kw_only=True)
+class _Run:
+    """Everything that a step needs, and how far the run is."""
+
+    config: Config
+    ranks: Ranks
+    plan: Plan
+    start: RunState  # what this start begins or resumes from
+    end: int  # steps that are done when this start is over
+    strategy: Strategy
+    adversary: Adversary
+    steps: Iterator[LoadedStep]
+    guard: StepGuard
+    metrics: Metrics
+    profiler: StepProfiler
+    store: CheckpointStore
+    stop: StopSignal
+    finished: int  # steps that are done
+    tokens: int = 0  # seen since this start
+
+
 def _train(config: Config, ranks: Ranks, until: int | None, began: float) -> TrainResult:
     """The run itself, among ranks that have joined; ``began``: when, by `time.perf_counter`."""
-    folder = Path(config.run.dir)
-    end = config.train.steps if until is None else min(until, config.train.steps)
-    profiled = profiled_steps(config.train.profile_steps, config.train.steps)
-    keep = RetentionPolicy(config.train.keep_last, config.train.keep_every, config.train.keep_best)
+    run = _open_run(config, ranks, until)
+    _fit(run)
+    if run.store.failure:
+        raise UserError(run.store.failure)
+    if run.metrics.stop_code and ranks.is_first:
+        print(
+            f"mmscale: stopped as told after step {run.finished - 1}, and saved; the same command "
+            "resumes it",
+            file=sys.stderr,
+        )
+    return TrainResult(
+        run_dir=config.run.dir,
+        steps=run.finished,
+        resumed_from=run.start.step,
+        parameters=run.strategy.parameters,
+        tokens=run.tokens,
+        seconds=time.perf_counter() - began,
+        exit_code=run.metrics.stop_code if run.finished < run.end else 0,
+    )
+
+
+def _open_run(config: Config, ranks: Ranks, until: int | None) -> _Run:
+    """Everything ready for the first step; nothing is written to run.dir that an error could make
+    wrong.
+    """
+    folder, train = Path(config.run.dir), config.train
+    end = train.steps if until is None else min(until, train.steps)
+    profiled = profiled_steps(train.profile_steps, train.steps)
+    keep = RetentionPolicy(train.keep_last, train.keep_every, train.keep_best)
     store = CheckpointStore(folder / "checkpoints", keep, config.run.copy_to)
     newest = store.newest()
-    if config.model.attention == "flex" and ranks.device.type == "cpu":
-        raise UserError("model.attention=flex: has no backward pass on a CPU; use auto")
-    if newest is None:
-        check_initial_weights(config, config.parallel.strategy)
+    _check_start(config, ranks, newest)
+
     tokenizer, plan = prepare(config, ranks, read_state(newest).step if newest else 0)
     strategy = build_strategy(config, ranks)
     state = _resume(config, plan, store, newest, strategy)
     record(config, plan, ranks)
     store.copy_found()
-    adversary = Adversary(config, strategy)
 
+    adversary = Adversary(config, strategy)
     data = MicroBatches(
-        plan, Assembler(config, plan, tokenizer), steps=end,
-        micro_batch=config.train.micro_batch, rank=ranks.data_rank, world=ranks.data_world,
+        plan, Assembler(config, plan, tokenizer), steps=end, micro_batch=train.micro_batch,
+        rank=ranks.data_rank, world=ranks.data_world,
     )  # fmt: skip
     steps = iterate_steps(
         data, state.step, workers=config.data.workers, prefetch=config.data.prefetch,
         pin_memory=ranks.device.type == "cuda",
     )  # fmt: skip
-    metrics = Metrics(config, ranks, plan, state)
-    guard = StepGuard(
-        config.train.max_grad_spike, state.norm_mean, state.step - state.skipped, ranks.device
+    taken = state.step - state.skipped
+    return _Run(
+        config=config,
+        ranks=ranks,
+        plan=plan,
+        start=state,
+        end=end,
+        strategy=strategy,
+        adversary=adversary,
+        steps=steps,
+        metrics=Metrics(config, ranks, plan, state),
+        guard=StepGuard(train.max_grad_spike, state.norm_mean, taken, ranks.device),
+        profiler=StepProfiler(profiled, folder / "profile", ranks.rank),
+        store=store,
+        stop=StopSignal(train.grace_s),
+        finished=state.step,
     )
-    profiler = StepProfiler(profiled, folder / "profile", ranks.rank)
-    finished, tokens, last = state.step, 0, end - 1
-    strategy.model.train()
-    with StopSignal(config.train.grace_s) as stop, closing(metrics), closing(profiler), gc_frozen():
-        for step in range(state.step, end):
-            profiler.before(step)
-            waiting = time.perf_counter()
-            batches = next(steps)
-            wait = time.perf_counter() - waiting
 
-            losses = {name: torch.zeros((), device=ranks.device) for name in LOSSES}
-            batches = [
-                adversary.harden(to_device(batch, config.parallel, ranks)) for batch in batches
-            ]
-            contrast = contrast_terms(
-                strategy, ranks, plan.step(step), batches, config.data.contrast_sequences
-            )
-            for number, (batch, terms) in enumerate(zip(batches, contrast, strict=True)):
-                parts = strategy.forward_backward(batch, number == len(batches) - 1, terms)
-                losses = {name: losses[name] + parts[name] for name in LOSSES}
 
-            sums = metrics.reduce(losses, batches, wait, stop.code)
-            lr = learning_rate(config.train.optimizer, step, config.train.steps)
-            grad_norm, skip = strategy.update(step, lr, partial(guard.should_skip, losses=sums))
-
-            tokens += plan.step(step).tokens
-            metrics.record(step, sums, grad_norm, skip, lr, wait)
-            profiler.after(step)
-            finished = step + 1
-            if finished % config.train.checkpoint_every == 0 or step == last or metrics.stop_code:
-                metrics.sync()
-                done = RunState(
-                    finished,
-                    plan.fingerprint(finished),
-                    metrics.seen,
-                    metrics.bad,
-                    metrics.skipped,
-                    float(guard.norm_mean),
-                    metrics.mean_loss(),
-                )
-                store.save(strategy.state_tensors(), done)
-            if metrics.stop_code:
+def _fit(run: _Run) -> None:
+    """Every step that is left, with the checkpoints between them, until the end or a stop."""
+    run.strategy.model.train()
+    with run.stop, closing(run.metrics), closing(run.profiler), gc_frozen():
+        for step in range(run.start.step, run.end):
+            run.profiler.before(step)
+            _step(run, step)
+            run.profiler.after(step)
+            run.finished = step + 1
+            if _checkpoint_is_due(run):
+                _save(run)
+            if run.metrics.stop_code:
                 break
-        store.wait()
-        metrics.flush()
-    if store.failure:
-        raise UserError(store.failure)
-    if metrics.stop_code and ranks.is_first:
-        print(
-            f"mmscale: stopped as told after step {finished - 1}, and saved; the same command goes "
-            "on",
-            file=sys.stderr,
-        )
-    return TrainResult(
-        config.run.dir,
-        finished,
-        state.step,
-        strategy.parameters,
-        tokens,
-        time.perf_counter() - began,
-        metrics.stop_code if finished < end else 0,
+        run.store.wait()
+        run.metrics.flush()
+
+
+def _step(run: _Run, step: int) -> None:
+    """Wait for the step's micro-batches, learn from them, update the weights, note the numbers."""
+    config, ranks, planned = run.config, run.ranks, run.plan.step(step)
+    loaded = next(run.steps)
+    batches = [
+        run.adversary.harden(to_device(batch, config.parallel, ranks)) for batch in loaded.batches
+    ]
+    contrast = contrast_terms(run.strategy, ranks, planned, batches, config.data.contrast_sequences)
+    losses = {name: torch.zeros((), device=ranks.device) for name in LOSSES}
+    for number, (batch, terms) in enumerate(zip(batches, contrast, strict=True)):
+        parts = run.strategy.forward_backward(batch, number == len(batches) - 1, terms)
+        losses = {name: losses[name] + parts[name] for name in LOSSES}
+
+    sums = run.metrics.reduce(losses, batches, loaded.wait_s, run.stop.code)
+    lr = learning_rate(config.train.optimizer, step, config.train.steps)
+    grad_norm, skip = run.strategy.update(step, lr, partial(run.guard.should_skip, losses=sums))
+    run.metrics.record(step, sums=sums, grad_norm=grad_norm, skip=skip, lr=lr, wait=loaded.wait_s)
+    run.tokens += planned.tokens
+
+
+def _checkpoint_is_due(run: _Run) -> bool:
+    """At every so many steps, at the last one, and at a stop."""
+    every = run.config.train.checkpoint_every
+    return run.finished % every == 0 or run.finished == run.end or run.metrics.stop_code != 0
+
+
+def _save(run: _Run) -> None:
+    """A checkpoint of the steps that are done, written beside the training that continues."""
+    run.metrics.sync()
+    state = RunState(
+        step=run.finished,
+        fingerprint=run.plan.fingerprint(run.finished),
+        seen=run.metrics.seen,
+        bad=run.metrics.bad,
+        skipped=run.metrics.skipped,
+        norm_mean=float(run.guard.norm_mean),
+        loss=run.metrics.mean_loss(),
     )
+    run.store.save(run.strategy.state_tensors(), state)
+
+
+def _check_start(config: Config, ranks: Ranks, newest: Path | None) -> None:
+    """Refuse what cannot be trained, before anything is built."""
+    if config.model.attention == "flex" and ranks.device.type == "cpu":
+        raise UserError("model.attention=flex: has no backward pass on a CPU; use auto")
+    if newest is None:
+        check_initial_weights(config, config.parallel.strategy)
 
 
 def _resume(
@@ -200,7 +260,7 @@ def _resume(
         load_towers(strategy.model, config)
         if config.model.init_from:
             load_initial_weights(strategy.model, config.model)
-        return RunState(0, plan.fingerprint(0))
+        return RunState(step=0, fingerprint=plan.fingerprint(0))
     if config.train.resume == "never":
         raise UserError(
             f"{newest}: train.resume=never, but the run has a checkpoint; choose another run.dir"
@@ -210,8 +270,7 @@ def _resume(
     if state.fingerprint != plan.fingerprint(state.step):
         raise UserError(
             f"{newest}: was trained on other data or another order (seed, data.* or media.* "
-            "changed); "
-            "restore them, or choose another run.dir"
+            "changed); restore them, or choose another run.dir"
         )
     if state.step > config.train.steps:
         raise UserError(

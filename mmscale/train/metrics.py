@@ -1,4 +1,4 @@
-"""What a run tells while it trains: metrics.jsonl, TensorBoard, quarantine.jsonl and the progress
+"""What a run reports while it trains: metrics.jsonl, trackers, quarantine.jsonl and the progress
 bar.
 """
 
@@ -25,21 +25,21 @@ from mmscale.gpu import known_gpu
 from mmscale.model.objective import losses
 from mmscale.parallel.ranks import Ranks
 from mmscale.train.jsonl_log import JsonlLog, cut_lines
+from mmscale.train.step_sums import StepSums
 from mmscale.train.stop import INTERRUPTED, SAVED
 from mmscale.train.straggler import RankTimes
+from mmscale.train.tracking import Trackers
 
 LOSSES = tuple(losses())
-_SHOWN = ("loss", "lr", "grad_norm", "tokens_per_s", "step_s", "data_wait_s")  # by TensorBoard
+_SHOWN = ("loss", "lr", "grad_norm", "tokens_per_s", "step_s", "data_wait_s")  # by trackers
 
 
-@dataclass
+@dataclass(kw_only=True)
 class StepRecord:
     """A step's numbers, still on the device where they are tensors."""
 
     step: int
-    # float32: every loss; broken samples, samples, wishes to stop; work and wait of every rank;
-    # summed
-    sums: Tensor
+    sums: Tensor  # `StepSums` of all ranks, packed
     grad_norm: Tensor
     skip: Tensor  # float32 scalar, 1 if the step was not taken
     lr: float
@@ -74,7 +74,7 @@ class Metrics:
         folder = Path(config.run.dir)
         self._quarantine = folder / "quarantine.jsonl"
         self._faults: JsonlLog | None = None  # of this rank
-        self._file = self._bar = self._board = self._skips = None
+        self._file = self._bar = self._trackers = self._skips = None
         if ranks.is_first:
             for name in ("metrics.jsonl", "skipped.jsonl"):
                 cut_lines(folder / name, start)
@@ -89,41 +89,45 @@ class Metrics:
                 dynamic_ncols=True,
                 disable=not config.run.progress, mininterval=0.5, file=sys.stderr,
             )  # fmt: skip
-            if config.run.tensorboard:
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+            self._trackers = Trackers(config.run, start)
 
     def reduce(
         self, losses: dict[str, Tensor], batches: list[Batch], wait: float, stop_code: int
     ) -> Tensor:
-        """`StepRecord.sums` from this rank's losses and micro-batches, its ``wait`` for data, the
-        ``stop_code`` of a stop it was told of.
+        """Packed `StepSums` of all ranks, from this rank's losses and micro-batches, its ``wait``
+        for data, the ``stop_code`` of a stop it was told of.
 
         Writes down what is broken in the batches.
         """
         batches = batches if self._ranks.reports else []  # others read the same
         faults = [fault for batch in batches for fault in batch.faults]
-        samples = sum(batch.samples for batch in batches)
-        counts = [
-            len(faults),
-            samples,
-            stop_code == INTERRUPTED,
-            stop_code == SAVED,
-            *self._times.own(wait),
-        ]
-        told = next(iter(losses.values()))
-        sums = torch.cat([torch.stack([losses[name] for name in LOSSES]), told.new_tensor(counts)])
+        work_s, wait_s = self._times.own(wait)
+        sums = StepSums(
+            losses={name: losses[name] for name in LOSSES},
+            broken=len(faults),
+            samples=sum(batch.samples for batch in batches),
+            interrupted=stop_code == INTERRUPTED,
+            stopped=stop_code == SAVED,
+            work_s=work_s,
+            wait_s=wait_s,
+        ).pack()
         dist.all_reduce(sums)
-        if (
-            faults
-        ):  # after the first rank has been here, which cut the file to the steps before this start
+        if faults:
+            # Only now: the first rank has been here, which cut the file to the steps before this
+            # start.
             self._faults = self._faults or JsonlLog(self._quarantine)
             self._faults.add(*faults)
         return sums
 
     def record(
-        self, step: int, sums: Tensor, grad_norm: Tensor, skip: Tensor, lr: float, wait: float
+        self,
+        step: int,
+        *,
+        sums: Tensor,
+        grad_norm: Tensor,
+        skip: Tensor,
+        lr: float,
+        wait: float,
     ) -> None:
         """Take a step's numbers. Raises `UserError` if too much data is broken or too many steps
         were skipped.
@@ -133,9 +137,16 @@ class Metrics:
         # for the device.
         now = time.perf_counter()
         planned = self._plan.step(step)
-        flops = 3.0 * sum(one.cost for one in planned.sequences)
         self._held = StepRecord(
-            step, sums, grad_norm, skip, lr, planned.tokens, flops, now - self._clock, wait
+            step=step,
+            sums=sums,
+            grad_norm=grad_norm,
+            skip=skip,
+            lr=lr,
+            tokens=planned.tokens,
+            flops=3.0 * sum(sequence.cost for sequence in planned.sequences),
+            step_s=now - self._clock,
+            data_wait_s=wait,
         )
         self._clock = now
 
@@ -144,39 +155,38 @@ class Metrics:
         held, self._held = self._held, None
         if held is None:
             return
-        sums = held.sums.tolist()
-        losses, (bad, seen, interrupted, told) = (
-            sums[: len(LOSSES)],
-            sums[len(LOSSES) : len(LOSSES) + 4],
-        )
-        self.stop_code = INTERRUPTED if interrupted else SAVED if told else 0
-        work, waits = self._times.tell(held.step, sums[len(LOSSES) + 4 :])
-        self.bad, self.seen = self.bad + int(bad), self.seen + int(seen)
-        row: dict[str, Any] = {
+        sums = StepSums.unpack(held.sums, LOSSES, self._ranks.world)
+        self.stop_code = INTERRUPTED if sums.interrupted else SAVED if sums.stopped else 0
+        self.bad, self.seen = self.bad + int(sums.broken), self.seen + int(sums.samples)
+        self._times.watch(held.step, sums.work_s, sums.wait_s)
+        row = self._row(held, sums)
+        if bool(held.skip):
+            self._report_skipped(row)
+        else:
+            self._losses.append(row["loss"])
+        self._write(row)
+        self._check_bad_fraction()
+
+    def _row(self, held: StepRecord, sums: StepSums[float]) -> dict[str, Any]:
+        """The step's line in metrics.jsonl."""
+        rated = self._rated  # None: an unknown device
+        return {
             "step": held.step,
-            "loss": sum(losses),
-            "losses": dict(zip(LOSSES, losses, strict=True)),  # 0 where no task has the objective
+            "loss": sum(sums.losses.values()),
+            "losses": sums.losses,  # 0 where no task has the objective
             "lr": held.lr,
             "grad_norm": float(held.grad_norm),
             "tokens": held.tokens,
             "tokens_per_s": held.tokens / held.step_s,
-            "mfu": held.flops / held.step_s / self._rated
-            if self._rated
-            else None,  # None: an unknown device
+            "mfu": held.flops / held.step_s / rated if rated else None,
             "step_s": held.step_s,
             "data_wait_s": held.data_wait_s,
             "bad_samples": self.bad,
-            "rank_work_s": work,
-            "rank_data_wait_s": waits,
+            "rank_work_s": sums.work_s,
+            "rank_data_wait_s": sums.wait_s,
             "ranks": self._ranks.world,
             "device": self._ranks.device.type,
         }
-        if bool(held.skip):
-            self._tell_skipped(row)
-        else:
-            self._losses.append(sum(losses))
-        self._write(row)
-        self._check_bad_fraction()
 
     def sync(self) -> None:
         """`flush`, and flush the files to the disk: the steps of a checkpoint have their lines,
@@ -195,54 +205,35 @@ class Metrics:
 
     def close(self) -> None:
         """Close the files."""
-        for part in (self._file, self._bar, self._skips, self._faults):
+        for part in (self._file, self._bar, self._skips, self._faults, self._trackers):
             if part is not None:
                 part.close()
-        self._to_board("close")
 
     def _write(self, row: dict[str, Any]) -> None:
-        if self._file is None or self._bar is None:
+        if self._file is None or self._bar is None or self._trackers is None:
             return
         if row["step"] % self._config.train.log_every == 0:
             self._file.add(row)
-            shown = {name: row[name] for name in _SHOWN} | {
-                f"losses/{name}": value for name, value in row["losses"].items()
-            }
-            for name, value in shown.items():
-                self._to_board("add_scalar", name, value, row["step"])
+            losses = {f"losses/{name}": value for name, value in row["losses"].items()}
+            self._trackers.scalars(row["step"], {name: row[name] for name in _SHOWN} | losses)
         self._bar.set_postfix_str(
             f"loss {row['loss']:.4f}, {row['tokens_per_s']:,.0f} tokens/s", refresh=False
         )
         self._bar.update(1)
 
-    def _to_board(self, act: str, *arguments: Any) -> None:
-        """TensorBoard is a copy of metrics.jsonl: without it, such as on a full disk, the run goes
-        on.
-        """
-        if self._board is None:
-            return
-        try:
-            getattr(self._board, act)(*arguments)
-        except OSError as error:
-            self._board = None
-            print(
-                f"mmscale: warning: no more is written for TensorBoard ({error.strerror})",
-                file=sys.stderr,
-            )
-
-    def _tell_skipped(self, row: dict[str, Any]) -> None:
+    def _report_skipped(self, row: dict[str, Any]) -> None:
         """Note the step and its samples. Raises `UserError` above ``train.max_skipped``."""
         self.skipped += 1
         step, path = row["step"], Path(self._config.run.dir) / "skipped.jsonl"
         if self._skips is not None:
             keys = {
-                one.name: [
-                    one.dataset.key(sample)
+                data_set.name: [
+                    data_set.dataset.key(sample)
                     for sequence in self._plan.step(step).sequences
-                    if self._plan.sets[sequence.set_index] is one
+                    if self._plan.sets[sequence.set_index] is data_set
                     for sample in sequence.samples.tolist()
                 ]
-                for one in self._plan.sets
+                for data_set in self._plan.sets
             }
             facts = {name: row[name] for name in ("step", "losses", "grad_norm")} | {"keys": keys}
             self._skips.add(facts)

@@ -19,10 +19,10 @@ _LEAST_S = 0.01  # a difference that matters
 
 
 class RankTimes:
-    """Measures this rank; tells of all, once their numbers have been summed.
+    """Measures this rank; watches all, once their numbers have been summed.
 
     Work is processor time of the process and its threads, so that a rank that waits for others does
-    not look busy. How long a GPU works is not in it: ``train.profile_steps`` tells that.
+    not look busy. How long a GPU works is not in it: ``train.profile_steps`` shows that.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -35,30 +35,27 @@ class RankTimes:
         dist.all_gather_object(hosts, f"{socket.gethostname()}, process {os.getpid()}")
         self._hosts = hosts
 
-    def own(self, wait: float) -> list[float]:
-        """Numbers of this rank's step that just ended, in places of its own among zeros: [2 *
-        ranks].
+    def own(self, wait: float) -> tuple[list[float], list[float]]:
+        """Work and wait of this rank's step that just ended, each [ranks]: in a place of its own
+        among zeros.
         """
         now = time.process_time()
-        numbers = [0.0] * (2 * self._ranks.world)
-        numbers[2 * self._ranks.rank : 2 * self._ranks.rank + 2] = [now - self._clock, wait]
+        work_s, wait_s = [0.0] * self._ranks.world, [0.0] * self._ranks.world
+        work_s[self._ranks.rank], wait_s[self._ranks.rank] = now - self._clock, wait
         self._clock = now
-        return numbers
+        return work_s, wait_s
 
-    def tell(self, step: int, summed: list[float]) -> tuple[list[float], list[float]]:
-        """Work and wait for data of every rank, in their order; warns of a rank that is slow for
-        long.
-        """
-        work, wait = summed[0::2], summed[1::2]
-        if self._ranks.is_first and self._ranks.world > 1:
-            for rank in range(self._ranks.world):
-                self._work[rank].append(work[rank])
-                self._wait[rank].append(wait[rank])
-            self._quiet -= 1
-            if len(self._work[0]) == _WINDOW and self._quiet < 0:
-                for name, numbers in (("works", self._work), ("waits for data", self._wait)):
-                    self._warn(step, name, [statistics.fmean(one) for one in numbers])
-        return work, wait
+    def watch(self, step: int, work_s: list[float], wait_s: list[float]) -> None:
+        """Take in every rank's work and wait for data; warn of a rank that is slow for long."""
+        if not self._ranks.is_first or self._ranks.world == 1:
+            return
+        for rank in range(self._ranks.world):
+            self._work[rank].append(work_s[rank])
+            self._wait[rank].append(wait_s[rank])
+        self._quiet -= 1
+        if len(self._work[0]) == _WINDOW and self._quiet < 0:
+            for name, of_ranks in (("works", self._work), ("waits for data", self._wait)):
+                self._warn(step, name, [statistics.fmean(seconds) for seconds in of_ranks])
 
     def _warn(self, step: int, name: str, means: list[float]) -> None:
         slowest = max(range(len(means)), key=means.__getitem__)

@@ -113,6 +113,7 @@ def trial_config(config: Config, folder: Path, job: TrialJob) -> Config:
     """``config`` as a trial in ``folder`` runs it."""
     config.run.dir = str(folder)
     config.run.progress = config.run.tensorboard = False
+    config.run.trackers = []
     config.train.resume = "auto"
     config.train.keep_last, config.train.keep_best = 1, False
     config.train.keep_every = job.stops[0] if job.keep_all else 0

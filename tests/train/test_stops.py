@@ -214,7 +214,7 @@ def test_a_slow_rank_is_named(capfd):
         [type(times._work[0])(maxlen=20) for _ in range(3)] for _ in range(2)
     )
     for step in range(30):
-        times.tell(step, [1.0, 0.0, 1.1, 0.0, 1.7, 0.0])
+        times.watch(step, work_s=[1.0, 1.1, 1.7], wait_s=[0.0, 0.0, 0.0])
     told = capfd.readouterr().err
     assert (
         told.count("warning") == 1

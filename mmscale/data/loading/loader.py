@@ -10,9 +10,11 @@ import os
 import pickle
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from itertools import count
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -84,12 +86,20 @@ def _hand_over(item: Batch | UserError, loader: str) -> SharedBatch | UserError:
     return item if isinstance(item, UserError) else to_shared(item, loader)
 
 
+class LoadedStep(NamedTuple):
+    """A step's micro-batches of this rank, and how long they were waited for."""
+
+    batches: list[Batch]
+    wait_s: float
+
+
 def iterate_steps(
     data: MicroBatches, start: int, *, workers: int, prefetch: int, pin_memory: bool
-) -> Iterator[list[Batch]]:
+) -> Iterator[LoadedStep]:
     """The micro-batches of each step from ``start`` on. Raises `UserError` if a worker is killed,
     or what it raises.
     """
+    asked = time.perf_counter()
     name = f"loader {next(_numbers)}"
     loader = DataLoader(
         _ForWorkers(data) if workers else data,
@@ -128,8 +138,8 @@ def iterate_steps(
             micro.append(from_shared(batch) if workers else batch)
             del batch
             if len(micro) == data.per_step:
-                yield micro
-                micro = []
+                yield LoadedStep(micro, time.perf_counter() - asked)
+                micro, asked = [], time.perf_counter()
     finally:
         del batches  # ends the workers, and the thread that pins
         release(name)

@@ -13,6 +13,7 @@ from packings import MEDIA
 from plans import make_plan
 from small_run import small_config, write_shards
 
+from mmscale.data.loading import loader as loading
 from mmscale.data.loading import shared_memory
 from mmscale.data.loading.assembler import Assembler
 from mmscale.data.loading.loader import MicroBatches, iterate_steps
@@ -37,7 +38,8 @@ def data(tmp_path_factory):
 
 
 def batches(data, workers):
-    return iterate_steps(data, 0, workers=workers, prefetch=2, pin_memory=False)
+    steps = iterate_steps(data, 0, workers=workers, prefetch=2, pin_memory=False)
+    return (step.batches for step in steps)
 
 
 def copy(batch):
@@ -121,6 +123,24 @@ def test_blocks_are_filled_again_and_what_is_kept_stays(data):
     gc.collect()
     assert not shared_memory._received
     assert torch.equal(kept[0][0], kept[0][2]["image_N3HW"])
+
+
+def test_only_the_wait_for_a_step_is_measured(data, monkeypatch):
+    """By a clock on which a micro-batch takes a second, and training 100."""
+    now = 0.0
+    monkeypatch.setattr(loading.time, "perf_counter", lambda: now)
+    make = MicroBatches.__getitem__
+
+    def slow(self, index):
+        nonlocal now
+        now += 1.0
+        return make(self, index)
+
+    monkeypatch.setattr(MicroBatches, "__getitem__", slow)
+    for step in iterate_steps(data, STEPS - 3, workers=0, prefetch=2, pin_memory=False):
+        assert step.wait_s == len(step.batches) == data.per_step
+        now += 100.0
+    assert now == 3 * (100.0 + data.per_step)
 
 
 def test_a_block_is_lent_until_the_last_tensor_is_gone(data, monkeypatch):
