@@ -32,7 +32,7 @@ class StepSums(Generic[Loss]):
     def pack(self: StepSums[Tensor]) -> Tensor:
         """float32 [losses + 4 + 2 x ranks], on the device of the losses."""
         losses = torch.stack(list(self.losses.values()))
-        counts = [self.broken, self.samples, self.interrupted, self.stopped]
+        counts: list[float] = [self.broken, self.samples, self.interrupted, self.stopped]
         return torch.cat([losses, losses.new_tensor([*counts, *self.work_s, *self.wait_s])])
 
     @staticmethod
