@@ -8,7 +8,7 @@ from typing import Any
 from mmscale.errors import UserError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GpuSpec:
     """What planning needs to know of a device."""
 
@@ -32,12 +32,56 @@ class GpuSpec:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        GpuSpec("a100-40gb", 40e9, 312e12, 1.555e12, 300e9, 25e9, float8=False),
-        GpuSpec("a100-80gb", 80e9, 312e12, 2.039e12, 300e9, 25e9, float8=False),
-        GpuSpec("h100-80gb", 85.5e9, 989e12, 3.35e12, 450e9, 50e9),
-        GpuSpec("h200-141gb", 150.7e9, 989e12, 4.8e12, 450e9, 50e9),
-        GpuSpec("b200-180gb", 180e9, 2250e12, 7.7e12, 900e9, 50e9),
-        GpuSpec("rtx4090-24gb", 24e9, 165e12, 1.008e12, 25e9, 1.5e9),
+        GpuSpec(
+            name="a100-40gb",
+            memory=40e9,
+            bf16=312e12,
+            memory_rate=1.555e12,
+            link=300e9,
+            network=25e9,
+            float8=False,
+        ),
+        GpuSpec(
+            name="a100-80gb",
+            memory=80e9,
+            bf16=312e12,
+            memory_rate=2.039e12,
+            link=300e9,
+            network=25e9,
+            float8=False,
+        ),
+        GpuSpec(
+            name="h100-80gb",
+            memory=85.5e9,
+            bf16=989e12,
+            memory_rate=3.35e12,
+            link=450e9,
+            network=50e9,
+        ),
+        GpuSpec(
+            name="h200-141gb",
+            memory=150.7e9,
+            bf16=989e12,
+            memory_rate=4.8e12,
+            link=450e9,
+            network=50e9,
+        ),
+        GpuSpec(
+            name="b200-180gb",
+            memory=180e9,
+            bf16=2250e12,
+            memory_rate=7.7e12,
+            link=900e9,
+            network=50e9,
+        ),
+        GpuSpec(
+            name="rtx4090-24gb",
+            memory=24e9,
+            bf16=165e12,
+            memory_rate=1.008e12,
+            link=25e9,
+            network=1.5e9,
+        ),
     )
 }
 _SHORT = {name.partition("-")[0]: name for name in GPUS}  # of two kinds of a name, the larger
@@ -102,5 +146,5 @@ def find_gpu(text: str) -> GpuSpec:
             f"--gpu {text}: unknown kind; use {', '.join(GPUS)}, or describe your own: "
             f"name,{','.join(f'{key}=N' for key in _UNITS)}"
         )
-    base = known or GpuSpec(name, 1.0, 1.0, 1.0, 1.0, 1.0)
+    base = known or GpuSpec(name=name, memory=1.0, bf16=1.0, memory_rate=1.0, link=1.0, network=1.0)
     return replace(base, **values)

@@ -24,7 +24,7 @@ _BLOCK = 64  # bytes; files of the tests are small
 MODES = ("all lost", "all there", "cut short", "zeros", "drawn", "drawn", "drawn", "drawn")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Operation:
     """``link`` and ``unlink`` a name in a folder, ``rename`` (both at once); ``write``, ``flush`` a
     file or folder.
@@ -91,7 +91,9 @@ class _Recorder:
         self._note(kind, node, **facts)
 
     def _note(self, kind, node, folder=0, name="", **more) -> None:
-        self.recording.operations.append(Operation(kind, node, folder, name, **more))
+        self.recording.operations.append(
+            Operation(kind=kind, node=node, folder=folder, name=name, **more)
+        )
 
 
 @contextmanager

@@ -104,6 +104,6 @@ def save_run(config: Config, steps: tuple[int, ...] = (5,)) -> Path:
         store = CheckpointStore(run_dir / "checkpoints", RetentionPolicy(9))
         for step in steps:
             initialise(strategy.model, config.model, seed=step)
-            store.save(strategy.state_tensors(), RunState(step, fingerprint="f" * 64, seen=40))
+            store.save(strategy.state_tensors(), RunState(step=step, fingerprint="f" * 64, seen=40))
             store.wait()
     return run_dir

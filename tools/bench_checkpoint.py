@@ -65,7 +65,7 @@ def rank(folder: Path, rounds: int, rest: float) -> None:
 
     def round_(number: int) -> tuple[list[float], int]:
         """(Seconds of every side, the slower process's; bytes of a checkpoint.)"""
-        seconds = {"stall": timed(store.save, tensors, RunState(number, ""))}
+        seconds = {"stall": timed(store.save, tensors, RunState(step=number, fingerprint=""))}
         seconds["save"] = seconds["stall"] + timed(store.wait)
         assert not store.failure, store.failure
         seconds["copy"] = timed(copy)

@@ -138,7 +138,7 @@ def make_run(run: Path, model_file: str, ranks: int, dtype: torch.dtype) -> int:
                 digest.update(tile[:left])
                 left -= file.write(tile[:left])
         files[path.name] = {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
-    state = {**asdict(RunState(1, "0" * 64)), "files": files}
+    state = {**asdict(RunState(step=1, fingerprint="0" * 64)), "files": files}
     (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
     return parameters
 

@@ -23,7 +23,7 @@ _TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "st
 Files = dict[str, dict[str, Any]]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RunState:
     """What is saved beside the tensors. ``step`` counts finished steps."""
 

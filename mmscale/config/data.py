@@ -44,7 +44,7 @@ class TokenizerConfig:
     )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DataConfig:
     prepare: str = key(
         "", "Embedded data set to build first where it is missing.", choices=("", "digits")

@@ -15,7 +15,7 @@ SCORES = {
 }
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EvalConfig:
     """One score to compute on held-out shards."""
 
@@ -55,7 +55,7 @@ class EvalConfig:
         ]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RobustnessConfig:
     """How ``mmscale eval --task robustness`` attacks the classify scores, and looks through the
     training labels.

@@ -11,7 +11,7 @@ from mmscale.config.keys import key
 from mmscale.errors import UserError
 
 
-@dataclass
+@dataclass(kw_only=True)
 class MediaConfig:
     """How pictures and sound become tokens. Planning, decoding and the stems read the same
     numbers.

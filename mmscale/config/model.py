@@ -9,7 +9,7 @@ from mmscale.errors import UserError
 from mmscale.registry import AUDIO_STEMS, IMAGE_STEMS
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ModelConfig:
     """The fusion transformer. Sizes are files under configs/model/."""
 

@@ -10,7 +10,7 @@ from mmscale.errors import UserError
 ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ParallelConfig:
     strategy: str = key(
         "auto",

@@ -8,7 +8,7 @@ from mmscale.config.keys import key
 from mmscale.errors import UserError
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RayConfig:
     address: str = key(
         "",

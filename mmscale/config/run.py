@@ -18,7 +18,7 @@ from mmscale.errors import UserError
 from mmscale.registry import TRACKERS
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RunConfig:
     dir: str = key("runs/default", "Where config, metrics, checkpoints and logs of this run lie.")
     copy_to: str = key(
@@ -48,7 +48,7 @@ class RunConfig:
     )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Config:
     seed: int = key(0, "Root of every random choice: order, augmentation, weights, dropout.")
     description: str = key("", "One line that says what this run is, for the model card.")

@@ -9,7 +9,7 @@ from mmscale.errors import UserError
 from mmscale.registry import OBJECTIVES
 
 
-@dataclass
+@dataclass(kw_only=True)
 class AugmentConfig:
     """Random changes to training samples, drawn from (seed, epoch, sample). All off by default."""
 
@@ -48,7 +48,7 @@ class AugmentConfig:
     )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TaskConfig:
     """What a sample is asked. A sample yields the segments of every task whose fields it has."""
 

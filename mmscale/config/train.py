@@ -8,7 +8,7 @@ from mmscale.config.keys import key
 from mmscale.registry import OPTIMIZERS
 
 
-@dataclass
+@dataclass(kw_only=True)
 class OptimizerConfig:
     name: str = key(
         "adamw",
@@ -69,7 +69,7 @@ class AdversarialConfig:
         )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainConfig:
     steps: int = key(1000, "Optimiser steps.", low=1, high=1e12)
     micro_batch: int = key(

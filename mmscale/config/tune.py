@@ -28,7 +28,7 @@ class ParameterConfig:
     )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TuneConfig:
     trials: int = key(16, "Trials; grid: at most so many of the grid's.", low=1)
     search: str = key(

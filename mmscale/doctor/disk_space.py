@@ -23,7 +23,7 @@ _TEXT_BYTES = 64  # of a position, over all index tensors of `Batch`
 _SMALL = 1e9  # bytes; a container's 64 MB of shared memory are the usual mistake
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Room:
     """Free bytes of a folder; what a run must have there, and what it would like to have."""
 
@@ -103,9 +103,16 @@ def _room(what: str, path: Path, needed: float, wished: float) -> Room:
     try:
         free = float(shutil.disk_usage(at).free)
     except OSError as error:
-        return Room(what, str(path), 0.0, needed, wished, f"cannot be looked at ({error.strerror})")
+        return Room(
+            what=what,
+            path=str(path),
+            free=0.0,
+            needed=needed,
+            wished=wished,
+            fault=f"cannot be looked at ({error.strerror})",
+        )
     fault = "" if at.is_dir() and os.access(at, os.W_OK | os.X_OK) else f"{at} cannot be written to"
-    return Room(what, str(path), free, needed, wished, fault)
+    return Room(what=what, path=str(path), free=free, needed=needed, wished=wished, fault=fault)
 
 
 def _shared(config: Config | None, ranks: int) -> tuple[float, float]:

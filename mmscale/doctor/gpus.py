@@ -23,7 +23,7 @@ _HEALTH = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GpuReading:
     """One device as the driver sees it."""
 
@@ -81,7 +81,17 @@ def look() -> dict[str, Any]:
             float(size) * 2**20 if size.replace(".", "").isdecimal() else 0.0 for size in row[1:3]
         ]
         counted = int(errors) if errors.isdecimal() else 0
-        gpus.append(GpuReading(row[0], sizes[0], sizes[1], row[3], counted, slowed, row[4]))
+        gpus.append(
+            GpuReading(
+                name=row[0],
+                total=sizes[0],
+                free=sizes[1],
+                driver=row[3],
+                ecc_errors=counted,
+                slowed=slowed,
+                number=row[4],
+            )
+        )
     return {"gpus": [asdict(gpu) for gpu in gpus], "fault": fault, "usable": usable}
 
 

@@ -108,7 +108,12 @@ class LabelScan:
         try:
             dataset = Dataset.open(data_set.shards, config.data.cache)
             samples = EvalSamples(
-                name, score, dataset, self._predictor, self._progress, config.robustness.scan
+                name=name,
+                score=score,
+                dataset=dataset,
+                predictor=self._predictor,
+                progress=self._progress,
+                most=config.robustness.scan,
             )
             targets = samples.targets()
         except UserError:

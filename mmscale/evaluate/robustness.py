@@ -106,7 +106,12 @@ def attack_queries(
         most = max(1, _POSITIONS // lengths[rows[0]])
         group, rows = rows[:most], rows[most:]
         changed = _attack_rows(
-            predictor, score, [chunk[row] for row in group], labels, budget, lengths[group[0]]
+            predictor=predictor,
+            score=score,
+            group=[chunk[row] for row in group],
+            labels=labels,
+            budget=budget,
+            length=lengths[group[0]],
         )
         for row, query in zip(group, changed, strict=True):
             found[row] = query
@@ -114,6 +119,7 @@ def attack_queries(
 
 
 def _attack_rows(
+    *,
     predictor: Predictor,
     score: EvalConfig,
     group: Sequence[EvalSample],

@@ -91,12 +91,16 @@ def evaluate(
         predictor.model.to("cuda")
     found: dict[str, tuple[EvalSamples, dict[str, Any], str]] = {}
     for name, score in _choose(target, predictor.config.eval, tasks).items():
-        samples = _open_samples(name, score, data, predictor, progress)
+        samples = _open_samples(
+            name=name, score=score, data=data, predictor=predictor, progress=progress
+        )
         found[name] = samples, _KINDS[score.task](samples), name
     if tasks is not None and KIND in tasks:
         for name, score in _attackable(target, predictor.config.eval).items():
             most = predictor.config.robustness.samples
-            samples = _open_samples(name, score, data, predictor, progress, most)
+            samples = _open_samples(
+                name=name, score=score, data=data, predictor=predictor, progress=progress, most=most
+            )
             found[f"{name}, attacked"] = samples, attacked(samples), KIND
         weights = [StoredWeights(path) for path in _kept(checkpoint)] if checkpoint else []
         scan = LabelScan(
@@ -128,6 +132,7 @@ def _kept(newest: Path) -> list[Path]:
 
 
 def _open_samples(
+    *,
     name: str,
     score: EvalConfig,
     data: str | None,
@@ -139,7 +144,9 @@ def _open_samples(
     if not score.shards:
         raise UserError(f"eval.{name}.shards: empty; name held-out shards there, or give --data")
     dataset = Dataset.open(score.shards, predictor.config.data.cache)
-    return EvalSamples(name, score, dataset, predictor, progress, most)
+    return EvalSamples(
+        name=name, score=score, dataset=dataset, predictor=predictor, progress=progress, most=most
+    )
 
 
 def format_table(scores: dict[str, dict[str, Any]]) -> str:

@@ -27,7 +27,7 @@ class EvalSample:
     answer: str  # the true answer, or the value to match
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EvalSamples:
     """The usable samples of a score's shards, read in order; counts what it leaves out.
 

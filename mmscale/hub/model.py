@@ -134,8 +134,8 @@ class MmscaleModel(PreTrainedModel):
         """
         batch = to_batch(inputs)
         decoding = Decoding(
-            max_new_tokens,
-            num_beams,
+            max_new_tokens=max_new_tokens,
+            beams=num_beams,
             temperature=temperature if do_sample else 0.0,
             top_k=top_k,
             top_p=top_p,

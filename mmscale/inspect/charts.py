@@ -26,7 +26,7 @@ class Bar:
     says: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HistogramRow:
     """One set's distribution: its bars, number of values and, in words, its middle and its
     range.
@@ -91,7 +91,16 @@ def histogram(
         ]
         lowest, highest = number_text(float(array.min())), number_text(float(array.max()))
         middle = number_text(float(np.median(array)))
-        rows.append(HistogramRow(name, number, len(array), middle, f"{lowest} to {highest}", bars))
+        rows.append(
+            HistogramRow(
+                name=name,
+                number=number,
+                count=len(array),
+                middle=middle,
+                span=f"{lowest} to {highest}",
+                bars=bars,
+            )
+        )
     marks = (
         _log_marks(edges[0], edges[-1]) if logarithmic else _round_marks(edges[0], edges[-1], whole)
     )

@@ -29,7 +29,7 @@ _BANDS = NEAR_BITS + 1
 _REACH = 1000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Overlap:
     """Samples of set ``part`` that are also in set ``whole``, which was named before it.
 
@@ -77,7 +77,14 @@ def overlaps(table: pandas.DataFrame, names: list[str], modality: str) -> Iterat
             near = _overlap(table, modality, part, whole, near=True)
             new = ~np.isin(near.samples, equal.samples)
             if new.any():
-                yield Overlap(modality, part, whole, True, near.samples[new], near.others[new])
+                yield Overlap(
+                    modality=modality,
+                    part=part,
+                    whole=whole,
+                    near=True,
+                    samples=near.samples[new],
+                    others=near.others[new],
+                )
 
 
 def repeats(table: pandas.DataFrame, column: str, name: str) -> list[NDArray[np.int64]]:
@@ -96,7 +103,14 @@ def _overlap(table: pandas.DataFrame, modality: str, part: str, whole: str, near
     first = dict(zip(theirs[column][::-1], theirs.index[::-1], strict=True))
     mine = grouped[(grouped["set"] == part) & grouped[column].isin(list(first))]
     others = np.array([first[group] for group in mine[column]], dtype=np.int64)
-    return Overlap(modality, part, whole, near, mine.index.to_numpy(dtype=np.int64), others)
+    return Overlap(
+        modality=modality,
+        part=part,
+        whole=whole,
+        near=near,
+        samples=mine.index.to_numpy(dtype=np.int64),
+        others=others,
+    )
 
 
 def _groups(values: pandas.Series) -> pandas.Series:

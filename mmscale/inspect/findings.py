@@ -36,7 +36,7 @@ _NOUNS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Finding:
     """One thing to know.
 
@@ -109,15 +109,15 @@ def _across(table: pandas.DataFrame, overlaps: list[Overlap]) -> Iterator[Findin
         )
         pairs = zip(overlap.samples.tolist(), overlap.others.tolist(), strict=True)
         yield Finding(
-            f"overlap_{modality}_{'alike' if overlap.near else 'same'}",
-            ("check" if overlap.near else "serious") if grave else "note",
-            count,
-            f"{count_of(count, modality)} of {overlap.part} {says}",
-            f"Take them out of one of the two; a score on {overlap.part} would partly measure "
-            "memory."
+            code=f"overlap_{modality}_{'alike' if overlap.near else 'same'}",
+            severity=("check" if overlap.near else "serious") if grave else "note",
+            count=count,
+            title=f"{count_of(count, modality)} of {overlap.part} {says}",
+            remedy=f"Take them out of one of the two; a score on {overlap.part} would partly "
+            "measure memory."
             if grave
             else f"Their media may differ; look at some, and take them out of {overlap.part} if not.",
-            [list(pair) for pair in islice(pairs, EXAMPLES)],
+            examples=[list(pair) for pair in islice(pairs, EXAMPLES)],
         )
 
 
@@ -129,13 +129,13 @@ def _single(table: pandas.DataFrame, names: list[str]) -> Iterator[Finding]:
                 noun = _NOUNS[check.modality][len(rows) != 1]
                 says = check.one if len(rows) == 1 else check.many
                 yield Finding(
-                    check.name,
-                    check.severity,
-                    len(rows),
-                    f"{len(rows):,} {noun} of {name} {says}",
-                    check.remedy,
-                    [[row] for row in rows[:EXAMPLES]],
-                    check.detail,
+                    code=check.name,
+                    severity=check.severity,
+                    count=len(rows),
+                    title=f"{len(rows):,} {noun} of {name} {says}",
+                    remedy=check.remedy,
+                    examples=[[row] for row in rows[:EXAMPLES]],
+                    detail=check.detail,
                 )
 
 
@@ -145,12 +145,12 @@ def _left_out(sets: list[NamedSet]) -> Iterator[Finding]:
         members = "member" if count == 1 else "members"
         if count:
             yield Finding(
-                "index_problems",
-                "serious",
-                count,
-                f"{count:,} {members} of {one.name} could not be used when it was indexed",
-                "Their samples are in no figure of this page and in no training; repair them, then "
-                "run "
+                code="index_problems",
+                severity="serious",
+                count=count,
+                title=f"{count:,} {members} of {one.name} could not be used when it was indexed",
+                remedy="Their samples are in no figure of this page and in no training; repair "
+                "them, then run "
                 "`mmscale data index` again.",
                 lines=list(one.problems(PROBLEMS)),
             )
@@ -165,15 +165,15 @@ def _contradicting(
             if groups:
                 verb = "appears" if len(groups) == 1 else "appear"
                 yield Finding(
-                    f"contradiction_{modality}",
-                    "check",
-                    len(groups),
-                    f"{count_of(len(groups), modality)} {verb} with different values of "
+                    code=f"contradiction_{modality}",
+                    severity="check",
+                    count=len(groups),
+                    title=f"{count_of(len(groups), modality)} {verb} with different values of "
                     f"{printable(label)}",
-                    "Decide which value is right; the same input with two answers cannot be "
+                    remedy="Decide which value is right; the same input with two answers cannot be "
                     "learned.",
-                    [group[:GROUP] for group in groups[:EXAMPLES]],
-                    label,
+                    examples=[group[:GROUP] for group in groups[:EXAMPLES]],
+                    detail=label,
                 )
 
 
@@ -184,14 +184,14 @@ def _within(table: pandas.DataFrame, names: list[str], modalities: list[str]) ->
             if same:
                 extra = sum(len(group) - 1 for group in same)
                 yield Finding(
-                    f"repeated_{modality}",
-                    "check" if modality != "text" else "note",
-                    extra,
-                    f"{count_of(extra, modality)} of {name} {('repeats', 'repeat')[extra != 1]} "
-                    f"another of {name}",
-                    "Keep one of each, unless the repetition is meant; repeats weigh more in "
-                    "training.",
-                    [group[:GROUP].tolist() for group in same[:EXAMPLES]],
+                    code=f"repeated_{modality}",
+                    severity="check" if modality != "text" else "note",
+                    count=extra,
+                    title=f"{count_of(extra, modality)} of {name} "
+                    f"{('repeats', 'repeat')[extra != 1]} another of {name}",
+                    remedy="Keep one of each, unless the repetition is meant; repeats weigh more "
+                    "in training.",
+                    examples=[group[:GROUP].tolist() for group in same[:EXAMPLES]],
                 )
         if f"{modality}_alike" in table:
             yield from _within_alike(table, names, modality)
@@ -209,12 +209,12 @@ def _within_alike(table: pandas.DataFrame, names: list[str], modality: str) -> I
             count = sum(map(len, groups))
             kinds = "1 group" if len(groups) == 1 else f"{len(groups):,} groups"
             yield Finding(
-                f"alike_{modality}",
-                "note",
-                count,
-                f"{count_of(count, modality)} of {name}, in {kinds}, {says}",
-                "Look at some; keep one of each group if they are the same thing twice.",
-                [group[:GROUP].tolist() for group in groups[:EXAMPLES]],
+                code=f"alike_{modality}",
+                severity="note",
+                count=count,
+                title=f"{count_of(count, modality)} of {name}, in {kinds}, {says}",
+                remedy="Look at some; keep one of each group if they are the same thing twice.",
+                examples=[group[:GROUP].tolist() for group in groups[:EXAMPLES]],
             )
 
 
@@ -233,23 +233,24 @@ def _unseen(label: Label, names: list[str], part: int, whole: int) -> Iterator[F
         return  # it has no such field
     if unseen and len(unseen) == len(there):
         yield Finding(
-            "label_disjoint",
-            "note",
-            len(unseen),
-            f"No value of {printable(label.field)} in {names[part]} appears in {names[whole]}",
-            "Right if the data was split by it, as by speaker or writer; wrong if it is what is to "
-            "be learned.",
+            code="label_disjoint",
+            severity="note",
+            count=len(unseen),
+            title=f"No value of {printable(label.field)} in {names[part]} appears in "
+            f"{names[whole]}",
+            remedy="Right if the data was split by it, as by speaker or writer; wrong if it is "
+            "what is to be learned.",
             lines=unseen[:PROBLEMS],
         )
     elif unseen:
         values, verb = ("value", "appears") if len(unseen) == 1 else ("values", "appear")
         yield Finding(
-            "label_unseen",
-            "serious" if label.field == "cls" else "check",
-            len(unseen),
-            f"{len(unseen):,} {values} of {printable(label.field)} in {names[part]} never {verb} "
-            f"in {names[whole]}",
-            f"Bring examples into {names[whole]}, or leave these out of {names[part]}.",
+            code="label_unseen",
+            severity="serious" if label.field == "cls" else "check",
+            count=len(unseen),
+            title=f"{len(unseen):,} {values} of {printable(label.field)} in {names[part]} never "
+            f"{verb} in {names[whole]}",
+            remedy=f"Bring examples into {names[whole]}, or leave these out of {names[part]}.",
             lines=unseen[:PROBLEMS],
         )
 
@@ -264,12 +265,12 @@ def _imbalance(label: Label, place: int, name: str) -> Iterator[Finding]:
     few = [f"{value}: {number:,}" for value, number in counts.items() if number < FEW]
     if ratio > IMBALANCE:
         yield Finding(
-            "label_imbalance",
-            "check",
-            len(counts),
-            f"{printable(label.field)} is unbalanced in {name}: {says}",
-            "Gather more of the rare ones, or weigh them up; judge by macro-F1 rather than by "
-            "accuracy.",
+            code="label_imbalance",
+            severity="check",
+            count=len(counts),
+            title=f"{printable(label.field)} is unbalanced in {name}: {says}",
+            remedy="Gather more of the rare ones, or weigh them up; judge by macro-F1 rather than "
+            "by accuracy.",
             lines=few[:PROBLEMS],
         )
 
@@ -282,22 +283,24 @@ def _lacking(table: pandas.DataFrame, names: list[str]) -> Iterator[Finding]:
             lacking = there.index[~there].tolist()
             if lacking and there.any():
                 yield Finding(
-                    f"lacking_{modality}",
-                    "check",
-                    len(lacking),
-                    f"{len(lacking):,} {'sample' if len(lacking) == 1 else 'samples'} of {name} "
-                    f"{'has' if len(lacking) == 1 else 'have'} no {_NOUNS[modality][0]}; the "
+                    code=f"lacking_{modality}",
+                    severity="check",
+                    count=len(lacking),
+                    title=f"{len(lacking):,} {'sample' if len(lacking) == 1 else 'samples'} of "
+                    f"{name} {'has' if len(lacking) == 1 else 'have'} no {_NOUNS[modality][0]}; "
+                    "the "
                     "others have one",
-                    "Complete them if they should have one; tasks that need it pass over them.",
-                    [[row] for row in lacking[:EXAMPLES]],
+                    remedy="Complete them if they should have one; tasks that need it pass over "
+                    "them.",
+                    examples=[[row] for row in lacking[:EXAMPLES]],
                 )
             elif not there.any() and table[column].notna().any():
                 yield Finding(
-                    f"lacking_{modality}",
-                    "check",
-                    len(lacking),
-                    f"{name} has no {_NOUNS[modality][1]}, the other data has",
-                    "Check that the same fields were packed into each.",
+                    code=f"lacking_{modality}",
+                    severity="check",
+                    count=len(lacking),
+                    title=f"{name} has no {_NOUNS[modality][1]}, the other data has",
+                    remedy="Check that the same fields were packed into each.",
                 )
 
 
@@ -305,13 +308,13 @@ def _rates(table: pandas.DataFrame, names: list[str]) -> Iterator[Finding]:
     rates = sorted({int(rate) for rate in table["audio_rate"].dropna()})
     if len(rates) > 1:
         yield Finding(
-            "audio_rates",
-            "note",
-            int(table["audio_rate"].notna().sum()),
-            f"Sound comes at {len(rates)} sample rates: "
+            code="audio_rates",
+            severity="note",
+            count=int(table["audio_rate"].notna().sum()),
+            title=f"Sound comes at {len(rates)} sample rates: "
             f"{_enumerate(f'{rate:,} Hz' for rate in rates[:6])}",
-            "All is resampled for training; a model may still hear which rate a clip had, so see "
-            "that no label "
+            remedy="All is resampled for training; a model may still hear which rate a clip had, "
+            "so see that no label "
             "goes with one.",
         )
 
@@ -320,13 +323,13 @@ def _subsets(sets: Iterable[NamedSet]) -> Iterator[Finding]:
     for one in sets:
         if one.is_subset:
             yield Finding(
-                "subset",
-                "note",
-                len(one.looked_at),
-                f"Only {len(one.looked_at):,} of the {len(one.dataset):,} samples of {one.name} "
-                "were looked at",
-                "Amounts are of all; everything else is of the drawn samples, and finds too few "
-                "duplicates. Run "
+                code="subset",
+                severity="note",
+                count=len(one.looked_at),
+                title=f"Only {len(one.looked_at):,} of the {len(one.dataset):,} samples of "
+                f"{one.name} were looked at",
+                remedy="Amounts are of all; everything else is of the drawn samples, and finds "
+                "too few duplicates. Run "
                 "without --sample to look at all.",
             )
 

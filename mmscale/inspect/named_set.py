@@ -53,7 +53,7 @@ class NamedSet:
         return islice(chain.from_iterable(m.problems() for m in self.dataset.manifests), most)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Amount:
     """How much a set holds, all of it, as its index knows without decoding.
 
@@ -105,7 +105,9 @@ def open_sets(
 def count(dataset: Dataset) -> Amount:
     """Sum up the index of ``dataset``."""
     entries = [entry for manifest in dataset.manifests for entry in manifest.entries]
-    amount = Amount(len(dataset), len(entries), sum(entry.bytes for entry in entries))
+    amount = Amount(
+        samples=len(dataset), shards=len(entries), shard_bytes=sum(entry.bytes for entry in entries)
+    )
     for manifest in dataset.manifests:
         for name in manifest.fields:
             column = manifest.column(name)

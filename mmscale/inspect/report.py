@@ -55,7 +55,7 @@ class FindingWithExamples:
     examples: list[list[Exhibit]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class QualityReport:
     """What the page says.
 

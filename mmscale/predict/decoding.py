@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from mmscale.errors import UserError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Decoding:
     """Greedy by default.
 

@@ -68,7 +68,14 @@ class Generator:
             if beam:
                 rows, parents = self._widen(log_probs, rows, rooms, done)
             else:
-                rows, parents = self._extend(log_probs, rows, rooms, done, numbers, position)
+                rows, parents = self._extend(
+                    log_probs_RV=log_probs,
+                    rows=rows,
+                    rooms=rooms,
+                    done=done,
+                    numbers=numbers,
+                    position=position,
+                )
             if not rows:
                 break
             device = hidden.device
@@ -94,7 +101,7 @@ class Generator:
         return log_probs.masked_fill(barred, -torch.inf)
 
     def _extend(
-        self, log_probs_RV: Tensor, rows: list[_Beam], rooms: list[int], done:
+        self, *, log_probs_RV: Tensor, rows: list[_Beam], rooms: list[int], done:
         list[list[Hypothesis]],
         numbers: list[int], position: int,
     ) -> tuple[list[_Beam], list[int]]:  # fmt: skip
@@ -157,13 +164,20 @@ class Generator:
                     else:
                         kept.append(_Beam(query, after))
                         parents.append(number)
-        return self._worth_it(kept, parents, rooms, done, beams, penalty)
+        return self._worth_it(
+            rows=kept, parents=parents, rooms=rooms, done=done, beams=beams, penalty=penalty
+        )
 
     def _worth_it(
-        self, rows: list[_Beam], parents: list[int], rooms: list[int], done: list[list[Hypothesis]],
+        self,
+        *,
+        rows: list[_Beam],
+        parents: list[int],
+        rooms: list[int],
+        done: list[list[Hypothesis]],
         beams: int,
         penalty: float,
-    ) -> tuple[list[_Beam], list[int]]:  # fmt: skip
+    ) -> tuple[list[_Beam], list[int]]:
         """Without the rows that can no longer come among their query's best, however they go on."""
         kept = []
         for row, parent in zip(rows, parents, strict=True):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class LabelTree:
     """A prefix tree of K nodes, parents before children; the root is <|answer|> and no node."""
 

@@ -31,7 +31,7 @@ SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _NO_RELEASE, _COPY_AGAIN = "give a folder made by mmscale export", "copy the release again, whole"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Release:
     """A release whose headers were read and compared with its config; its weights were not
     touched.
@@ -84,7 +84,15 @@ def read_release(folder: Path, verify: bool = True) -> Release:
     except UserError as error:
         raise UserError(f"{folder / CONFIG}: {error}") from None
     dtype = _compare(folder, model, tensors)
-    return Release(folder, facts, config, tokenizer, files, dtype, model)
+    return Release(
+        folder=folder,
+        facts=facts,
+        config=config,
+        tokenizer=tokenizer,
+        files=files,
+        dtype=dtype,
+        model=model,
+    )
 
 
 def read_small_files(folder: Path) -> tuple[Config, Tokenizer]:

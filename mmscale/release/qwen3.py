@@ -180,7 +180,14 @@ def export_qwen3(
         source = StoredWeights(checkpoint)
         try:
             write_qwen3(
-                config.model, source, names, shapes, tokenizer, hidden, dtype, max_shard_bytes
+                config=config.model,
+                source=source,
+                names=names,
+                shapes=shapes,
+                tokenizer=tokenizer,
+                folder=hidden,
+                dtype=dtype,
+                max_shard_bytes=max_shard_bytes,
             )
         except UserError as error:
             raise UserError(f"{checkpoint}: {error}") from None
@@ -208,6 +215,7 @@ def check_form(config: ModelConfig) -> None:
 
 
 def write_qwen3(
+    *,
     config: ModelConfig,
     source: Weights,
     names: Mapping[str, str],

@@ -24,6 +24,7 @@ _MOST_POINTS = 100  # of one curve
 
 
 def write_page(
+    *,
     path: Path,
     lines: list[str],
     names: list[str],

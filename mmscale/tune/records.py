@@ -21,7 +21,7 @@ from mmscale.tune.space import Point
 FILE = "tune.jsonl"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Trial:
     """One point of the space and what became of it."""
 
@@ -150,7 +150,7 @@ class Records:
     def _apply(self, line: dict[str, Any]) -> None:
         number, event = line["number"], line["event"]
         if event == "trial":
-            self.trials[number] = Trial(number, line["point"])
+            self.trials[number] = Trial(number=number, point=line["point"])
             return
         trial = self.trials[number]
         if event == "score":

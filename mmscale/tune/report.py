@@ -20,7 +20,13 @@ from mmscale.tune.transfer import Transfer
 
 
 def write_report(
-    folder: Path, config: Config, space: Space, trials: list[Trial], best: Trial, larger: Transfer
+    *,
+    folder: Path,
+    config: Config,
+    space: Space,
+    trials: list[Trial],
+    best: Trial,
+    larger: Transfer,
 ) -> Path:
     """Write best.yaml, trials.parquet and tune.html to ``folder``; returns the path of the
     first.
@@ -48,13 +54,13 @@ def write_report(
         )
     losses = {trial.number: _losses(folder / "trials" / trial.name) for trial in trials}
     write_page(
-        folder / "tune.html",
-        [html.escape(line) for line in lines],
-        list(space),
-        trials,
-        best,
-        losses,
-        config,
+        path=folder / "tune.html",
+        lines=[html.escape(line) for line in lines],
+        names=list(space),
+        trials=trials,
+        best=best,
+        losses=losses,
+        config=config,
     )
     return path
 

@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from mmscale.tune.space import Point, Space
 from mmscale.tune.transfer import Transfer, check_transfer, transfer_rates
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TuneResult:
     """How a search ended."""
 
@@ -68,7 +69,14 @@ def tune(config: Config, resume: bool = False) -> TuneResult:
         with ray_cluster(config.ray, trains=config.tune.workers > 1) as ray:
             search = Search(config, space, records)
             if search.most:
-                _run_trials(ray, config, space, records, search, folder)
+                _run_trials(
+                    ray=ray,
+                    config=config,
+                    space=space,
+                    records=records,
+                    search=search,
+                    folder=folder,
+                )
             trials = list(records.trials.values())
             best = best_trial(trials, config.tune.better())
             if best is None:
@@ -77,23 +85,41 @@ def tune(config: Config, resume: bool = False) -> TuneResult:
                     f"{next((one.reason for one in trials if one.reason), 'unknown')}"
                 )
             larger = Transfer()
-            path = write_report(folder, config, space, trials, best, larger)
+            report = partial(
+                write_report, folder=folder, config=config, space=space, trials=trials, best=best
+            )
+            path = report(larger=larger)
             if larger_model:  # now that nothing found can be lost
-                larger = transfer_rates(ray, config, space, best, larger_model, folder)
-                write_report(folder, config, space, trials, best, larger)
+                larger = transfer_rates(
+                    ray=ray,
+                    config=config,
+                    space=space,
+                    best=best,
+                    overrides=larger_model,
+                    folder=folder,
+                )
+                report(larger=larger)
     count = {
         status: sum(one.status == status for one in trials)
         for status in ("finished", "stopped", "failed")
     }
     return TuneResult(
-        str(config.run.dir), len(trials), count["finished"], count["stopped"], count["failed"],
-        sum(one.trained for one in trials), best.name, best.score, best.point, str(path),
-        larger.rows(),
-    )  # fmt: skip
+        run_dir=str(config.run.dir),
+        trials=len(trials),
+        finished=count["finished"],
+        stopped=count["stopped"],
+        failed=count["failed"],
+        steps=sum(one.trained for one in trials),
+        best_trial=best.name,
+        best_score=best.score,
+        best_point=best.point,
+        best_config=str(path),
+        transfer=larger.rows(),
+    )
 
 
 def _run_trials(
-    ray: Any, config: Config, space: Space, records: Records, search: Any, folder: Path
+    *, ray: Any, config: Config, space: Space, records: Records, search: Any, folder: Path
 ) -> None:
     from ray import tune as ray_tune
 
@@ -104,10 +130,15 @@ def _run_trials(
     tune = config.tune
     process, max_failures = process_needs(ray, config.ray), config.ray.max_failures
     job = TrialJob(
-        str(folder), os.getcwd(), tune.metric, tune.stops(config.train.steps), tune.workers,
-        process,
-        max_failures, tune.scheduler == "pbt",
-    )  # fmt: skip
+        folder=str(folder),
+        directory=os.getcwd(),
+        metric=tune.metric,
+        stops=tune.stops(config.train.steps),
+        workers=tune.workers,
+        process=process,
+        max_failures=max_failures,
+        keep_all=tune.scheduler == "pbt",
+    )
     # A trial on several workers only waits for them itself.
     own = process if tune.workers == 1 else {"CPU": 0.01}
     needs = [process] * tune.workers + ([own] if tune.workers > 1 else [])

@@ -70,7 +70,7 @@ def check_transfer(config: Config, space: Space) -> Point:
 
 
 def transfer_rates(
-    ray: Any, config: Config, space: Space, best: Trial, overrides: Point, folder: Path
+    *, ray: Any, config: Config, space: Space, best: Trial, overrides: Point, folder: Path
 ) -> Transfer:
     """Train the larger model, which ``overrides`` make, at the three rates, on the cluster; what is
     done stays.
@@ -87,8 +87,15 @@ def transfer_rates(
     process = process_needs(ray, config.ray)
     process["CPU"] *= tune.workers  # in one process
     job = TrialJob(
-        str(folder), os.getcwd(), tune.metric, [steps], 1, process, config.ray.max_failures, False
-    )  # fmt: skip
+        folder=str(folder),
+        directory=os.getcwd(),
+        metric=tune.metric,
+        stops=[steps],
+        workers=1,
+        process=process,
+        max_failures=config.ray.max_failures,
+        keep_all=False,
+    )
     remote = ray.remote(
         num_cpus=process["CPU"], num_gpus=process.get("GPU", 0), max_retries=job.max_failures
     )(_train_larger)

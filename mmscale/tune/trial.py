@@ -30,7 +30,7 @@ _SCORES = "stops.jsonl"
 _POINTER = "pointer.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrialJob:
     """What all trials of a search share; sent to the workers."""
 

@@ -34,7 +34,7 @@ class Process:
     is_loader: bool = False
 
 
-@dataclass
+@dataclass(kw_only=True)
 class KilledRun:
     """Kills ``command`` (arguments of ``mmscale``) so often, then lets it end.
 

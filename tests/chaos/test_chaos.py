@@ -45,7 +45,11 @@ def chaos(tmp_path_factory, small_digits):
     run_module(["mmscale", *command, f"run.dir={calm}"], ranks=2, timeout=3000)
     before = files(small_digits)
     killed = KilledRun(
-        [*command, f"run.dir={root / 'run'}"], root / "run", root / "scratch", KILLS, SEED
+        command=[*command, f"run.dir={root / 'run'}"],
+        run_dir=root / "run",
+        scratch=root / "scratch",
+        kills=KILLS,
+        seed=SEED,
     )
     killed.run()
     print(f"\nkills by moment and target, of {KILLS}:")

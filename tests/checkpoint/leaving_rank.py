@@ -22,7 +22,7 @@ def main() -> None:
     mesh = init_device_mesh("cpu", (2,))
     tensors = {"model.a": distribute_tensor(torch.arange(8.0).view(4, 2), mesh, [Shard(0)])}
     store = CheckpointStore(Path(sys.argv[1]), RetentionPolicy(9))
-    store.save(tensors, RunState(1, "f" * 64))
+    store.save(tensors, RunState(step=1, fingerprint="f" * 64))
     store.wait()
     assert not store.failure, store.failure
     save = store_module.dcp.save
@@ -33,7 +33,7 @@ def main() -> None:
         return save(*arguments, **named)
 
     store_module.dcp.save = late
-    store.save(tensors, RunState(2, "f" * 64))
+    store.save(tensors, RunState(step=2, fingerprint="f" * 64))
     pending = store._pending
     assert pending is not None and pending.exception() is not None, (
         "what one rank has is no checkpoint"

@@ -18,7 +18,7 @@ TENSORS = {"model.a": torch.arange(6.0).view(2, 3), "model.b": torch.ones(5)}
 
 def save(store: CheckpointStore, step: int, loss: float = 1.0) -> None:
     tensors = {name: tensor + step for name, tensor in TENSORS.items()}
-    store.save(tensors, RunState(step, "f" * 64, loss=loss))
+    store.save(tensors, RunState(step=step, fingerprint="f" * 64, loss=loss))
     store.wait()
 
 
@@ -211,7 +211,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
         with one_rank():
             store = CheckpointStore(folder / "checkpoints", RetentionPolicy(3))
             save(store, 1)
-            store.save({"model.big": torch.ones(100_000)}, RunState(2, "f" * 64))
+            store.save({"model.big": torch.ones(100_000)}, RunState(step=2, fingerprint="f" * 64))
             store.wait()
             assert "could not be written" in store.failure
             assert steps(folder / "checkpoints") == [1]

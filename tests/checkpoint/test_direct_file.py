@@ -111,7 +111,7 @@ def test_a_plan_is_kept_for_like_tensors_of_one_store_only(tmp_path):
     """
 
     def made(store, folder, step, tensors):
-        store.save(tensors, RunState(step, "f" * 64))
+        store.save(tensors, RunState(step=step, fingerprint="f" * 64))
         store.wait()
         assert not store.failure, store.failure
         found = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}

@@ -39,7 +39,7 @@ def saved(tmp_path_factory):
         store = CheckpointStore(root / "run" / "checkpoints", RetentionPolicy(1))
         with recording(root) as done:
             for step in SAVES:
-                store.save(tensors(step), RunState(step, "f" * 64))
+                store.save(tensors(step), RunState(step=step, fingerprint="f" * 64))
                 store.wait()
                 assert not store.failure
                 ends[step] = len(done.operations)

@@ -78,7 +78,7 @@ def lose(s3, bucket):
 def save(store, step, loss=1.0):
     store.save(
         {name: tensor + step for name, tensor in TENSORS.items()},
-        RunState(step, "f" * 64, loss=loss),
+        RunState(step=step, fingerprint="f" * 64, loss=loss),
     )
     store.wait()
 

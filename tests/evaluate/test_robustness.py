@@ -78,7 +78,12 @@ def samples_of(folder, name, most=0):
     predictor, config = load_run(folder / "run")
     score = config.eval[name]
     return EvalSamples(
-        name, score, Dataset.open(score.shards), predictor, progress=False, most=most
+        name=name,
+        score=score,
+        dataset=Dataset.open(score.shards),
+        predictor=predictor,
+        progress=False,
+        most=most,
     )
 
 

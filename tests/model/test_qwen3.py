@@ -145,7 +145,16 @@ def test_written_back_it_is_a_qwen3_folder_with_the_same_outputs(pair, tmp_path)
     }
     same = {name: name for name in named}
     shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
-    write_qwen3(ours.config, Held(named), same, shapes, tokenizer, tmp_path, "float32", 20_000)
+    write_qwen3(
+        config=ours.config,
+        source=Held(named),
+        names=same,
+        shapes=shapes,
+        tokenizer=tokenizer,
+        folder=tmp_path,
+        dtype="float32",
+        max_shard_bytes=20_000,
+    )
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     again = transformers.Qwen3ForCausalLM.from_pretrained(tmp_path).eval()
     ids = torch.tensor([[SHIFT + token for token in segments()[2]]])

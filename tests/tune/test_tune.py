@@ -332,7 +332,14 @@ def test_a_larger_model_that_some_points_rule_out(ray, small_run, tmp_path, capf
     )
     space = Space(config)
     larger = check_transfer(config, space)
-    found = transfer_rates(ray, config, space, Trial(0, {"model.heads": 3}), larger, tmp_path)
+    found = transfer_rates(
+        ray=ray,
+        config=config,
+        space=space,
+        best=Trial(number=0, point={"model.heads": 3}),
+        overrides=larger,
+        folder=tmp_path,
+    )
     assert [row["score"] for row in found.rows()] == [None] * 3
     assert (
         "tune.transfer: model.kv_heads: 2 does not divide model.heads=3" in capfd.readouterr().err
@@ -341,7 +348,16 @@ def test_a_larger_model_that_some_points_rule_out(ray, small_run, tmp_path, capf
 
 def test_a_folder_of_another_config_or_metric_is_not_believed(small_run, small_digits, tmp_path):
     """Runs of the larger model have the same folders whatever the search found."""
-    job = TrialJob(str(tmp_path), os.getcwd(), "loss", [2], 1, {"CPU": 1.0}, 0, False)
+    job = TrialJob(
+        folder=str(tmp_path),
+        directory=os.getcwd(),
+        metric="loss",
+        stops=[2],
+        workers=1,
+        process={"CPU": 1.0},
+        max_failures=0,
+        keep_all=False,
+    )
     folder = tmp_path / "transfer" / "rate-1"
 
     def score(rate, job=job):
@@ -417,7 +433,7 @@ def test_a_search_that_came_to_no_trial_is_gone_on_with(tmp_path):
     records = Records(tmp_path, {"metric": "a.accuracy"}, resume=True)
     records.begin(0, {RATE: 0.1})
     assert Records(tmp_path, {"metric": "a.accuracy"}, resume=True).trials == {
-        0: Trial(0, {RATE: 0.1})
+        0: Trial(number=0, point={RATE: 0.1})
     }
     (tmp_path / "tune.jsonl").write_text("")
     assert not Records(tmp_path, {}, resume=True).trials
@@ -431,7 +447,7 @@ def test_records_hold_any_text_and_a_damaged_line_is_told(tmp_path):
     path.write_bytes(
         whole + '{"reason": "é'.encode()[:-1]
     )  # a driver was killed within a character
-    assert Records(tmp_path, job, resume=True).trials == {0: Trial(0, point)}
+    assert Records(tmp_path, job, resume=True).trials == {0: Trial(number=0, point=point)}
     assert path.read_bytes() == whole
     with pytest.raises(UserError, match="holds the trials of a search"):
         Records(tmp_path, job, resume=False)
@@ -451,7 +467,7 @@ def test_rungs_outlive_their_driver(small_run, tmp_path, scheduler):
     records = remembered(tmp_path)
     live = make_scheduler(config, space, Records(tmp_path / "new", {}, resume=False))
     for trial in records.trials.values():
-        live._records.trials[trial.number] = Trial(trial.number, trial.point)
+        live._records.trials[trial.number] = Trial(number=trial.number, point=trial.point)
         one = SimpleNamespace(trial_id=trial.name, config={"trial": {"number": trial.number}})
         live.on_trial_add(None, one)
         for step, score in trial.scores.items():
@@ -460,7 +476,7 @@ def test_rungs_outlive_their_driver(small_run, tmp_path, scheduler):
     decisions = {}
     for number in range(20, 60):
         for scheduler_, kept in ((live, live._records), (again, records)):
-            kept.trials[number] = Trial(number, {})
+            kept.trials[number] = Trial(number=number, point={})
             one = SimpleNamespace(trial_id=f"new-{number}", config={"trial": {"number": number}})
             scheduler_.on_trial_add(None, one)
             told = scheduler_.on_trial_result(None, one, {"step": 1, "score": 0.5 + number / 20})

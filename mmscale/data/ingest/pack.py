@@ -87,7 +87,14 @@ def pack(
         _check_unchanged(opened, shards, state)
         try:
             with pool:
-                _write_shards(opened, shards, state, pool, media, progress)
+                _write_shards(
+                    source=opened,
+                    shards=shards,
+                    state=state,
+                    pool=pool,
+                    media=media,
+                    progress=progress,
+                )
         except BaseException:
             if state.finished and progress:
                 done = f"{len(state.finished)} of {len(shards)} shards are complete"
@@ -143,6 +150,7 @@ def _check_unchanged(source: Source, shards: list[_ShardPlan], state: PackState)
 
 
 def _write_shards(
+    *,
     source: Source,
     shards: list[_ShardPlan],
     state: PackState,

@@ -57,7 +57,7 @@ def parquet_files(source: Path) -> list[Path]:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Table:
     """One Parquet file. ``key_prefix`` begins the keys of rows that name none; rows count from 0
     here.
@@ -277,7 +277,14 @@ def _open_table(source: Path, path: Path) -> list[_RowGroup]:
     _check_schema(path, schema)
     prefix = "" if path == source else f"{path.stem.replace('.', '_')}/"
     rows = sum(rows for rows, _ in sizes)
-    table = _Table(path, status.size, status.mtime_ns, prefix, "key" in schema.names, rows)
+    table = _Table(
+        path=path,
+        size=status.size,
+        mtime_ns=status.mtime_ns,
+        key_prefix=prefix,
+        has_key="key" in schema.names,
+        rows=rows,
+    )
     groups, first = [], 0
     for number, (rows, size) in enumerate(sizes):
         if rows:

@@ -108,7 +108,9 @@ def decode_image(data: bytes, media: MediaConfig, crop: Crop | None = None) -> N
     if exchange:
         part, size = Box(part.left, part.top, part.width, part.height), size[::-1]
     with picture_faults():
-        pixels = _decode_part(data, media, header, picture, part, size)
+        pixels = _decode_part(
+            data=data, media=media, header=header, picture=picture, part=part, size=size
+        )
     pixels = _resize(pixels, size)
     if exchange:
         pixels = pixels.transpose(1, 0, 2)
@@ -120,6 +122,7 @@ def decode_image(data: bytes, media: MediaConfig, crop: Crop | None = None) -> N
 
 
 def _decode_part(
+    *,
     data: bytes,
     media: MediaConfig,
     header: JpegHeader,
