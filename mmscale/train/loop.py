@@ -142,8 +142,8 @@ def _train(config: Config, ranks: Ranks, until: int | None, began: float) -> Tra
 
 
 def _open_run(config: Config, ranks: Ranks, until: int | None) -> _Run:
-    """Everything ready for the first step; nothing is written to run.dir that an error could make
-    wrong.
+    """Build or resume everything that the first step needs. `record` comes when nothing can refuse
+    this start any more.
     """
     folder, train = Path(config.run.dir), config.train
     end = train.steps if until is None else min(until, train.steps)
@@ -206,11 +206,12 @@ def _fit(run: _Run) -> None:
 
 def _step(run: _Run, step: int) -> None:
     """Wait for the step's micro-batches, learn from them, update the weights, note the numbers."""
-    config, ranks, planned = run.config, run.ranks, run.plan.step(step)
+    config, ranks = run.config, run.ranks
     loaded = next(run.steps)
     batches = [
         run.adversary.harden(to_device(batch, config.parallel, ranks)) for batch in loaded.batches
     ]
+    planned = run.plan.step(step)
     contrast = contrast_terms(run.strategy, ranks, planned, batches, config.data.contrast_sequences)
     losses = {name: torch.zeros((), device=ranks.device) for name in LOSSES}
     for number, (batch, terms) in enumerate(zip(batches, contrast, strict=True)):
