@@ -13,7 +13,8 @@ from packings import model_config
 
 from mmscale.config import MediaConfig, ModelConfig
 from mmscale.model.fusion import FusionTransformer
-from mmscale.model.width import initial_factor, lr_factor, rule_of
+from mmscale.model.width import initial_factor, rule_of, width_ratio
+from mmscale.registry import OPTIMIZERS
 
 SIZES = sorted(path.name for path in (ROOT / "configs/model").glob("*.yaml"))
 RULES = [
@@ -55,9 +56,10 @@ def test_rules_and_factors_of_every_parameter(size):
             for config.base_width in (0, BASE):
                 ratio = BASE / config.width if config.base_width else 1.0
                 assert rule_of(name, axes, config) == rule, name
-                assert lr_factor(name, axes, config) == (1.0 if rule == "input" else ratio)
-                grown = 1.0 if rule == "input" else ratio**0.5
-                assert lr_factor(name, axes, config, muon=True) == grown
+                assert width_ratio(config) == ratio
+                for optimizer, grown in (("adamw", ratio), ("muon", ratio**0.5)):
+                    factor = OPTIMIZERS[optimizer].lr_factor(rule, ratio)
+                    assert factor == (1.0 if rule == "input" else grown)
                 assert initial_factor(name, axes, config) == (ratio**0.5 if rule == "output" else 1)
 
 
