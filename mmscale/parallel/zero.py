@@ -1,8 +1,8 @@
 """ZeRO by DeepSpeed: moments (stage 1), gradients (2), weights (3) divided over the ranks
 (Rajbhandari et al., 2020).
 
-`deepspeed.initialize` gets our optimiser, so that rates, decays and moments are those of every other
-strategy, and the same rule decides whether a step is taken. DeepSpeed keeps weights and moments in
+`deepspeed.initialize` gets our optimiser, so that rates, decays and moments are those of every
+other strategy, and the same rule decides whether a step is taken. DeepSpeed keeps weights and moments in
 flat float32 pieces; `zero_pieces.py` knows which piece belongs to which parameter, so checkpoints
 hold named tensors as they do elsewhere.
 

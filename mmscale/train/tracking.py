@@ -11,7 +11,7 @@ from mmscale.config import RunConfig
 from mmscale.registry import TRACKERS
 
 
-class Tracker(Protocol):
+class RunTracker(Protocol):
     """A kind of tracker is a class without arguments, of which a run on its first rank makes one."""
 
     def open(self, folder: Path, start: int) -> None:
@@ -35,7 +35,7 @@ class Trackers:
 
     def __init__(self, config: RunConfig, start: int) -> None:
         names = [*(["tensorboard"] if config.tensorboard else []), *config.trackers]
-        self._open: dict[str, Tracker] = {name: TRACKERS[name]() for name in names}
+        self._open: dict[str, RunTracker] = {name: TRACKERS[name]() for name in names}
         self._each(lambda tracker: tracker.open(Path(config.dir), start))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -46,7 +46,7 @@ class Trackers:
         """Close all that still work."""
         self._each(lambda tracker: tracker.close())
 
-    def _each(self, act: Callable[[Tracker], None]) -> None:
+    def _each(self, act: Callable[[RunTracker], None]) -> None:
         for name, tracker in list(self._open.items()):
             try:
                 act(tracker)
