@@ -165,13 +165,7 @@ def main() -> None:
     import torch.distributed as dist
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    from mmscale.config_file import load_config
-
     order = json.load(sys.stdin)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "config.yaml"
-        path.write_text(order["config"], encoding="utf-8")
-        config = load_config(str(path), [])
     torch.set_num_threads(1)
     # Fake tensors that refer to each other in a circle would look alive until Python happens to
     # collect them.
@@ -179,6 +173,7 @@ def main() -> None:
     gc.set_threshold(100, 1, 1)
     dist.init_process_group("fake", rank=0, world_size=order["world"], store=FakeStore())
     try:
+        config = _read_config(order["config"])
         step = _fake_step(
             config, order["world"], order["sequences"], order["passes"], order["fused"]
         )
@@ -186,6 +181,15 @@ def main() -> None:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
     print(json.dumps(step.__dict__))
+
+
+def _read_config(text: str) -> Config:
+    from mmscale.config_file import load_config
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(text, encoding="utf-8")
+        return load_config(str(path), [])
 
 
 def _fake_step(config: Config, world: int, sequences: int, passes: int, fused: bool) -> DryStep:
