@@ -21,10 +21,17 @@ from mmscale.registry import STRATEGIES
 
 
 @pytest.fixture
-def register(monkeypatch):
+def register():
     """Registers strategies for one test."""
-    monkeypatch.setattr(STRATEGIES, "_kinds", dict(STRATEGIES._kinds))
-    return STRATEGIES.register
+    names = []
+
+    def add(name, kind):
+        STRATEGIES.register(name, kind)
+        names.append(name)
+
+    yield add
+    for name in names:
+        del STRATEGIES._kinds[name]
 
 
 def run_toy(name):
