@@ -6,9 +6,10 @@ import pytest
 import torch
 from packings import MEDIA, model_config, random_batch
 
-from mmscale.model import objectives
+from mmscale.model import objective
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
+from mmscale.model.objectives import next_token
 from mmscale.model.operators import Operators, use_operators
 
 
@@ -54,15 +55,16 @@ def test_many_logits_are_a_gpus_number(monkeypatch):
     config = model_config()
     model = FusionTransformer(config, MEDIA)
     initialise(model, config, 0)
-    batch = random_batch(0)
-    monkeypatch.setattr(objectives, "_LOGIT_ELEMENTS", config.vocab_size)
-    sizes, at_once = [], objectives._at_once
+    batch, sizes = random_batch(0), []
+    monkeypatch.setattr(objective, "_LOGIT_ELEMENTS", config.vocab_size)
     monkeypatch.setattr(
-        objectives, "_at_once", lambda *given: sizes.append(at_once(*given)) or sizes[-1]
+        next_token,
+        "rows_at_once",
+        lambda *given: sizes.append(objective.rows_at_once(*given)) or sizes[-1],
     )
     few = model(batch)
     use_operators(model, Operators(many_logits=True))
     many = model(batch)
-    assert sizes[0] == 1 and sizes[len(sizes) // 2] == 4
+    assert sizes == [1, 4]
     for name, loss in few.items():
         torch.testing.assert_close(loss, many[name], rtol=1e-4, atol=1e-5)
