@@ -117,19 +117,19 @@ class Strategy:
         for part in _PARTS:
             size = getattr(parallel, part)
             if size > 1 and part not in cls.parts:
-                fitting = _names(lambda kind, part=part: part in kind.parts)
+                fitting = _names("parts", part)
                 raise UserError(f"parallel.{part}={size}: needs {fitting}, not {chosen}; use 1")
         if parallel.float8 and not cls.float8:
-            fitting = _names(lambda kind: kind.float8)
+            fitting = _names("float8")
             raise UserError(f"parallel.float8={parallel.float8}: not with {chosen}; use {fitting}")
         place = parallel.offload
         if place != "none" and place not in cls.offloads:
-            fitting = _names(lambda kind: place in kind.offloads)
+            fitting = _names("offloads", place)
             raise UserError(
                 f"parallel.offload={place}: not with {chosen}; use {fitting}, or leave it none"
             )
         if parallel.deepspeed_config and not cls.deepspeed_json:
-            fitting = _names(lambda kind: kind.deepspeed_json)
+            fitting = _names("deepspeed_json")
             raise UserError(
                 f"parallel.deepspeed_config: is for {fitting}, not {chosen}; leave it empty"
             )
@@ -142,7 +142,7 @@ class Strategy:
         if not cls.adversarial:
             raise UserError(
                 f"train.adversarial: not with parallel.strategy={cls.name}; use "
-                f"{_names(lambda kind: kind.adversarial)}"
+                f"{_names('adversarial')}"
             )
         if config.parallel.context > 1:
             raise UserError(
@@ -234,9 +234,14 @@ def build_strategy(config: Config, ranks: Ranks, builder: Builder | None = None)
     return kind(config, ranks, COMPUTE_TYPES[config.train.precision], builder or Builder())
 
 
-def _names(has: Callable[[type[Strategy]], bool]) -> str:
-    """The strategies that have something, for a message."""
-    *most, last = [name for name, kind in STRATEGIES.all().items() if has(kind)]
+def _names(attribute: str, value: str | None = None) -> str:
+    """The strategies that have an attribute, or a value in it, for a message."""
+    fitting = []
+    for name, kind in STRATEGIES.all().items():
+        has = getattr(kind, attribute)
+        if has if value is None else value in has:
+            fitting.append(name)
+    *most, last = fitting
     return f"{', '.join(most)} or {last}" if most else last
 
 
