@@ -11,7 +11,7 @@ from mmscale.capacity.dry_run import DryStep, embeds_first
 from mmscale.config import Config
 from mmscale.gpu import GpuSpec
 from mmscale.model.flops import Flops
-from mmscale.parallel.costs import Exchange, Traffic
+from mmscale.parallel.costs import CommunicationTime, Traffic
 from mmscale.registry import STRATEGIES
 
 _RESERVE, _FRAGMENTED = 1.5e9, 1.05  # bytes of CUDA and NCCL themselves; what the allocator loses
@@ -84,7 +84,9 @@ def estimate(
     compute_s = computed / (gpu.bf16 * assume.efficiency)
 
     traffic = Traffic(sent=dry.sent, passes=passes, world=world, per_node=per_node, gpu=gpu)
-    exchange: Exchange = STRATEGIES[parallel.strategy].exchange(traffic, parallel)
+    exchange: CommunicationTime = STRATEGIES[parallel.strategy].communication_time(
+        traffic, parallel
+    )
     hidden_s = assume.overlap * compute_s * exchange.behind
     exposed_s = exchange.exposed_s + max(0.0, exchange.hideable_s - hidden_s)
 

@@ -41,7 +41,7 @@ class Traffic:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exchange:
+class CommunicationTime:
     """The time that a step's communication takes; seconds."""
 
     hideable_s: float = 0.0  # what may run behind computing

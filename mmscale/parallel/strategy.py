@@ -24,7 +24,7 @@ from mmscale.config.parallel import check_parallel
 from mmscale.errors import UserError
 from mmscale.model.grad_cache import ContrastTerms
 from mmscale.parallel.build import Builder
-from mmscale.parallel.costs import Exchange, StandIn, Traffic
+from mmscale.parallel.costs import CommunicationTime, StandIn, Traffic
 from mmscale.parallel.ranks import Ranks
 from mmscale.registry import STRATEGIES
 
@@ -161,11 +161,11 @@ class Strategy:
         return StandIn(config=config)
 
     @classmethod
-    def exchange(cls, traffic: Traffic, parallel: ParallelConfig) -> Exchange:
+    def communication_time(cls, traffic: Traffic, parallel: ParallelConfig) -> CommunicationTime:
         """The time its communication takes. Raises `UserError` if it does not say so."""
         raise UserError(
             f"parallel.strategy={cls.name}: does not say how long its communication takes "
-            "(Strategy.exchange), so it cannot be planned; use another strategy"
+            "(Strategy.communication_time), so it cannot be planned; use another strategy"
         )
 
     @classmethod

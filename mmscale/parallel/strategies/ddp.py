@@ -17,7 +17,7 @@ from mmscale.model.fusion import FusionTransformer
 from mmscale.model.grad_cache import ContrastTerms
 from mmscale.parallel.build import Builder
 from mmscale.parallel.compute_copies import run_in
-from mmscale.parallel.costs import Exchange, Traffic, sent_share
+from mmscale.parallel.costs import CommunicationTime, Traffic, sent_share
 from mmscale.parallel.optimizer_step import OptimizerStep
 from mmscale.parallel.ranks import Ranks
 from mmscale.registry import STRATEGIES
@@ -80,12 +80,12 @@ class DdpStrategy(OptimizerStep):
         return losses
 
     @classmethod
-    def exchange(cls, traffic: Traffic, parallel: ParallelConfig) -> Exchange:
+    def communication_time(cls, traffic: Traffic, parallel: ParallelConfig) -> CommunicationTime:
         """See `Strategy`. All gradients at once, behind the last backward pass: two thirds of its
         arithmetic.
         """
         summed = 2.0 * sent_share(traffic.world) * traffic.bytes_of("allreduce")
-        return Exchange(
+        return CommunicationTime(
             hideable_s=summed / traffic.rate(traffic.world), behind=2 / 3 / traffic.passes
         )
 

@@ -28,7 +28,7 @@ from mmscale.model.fusion import FusionTransformer
 from mmscale.model.grad_cache import ContrastTerms
 from mmscale.parallel.build import Builder
 from mmscale.parallel.context import split_positions
-from mmscale.parallel.costs import Exchange, Traffic, sent_share
+from mmscale.parallel.costs import CommunicationTime, Traffic, sent_share
 from mmscale.parallel.gloo_collectives import use_direct_exchange
 from mmscale.parallel.optimizer_step import OptimizerStep
 from mmscale.parallel.ranks import Ranks
@@ -80,7 +80,7 @@ class FsdpStrategy(OptimizerStep):
         return losses
 
     @classmethod
-    def exchange(cls, traffic: Traffic, parallel: ParallelConfig) -> Exchange:
+    def communication_time(cls, traffic: Traffic, parallel: ParallelConfig) -> CommunicationTime:
         """See `Strategy`. Weights are gathered in every pass, gradients are summed in the last."""
         world, gpu = traffic.world, traffic.gpu
         group = world // parallel.replicas
@@ -88,11 +88,11 @@ class FsdpStrategy(OptimizerStep):
         summed, between = traffic.bytes_of("reduce_scatter"), traffic.bytes_of("allreduce")
         hideable_s = sent_share(group) * (gathered + summed) / traffic.rate(group)
         if parallel.replicas > 1:
-            return Exchange(hideable_s=hideable_s + 2.0 * between / traffic.rate(world))
+            return CommunicationTime(hideable_s=hideable_s + 2.0 * between / traffic.rate(world))
         if parallel.tensor > 1:
             waited_s = 2.0 * between * traffic.passes / gpu.link
-            return Exchange(hideable_s=hideable_s, exposed_s=waited_s)
-        return Exchange(hideable_s=hideable_s)
+            return CommunicationTime(hideable_s=hideable_s, exposed_s=waited_s)
+        return CommunicationTime(hideable_s=hideable_s)
 
     @classmethod
     def is_tried(cls, world: int, whole_fits: bool) -> bool:

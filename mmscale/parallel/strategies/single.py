@@ -11,7 +11,7 @@ from mmscale.errors import UserError
 from mmscale.model.grad_cache import ContrastTerms
 from mmscale.parallel.build import Builder
 from mmscale.parallel.compute_copies import run_in
-from mmscale.parallel.costs import Exchange, Traffic
+from mmscale.parallel.costs import CommunicationTime, Traffic
 from mmscale.parallel.optimizer_step import OptimizerStep
 from mmscale.parallel.ranks import Ranks
 from mmscale.registry import STRATEGIES
@@ -61,9 +61,9 @@ class SingleStrategy(OptimizerStep):
             )
 
     @classmethod
-    def exchange(cls, traffic: Traffic, parallel: ParallelConfig) -> Exchange:
+    def communication_time(cls, traffic: Traffic, parallel: ParallelConfig) -> CommunicationTime:
         """See `Strategy`. There is nobody to send to."""
-        return Exchange()
+        return CommunicationTime()
 
     @classmethod
     def is_tried(cls, world: int, whole_fits: bool) -> bool:
