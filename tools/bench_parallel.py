@@ -107,7 +107,7 @@ def loop() -> None:
 
     from mmscale.config_file import load_config
     from mmscale.demo.digits import build_digits
-    from mmscale.parallel.single import SingleStrategy
+    from mmscale.parallel.strategies.single import SingleStrategy
     from mmscale.train import loop as train_loop
 
     spent: list[float] = [0.0]

@@ -7,12 +7,9 @@ and as much that the backward pass needs, but for what pads sequences to the lon
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -20,47 +17,40 @@ from torch import Tensor
 
 
 @dataclass
-class _Packed:
+class Packed:
+    """Padded sequences, as what `torch.nn.utils.rnn.PackedSequence` shows of itself."""
+
     data: Tensor  # [sequences * longest, width]
     shape: tuple[int, int]
     batch_sizes: None = None
 
-    def _replace(self, data: Tensor) -> _Packed:
+    def _replace(self, data: Tensor) -> Packed:
         return dataclasses.replace(self, data=data)
 
 
-def _pack(x_NTD: Tensor, *unused: Any, **also_unused: Any) -> _Packed:
-    return _Packed(x_NTD.flatten(0, 1), (x_NTD.shape[0], x_NTD.shape[1]))
+def pack(x_NTD: Tensor, *unused: Any, **also_unused: Any) -> Packed:
+    """In the place of `torch.nn.utils.rnn.pack_padded_sequence`."""
+    return Packed(x_NTD.flatten(0, 1), (x_NTD.shape[0], x_NTD.shape[1]))
 
 
-def _unpack(packed: _Packed, **unused: Any) -> tuple[Tensor, None]:
+def unpack(packed: Packed, **unused: Any) -> tuple[Tensor, None]:
+    """In the place of `torch.nn.utils.rnn.pad_packed_sequence`."""
     return packed.data.unflatten(0, packed.shape), None
 
 
-def _gru(
+def gru(
     data: Tensor, batch_sizes: Any, state: Tensor, weights: list[Tensor], *unused: Any
 ) -> tuple[Tensor, Tensor]:
+    """In the place of `torch.gru`."""
     outs = []
     for first in range(0, len(weights), 4):
         input_weight, state_weight, input_bias, state_bias = weights[first : first + 4]
         given = F.linear(data, input_weight, input_bias)
-        before = given[
-            :, : state_weight.shape[1]
-        ]  # in the place of the states, which have its size and its gradient
+        # In the place of the states, which have its size and its gradient.
+        before = given[:, : state_weight.shape[1]]
         kept = F.linear(before, state_weight, state_bias)
         (reset, update, new), (reset_, update_, new_) = given.chunk(3, 1), kept.chunk(3, 1)
         update = (update + update_).sigmoid()
         new = (new + (reset + reset_).sigmoid() * new_).tanh()
         outs.append((1 - update) * new + update * before)
     return torch.cat(outs, 1), state
-
-
-@contextlib.contextmanager
-def dry_recurrence() -> Iterator[None]:
-    """While active, recurrent layers take tensors without memory."""
-    with (
-        mock.patch("torch.gru", _gru),
-        mock.patch("torch.nn.utils.rnn.pack_padded_sequence", _pack),
-        mock.patch("torch.nn.utils.rnn.pad_packed_sequence", _unpack),
-    ):
-        yield

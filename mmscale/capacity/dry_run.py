@@ -3,30 +3,27 @@ computed, and is sent.
 
 Run as a process of its own (`dry_run`), because it joins a process group that pretends to have all
 ranks. Tensors are fake (`torch._subclasses.FakeTensorMode`), collectives do nothing, everything
-else is the training's own code. What stands in: attention, which keeps what a fused kernel keeps
-(its inputs, its output and a float32 a head and position), recurrent layers (`dry_gru`), the
-buckets of ddp (`dry_ddp`), and initial weights, which are not drawn.
+else is the training's own code. What stands in is in `dry_build`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import gc
 import json
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from mmscale.config import Config
 from mmscale.errors import UserError
+from mmscale.parallel.costs import StandIn
+from mmscale.registry import STRATEGIES
 
 
 @dataclass(frozen=True)
@@ -40,6 +37,14 @@ class DryStep:
     sent: dict[str, int]  # given to collectives in the step's last micro-batch and the update
     host: int = 0  # bytes of weights, gradients and moments that wait in the host's memory
 
+    def beside(self, stand_in: StandIn) -> DryStep:
+        """This step of what stands in for a strategy, and what the strategy holds beside it."""
+        memory = dict(self.memory)
+        for kind, size in stand_in.memory.items():
+            for name in (kind, "total"):
+                memory[name] = memory.get(name, 0) + size
+        return replace(self, memory=memory, host=self.host + stand_in.host)
+
 
 def dry_run(
     config: Config, world: int, sequences: int, *, passes: int = 1, fused: bool = True
@@ -47,10 +52,12 @@ def dry_run(
     """Measure a step of ``passes`` micro-batches of ``sequences``, on the first of ``world`` ranks.
 
     Without ``fused``, attention is the CPU's grouped path and no stand-in. Raises `UserError` for
-    what the strategies refuse.
+    what the strategies refuse, and for a strategy that cannot be planned.
     """
     from mmscale.config_file import dump_config
 
+    kind = STRATEGIES[config.parallel.strategy]
+    assert kind.stand_in(config, world).config is config, "run what stands in for it"
     order = {
         "world": world, "sequences": sequences, "passes": passes, "fused": fused, "config":
         dump_config(config),
@@ -158,13 +165,7 @@ def main() -> None:
     import torch.distributed as dist
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    from mmscale.config_file import load_config
-
     order = json.load(sys.stdin)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "config.yaml"
-        path.write_text(order["config"], encoding="utf-8")
-        config = load_config(str(path), [])
     torch.set_num_threads(1)
     # Fake tensors that refer to each other in a circle would look alive until Python happens to
     # collect them.
@@ -172,6 +173,7 @@ def main() -> None:
     gc.set_threshold(100, 1, 1)
     dist.init_process_group("fake", rank=0, world_size=order["world"], store=FakeStore())
     try:
+        config = _read_config(order["config"])
         step = _fake_step(
             config, order["world"], order["sequences"], order["passes"], order["fused"]
         )
@@ -181,11 +183,21 @@ def main() -> None:
     print(json.dumps(step.__dict__))
 
 
+def _read_config(text: str) -> Config:
+    from mmscale.config_file import load_config
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(text, encoding="utf-8")
+        return load_config(str(path), [])
+
+
 def _fake_step(config: Config, world: int, sequences: int, passes: int, fused: bool) -> DryStep:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from mmscale.capacity.dry_batch import dry_batch
+    from mmscale.capacity.dry_build import DryBuilder, dry_operators
     from mmscale.parallel.ranks import Ranks
     from mmscale.parallel.strategy import build_strategy
 
@@ -194,16 +206,17 @@ def _fake_step(config: Config, world: int, sequences: int, passes: int, fused: b
     )
     config.parallel.compile = False
     batch, fake = dry_batch(config, sequences), FakeTensorMode(allow_non_fake_inputs=True)
-    with _stand_ins(fake, batch, fused), fake:
-        strategy = build_strategy(config, ranks)
+    builder = DryBuilder(dry_operators(fake, batch, fused))
+    with fake:
+        strategy = build_strategy(config, ranks, builder)
+        builder.check(strategy)
         strategy.model.train()
         offload = config.parallel.offload == "cpu"
         batch, adversarial = batch.with_tensors(fake.from_tensor), config.train.adversarial
         if not adversarial.on:
             return measure_step(strategy, batch, passes, embeds_first(config), offload)
-        batch = dataclasses.replace(
-            batch, image_N3HW=batch.image_N3HW.float()
-        )  # as an attack leaves them
+        # As an attack leaves them.
+        batch = replace(batch, image_N3HW=batch.image_N3HW.float())
         attack = partial(_attack, config, strategy, batch)
         return measure_step(
             strategy, batch, passes, embeds_first(config), offload, adversarial.steps, attack
@@ -213,107 +226,15 @@ def _fake_step(config: Config, world: int, sequences: int, passes: int, fused: b
 def _attack(config: Config, strategy: Any, batch: Any) -> None:
     """One step of the search for the worst batch nearby (`mmscale.train.adversarial`)."""
     from mmscale.model.attack import never_empty
-    from mmscale.parallel.strategy import COMPUTE_TYPES
     from mmscale.train.adversarial import input_gradients
 
     whole = never_empty(batch, config.media)
-    changed = dataclasses.replace(
+    changed = replace(
         whole,
         image_N3HW=whole.image_N3HW.clone().requires_grad_(),
         audio_NFM=whole.audio_NFM.clone().requires_grad_(),
     )
-    compute = COMPUTE_TYPES[config.train.precision]
-    input_gradients(strategy, changed, compute, config.data.contrast_sequences == 1)
-
-
-def _faked(fake: Any, record: Any) -> Any:
-    """A dataclass with fake tensors instead of its real ones."""
-    from torch import Tensor
-
-    changes = {
-        item.name: fake.from_tensor(getattr(record, item.name))
-        for item in dataclasses.fields(record)
-        if isinstance(getattr(record, item.name), Tensor)
-    }
-    return dataclasses.replace(record, **changes)
-
-
-@contextlib.contextmanager
-def _stand_ins(fake: Any, batch: Any, fused: bool) -> Iterator[None]:
-    import torch
-    from torch import Tensor
-    from torch._subclasses.fake_tensor import unset_fake_temporarily
-    from torch.distributed.device_mesh import DeviceMesh
-
-    from mmscale.capacity.dry_ddp import DryDistributedDataParallel
-    from mmscale.capacity.dry_gru import dry_recurrence
-    from mmscale.model import blocks, objective
-    from mmscale.model.attention import AttentionPlan, make_plan
-    from mmscale.model.recurrent import time_major
-    from mmscale.parallel import build, fsdp
-
-    class Fused(torch.autograd.Function):
-        """What a fused attention kernel keeps and gives."""
-
-        @staticmethod
-        def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # type: ignore[override]
-            out = torch.empty_like(q)
-            ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:3], dtype=torch.float32))
-            return out
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-            q, k, v, _, _ = ctx.saved_tensors
-            return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-
-        @classmethod
-        def attend(cls, q: Tensor, k: Tensor, v: Tensor, plan: Any) -> Tensor:
-            out: Tensor = cls.apply(q, k, v)
-            return out
-
-    how: Any
-    larger = objective.LARGER_ON_GPU if fused else 1
-    order = time_major(batch.segment_BL)
-    sizes: Any = order.batch_sizes.tolist()  # the one of its tensors that is read
-    order = dataclasses.replace(_faked(fake, order), batch_sizes=sizes)
-    if fused:
-        plan, how = AttentionPlan("fused"), Fused.attend
-    else:
-        plan, how = _faked(fake, make_plan(batch, "grouped")), blocks.attend
-        assert plan.groups is not None
-        plan.groups = [_faked(fake, group) for group in plan.groups]
-
-    def for_real(function: Any) -> Any:
-        """Without fake tensors: a mesh is made of numbers that are read; parameters on the meta
-        device are cheaper.
-        """
-
-        def call(*arguments: Any, **settings: Any) -> Any:
-            with unset_fake_temporarily():
-                return function(*arguments, **settings)
-
-        return call
-
-    with (
-        mock.patch("mmscale.parallel.fsdp._mesh", for_real(fsdp._mesh)),
-        mock.patch("mmscale.parallel.fsdp._sharding", for_real(fsdp._sharding)),
-        mock.patch.object(DeviceMesh, "__getitem__", for_real(DeviceMesh.__getitem__)),
-        mock.patch("mmscale.parallel.fsdp.build_model", for_real(build.build_model)),
-        mock.patch("mmscale.parallel.single.build_model", for_real(build.build_model)),
-        mock.patch("mmscale.parallel.ddp.build_model", for_real(build.build_model)),
-        mock.patch("mmscale.parallel.ddp.DistributedDataParallel", DryDistributedDataParallel),
-        mock.patch("mmscale.parallel.fsdp.split_matrices", for_real(fsdp.split_matrices)),
-        mock.patch("mmscale.parallel.fsdp.fully_shard", for_real(fsdp.fully_shard)),
-        mock.patch.object(objective, "_LOGIT_ELEMENTS", objective._LOGIT_ELEMENTS * larger),
-        dry_recurrence(),
-        mock.patch("mmscale.model.fusion.time_major", lambda *unused: order),
-        mock.patch("mmscale.model.blocks.attend", how),
-        mock.patch("mmscale.model.fusion.make_plan", lambda *unused: plan),
-        mock.patch("mmscale.parallel.fsdp.initialise", lambda *unused: None),
-        mock.patch("mmscale.parallel.single.initialise", lambda *unused: None),
-        mock.patch("mmscale.parallel.ddp.initialise", lambda *unused: None),
-    ):
-        yield
+    input_gradients(strategy, changed, config.data.contrast_sequences == 1)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from mmscale.capacity.dry_run import DryStep, embeds_first
 from mmscale.config import Config
 from mmscale.gpu import GpuSpec
 from mmscale.model.flops import Flops
+from mmscale.parallel.costs import CommunicationTime, Traffic
+from mmscale.registry import STRATEGIES
 
 _RESERVE, _FRAGMENTED = 1.5e9, 1.05  # bytes of CUDA and NCCL themselves; what the allocator loses
 
@@ -81,25 +83,12 @@ def estimate(
     computed = passes * (dry.flops + attention)
     compute_s = computed / (gpu.bf16 * assume.efficiency)
 
-    # Weights are gathered in every pass, gradients are summed in the last.
-    group = world // parallel.replicas
-    rate = gpu.link if group <= per_node else gpu.network
-    share = (group - 1) / group if group > 1 else 0.0
-    gathered = sum(size for name, size in dry.sent.items() if "allgather" in name) * passes
-    summed = sum(size for name, size in dry.sent.items() if "reduce_scatter" in name)
-    between = sum(size for name, size in dry.sent.items() if "allreduce" in name)
-    exchange_s = share * (gathered + summed) / rate
-    hidden_s = assume.overlap * compute_s
-    if parallel.strategy == "ddp":
-        # All gradients at once, behind the last backward pass: two thirds of its arithmetic.
-        exchange_s, within = 2.0 * share * between / rate, 0.0
-        hidden_s *= 2 / 3 / passes
-    elif parallel.replicas > 1:
-        exchange_s += 2.0 * between / (gpu.network if world > per_node else gpu.link)
-        within = 0.0
-    else:
-        within = 2.0 * between * passes / gpu.link if parallel.tensor > 1 else 0.0
-    exposed_s = within + max(0.0, exchange_s - hidden_s)
+    traffic = Traffic(sent=dry.sent, passes=passes, world=world, per_node=per_node, gpu=gpu)
+    exchange: CommunicationTime = STRATEGIES[parallel.strategy].communication_time(
+        traffic, parallel
+    )
+    hidden_s = assume.overlap * compute_s * exchange.behind
+    exposed_s = exchange.exposed_s + max(0.0, exchange.hideable_s - hidden_s)
 
     state = dry.memory.get("weights", 0) + dry.memory.get("optimiser", 0)
     update_s = 3.0 * state / gpu.memory_rate  # gradients read, state read and written
@@ -112,8 +101,8 @@ def estimate(
     tokens = config.data.seq_len * config.data.sequences
     model = 3.0 * sum(forward.values()) * config.data.sequences / micro
     return Estimate(
-        dry.memory, dry.host, needed, needed <= gpu.memory, model, computed, compute_s, exchange_s +
-        within, exposed_s,
+        dry.memory, dry.host, needed, needed <= gpu.memory, model, computed, compute_s,
+        exchange.hideable_s + exchange.exposed_s, exposed_s,
         update_s, data_s, data_exposed_s, step_s, tokens / step_s, model / (step_s * world *
         gpu.bf16),
     )  # fmt: skip

@@ -8,8 +8,8 @@ from typing import Any
 from mmscale.capacity.dry_batch import ModalityShares
 from mmscale.capacity.estimate import Estimate
 from mmscale.capacity.search import Candidate, Planner
-from mmscale.config import ZERO_STAGES
 from mmscale.model.count import count_parameters
+from mmscale.registry import STRATEGIES
 
 
 def facts_of(planner: Planner, way: Candidate, told: Estimate, tokens: float) -> dict[str, Any]:
@@ -96,8 +96,7 @@ def describe(planner: Planner, facts: dict[str, Any]) -> str:
             "updating them there "
             "take time that is not counted"
         )
-    strategy = facts["settings"][0].partition("=")[2]
-    if strategy in ZERO_STAGES:
-        more = "" if strategy == "zero1" else ", and holds a bucket for gradients beside"
-        lines.append(f"  DeepSpeed divides as fsdp does, which was run in its place{more}")
+    note = STRATEGIES[facts["settings"][0].partition("=")[2]].plan_note
+    if note:
+        lines.append(f"  {note}")
     return "\n".join(lines)

@@ -10,15 +10,15 @@ from dataclasses import dataclass, field, replace
 
 from mmscale.capacity.dry_batch import dry_batch
 from mmscale.capacity.dry_run import dry_run
-from mmscale.capacity.dry_zero import stand_in, with_buckets
 from mmscale.capacity.estimate import Assumptions, Estimate, estimate
-from mmscale.config import ZERO_STAGES, Config, ParallelConfig
+from mmscale.config import Config, ParallelConfig
 from mmscale.data.planning.step_plan import check_world
 from mmscale.errors import UserError
 from mmscale.gpu import GpuSpec
-from mmscale.model.count import count_parameters
+from mmscale.parallel.costs import StandIn
 from mmscale.parallel.float8 import no_products
-from mmscale.parallel.strategy import check_initial_weights, check_strategy
+from mmscale.parallel.strategy import check_initial_weights, check_strategy, usual_strategy
+from mmscale.registry import STRATEGIES
 
 _WORTH = 0.99  # share of the best time so far that another round of tries must come below
 _AT_ONCE = 2  # dry runs; each takes a core
@@ -70,7 +70,7 @@ class Planner:
         parallel = self.config.parallel
         name = parallel.strategy
         if name == "auto":
-            name = "fsdp" if self.world > 1 else "single"
+            name = usual_strategy(self.world)
         others = {key: getattr(parallel, key) for key in _OTHERS}
         return Candidate(name, self.config.train.micro_batch, parallel.checkpointing, **others)
 
@@ -99,16 +99,11 @@ class Planner:
             if not self.gpu.float8:
                 raise no_products(parallel.float8, self.gpu.name)
             parallel.float8 = ""  # no CPU has them; operands that are kept are bf16 either way
-        passes, planned = -(-per_rank // micro), config
-        if way.strategy in ZERO_STAGES:
-            # DeepSpeed divides the gradients of every pass; FSDP keeps them whole until the last.
-            passes, planned = 1, stand_in(config, self.world)
-        dry = dry_run(planned, self.world, micro, passes=passes)
-        if way.strategy in ZERO_STAGES:
-            parameters = count_parameters(config.model, config.media)["total"]
-            dry = with_buckets(dry, config, self.world, parameters)
+        stand_in: StandIn = STRATEGIES[way.strategy].stand_in(config, self.world)
+        passes = 1 if stand_in.one_pass else -(-per_rank // micro)
+        dry = dry_run(stand_in.config, self.world, micro, passes=passes).beside(stand_in)
         told = self._known[way] = estimate(
-            planned, dry, dry_batch(config, micro), world=self.world, per_node=self.per_node,
+            stand_in.config, dry, dry_batch(config, micro), world=self.world, per_node=self.per_node,
             gpu=self.gpu,
             assume=self.assume,
         )  # fmt: skip
@@ -122,14 +117,17 @@ class Planner:
         asks for it.
         """
         found: dict[Candidate, Estimate] = {}
-        name = "fsdp" if self.world > 1 else "single"
-        self._try([self.own_way(), *(Candidate(name, 1, how) for how in _HOWS)], found, tell)
+        usual = [Candidate(name, 1, how) for name in _tried(self.world) for how in _HOWS]
+        self._try([self.own_way(), *usual], found, tell)
         if self.config.parallel.offload == "cpu" and all(told.host for _, told in _fitting(found)):
-            self._try([Candidate("fsdp", 1, how, offload="cpu") for how in _HOWS], found, tell)
+            # Also on one GPU, by a strategy that is for several.
+            names = [name for name in _tried(2) if "cpu" in STRATEGIES[name].offloads]
+            ways = [Candidate(name, 1, how, offload="cpu") for name in names for how in _HOWS]
+            self._try(ways, found, tell)
         if self.world > 1 and not _fitting(found):
-            ways = [
-                Candidate(name, 1, "full", 1, size) for size in (2, 4, 8) if size <= self.per_node
-            ]
+            names = [name for name in _tried(self.world) if "tensor" in STRATEGIES[name].parts]
+            sizes = [size for size in (2, 4, 8) if size <= self.per_node]
+            ways = [Candidate(name, 1, "full", 1, size) for name in names for size in sizes]
             self._try(ways, found, tell)
         last_s = math.inf
         for _ in range(2):
@@ -149,15 +147,17 @@ class Planner:
             if room and 2 * way.micro_batch <= per_rank:
                 ways.append(replace(way, micro_batch=2 * way.micro_batch))
             nodes = self.world // self.per_node
-            alone = way.strategy == "fsdp" and way.tensor == 1
+            alone = "replicas" in STRATEGIES[way.strategy].parts and way.tensor == 1
             if alone and way.replicas == 1 and nodes > 1 and self.world % self.per_node == 0:
                 ways.append(replace(way, replicas=nodes))
             state = told.memory.get("weights", 0) + told.memory.get("optimiser", 0) + told.host
             whole = alone and self.world > 1 and self.config.parallel.context == 1
             if whole and state * self.world // way.replicas < self.gpu.memory:
-                ways.append(
-                    Candidate("ddp", way.micro_batch, way.checkpointing)
-                )  # whole, but nothing to gather
+                ways += [
+                    Candidate(name, way.micro_batch, way.checkpointing)
+                    for name in _tried(self.world, whole_fits=True)
+                    if name not in _tried(self.world)
+                ]
             self._try(ways, found, tell)
         return _fitting(found)
 
@@ -180,6 +180,11 @@ class Planner:
                 found[way] = told
                 state = f"{told.step_s:.2f} s a step" if told.fits else "does not fit"
                 tell(f"{settings}: {told.needed / 1e9:.1f} GB, {state}")
+
+
+def _tried(world: int, *, whole_fits: bool = False) -> list[str]:
+    """The strategies that a search tries by itself."""
+    return [name for name, kind in STRATEGIES.all().items() if kind.is_tried(world, whole_fits)]
 
 
 def _fitting(found: dict[Candidate, Estimate]) -> list[tuple[Candidate, Estimate]]:

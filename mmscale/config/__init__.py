@@ -10,7 +10,7 @@ from mmscale.config.evaluation import SCORES, EvalConfig, RobustnessConfig
 from mmscale.config.keys import MEDIA_FIELDS, TEXT_FIELDS, check_field, is_media
 from mmscale.config.media import MediaConfig
 from mmscale.config.model import ModelConfig
-from mmscale.config.parallel import ZERO_STAGES, ParallelConfig
+from mmscale.config.parallel import ParallelConfig
 from mmscale.config.ray import RayConfig
 from mmscale.config.run import Config, RunConfig
 from mmscale.config.tasks import AugmentConfig, SetConfig, TaskConfig
@@ -21,7 +21,6 @@ __all__ = [
     "MEDIA_FIELDS",
     "SCORES",
     "TEXT_FIELDS",
-    "ZERO_STAGES",
     "AdversarialConfig",
     "AugmentConfig",
     "CacheConfig",

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 
 from mmscale.config.keys import key
 from mmscale.errors import UserError
+from mmscale.registry import STRATEGIES
 
-ZERO_STAGES = {"zero1": 1, "zero2": 2, "zero3": 3}
+
+def _strategies() -> tuple[str, ...]:
+    return ("auto", *STRATEGIES.names())
 
 
 @dataclass(kw_only=True)
@@ -19,7 +22,7 @@ class ParallelConfig:
         "DeepSpeed; auto: what accelerate's launcher says, zero2 under DeepSpeed's, else fsdp when "
         "there are several "
         "ranks.",
-        choices=("auto", "single", "ddp", "fsdp", *ZERO_STAGES),
+        choices=_strategies,
     )
     replicas: int = key(
         1,
@@ -87,30 +90,15 @@ class ParallelConfig:
 
 def check_parallel(config: ParallelConfig) -> None:
     """Rules between keys. Raises `UserError` naming the key and the remedy."""
-    name, chosen = config.strategy, f"parallel.strategy={config.strategy}"
-    if config.strategy not in ("auto", "fsdp"):
-        for part in ("replicas", "tensor", "context"):
-            if getattr(config, part) > 1:
-                raise UserError(
-                    f"parallel.{part}={getattr(config, part)}: needs fsdp, not {chosen}; use 1"
-                )
-    if config.float8 and (config.tensor > 1 or name in ZERO_STAGES):
-        other = f"parallel.tensor={config.tensor}" if config.tensor > 1 else chosen
+    if config.strategy != "auto":
+        STRATEGIES[config.strategy].check_keys(config)
+    if config.float8 and config.tensor > 1:
         raise UserError(
-            f"parallel.float8={config.float8}: not with {other}; use single, ddp or fsdp"
-        )
-    allowed = {"cpu": ("auto", "fsdp", "zero2", "zero3"), "nvme": ("auto", "zero3")}
-    if config.offload != "none" and name not in allowed[config.offload]:
-        raise UserError(
-            f"parallel.offload={config.offload}: not with {chosen}; use "
-            f"{allowed[config.offload][-1]}, or none"
+            f"parallel.float8={config.float8}: not with parallel.tensor={config.tensor}; use "
+            "parallel.tensor=1"
         )
     if config.offload == "nvme" and not config.offload_dir:
         raise UserError(
             "parallel.offload=nvme: parallel.offload_dir is empty; name a folder on a fast local "
             "disk"
-        )
-    if config.deepspeed_config and name not in ZERO_STAGES and name != "auto":
-        raise UserError(
-            f"parallel.deepspeed_config: is for zero1, zero2, zero3, not {chosen}; leave it empty"
         )

@@ -103,6 +103,7 @@ def make_plan(batch: Batch, path: str, positions: Positions | None = None) -> At
         return AttentionPlan(path, dense_mask=positions.mine(mask)[:, None])
     if path == "flex":
         return AttentionPlan(path, block_mask=_block_mask(segment, span, positions))
+    assert path == "grouped", f"no path of attention is named {path!r}"
     return _group_segments(segment, span)
 
 
@@ -117,6 +118,7 @@ def attend(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, plan: AttentionPlan) 
     if plan.path == "dense":
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=plan.dense_mask, enable_gqa=gqa)
     else:
+        assert plan.path == "flex", f"no path of attention is named {plan.path!r}"
         flex = _compiled(flex_attention, q.device.type)
         out = flex(q, k, v, block_mask=plan.block_mask, enable_gqa=gqa)
     return out.transpose(1, 2)

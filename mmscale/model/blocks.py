@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from mmscale.batch import Batch
 from mmscale.config import ModelConfig
-from mmscale.model.attention import AttentionPlan, attend
+from mmscale.model.attention import AttentionPlan
 from mmscale.model.cache import KeyValues
 from mmscale.model.dropout import depth_factor, keyed_dropout, site_key
+from mmscale.model.operators import Operators
 from mmscale.model.positions import Positions
 from mmscale.model.recurrent import GruMixer
 from mmscale.model.rotary import rotate
@@ -143,6 +144,8 @@ class Block(nn.Module):
     compile them.
     """
 
+    operators = Operators()
+
     def __init__(self, config: ModelConfig, number: int) -> None:
         super().__init__()
         norm = ModalRMSNorm if "norm" in config.untied else RMSNorm
@@ -171,7 +174,7 @@ class Block(nn.Module):
             k, v = places.positions.whole(k), places.positions.whole(v)
             assert memory is None or isinstance(memory, KeyValues)
             mixed = (
-                attend(q, k, v, places.plan)
+                self.operators.attend(q, k, v, places.plan)
                 if memory is None
                 else memory.attend(q, k, v, places.plan)
             )

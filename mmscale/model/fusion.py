@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from mmscale.batch import Batch
 from mmscale.config import MediaConfig, ModelConfig
-from mmscale.model.attention import AttentionPlan, make_plan
+from mmscale.model.attention import AttentionPlan
 from mmscale.model.blocks import Block, BlockInputs, RMSNorm, block_inputs
 from mmscale.model.cache import Cache
 from mmscale.model.grad_cache import ContrastTerms
 from mmscale.model.objective import LossInputs, losses
+from mmscale.model.operators import Operators
 from mmscale.model.positions import Positions
-from mmscale.model.recurrent import time_major
 from mmscale.model.rotary import rotary_angles
 from mmscale.model.width import width_ratio
 from mmscale.registry import AUDIO_STEMS, IMAGE_STEMS
@@ -39,6 +39,7 @@ class FusionTransformer(nn.Module):
         media: how pictures and sound become tokens.
     """
 
+    operators = Operators()
     # Weights of the contrastive objective, which other rooms name.
     embed_head: nn.Linear
     contrast_log_scale: nn.Parameter
@@ -132,12 +133,13 @@ class FusionTransformer(nn.Module):
     def _places(self, batch: Batch, plan: AttentionPlan | None) -> BlockInputs:
         cos, sin = rotary_angles(batch.position_BL3, self.config.head_dim, self.config.rope_theta)
         if plan is None and self.config.fusion == "rnn":
-            plan = AttentionPlan("recurrent", time_major=time_major(batch.segment_BL))
+            order = self.operators.time_major(batch.segment_BL)
+            plan = AttentionPlan("recurrent", time_major=order)
         return block_inputs(
             batch,
             cos,
             sin,
-            plan or make_plan(batch, self.config.attention, self.positions),
+            plan or self.operators.make_plan(batch, self.config.attention, self.positions),
             self.positions,
         )
 
@@ -158,6 +160,7 @@ class FusionTransformer(nn.Module):
             hidden_TD=hidden_TD, words_TD=hidden_TD * self._tied_factor,
             table_VD=self.embedding.weight, smoothing=self.config.label_smoothing,
             positions=self.positions, contrast=contrast,
+            many_logits=self.operators.many_logits,
         )  # fmt: skip
 
     def _inputs(self, batch: Batch) -> Tensor:

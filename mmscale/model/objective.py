@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mmscale.model.grad_cache import ContrastTerms
 
 _LOGIT_ELEMENTS = 1 << 25  # float32 logits that exist at once
-LARGER_ON_GPU = 4  # times as many there: products of few rows leave most of it idle
+_LARGER_ON_GPU = 4  # times as many there: products of few rows leave most of it idle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,7 @@ class LossInputs:
     smoothing: float  # share of a target that is spread over all answers
     positions: Positions  # which of the positions are this process's
     contrast: ContrastTerms | None  # contrastive loss that was found before this pass
+    many_logits: bool | None = None  # see `mmscale.model.operators.Operators`
 
 
 class Loss(ABC):
@@ -81,7 +82,11 @@ def losses() -> dict[str, Loss]:
     return dict(sorted(LOSSES.all().items(), key=lambda item: item[1].order))
 
 
-def rows_at_once(hidden_TD: Tensor, logits: int) -> int:
-    """How many rows, of so many logits each, are computed at once."""
-    allowed = _LOGIT_ELEMENTS * (LARGER_ON_GPU if hidden_TD.device.type == "cuda" else 1)
+def rows_at_once(hidden_TD: Tensor, logits: int, many: bool | None) -> int:
+    """How many rows, of so many logits each, are computed at once; ``many``: as on a GPU, None: by
+    where they are.
+    """
+    if many is None:
+        many = hidden_TD.device.type == "cuda"
+    allowed = _LOGIT_ELEMENTS * (_LARGER_ON_GPU if many else 1)
     return max(1, allowed // max(1, logits))

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from mmscale.config import ZERO_STAGES, Config
+from mmscale.config import Config
 from mmscale.errors import UserError
 from mmscale.parallel.ranks import Ranks
+from mmscale.registry import STRATEGIES
 
 _REMEDIES = {
     "optimizer": "train.optimizer",
@@ -42,7 +43,7 @@ def deepspeed_settings(config: Config, ranks: Ranks, compute: torch.dtype) -> di
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
         "zero_optimization": {
-            "stage": ZERO_STAGES[config.parallel.strategy],
+            "stage": STRATEGIES[config.parallel.strategy].stage,
             # Sums whose order hangs on which bucket is full first would differ between runs.
             "round_robin_gradients": False,
             **_offload(config),
@@ -58,7 +59,7 @@ def deepspeed_settings(config: Config, ranks: Ranks, compute: torch.dtype) -> di
 
 
 def _offload(config: Config) -> dict[str, Any]:
-    device, stage = config.parallel.offload, ZERO_STAGES[config.parallel.strategy]
+    device, stage = config.parallel.offload, STRATEGIES[config.parallel.strategy].stage
     if device == "none":
         return {}
     place: dict[str, Any] = {"device": device, "pin_memory": torch.cuda.is_available()}

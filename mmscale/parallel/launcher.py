@@ -14,9 +14,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from mmscale.config import ZERO_STAGES, Config
+from mmscale.config import Config
 from mmscale.config.parallel import check_parallel
 from mmscale.errors import UserError
+from mmscale.registry import STRATEGIES
 
 _BY_DEEPSPEED = ("LOCAL_SIZE", "CROSS_SIZE")  # what its launcher alone sets
 
@@ -83,7 +84,7 @@ def _take_deepspeed(config: Config, said: dict[str, str]) -> None:
         )
         return
     stage = said.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-    if f"zero{stage}" not in ZERO_STAGES:
+    if f"zero{stage}" not in STRATEGIES.names():
         raise UserError(f"accelerate's zero_stage={stage} is not offered; use 1, 2 or 3")
     _settle(config, "strategy", f"zero{stage}", f"zero_stage: {stage}", default="auto")
     device = said.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none")
@@ -163,7 +164,7 @@ def _stage_of(path: str) -> str:
         raise UserError(
             f"{path}: no DeepSpeed JSON with zero_optimization.stage; check the file"
         ) from None
-    if f"zero{stage}" not in ZERO_STAGES:
+    if f"zero{stage}" not in STRATEGIES.names():
         raise UserError(f"{path}: zero_optimization.stage={stage} is not offered; use 1, 2 or 3")
     return f"zero{stage}"
 

@@ -7,19 +7,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmscale.config import Config
 from mmscale.optim.ema import Ema
 from mmscale.optim.optimizer import TrainOptimizer
 from mmscale.parallel.grad_clip import clip_gradients
+from mmscale.parallel.strategy import Strategy
 
 
-class OptimizerStep:
+class OptimizerStep(Strategy):
     """Clips, judges, updates and averages; the second half of a `Strategy`."""
-
-    model: nn.Module
-    parameters: int
 
     def prepare_update(self, config: Config, compute: torch.dtype) -> None:
         """Make optimiser and averages; called once the parameters lie where they stay."""

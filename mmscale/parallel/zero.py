@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +29,13 @@ from mmscale.model.fusion import FusionTransformer
 from mmscale.model.grad_cache import ContrastTerms
 from mmscale.model.initialise import draw
 from mmscale.optim.optimizer import build_optimizer, parameter_groups
-from mmscale.parallel.build import build_model
+from mmscale.parallel.build import Builder, build_model
+from mmscale.parallel.costs import StandIn
 from mmscale.parallel.deepspeed_build_lock import clear_stale_lock
 from mmscale.parallel.deepspeed_config import deepspeed_settings
 from mmscale.parallel.ranks import Ranks
+from mmscale.parallel.strategy import Strategy
+from mmscale.parallel.zero_costs import stand_in
 from mmscale.parallel.zero_pieces import Pieces
 from mmscale.registry import OPTIMIZERS
 
@@ -41,17 +44,24 @@ from mmscale.registry import OPTIMIZERS
 _told_local_rank = False
 
 
-class ZeroStrategy:
-    """A DeepSpeed engine behind the interface of `Strategy`."""
+class ZeroStrategy(Strategy):
+    """A DeepSpeed engine behind the interface of `Strategy`.
 
-    model: nn.Module
+    It makes the model itself, not by the builder: stage 3 divides a parameter as soon as it is
+    made, and DeepSpeed overwrites what was drawn before. `stand_in` says what a dry run builds.
+    """
 
-    def __init__(self, config: Config, ranks: Ranks, compute: torch.dtype) -> None:
+    stage: ClassVar[int]
+    deepspeed_json = True
+
+    def __init__(
+        self, config: Config, ranks: Ranks, compute: torch.dtype, builder: Builder
+    ) -> None:
         deepspeed = _import_deepspeed(ranks)
-        self.name, self._config, self._ranks = config.parallel.strategy, config, ranks
+        self._config, self._ranks = config, ranks
         settings = deepspeed_settings(config, ranks, compute)
         # Stage 3 divides every parameter as soon as it is made.
-        divided = self.name == "zero3"
+        divided = self.stage == 3
         place: Any = nullcontext()
         if divided:
             offload = config.parallel.offload
@@ -137,6 +147,17 @@ class ZeroStrategy:
             for name in self._shapes:
                 self._pieces.write(kind, name, tensors[f"{prefix}.{name}"].full_tensor().cpu())  # type: ignore[attr-defined]
         self._pieces.refresh()
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        """See `Strategy`."""
+        check_zero(config, cls.name)
+        super().check(config)
+
+    @classmethod
+    def stand_in(cls, config: Config, world: int) -> StandIn:
+        """See `Strategy`."""
+        return stand_in(cls.stage, config, world)
 
     def _allocate(self, updates: int) -> None:
         self._pieces.allocate(updates, averages=bool(self._config.train.ema))

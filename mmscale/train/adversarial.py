@@ -6,14 +6,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 
 from mmscale import prf
 from mmscale.batch import Batch
 from mmscale.config import Config
 from mmscale.model.attack import Budget, ItemKeys, attack, first_places
-from mmscale.parallel.single import run_in
-from mmscale.parallel.strategy import COMPUTE_TYPES, Strategy
+from mmscale.parallel.strategy import Strategy
 
 
 class Adversary:
@@ -30,7 +28,6 @@ class Adversary:
         self._on, self._share = wanted.on, wanted.share
         self._budget = Budget(wanted.image, wanted.audio, wanted.steps)
         self._seed, self._media = config.seed, config.media
-        self._compute = COMPUTE_TYPES[config.train.precision]
         self._strategy, self._contrast = strategy, config.data.contrast_sequences == 1
 
     def harden(self, batch: Batch) -> Batch:
@@ -63,22 +60,14 @@ class Adversary:
         return ItemKeys(keys[0], keys[1], on[0], on[1])
 
     def _gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        return input_gradients(self._strategy, batch, self._compute, self._contrast)
+        return input_gradients(self._strategy, batch, self._contrast)
 
 
-def input_gradients(
-    strategy: Strategy, batch: Batch, compute: torch.dtype, contrast: bool
-) -> tuple[Tensor, Tensor]:
+def input_gradients(strategy: Strategy, batch: Batch, contrast: bool) -> tuple[Tensor, Tensor]:
     """Those of the batch's loss with regard to its pictures and clips; ``contrast``: the
     contrastive part counts.
     """
-    model = strategy.model
-    if isinstance(model, FSDPModule):  # no gradient of a weight is made, and none is sent
-        model.set_requires_gradient_sync(False)
-        model.set_is_last_backward(False)
-        losses = model(batch)
-    else:
-        losses = run_in(compute, model, batch)
+    losses = strategy.input_losses(batch)
     total = torch.stack(
         [loss for name, loss in losses.items() if contrast or name != "contrastive"]
     ).sum()

@@ -60,11 +60,11 @@ WAYS = (
 REAL = """
 import json, sys
 sys.path[:0] = [{tests!r}, {root!r}]
-from plan.test_dry_plan import small_config
+from capacity.test_dry_plan import small_config
 from mmscale.parallel.ranks import join_ranks, leave_ranks
 from mmscale.parallel.strategy import build_strategy
 from mmscale.capacity.dry_batch import dry_batch
-from mmscale.capacity.dry_run import measure
+from mmscale.capacity.dry_run import measure_step
 
 ranks = None
 for name, how, passes in {ways!r}:
@@ -74,7 +74,7 @@ for name, how, passes in {ways!r}:
     strategy.model.train()
     if name == "ddp":
         strategy.forward_backward(dry_batch(config, 2), last=True)  # from now on gradients lie in its buckets
-    found = measure(strategy, dry_batch(config, 2), passes)
+    found = measure_step(strategy, dry_batch(config, 2), passes)
     if ranks.is_first:
         print(json.dumps([found.memory["total"], found.flops]), flush=True)
 leave_ranks()

@@ -6,9 +6,9 @@ import pytest
 from test_dry_plan import planner, small_config
 
 from mmscale.capacity.dry_run import dry_run
-from mmscale.capacity.dry_zero import stand_in, with_buckets
 from mmscale.capacity.report import describe, facts_of
 from mmscale.model.count import count_parameters
+from mmscale.registry import STRATEGIES
 
 
 def test_offloaded_state_is_none_of_the_device():
@@ -43,11 +43,12 @@ def test_deepspeed_offloads_by_stage(tmp_path, how):
     config = small_config(strategy="zero3", deepspeed_config=str(path))
     share = count_parameters(config.model, config.media)["total"] // 2
     config.parallel.offload = "cpu" if how == "key" else "none"
-    assert stand_in(config, 2).parallel.offload == "cpu"
-    dry = dry_run(stand_in(config, 2), 2, 1)
+    sharded = STRATEGIES["zero3"].stand_in(config, 2).config
+    assert sharded.parallel.offload == "cpu"
+    dry = dry_run(sharded, 2, 1)
     for stage in ("zero2", "zero3"):
         config.parallel.strategy = stage
-        found[stage] = with_buckets(dry, config, 2, 2 * share)
+        found[stage] = dry.beside(STRATEGIES[stage].stand_in(config, 2))
     added = {stage: one.memory["total"] - dry.memory["total"] for stage, one in found.items()}
     assert added["zero2"] == 2 * (1000 + 2048 * 256), "the bucket, and the largest gradient"
     assert added["zero3"] == 4 * 1000 + (2 * share if how == "json" else 0)

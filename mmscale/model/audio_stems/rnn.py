@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mmscale.config import MediaConfig, ModelConfig
 from mmscale.model.audio_stems.conv import ConvStem
 from mmscale.model.blocks import RMSNorm
+from mmscale.model.operators import Operators
 from mmscale.model.stem import AudioStem
 from mmscale.registry import AUDIO_STEMS
 
@@ -18,6 +19,7 @@ from mmscale.registry import AUDIO_STEMS
 class RnnStem(AudioStem):
     """`ConvStem`, then a bidirectional GRU (Cho et al., 2014) over its tokens, added to them."""
 
+    operators = Operators()
     # The GRU and the projection behind it read the model's width; the convolutions' projection
     # reads channels.
     width_rules: ClassVar[Mapping[str, str]] = {
@@ -56,7 +58,7 @@ class RnnStem(AudioStem):
     def encode(self, audio_NFM: Tensor, frames_N: Tensor) -> Tensor:
         x = self.conv.encode(audio_NFM, frames_N)
         tokens = (frames_N + self.frames_per_token - 1) // self.frames_per_token
-        packed = nn.utils.rnn.pack_padded_sequence(
+        packed = self.operators.pack(
             x, tokens.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
         )
         weights = [
@@ -67,13 +69,11 @@ class RnnStem(AudioStem):
         state = x.new_zeros(2, len(tokens), self.units)
         # A GPU keeps what the backward pass needs only when told that it trains.
         kept = torch.is_grad_enabled()
-        out, _ = torch.gru(
+        out, _ = self.operators.gru(
             packed.data, packed.batch_sizes, state, weights, True, 1, 0.0, kept, True
         )
         packed = packed._replace(data=out)
-        padded, _ = nn.utils.rnn.pad_packed_sequence(
-            packed, batch_first=True, total_length=x.shape[1]
-        )
+        padded, _ = self.operators.unpack(packed, batch_first=True, total_length=x.shape[1])
         return self.norm(x + self.project(padded))
 
     @staticmethod

@@ -26,7 +26,8 @@ class CtcLoss(Loss):
 
     def loss(self, model: nn.Module, inputs: LossInputs, block: ObjectiveBlock) -> Tensor:
         """See `Loss`."""
-        return inputs.positions.part * ctc_loss(inputs.words_TD, inputs.table_VD, **block)
+        loss = ctc_loss(inputs.words_TD, inputs.table_VD, many_logits=inputs.many_logits, **block)
+        return inputs.positions.part * loss
 
     def outputs(
         self, model: nn.Module, inputs: LossInputs, block: ObjectiveBlock
@@ -54,6 +55,7 @@ def ctc_loss(
     target_CU: Tensor,
     length_C: Tensor,
     weight_C: Tensor,
+    many_logits: bool | None = None,
 ) -> Tensor:
     """Weighted sum of connectionist temporal classification losses (Graves et al., 2006), float32
     scalar.
@@ -62,7 +64,7 @@ def ctc_loss(
     """
     total = hidden_TD.new_zeros((), dtype=torch.float32)
     clips, longest = at_CP.shape
-    at_once = rows_at_once(hidden_TD, longest * len(embedding_VD))
+    at_once = rows_at_once(hidden_TD, longest * len(embedding_VD), many_logits)
 
     def some(hidden: Tensor, embedding: Tensor, rows: slice) -> Tensor:
         log_probs_PCV = ctc_log_probs(hidden, embedding, at_CP[rows]).transpose(0, 1)

@@ -27,7 +27,7 @@ class NextTokenLoss(Loss):
         mine = inputs.positions.every
         return next_token_loss(
             inputs.words_TD[block["at_T"][mine]], inputs.table_VD, block["token_T"][mine],
-            block["weight_T"][mine], inputs.smoothing,
+            block["weight_T"][mine], inputs.smoothing, inputs.many_logits,
         )  # fmt: skip
 
     def outputs(self, model: nn.Module, inputs: LossInputs, block: ObjectiveBlock) -> Tensor:
@@ -41,15 +41,18 @@ def next_token_loss(
     target_T: Tensor,
     weight_T: Tensor,
     smoothing: float = 0.0,
+    many_logits: bool | None = None,
 ) -> Tensor:
     """Weighted sum of cross-entropies, float32 scalar, of logits ``hidden @ embedding.T``.
 
     Only supervised positions are passed in. Logits exist for a chunk of them at a time, forward and
     backward: their gradient is found together with the loss (as in Liger Kernel; Hsu et al., 2024),
     and only its products with the weights and the inputs are kept. ``smoothing`` spreads so much of
-    each target over the vocabulary (Szegedy et al., 2016).
+    each target over the vocabulary (Szegedy et al., 2016). ``many_logits``: see `rows_at_once`.
     """
-    return _ChunkedCrossEntropy.apply(hidden_TD, embedding_VD, target_T, weight_T, smoothing)
+    return _ChunkedCrossEntropy.apply(
+        hidden_TD, embedding_VD, target_T, weight_T, smoothing, many_logits
+    )
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -61,13 +64,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         target_T: Tensor,
         weight_T: Tensor,
         smoothing: float,
+        many_logits: bool | None,
     ) -> Tensor:
         total = hidden_TD.new_zeros((), dtype=torch.float32)
         wanted = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         hidden_grad = torch.empty_like(hidden_TD) if wanted else None
         embedding_grad = torch.zeros_like(embedding_VD, dtype=torch.float32) if wanted else None
         vocabulary = len(embedding_VD)
-        at_once = rows_at_once(hidden_TD, vocabulary)
+        at_once = rows_at_once(hidden_TD, vocabulary, many_logits)
         for start in range(0, len(target_T), at_once):
             rows = slice(start, start + at_once)
             true, weight = target_T[rows, None], weight_T[rows, None]
@@ -93,11 +97,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         hidden_grad, embedding_grad = ctx.saved_tensors
         return (
             (hidden_grad * grads[0]).to(hidden_grad.dtype),
             embedding_grad * grads[0],
+            None,
             None,
             None,
             None,

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from mmscale.batch import Batch
-from mmscale.config import Config
+from mmscale.config import Config, ParallelConfig
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.grad_cache import ContrastTerms
-from mmscale.model.initialise import initialise
-from mmscale.parallel.build import build_model
+from mmscale.parallel.build import Builder
+from mmscale.parallel.compute_copies import run_in
+from mmscale.parallel.costs import CommunicationTime, Traffic, sent_share
 from mmscale.parallel.optimizer_step import OptimizerStep
 from mmscale.parallel.ranks import Ranks
-from mmscale.parallel.single import run_in
+from mmscale.registry import STRATEGIES
 
 
 class _Computed(nn.Module):
@@ -40,11 +40,14 @@ class DdpStrategy(OptimizerStep):
     """
 
     name = "ddp"
+    float8 = adversarial = takes_weights = True
 
-    def __init__(self, config: Config, ranks: Ranks, compute: torch.dtype) -> None:
-        self.model = model = build_model(config, ranks).to_empty(device=ranks.device)
-        initialise(self.model, config.model, config.seed)
-        self._whole = DistributedDataParallel(
+    def __init__(
+        self, config: Config, ranks: Ranks, compute: torch.dtype, builder: Builder
+    ) -> None:
+        self.model = model = builder.build(config, ranks)
+        self._compute = compute
+        self._whole = builder.replicate(
             _Computed(model, compute),
             device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
             # A trained tower may have weights its last hidden states do not need.
@@ -71,6 +74,26 @@ class DdpStrategy(OptimizerStep):
             torch.stack(list(losses.values())).sum().backward()
         return {name: loss.detach() for name, loss in losses.items()}
 
+    def input_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """See `Strategy`."""
+        losses: dict[str, Tensor] = run_in(self._compute, self.model, batch)
+        return losses
+
+    @classmethod
+    def communication_time(cls, traffic: Traffic, parallel: ParallelConfig) -> CommunicationTime:
+        """See `Strategy`. All gradients at once, behind the last backward pass: two thirds of its
+        arithmetic.
+        """
+        summed = 2.0 * sent_share(traffic.world) * traffic.bytes_of("allreduce")
+        return CommunicationTime(
+            hideable_s=summed / traffic.rate(traffic.world), behind=2 / 3 / traffic.passes
+        )
+
+    @classmethod
+    def is_tried(cls, world: int, whole_fits: bool) -> bool:
+        """See `Strategy`. Where it fits, because nothing is gathered."""
+        return world > 1 and whole_fits
+
 
 # DDP looks at a hook's annotations, and knows them only as objects, not as the strings they are in
 # this file.
@@ -79,3 +102,6 @@ def _sum(state, bucket):
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None
     return work.get_future().then(lambda future: future.value()[0])
+
+
+STRATEGIES.register("ddp", DdpStrategy)
