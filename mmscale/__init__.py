@@ -7,14 +7,13 @@ from __future__ import annotations
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from mmscale.hub.autoload import install as _watch_for_transformers
+from mmscale.hub.autoload import install as _register_with_transformers
 from mmscale.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from mmscale.release.trained_model import Pretrained
 
-
-_watch_for_transformers()
+_register_with_transformers()  # at once, or when it is imported
 
 
 def load(

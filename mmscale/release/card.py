@@ -18,6 +18,9 @@ from mmscale.data.index.dataset import Dataset
 from mmscale.errors import UserError
 from mmscale.release.emissions import emissions_section
 
+_TRANSFORMERS = (
+    "`AutoModel` and `AutoProcessor` of `transformers` open it after `import mmscale`, which is needed."
+)
 _OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon with AdamW"}
 
 
@@ -76,7 +79,7 @@ def _use(name: str, config: Config) -> str:
     for field in dict.fromkeys(_kind(field) for task in tasks for field in task.between):
         lines.append(f"model.embed({field}=…)")
     code = "\n".join(lines)
-    return f"## Use\n\n```python\n{code}\n```\n\n`classify`, `transcribe` and `describe` are in `help(model)`.\n"
+    return f"## Use\n\n```python\n{code}\n```\n\n`classify`, `transcribe` and `describe` are in `help(model)`.\n\n{_TRANSFORMERS}\n"
 
 
 def _data(config: Config) -> str:

@@ -21,6 +21,8 @@ from mmscale.json_file import write_object
 
 FORMAT, VERSION = "mmscale-release", 1
 MODEL_TYPE, MODEL_CLASS, PROCESSOR_CLASS = "mmscale", "MmscaleModel", "MmscaleProcessor"
+# For who looks into config.json after `transformers` did not recognize its model_type.
+COMMENT = "`import mmscale` registers this model_type with transformers (AutoConfig, AutoModel)"
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 PREPROCESSOR, GENERATION, TOKENIZER_CONFIG = (
     "preprocessor_config.json",
@@ -39,6 +41,7 @@ def write_release_files(
     tree = {
         "format": FORMAT,
         "version": VERSION,
+        "comment": COMMENT,
         "model_type": MODEL_TYPE,
         "architectures": [MODEL_CLASS],
         # Here alone: transformers then looks at the model's type before it looks for the class of
