@@ -18,9 +18,7 @@ from mmscale.data.index.dataset import Dataset
 from mmscale.errors import UserError
 from mmscale.release.emissions import emissions_section
 
-_TRANSFORMERS = (
-    "`AutoModel` and `AutoProcessor` of `transformers` open it after `import mmscale`, which is needed."
-)
+_TRANSFORMERS = "`AutoModel` and `AutoProcessor` of `transformers` open it after `import mmscale`, which is needed."
 _OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon with AdamW"}
 
 
