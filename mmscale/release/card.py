@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import FileSystemLoader, StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 
@@ -21,6 +20,7 @@ from mmscale.config import CacheConfig, Config, MediaConfig, SetConfig, TaskConf
 from mmscale.data.index.dataset import Dataset
 from mmscale.errors import UserError
 from mmscale.release.emissions import estimate_emissions
+from mmscale.strict_yaml import write_yaml
 
 _OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon with AdamW"}
 
@@ -112,7 +112,7 @@ def _front(config: Config) -> str:
     if config.licence:
         front["license"] = "other"
         front["license_name"] = config.licence
-    return yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+    return write_yaml(front)
 
 
 def _calls(config: Config) -> list[str]:
