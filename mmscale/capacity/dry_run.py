@@ -27,6 +27,7 @@ from unittest import mock
 
 from mmscale.config import Config
 from mmscale.errors import UserError
+from mmscale.messages import write_line
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def main() -> None:
             config, order["world"], order["sequences"], order["passes"], order["fused"]
         )
     except UserError as error:
-        print(error, file=sys.stderr)
+        write_line(error)
         raise SystemExit(2) from None
     print(json.dumps(step.__dict__))
 

@@ -4,7 +4,6 @@ checkpoint.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from mmscale.config import Config
 from mmscale.config_file import load_config
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.errors import UserError
+from mmscale.messages import warn
 from mmscale.model.empty import build_empty
 from mmscale.model.fusion import FusionTransformer
 from mmscale.predict.predictor import Predictor
@@ -75,7 +75,7 @@ def whole_checkpoints(paths: Iterable[Path]) -> Iterator[Path]:
         if fault is None:
             yield path
         else:
-            print(f"mmscale: warning: passed over {path}: {fault}", file=sys.stderr)
+            warn(f"passed over {path}: {fault}")
 
 
 def load_run(

@@ -22,6 +22,7 @@ from mmscale.config import Config
 from mmscale.data.planning.step_plan import Plan
 from mmscale.errors import UserError
 from mmscale.gpu import known_gpu
+from mmscale.messages import warn
 from mmscale.model.objective import losses
 from mmscale.parallel.ranks import Ranks
 from mmscale.train.jsonl_log import JsonlLog, cut_lines
@@ -225,10 +226,7 @@ class Metrics:
             getattr(self._board, act)(*arguments)
         except OSError as error:
             self._board = None
-            print(
-                f"mmscale: warning: no more is written for TensorBoard ({error.strerror})",
-                file=sys.stderr,
-            )
+            warn(f"no more is written for TensorBoard ({error.strerror})")
 
     def _tell_skipped(self, row: dict[str, Any]) -> None:
         """Note the step and its samples. Raises `UserError` above ``train.max_skipped``."""
