@@ -153,7 +153,7 @@ def write_yaml(tree: Mapping[str, Any]) -> str:
     yaml.Resolver, yaml.Representer = _QuotingResolver, _Representer
     yaml.default_flow_style = False
     yaml.width = sys.maxsize  # text is not broken into lines
-    yaml.sort_base_mapping_type_on_output = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # typed as its default
     stream = io.StringIO()
     yaml.dump(tree, stream)
     return stream.getvalue()
