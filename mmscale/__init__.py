@@ -7,19 +7,18 @@ from __future__ import annotations
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from mmscale.hub.autoload import install as _watch_for_transformers
+from mmscale.hub.autoload import install as _register_with_transformers
 from mmscale.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from mmscale.release.trained_model import Pretrained
+    from mmscale.release.trained_model import TrainedModel
 
-
-_watch_for_transformers()
+_register_with_transformers()  # at once, or when it is imported
 
 
 def load(
     folder: str | PathLike[str], device: str = "cpu", *, dtype: str = "auto", verify: bool = True
-) -> Pretrained:
+) -> TrainedModel:
     """Open a release made by ``mmscale export``; see `mmscale.release.trained_model.load`.
 
     Raises `UserError` if the folder is none, or is damaged or changed.

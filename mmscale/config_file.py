@@ -14,14 +14,12 @@ import typing
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mmscale.config import Config, MediaConfig, ModelConfig
 from mmscale.config.keys import choices_of
 from mmscale.config.media import check_media
 from mmscale.config.model import check_model
 from mmscale.errors import UserError
-from mmscale.strict_yaml import read_yaml
+from mmscale.strict_yaml import read_yaml, write_yaml
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 _FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -91,7 +89,7 @@ def to_tree(config: Any) -> dict[str, Any]:
 
 def dump_config(config: Config) -> str:
     """The resolved config as YAML; `load_config` reads it back unchanged."""
-    return yaml.safe_dump(to_tree(config), sort_keys=False, allow_unicode=True)
+    return write_yaml(to_tree(config))
 
 
 def key_type(name: str) -> Any:
@@ -241,7 +239,7 @@ def _build(hint: Any, value: Any, where: str, source: str) -> Any:
         return value
     assert not isinstance(hint, types.UnionType), "config keys have one type each"
     if hint is float and isinstance(value, str) and _FLOAT.fullmatch(value):
-        value = float(value)  # YAML 1.1 reads 1e-3 as a string
+        value = float(value)  # in quotes, or from the environment
     if isinstance(value, int) and not -_LARGEST <= value <= _LARGEST:
         raise UserError(
             f"{source}: {where}: {str(value)[:20]}… is out of range; numbers of 64 bits are taken"

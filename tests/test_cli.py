@@ -2,12 +2,14 @@
 
 import json
 import os
+import pkgutil
 import shutil
 import tarfile
 
 import pytest
 from conftest import ROOT, run_module
 
+from mmscale import cli
 from mmscale.cli import build_parser, main
 
 CONFIG = "configs/train/digits.yaml"
@@ -220,3 +222,11 @@ def test_every_command_has_help_and_json():
     found = list(visit(build_parser()))
     assert len(found) == 15
     assert all("--json" in leaf.format_help() for leaf in found)
+
+
+def test_every_verb_has_its_file():
+    """A verb that is not in its list is no command: the list and the files agree."""
+    for package in (cli, cli.data):
+        files = {module.name for module in pkgutil.iter_modules(package.__path__)}
+        listed = {command.__name__.rpartition(".")[2] for command in package.COMMANDS}
+        assert listed == files - {"verb", "manifest", "media_limits"}

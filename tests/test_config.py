@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import yaml
 
 from mmscale.config_file import (
     config_from_tree,
@@ -14,7 +13,7 @@ from mmscale.config_file import (
     to_tree,
 )
 from mmscale.errors import UserError
-from mmscale.strict_yaml import read_yaml
+from mmscale.strict_yaml import read_yaml, write_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 MINIMAL = {"data": {"sets": {"a": {"shards": "x", "tasks": [{"target": "text"}]}}}}
@@ -22,7 +21,7 @@ MINIMAL = {"data": {"sets": {"a": {"shards": "x", "tasks": [{"target": "text"}]}
 
 def write(folder, tree, name="run.yaml"):
     path = folder / name
-    path.write_text(tree if isinstance(tree, str) else yaml.safe_dump(tree), encoding="utf-8")
+    path.write_text(tree if isinstance(tree, str) else write_yaml(tree), encoding="utf-8")
     return path
 
 

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "mmscale"
 
 # From the ground up. A room imports from the floors below it, never from its own height or above.
 FLOORS = [
-    ["errors", "prf", "durable", "plain_file", "version"],
+    ["errors", "prf", "durable", "plain_file", "messages", "version"],
     ["registry", "json_file", "strict_yaml", "gpu", "data.storage"],
     ["config", "batch"],
     ["config_file", "data", "model"],

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from bench_data_shards import TOKENIZER
 from torch.autograd import DeviceType
 from torch.profiler import profile
@@ -33,6 +32,7 @@ from mmscale.data.tokenizer import Tokenizer
 from mmscale.model.flops import Flops
 from mmscale.parallel.ranks import join_ranks
 from mmscale.parallel.strategy import build_strategy, to_device
+from mmscale.strict_yaml import read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 _BATCHES = 4
@@ -43,7 +43,7 @@ def bench_config(folder: Path, size: str, seq_len: int, sequences: int) -> Confi
     micro-batch a step.
     """
     config = Config(
-        model=ModelConfig(**yaml.safe_load((ROOT / f"configs/model/{size}.yaml").read_text()))
+        model=ModelConfig(**read_yaml((ROOT / f"configs/model/{size}.yaml").read_text()))
     )
     config.model.vocab_size = config.model.vocab_size or 32_768
     config.media = MediaConfig(image_height=224, image_width=224, image_patch=16)

@@ -19,11 +19,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
 from bench_ranks import command_of_ranks
 
 from mmscale.capacity.dry_run import dry_run
 from mmscale.config import Config, ModelConfig, SetConfig, TaskConfig
+from mmscale.strict_yaml import read_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 SEQUENCES = 2
@@ -35,7 +35,7 @@ WAYS = {
 
 def config_of(size: str, way: str) -> Config:
     """Pictures with captions and clips with transcripts."""
-    sizes = yaml.safe_load((ROOT / f"configs/model/{size}.yaml").read_text())
+    sizes = read_yaml((ROOT / f"configs/model/{size}.yaml").read_text())
     config = Config(model=ModelConfig(**{"vocab_size": 32_768, **sizes}))
     config.model.vocab_size = config.model.vocab_size or 32_768
     config.data.seq_len, config.data.sequences = 1024, 2 * SEQUENCES

@@ -25,11 +25,11 @@ from pathlib import Path
 import torch
 
 from mmscale import prf
-from mmscale.checkpoint.run_folder import build_empty
 from mmscale.checkpoint.run_state import RunState
 from mmscale.config import Config, DataConfig, SetConfig, TaskConfig
 from mmscale.config_file import dump_config, load_model_config
 from mmscale.data.tokenizer import Tokenizer
+from mmscale.model.empty import build_empty
 from mmscale.release.weight_writer import write_header
 
 _TILE_BYTES = 16 << 20

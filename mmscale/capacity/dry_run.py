@@ -22,6 +22,7 @@ from typing import Any
 
 from mmscale.config import Config
 from mmscale.errors import UserError
+from mmscale.messages import write_line
 from mmscale.parallel.costs import StandIn
 from mmscale.registry import STRATEGIES
 
@@ -178,7 +179,7 @@ def main() -> None:
             config, order["world"], order["sequences"], order["passes"], order["fused"]
         )
     except UserError as error:
-        print(error, file=sys.stderr)
+        write_line(error)
         raise SystemExit(2) from None
     print(json.dumps(step.__dict__))
 

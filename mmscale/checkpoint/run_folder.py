@@ -4,13 +4,8 @@ checkpoint.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch.overrides import TorchFunctionMode
 
 from mmscale.checkpoint.run_state import checkpoint_fault, list_checkpoints
 from mmscale.checkpoint.stored_weights import StoredWeights, fill_from
@@ -18,6 +13,8 @@ from mmscale.config import Config
 from mmscale.config_file import load_config
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.errors import UserError
+from mmscale.messages import warn
+from mmscale.model.empty import build_empty
 from mmscale.model.fusion import FusionTransformer
 from mmscale.predict.predictor import Predictor
 
@@ -78,7 +75,7 @@ def whole_checkpoints(paths: Iterable[Path]) -> Iterator[Path]:
         if fault is None:
             yield path
         else:
-            print(f"mmscale: warning: passed over {path}: {fault}", file=sys.stderr)
+            warn(f"passed over {path}: {fault}")
 
 
 def load_run(
@@ -125,37 +122,6 @@ def saved_names(model: FusionTransformer, config: Config, ema: bool) -> dict[str
         name: f"{'ema' if ema and parameter.requires_grad else 'model'}.{name}"
         for name, parameter in model.named_parameters()
     }
-
-
-def build_empty(config: Config) -> FusionTransformer:
-    """The model on the meta device: names and shapes, no memory.
-
-    Raises:
-        UserError: sizes of which torch can make no tensor; a forged config may say anything.
-    """
-    try:
-        with torch.device("meta"), _WithoutDraws():
-            model = FusionTransformer(config.model, config.media)
-    except UserError:
-        raise
-    except (RuntimeError, TypeError, OverflowError, ValueError) as error:
-        reason = str(error).split("\n")[0][:200]
-        raise UserError(
-            f"model: cannot be built ({reason}); correct the sizes in model and media"
-        ) from None
-    assert not list(model.named_buffers()), "checkpoints and releases hold parameters only"
-    return model
-
-
-class _WithoutDraws(TorchFunctionMode):
-    """Leaves initial values undrawn: tensors without memory have none, and torch imports its
-    compiler to draw them.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in ("normal_", "uniform_", "kaiming_uniform_"):
-            return args[0] if args else (kwargs or {})["tensor"]
-        return func(*args, **(kwargs or {}))
 
 
 def check_vocabulary(config: Config, tokenizer: Tokenizer, source: Path) -> None:

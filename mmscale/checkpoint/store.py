@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -51,6 +50,7 @@ from mmscale.checkpoint.save_writer import CachedSavePlanner, CheckpointWriter
 from mmscale.data.storage.remote_file import RemoteFault
 from mmscale.durable import make_folder, move_into_place, remove_folder, write_durably
 from mmscale.errors import UserError
+from mmscale.messages import report
 
 # A large checkpoint takes its time through a network; a rank that hangs is noticed by training
 # itself.
@@ -287,7 +287,7 @@ class CheckpointStore:
 
     def _tell(self, line: str) -> None:
         if dist.get_rank() == 0:
-            print(f"mmscale: {line}", file=sys.stderr)
+            report(line)
 
 
 def load_tensors(

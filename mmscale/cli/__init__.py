@@ -7,7 +7,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import unicodedata
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +25,7 @@ from mmscale.cli import (
     verify,
 )
 from mmscale.errors import UserError
+from mmscale.messages import report
 from mmscale.version import __version__
 
 EPILOG = """\
@@ -66,13 +66,10 @@ def main(argv: list[str] | None = None) -> None:
             print(json.dumps(result, ensure_ascii=False))
     except UserError as error:
         rank = os.environ.get("RANK", "0")
-        print(
-            f"mmscale: error: {'' if rank == '0' else f'rank {rank}: '}{_shown(str(error))}",
-            file=sys.stderr,
-        )
+        report(f"error: {'' if rank == '0' else f'rank {rank}: '}{_shown(str(error))}")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("mmscale: interrupted", file=sys.stderr)
+        report("interrupted")
         raise SystemExit(130) from None
     except BrokenPipeError:
         raise SystemExit(0) from None  # the reader, such as head, has seen enough

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from mmscale.cli.verb import add_config, verb
 from mmscale.errors import UserError
+from mmscale.messages import report, write_line
 
 EPILOG = """\
 One micro-batch of the real model runs under the real strategy, with tensors that have no memory and a process group
@@ -79,7 +79,7 @@ def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
     try:
         told = planner.evaluate(own)
     except UserError as error:
-        print(f"this config will not run, because {error}", file=sys.stderr)
+        write_line(f"this config will not run, because {error}")
         raise SystemExit(1) from None
     tokens = arguments.tokens or float(
         config.train.steps * config.data.seq_len * config.data.sequences
@@ -91,11 +91,10 @@ def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
         facts["best"] = _best(planner, tokens, arguments.json)
     if not told.fits:
         over = (told.needed - gpu.memory) / 1e9
-        print(
+        write_line(
             f"this config will not run, because a rank needs {told.needed / 1e9:.1f} GB, "
             f"{over:.1f} more than a "
-            f"{gpu.name} has",
-            file=sys.stderr,
+            f"{gpu.name} has"
         )
         if arguments.json:
             import json
@@ -108,8 +107,8 @@ def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
 def _best(planner: Any, tokens: float, quiet: bool) -> dict[str, Any] | None:
     from mmscale.capacity.report import facts_of
 
-    print("mmscale: looking for the fastest way that fits", file=sys.stderr)
-    found = planner.search(lambda line: print(f"  {line}", file=sys.stderr))
+    report("looking for the fastest way that fits")
+    found = planner.search(lambda line: write_line(f"  {line}"))
     if not found:
         if not quiet:
             print(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from mmscale.cli.verb import verb
 from mmscale.errors import UserError
+from mmscale.messages import report
 
 _DECODING = ("max_new_tokens", "beams", "temperature", "top_k", "top_p", "seed")
 
@@ -80,18 +80,16 @@ def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
         model.config, [name for name, given in asked.items() if given is not None]
     )
     if not trained:
-        print(
-            "mmscale: no task taught the model to answer such input; the answer is a guess (what "
+        report(
+            "no task taught the model to answer such input; the answer is a guess (what "
             "ctc, classify and "
-            "contrastive tasks taught, mmscale eval scores)",
-            file=sys.stderr,
+            "contrastive tasks taught, mmscale eval scores)"
         )
     elif arguments.prompt is not None and arguments.prompt not in trained:
         known = ", ".join(map(repr, trained))
-        print(
-            f"mmscale: --prompt {arguments.prompt!r}: such input was trained with {known}; the "
-            "answer is a guess",
-            file=sys.stderr,
+        report(
+            f"--prompt {arguments.prompt!r}: such input was trained with {known}; the "
+            "answer is a guess"
         )
     if labels:
         found = model.classify(labels, **asked, prompt=arguments.prompt)

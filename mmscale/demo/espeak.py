@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmscale.errors import UserError
+from mmscale.messages import write_line
 
 SAMPLE_RATE = 22_050
 
@@ -215,7 +216,7 @@ def main() -> int:
     try:
         _serve(sys.stdin.buffer, samples)
     except UserError as error:
-        print(error, file=sys.stderr)
+        write_line(error)
         return 2
     return 0
 

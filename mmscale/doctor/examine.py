@@ -5,7 +5,6 @@ them.
 from __future__ import annotations
 
 import socket
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from mmscale.doctor import bandwidth, disk_space, gpus, network, shards, version
 from mmscale.doctor.check import FAILED, OK, HealthCheck, RankPlace, worst
 from mmscale.doctor.exchange import Exchange
 from mmscale.errors import UserError
+from mmscale.messages import report
 from mmscale.parallel.ranks import read_environment
 
 
@@ -60,16 +60,16 @@ def preflight(config: Config, store: dist.Store) -> None:
     Raises:
         UserError: a check failed, on the first rank. The others leave with exit status 2.
     """
-    report = examine(config, store)
+    health = examine(config, store)
     if read_environment()[0] != 0:
-        if report.verdict == FAILED:
+        if health.verdict == FAILED:
             raise SystemExit(2)
         return
-    print(f"mmscale: preflight: {report.verdict}, {report.seconds:.1f} s", file=sys.stderr)
-    failed = [check for check in report.checks if check.verdict == FAILED]
-    for check in report.checks:
+    report(f"preflight: {health.verdict}, {health.seconds:.1f} s")
+    failed = [check for check in health.checks if check.verdict == FAILED]
+    for check in health.checks:
         if check.verdict != OK and check not in failed[:1]:
-            print(f"mmscale: {check.verdict}: {check.name}: {check.text}", file=sys.stderr)
+            report(f"{check.verdict}: {check.name}: {check.text}")
     if failed:
         raise UserError(
             f"preflight: {failed[0].name}: {failed[0].text}; `mmscale doctor` tells all (DOCTOR=0 "

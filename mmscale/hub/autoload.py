@@ -1,11 +1,10 @@
-"""Telling `transformers` of our classes when, and only if, somebody imports it.
+"""Registers our classes with `transformers` in programs that import mmscale, before it or after it.
 
-`transformers` has no place where an installed package can name its models (5.24 looks for none), so
-its auto modules are watched: each is imported as always, and then told. Importing mmscale therefore
-imports neither `transformers` nor torch. `install` is called by ``import mmscale``, and through the
-entry point that torch calls when it is imported (pyproject.toml, group torch.backends), so that
-AutoModel and AutoProcessor work where mmscale is merely installed. (AutoConfig, where a program
-imports nothing else of `transformers`, needs the ``import mmscale``.)
+`transformers` looks for no models of other packages (5.24), so they must be registered with its
+auto modules. Importing those here would cost every program that imports mmscale some seconds. So
+what is imported already is registered at once. For the rest a finder waits in `sys.meta_path`: it
+registers each module when the program itself imports it, and is gone after the third. A program
+that does not import mmscale is never touched.
 """
 
 from __future__ import annotations
@@ -20,99 +19,83 @@ from types import ModuleType
 _AUTO = "transformers.models.auto."
 
 
-def _tell_config(module: ModuleType) -> None:
+def _register_config(module: ModuleType) -> None:
     from mmscale.hub.config import MmscaleConfig
 
     module.CONFIG_MAPPING.register(MmscaleConfig.model_type, MmscaleConfig, exist_ok=True)
 
 
-def _tell_model(module: ModuleType) -> None:
+def _register_model(module: ModuleType) -> None:
     from mmscale.hub.config import MmscaleConfig
     from mmscale.hub.model import MmscaleModel
 
     module.AutoModel.register(MmscaleConfig, MmscaleModel, exist_ok=True)
 
 
-def _tell_processor(module: ModuleType) -> None:
+def _register_processor(module: ModuleType) -> None:
     from mmscale.hub.config import MmscaleConfig
     from mmscale.hub.processor import MmscaleProcessor
 
     module.AutoProcessor.register(MmscaleConfig, MmscaleProcessor, exist_ok=True)
 
 
-_WATCHED: dict[str, Callable[[ModuleType], None]] = {
-    _AUTO + "configuration_auto": _tell_config,
-    _AUTO + "modeling_auto": _tell_model,
-    _AUTO + "processing_auto": _tell_processor,
+_REGISTER: dict[str, Callable[[ModuleType], None]] = {
+    _AUTO + "configuration_auto": _register_config,
+    _AUTO + "modeling_auto": _register_model,
+    _AUTO + "processing_auto": _register_processor,
 }
-_pending: set[str] = set()  # watched modules that were half imported when the watch began
-
+_waiting = set(_REGISTER)  # modules that are not registered with yet
 _warned = False
 
 
-class _Watcher(importlib.abc.MetaPathFinder):
-    """Finds a watched module as the other finders do, and tells it of our classes once it has
-    run.
-    """
+def install() -> None:
+    """Register with what is imported, and wait for the rest. More calls change nothing."""
+    if len(_waiting) < len(_REGISTER) or _FINDER in sys.meta_path:
+        return
+    sys.meta_path.insert(0, _FINDER)
+    for name in _REGISTER:
+        module = sys.modules.get(name)
+        if module is not None:
+            _register(name, module)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds an awaited module as always, with a loader that registers our classes after it."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        register_pending()
-        if fullname not in _WATCHED:
+        if fullname not in _waiting:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, _WATCHED[fullname])
+            spec.loader = _Loader(spec.loader)
         return spec
 
 
 class _Loader(importlib.abc.Loader):
-    def __init__(self, inner: importlib.abc.Loader, tell: Callable[[ModuleType], None]) -> None:
-        self._inner, self._tell = inner, tell
+    def __init__(self, inner: importlib.abc.Loader) -> None:
+        self._inner = inner
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return self._inner.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None
-        module.__spec__.loader = module.__loader__ = (
-            self._inner
-        )  # nobody need know that it was watched
+        # The module keeps the loader that it would have without us.
+        module.__spec__.loader = module.__loader__ = self._inner
         self._inner.exec_module(module)
-        _attempt(self._tell, module)
+        _register(module.__name__, module)
 
 
-def install() -> None:
-    """Watch for `transformers`, or tell it at once where it was imported before; more calls change
-    nothing.
-    """
-    if any(isinstance(finder, _Watcher) for finder in sys.meta_path):
-        return
-    _pending.update(_WATCHED.keys() & sys.modules.keys())
-    register_pending()
-    sys.meta_path.insert(0, _Watcher())
+_FINDER = _Finder()
 
 
-def register_pending() -> None:
-    """Tell the modules that were imported before the watch began, once they are whole.
-
-    torch, which calls `install`, is itself imported by them. Called with every later import, and by
-    our config when `transformers` makes one, which it does before it looks for a model or a
-    processor.
-    """
-    for name in sorted(_pending):
-        module = sys.modules.get(name)
-        if module is not None and not getattr(module.__spec__, "_initializing", False):
-            _pending.discard(name)
-            _attempt(_WATCHED[name], module)
-
-
-def _attempt(tell: Callable[[ModuleType], None], module: ModuleType) -> None:
-    """An import by a program that may not even know of mmscale must not fail because of us."""
+def _register(name: str, module: ModuleType) -> None:
+    """A program that needs `transformers` for something else must not fail because of us."""
     global _warned
     try:
-        tell(module)
+        _REGISTER[name](module)
     except Exception as error:  # a version of transformers that is not ours may lack anything
         if not _warned:
             _warned = True
@@ -121,3 +104,7 @@ def _attempt(tell: Callable[[ModuleType], None], module: ModuleType) -> None:
                 "pip install 'mmscale[pretrained]'",
                 stacklevel=2,
             )
+    _waiting.discard(name)
+    if not _waiting:
+        # A new list: another thread may be walking through the old one.
+        sys.meta_path = [finder for finder in sys.meta_path if finder is not _FINDER]

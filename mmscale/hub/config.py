@@ -9,7 +9,6 @@ from transformers.configuration_utils import PreTrainedConfig
 from mmscale.config import Config
 from mmscale.config_file import config_from_tree
 from mmscale.errors import UserError
-from mmscale.hub.autoload import register_pending
 from mmscale.model.foreign_config import drop_fetches
 
 
@@ -25,13 +24,12 @@ class MmscaleConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **keywords: Any) -> Any:
         """Also what every ``from_pretrained`` ends in."""
-        register_pending()
-        told = {
+        known = {
             name: value
             for name, value in config_dict.items()
             if not callable(getattr(cls, name, None))
         }
-        return super().from_dict(drop_fetches(told), **drop_fetches(keywords))
+        return super().from_dict(drop_fetches(known), **drop_fetches(keywords))
 
     def run_config(self) -> Config:
         """The run's config, checked. Raises `UserError` if it cannot be used."""

@@ -23,8 +23,8 @@ from mmscale.model.initialise import initialise
 from mmscale.predict.decoding import Decoding
 from mmscale.predict.generate import Generator
 from mmscale.registry import OBJECTIVES
+from mmscale.release.layout import WEIGHT_TYPES
 from mmscale.release.open_release import load_release
-from mmscale.release.weight_writer import WEIGHT_TYPES
 
 # What callers may say and what changes nothing here: weights are always mapped, checked and from
 # safetensors.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 from mmscale.config import RayConfig
 from mmscale.data.worker_pool import available_cores
 from mmscale.errors import UserError
+from mmscale.messages import report
 
 _OBJECT_STORE_BYTES = 100_000_000  # nothing large travels through it
 _TOLD_EVERY_S = 60.0
@@ -78,7 +78,7 @@ def ray_cluster(config: RayConfig, quiet: bool = True, trains: bool = False) -> 
             f"Ray cluster {where}: cannot be reached ({reason}); is it up, and the address right?"
         ) from None
     if address:
-        print(f"mmscale: on the Ray cluster at {address}: {tell_cluster(ray)}", file=sys.stderr)
+        report(f"on the Ray cluster at {address}: {tell_cluster(ray)}")
     try:
         yield ray
     finally:
@@ -133,7 +133,7 @@ def wait_for_room(ray: Any, processes: list[dict[str, float]], wait_s: float, wh
             )
         if waited - told > _TOLD_EVERY_S:
             told = waited
-            print(f"mmscale: {whose} {fault}", file=sys.stderr)
+            report(f"{whose} {fault}")
         time.sleep(min(2.0, wait_s - waited + 0.01))
 
 

@@ -7,11 +7,12 @@ that was killed leaves it.
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
 from torch.utils.cpp_extension import _get_build_directory
+
+from mmscale.messages import report
 
 _BUILDS_S = 600.0  # longer than any compilation takes
 _POLL_S = 0.5
@@ -33,10 +34,9 @@ def clear_stale_lock(extension: str, tell: bool) -> None:
             return
         if not told:
             told = True
-            print(
-                f"mmscale: another process compiles {extension} ({lock}); if it was killed, remove "
+            report(
+                f"another process compiles {extension} ({lock}); if it was killed, remove "
                 "that file, which "
-                f"happens by itself in {(_BUILDS_S - age) / 60:.0f} min",
-                file=sys.stderr,
+                f"happens by itself in {(_BUILDS_S - age) / 60:.0f} min"
             )
         time.sleep(_POLL_S)

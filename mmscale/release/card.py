@@ -1,26 +1,30 @@
 """The model card of a release: what it is, what it learned from, how well it does, where it ends.
 
-Only what the run itself recorded is told; what is not known is said to be not known.
+Its text is `card.md.jinja`; here are the values in it. Only what the run itself recorded is
+reported; what is not known is said to be not known.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from jinja2 import FileSystemLoader, StrictUndefined
+from jinja2.sandbox import SandboxedEnvironment
 
 from mmscale.checkpoint.run_state import RunState
 from mmscale.checkpoint.score_file import read_scores
-from mmscale.config import CacheConfig, Config, MediaConfig, SetConfig, TaskConfig
+from mmscale.config import CacheConfig, Config, MediaConfig, SetConfig
 from mmscale.data.index.dataset import Dataset
 from mmscale.errors import UserError
-from mmscale.registry import OPTIMIZERS
-from mmscale.release.emissions import emissions_section
+from mmscale.registry import OBJECTIVES, OPTIMIZERS
+from mmscale.release.emissions import estimate_emissions
+from mmscale.strict_yaml import write_yaml
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CardFacts:
     """What the exporter knows of the release."""
 
@@ -34,8 +38,72 @@ class CardFacts:
     sizes: dict[str, int]  # bytes of every file of the release so far
 
 
-def model_card(config: Config, state: RunState, told: CardFacts) -> str:
+@dataclass(frozen=True, kw_only=True)
+class _SetRow:
+    """A data set in the card's table."""
+
+    name: str
+    weight: float
+    samples: str
+    learned: str
+    digests: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ScoreRow:
+    """What one evaluation gave, in the card's table."""
+
+    name: str
+    task: str
+    samples: str
+    result: str
+    digests: str
+    command: str
+
+
+def model_card(config: Config, state: RunState, release: CardFacts) -> str:
     """The card as Markdown with YAML front matter."""
+    media = config.media
+    scores, attacks = _scores(release, state.step)
+    return (
+        _environment()
+        .get_template("card.md.jinja")
+        .render(
+            config=config,
+            state=state,
+            release=release,
+            front=_front(config),
+            calls=_calls(config),
+            sets=[_set_row(*item, config.data.cache) for item in config.data.sets.items()],
+            optimizer_line=OPTIMIZERS[config.train.optimizer.name].card,
+            merged=[
+                f"{Path(run).name} (step {its.step:,}, `{its.fingerprint[:16]}…`)"
+                for run, its in release.merged
+            ],
+            scores=scores,
+            attacks=attacks,
+            pictures=_pictures(media),
+            tokens_per_second=f"{media.sample_rate / (media.mel_hop * media.frames_per_token):.1f}",
+            emissions=estimate_emissions(release.run_dir, state.step, config.run),
+        )
+    )
+
+
+def _environment() -> SandboxedEnvironment:
+    environment = SandboxedEnvironment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=False,  # Markdown is no HTML; the filter `cell` guards the tables
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"cell": _cell, "thousands": "{:,}".format, "short": "{:g}".format}
+    environment.globals["commands_of"] = _commands_of
+    return environment
+
+
+def _front(config: Config) -> str:
     front: dict[str, Any] = {
         "library_name": "mmscale",
         "tags": ["multimodal", "image", "text", "audio"],
@@ -43,59 +111,79 @@ def model_card(config: Config, state: RunState, told: CardFacts) -> str:
     if config.licence:
         front["license"] = "other"
         front["license_name"] = config.licence
-    sections = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n",
-        f"# {told.name}\n",
-        f"{config.description or 'No description was given (config key `description`).'}\n",
-        f"A fusion transformer over images, text and speech with {told.parameters:,} parameters "
-        f"({told.dtype}), "
-        f"trained with mmscale for {state.step:,} steps.\n",
-        _use(told.name, config),
-        _data(config),
-        _training(config, state, told),
-        _scores(told, state.step),
-        _sizes(config, told),
-        emissions_section(told.run_dir, state.step, config.run)
-        + ("Of the first of the merged runs alone.\n" if told.merged else ""),
-        _integrity(told),
-        _limits(config, state),
-    ]
-    return "\n".join(sections)
+    return write_yaml(front)
 
 
-def _use(name: str, config: Config) -> str:
-    lines = ["import mmscale", "", f'model = mmscale.load("{name}")']
-    tasks = [task for one in config.data.sets.values() for task in one.tasks]
+def _calls(config: Config) -> list[str]:
+    """A line of Python for everything that was trained."""
+    tasks = [task for data in config.data.sets.values() for task in data.tasks]
+    lines = []
     for task in tasks:
         if task.objective == "next_token":
             inputs = "".join(
                 f"{kind}=…, " for kind in dict.fromkeys(_kind(field) for field in task.input)
             )
             lines.append(f"model.answer({inputs}prompt={task.prompt!r})  # {task.target}")
-    for field in dict.fromkeys(_kind(field) for task in tasks for field in task.between):
-        lines.append(f"model.embed({field}=…)")
-    code = "\n".join(lines)
-    return f"## Use\n\n```python\n{code}\n```\n\n`classify`, `transcribe` and `describe` are in `help(model)`.\n"
+    embedded = dict.fromkeys(_kind(field) for task in tasks for field in task.between)
+    return [*lines, *(f"model.embed({field}=…)" for field in embedded)]
 
 
-def _data(config: Config) -> str:
-    lines = [
-        "## Training data",
-        "",
-        f"Licence: {config.licence or 'not given (config key `licence`)'}",
-        "",
-    ]
-    lines += [
-        "| set | weight | samples | learned | manifest digest (SHA-256) |",
-        "|---|---|---|---|---|",
-    ]
-    for name, one in config.data.sets.items():
-        samples, digests = _identity(one, config.data.cache)
-        learned = "; ".join(_learned(task) for task in one.tasks)
-        lines.append(
-            f"| {_cell(name)} | {one.weight:g} | {samples} | {_cell(learned)} | {digests} |"
-        )
-    return "\n".join(lines) + "\n"
+def _set_row(name: str, data: SetConfig, cache: CacheConfig) -> _SetRow:
+    samples, digests = _identity(data, cache)
+    learned = "; ".join(OBJECTIVES[task.objective].describe(task) for task in data.tasks)
+    return _SetRow(name=name, weight=data.weight, samples=samples, learned=learned, digests=digests)
+
+
+def _scores(release: CardFacts, step: int) -> tuple[list[_ScoreRow], list[_ScoreRow]]:
+    """Rows of (plain scores, scores under attack). Both empty for weights that are not the run's
+    own: `mmscale eval` keeps the scores of those alone.
+    """
+    if release.averaged or release.merged:
+        return [], []
+    plain, attacks = [], []
+    for name, entry in read_scores(release.run_dir, step).items():
+        if entry["scores"].get("task") == "robustness":
+            attacks.append(_attack_row(name, entry))
+        else:
+            plain.append(_plain_row(name, entry))
+    return plain, attacks
+
+
+def _score_row(name: str, entry: Mapping[str, Any], samples: list[str], result: str) -> _ScoreRow:
+    scores = entry["scores"]
+    return _ScoreRow(
+        name=name,
+        task=str(scores.get("task")),
+        samples=", ".join([str(scores.get("samples", "?")), *samples]),
+        result=result,
+        digests=", ".join(f"`{digest[:16]}…`" for digest in entry["digests"]),
+        command=str(entry["command"]),
+    )
+
+
+def _plain_row(name: str, entry: Mapping[str, Any]) -> _ScoreRow:
+    scores = entry["scores"]
+    left_out = [f"{scores[key]} {key}" for key in ("skipped", "oversize") if scores.get(key)]
+    return _score_row(name, entry, left_out, ", ".join(_numbers(scores)))
+
+
+def _attack_row(name: str, entry: Mapping[str, Any]) -> _ScoreRow:
+    scores = entry["scores"]
+    result = _numbers(scores)
+    if scores.get("budget"):
+        result.append(f"({scores['budget']})")
+    if "suspects" in scores:
+        result.append(f"({scores['suspects']} suspects, {scores['checkpoints']} checkpoints)")
+    return _score_row(name, entry, [], ", ".join(result))
+
+
+def _numbers(scores: Mapping[str, Any]) -> list[str]:
+    return [f"{key} {value:.4f}" for key, value in scores.items() if isinstance(value, float)]
+
+
+def _commands_of(rows: list[_ScoreRow]) -> str:
+    """Every command once, a line each."""
+    return "\n".join(dict.fromkeys(row.command for row in rows))
 
 
 def _identity(one: SetConfig, cache: CacheConfig) -> tuple[str, str]:
@@ -107,121 +195,6 @@ def _identity(one: SetConfig, cache: CacheConfig) -> tuple[str, str]:
     return f"{len(dataset):,}", ", ".join(f"`{digest}`" for digest in dataset.digests)
 
 
-def _learned(task: TaskConfig) -> str:
-    if task.objective == "contrastive":
-        return f"{' ↔ '.join(task.between)} by {task.match or 'sample'}"
-    prompt = f" ({task.prompt})" if task.prompt else ""
-    return f"{' + '.join(task.input) or 'nothing'} → {task.target}{prompt}"
-
-
-def _training(config: Config, state: RunState, told: CardFacts) -> str:
-    data, optimizer = config.data, config.train.optimizer
-    rows = {
-        "steps": f"{state.step:,} of {config.train.steps:,}",
-        "tokens a step": f"at most {data.sequences} x {data.seq_len}",
-        "samples seen": f"{state.seen:,}, of which {state.bad:,} could not be used",
-        "precision": f"{config.train.precision} compute, fp32 weights and moments",
-        "optimizer": f"{OPTIMIZERS[optimizer.name].card}, peak learning rate {optimizer.lr:g}, "
-        f"{optimizer.warmup_steps} warm-up steps, {optimizer.schedule} to {optimizer.final_lr:g} "
-        "of the peak, "
-        f"weight decay {optimizer.weight_decay:g}",
-        "seed": str(config.seed),
-        "fingerprint of the data plan": f"`{state.fingerprint}`",
-    }
-    if config.train.adversarial.on:
-        rows["adversarial training"] = config.train.adversarial.told()
-    if told.averaged:
-        rows["weights"] = f"moving averages, decay {config.train.ema:g}"
-    if told.merged:
-        runs = (
-            f"{Path(run).name} (step {one.step:,}, `{one.fingerprint[:16]}…`)"
-            for run, one in told.merged
-        )
-        rows["mean of the weights of"] = ", ".join(runs)
-    return (
-        "## Training\n\n"
-        + _table(rows)
-        + "\nEvery key is in `config.json`. Equal fingerprints mean equal batches at every step, "
-        "on any number of ranks.\n"
-    )
-
-
-def _scores(told: CardFacts, step: int) -> str:
-    if told.averaged or told.merged:  # `mmscale eval` keeps the scores of a run's own weights alone
-        kind = "moving averages" if told.averaged else "weights"
-        what = f"the mean of several runs' {kind}" if told.merged else kind
-        other = (
-            f"Not evaluated: these are not the weights that `mmscale eval` scored, but {what}. "
-            f"`mmscale eval {told.name}` scores them.\n"
-        )
-        return f"## Scores\n\n{other}\n## Robustness\n\n{other}"
-    every = read_scores(told.run_dir, step)
-    entries = {
-        name: one for name, one in every.items() if one["scores"].get("task") != "robustness"
-    }
-    attacked = {name: one for name, one in every.items() if name not in entries}
-    plain, robust = _plain_scores(entries), _robustness(attacked)
-    cast = f"\nMeasured with weights of float32, before they were rounded to {told.dtype}.\n"
-    if told.dtype != "float32":
-        plain += cast if entries else ""
-        robust += cast if attacked else ""
-    return f"{plain}\n{robust}"
-
-
-def _robustness(entries: dict[str, dict[str, Any]]) -> str:
-    title = "## Robustness\n\n"
-    if not entries:
-        return (
-            title
-            + "Not measured at this step; `mmscale eval RUN --task robustness` before the export measures it.\n"
-        )
-    lines = [
-        "Accuracy counts samples that are right as they are *and* under attack. PGD is projected "
-        "gradient ascent with "
-        "all of the model known; typing errors exchange, drop, repeat and swap characters. Another "
-        "attack may do "
-        "worse. Suspects are training samples whose label the model contradicts at every kept "
-        "checkpoint; a backdoor "
-        "that the model has learned is not among them.",
-        "",
-        "| what | samples | result |",
-        "|---|---|---|",
-    ]
-    for name, entry in entries.items():
-        scores = entry["scores"]
-        result = [f"{key} {value:.4f}" for key, value in scores.items() if isinstance(value, float)]
-        if scores.get("budget"):
-            result.append(f"({scores['budget']})")
-        if "suspects" in scores:
-            result.append(f"({scores['suspects']} suspects, {scores['checkpoints']} checkpoints)")
-        lines.append(
-            f"| {_cell(name)} | {scores.get('samples', '?')} | {_cell(', '.join(result))} |"
-        )
-    commands = "\n".join(dict.fromkeys(str(entry["command"]) for entry in entries.values()))
-    return title + "\n".join(lines) + f"\n\n```\n{commands}\n```\n"
-
-
-def _plain_scores(entries: dict[str, dict[str, Any]]) -> str:
-    if not entries:
-        return (
-            "## Scores\n\nNot evaluated at this step; `mmscale eval RUN` before `mmscale export "
-            "RUN` "
-            "puts scores here.\n"
-        )
-    lines = ["## Scores", "", "| score | samples | result | data (SHA-256) |", "|---|---|---|---|"]
-    for name, entry in entries.items():
-        scores: dict[str, Any] = entry["scores"]
-        result = ", ".join(
-            f"{key} {value:.4f}" for key, value in scores.items() if isinstance(value, float)
-        )
-        left_out = [f"{scores[key]} {key}" for key in ("skipped", "oversize") if scores.get(key)]
-        samples = ", ".join([str(scores.get("samples", "?")), *left_out])
-        digests = ", ".join(f"`{digest[:16]}…`" for digest in entry["digests"])
-        lines.append(f"| {_cell(name)} ({scores.get('task')}) | {samples} | {result} | {digests} |")
-    commands = "\n".join(dict.fromkeys(str(entry["command"]) for entry in entries.values()))
-    return "\n".join(lines) + f"\n\nThe command that gives them:\n\n```\n{commands}\n```\n"
-
-
 def _pictures(media: MediaConfig) -> str:
     if media.max_image_tokens:
         return f"aspect ratio kept, at most {media.max_image_tokens} tokens of {media.image_patch}-pixel squares"
@@ -229,77 +202,9 @@ def _pictures(media: MediaConfig) -> str:
     return f"resized to {media.image_width} x {media.image_height} pixels, {rows * columns} tokens"
 
 
-def _sizes(config: Config, told: CardFacts) -> str:
-    model, media = config.model, config.media
-    rows = {
-        "parameters": f"{told.parameters:,}, {told.dtype}",
-        "bytes": f"{sum(told.sizes.values()):,} in {len(told.sizes)} files, this card and the manifest",
-        "blocks": f"{model.layers} of width {model.width}, {model.heads} query and {model.kv_heads} "
-        f"key-value heads of {model.head_dim}, feed-forward {model.hidden}",
-        "stems": f"image {model.image_stem}, audio {model.audio_stem}",
-        "vocabulary": f"{model.vocab_size} byte-level BPE tokens",
-        "pictures": _pictures(media),
-        "sound": f"{media.sample_rate} Hz mono, {media.mel_bins} mel bands, "
-        f"{media.sample_rate / (media.mel_hop * media.frames_per_token):.1f} tokens a second",
-    }
-    return "## Size\n\n" + _table(rows)
-
-
-def _integrity(told: CardFacts) -> str:
-    key = " --public-key public.pem" if told.signed else ""
-    how = (
-        "signed with OpenSSF model-signing (`model.sig`). Get the public key from where you trust "
-        "it, not from this "
-        "folder."
-        if told.signed
-        else "not signed."
-    )
-    return (
-        "## Integrity\n\n`manifest.json` holds the SHA-256 of every file. This release is "
-        f"{how}\n\n"
-        f"```\nmmscale verify {told.name}{key}\n```\n"
-    )
-
-
-def _limits(config: Config, state: RunState) -> str:
-    media = config.media
-    lines = [
-        "## Limits",
-        "",
-        f"- One question with its answer fits in {config.data.seq_len} tokens.",
-        f"- Clips are at most {media.max_audio_s:g} s long, "
-        f"pictures at most {media.max_image_pixels:,} pixels.",
-        "- It knows the prompts it was trained with; other prompts give answers nobody has "
-        "measured.",
-        "- Scores hold for data like the data they were measured on. Probabilities are not "
-        "calibrated.",
-        "- It repeats what its training data holds, errors and prejudice included. Judge its "
-        "answers before "
-        "they decide anything about a person.",
-    ]
-    if state.step < config.train.steps:
-        lines.append(
-            f"- Training was not finished: {state.step:,} of {config.train.steps:,} steps."
-        )
-    return "\n".join(lines) + "\n"
-
-
-def _table(rows: dict[str, str]) -> str:
-    return (
-        "\n".join(
-            [
-                "| | |",
-                "|---|---|",
-                *(f"| {name} | {_cell(value)} |" for name, value in rows.items()),
-            ]
-        )
-        + "\n"
-    )
-
-
-def _cell(text: str) -> str:
+def _cell(value: object) -> str:
     """Text that cannot break out of its table cell."""
-    return " ".join(text.split()).replace("|", "\\|")
+    return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def _kind(field: str) -> str:

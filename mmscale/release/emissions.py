@@ -5,6 +5,7 @@ al., 2019).
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +16,36 @@ _WATTS = {"cuda": 700.0, "cpu": 60.0}  # the rated power of an H100; a share of 
 _MOST = 1e12  # seconds or ranks
 
 
-def emissions_section(run_dir: Path, step: int, run: RunConfig) -> str:
-    """Markdown; says so where the run did not record what is needed."""
-    title = "## Emissions\n\n"
+@dataclass(frozen=True, kw_only=True)
+class Emissions:
+    """The estimate and the numbers it rests on, as the card shows them."""
+
+    amount: str  # of CO₂, such as "1.6 kg"
+    rank_hours: str
+    watts: str  # of a rank
+    whence: str  # where the watts come from
+    kwh: str
+    grams_per_kwh: str
+
+
+def estimate_emissions(run_dir: Path, step: int, run: RunConfig) -> Emissions | None:
+    """Of the steps before ``step``; None where the run did not record what is needed."""
     rows = _rows(run_dir / "metrics.jsonl", step)
     if not rows:
-        return title + "Not known: the run's metrics.jsonl does not tell its time and ranks.\n"
+        return None
     # Lines may be fewer than steps (train.log_every); each stands for the steps around it.
     share = step / len(rows)
     rank_hours = share * sum(row["step_s"] * row["ranks"] for row in rows) / 3600.0
     device = str(rows[-1]["device"])
     watts = run.watts or _WATTS.get(device, _WATTS["cuda"])
-    whence = "as told in `run.watts`" if run.watts else f"assumed for a {device} rank"
     kwh = rank_hours * watts / 1000.0
-    return (
-        f"{title}About {_grams(kwh * run.co2_g_per_kwh)} CO₂: {rank_hours:.3g} rank-hours of "
-        "training steps x "
-        f"{watts:g} W ({whence}) = {kwh:.3g} kWh, at {run.co2_g_per_kwh:g} g a kWh "
-        "(`run.co2_g_per_kwh`). An estimate; "
-        "power was not measured, and data preparation, evaluation and earlier attempts are not in "
-        "it.\n"
+    return Emissions(
+        amount=_grams(kwh * run.co2_g_per_kwh),
+        rank_hours=f"{rank_hours:.3g}",
+        watts=f"{watts:g}",
+        whence="as told in `run.watts`" if run.watts else f"assumed for a {device} rank",
+        kwh=f"{kwh:.3g}",
+        grams_per_kwh=f"{run.co2_g_per_kwh:g}",
     )
 
 

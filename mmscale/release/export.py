@@ -1,6 +1,6 @@
 """Releases: a checkpoint's weights as plain safetensors, with all that is needed to use them.
 
-    OUT/config.json, preprocessor_config.json, generation_config.json, tokenizer.json   see `release_files`
+    OUT/config.json, preprocessor_config.json, generation_config.json, tokenizer.json   see `small_files`
     OUT/model.safetensors, or model-00001-of-0000N.safetensors with model.safetensors.index.json
     OUT/README.md         the model card
     OUT/manifest.json     size and SHA-256 of every other file, see `manifest`
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmscale.checkpoint.run_folder import build_empty, open_run, saved_names
+from mmscale.checkpoint.run_folder import open_run, saved_names
 from mmscale.checkpoint.run_state import RunState, read_state
 from mmscale.checkpoint.stored_weights import MeanOfWeights, StoredWeights, Weights
 from mmscale.config import Config
@@ -28,22 +28,25 @@ from mmscale.config_file import to_tree
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.durable import make_folder, replace_folder, restore_folder
 from mmscale.errors import UserError
+from mmscale.model.empty import build_empty
 from mmscale.release import manifest, signature
 from mmscale.release.card import CardFacts, model_card
-from mmscale.release.open_release import SHARD, is_release, load_release
-from mmscale.release.release_files import (
+from mmscale.release.layout import (
+    CARD,
     CONFIG,
     GENERATION,
+    INDEX,
+    ONE_FILE,
     PREPROCESSOR,
+    SHARD,
     TOKENIZER,
     TOKENIZER_CONFIG,
-    write_release_files,
+    WEIGHT_TYPES,
 )
-from mmscale.release.weight_writer import INDEX, ONE_FILE, WEIGHT_TYPES, write_weights
+from mmscale.release.open_release import is_release
+from mmscale.release.small_files import write_small_files
+from mmscale.release.weight_writer import write_weights
 
-__all__ = ["ExportOptions", "export", "is_release", "load_release"]
-
-_CARD = "README.md"
 _KNOWN = {
     CONFIG,
     GENERATION,
@@ -54,7 +57,7 @@ _KNOWN = {
     TOKENIZER_CONFIG,
     manifest.NAME,
     signature.NAME,
-    _CARD,
+    CARD,
 }
 
 
@@ -134,7 +137,7 @@ def export(
             )  # fmt: skip
         except UserError as error:
             raise UserError(f"{checkpoint}: {error}") from None
-        write_release_files(partial, config, tokenizer, facts, options.dtype)
+        write_small_files(partial, config, tokenizer, facts, options.dtype)
         told = CardFacts(
             run_dir=run_dir,
             name=out.name,
@@ -145,7 +148,7 @@ def export(
             signed=options.private_key is not None,
             sizes=_sizes(partial),
         )
-        (partial / _CARD).write_text(model_card(config, state, told), encoding="utf-8")
+        (partial / CARD).write_text(model_card(config, state, told), encoding="utf-8")
         manifest.write_manifest(partial, written.digests)
         if options.private_key is not None:
             signature.sign(partial, options.private_key)

@@ -12,9 +12,9 @@ from torch import nn
 from mmscale.config import ModelConfig
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.errors import UserError
+from mmscale.release.layout import TOKENIZER
 from mmscale.release.open_release import fill_from_release, is_release, read_release
 from mmscale.release.qwen3 import load_qwen3, qwen3_tokenizer
-from mmscale.release.release_files import TOKENIZER
 
 # Numbers of a model that no tensor's shape tells: with others the same weights are another
 # function.

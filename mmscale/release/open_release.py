@@ -5,7 +5,6 @@ What is read is checked against the config's model, name by name, before memory 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,29 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmscale.checkpoint.run_folder import build_empty, check_vocabulary
+from mmscale.checkpoint.run_folder import check_vocabulary
 from mmscale.checkpoint.tensor_file import StoredTensor, TensorFile, map_tensors, read_tensor_files
 from mmscale.config import Config
 from mmscale.config_file import config_from_tree
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.errors import UserError
 from mmscale.json_file import read_object
+from mmscale.model.empty import build_empty
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import fill_rows
 from mmscale.predict.predictor import Predictor
+from mmscale.release.layout import (
+    CONFIG,
+    FORMAT,
+    INDEX,
+    ONE_FILE,
+    SHARD,
+    TOKENIZER,
+    VERSION,
+    WEIGHT_TYPES,
+)
 from mmscale.release.manifest import check_contents, check_covered, read_manifest
-from mmscale.release.release_files import CONFIG, FORMAT, TOKENIZER, VERSION
-from mmscale.release.weight_writer import INDEX, ONE_FILE, WEIGHT_TYPES
 
-SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _NO_RELEASE, _COPY_AGAIN = "give a folder made by mmscale export", "copy the release again, whole"
 
 

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from mmscale.checkpoint.run_folder import build_empty, open_run, saved_names
+from mmscale.checkpoint.run_folder import open_run, saved_names
 from mmscale.checkpoint.run_state import read_state
 from mmscale.checkpoint.stored_weights import StoredWeights, Weights
 from mmscale.config import ModelConfig
@@ -31,9 +31,11 @@ from mmscale.data.tokenizer import Tokenizer
 from mmscale.durable import make_folder, replace_folder
 from mmscale.errors import UserError
 from mmscale.json_file import read_object, write_object
+from mmscale.model.empty import build_empty
 from mmscale.model.initialise import fill
-from mmscale.release.release_files import write_tokenizer_config
-from mmscale.release.weight_writer import WEIGHT_TYPES, write_weights
+from mmscale.release.layout import WEIGHT_TYPES
+from mmscale.release.small_files import write_tokenizer_config
+from mmscale.release.weight_writer import write_weights
 
 SHIFT = len(SPECIAL_TOKENS)
 _BLOCK = {

@@ -21,11 +21,11 @@ from mmscale.predict.predictor import Predictor
 from mmscale.predict.query import Part
 from mmscale.predict.question import checked_text, choose_prompt, read_question
 from mmscale.predict.raw_input import AudioInput, ImageInput
+from mmscale.release.layout import WEIGHT_TYPES
 from mmscale.release.open_release import is_release, load_release
-from mmscale.release.weight_writer import WEIGHT_TYPES
 
 
-class Pretrained:
+class TrainedModel:
     """A model with its tokenizer. Made by `load`.
 
     Inputs: ``image`` is a path, encoded bytes, a PIL image or a uint8 array ([H, W], [H, W, 3 or 4]
@@ -136,7 +136,7 @@ class Pretrained:
 
 def load(
     folder: str | PathLike[str], device: str = "cpu", *, dtype: str = "auto", verify: bool = True
-) -> Pretrained:
+) -> TrainedModel:
     """Open a release made by ``mmscale export``.
 
     Args:
@@ -151,17 +151,17 @@ def load(
     if dtype != "auto" and dtype not in WEIGHT_TYPES:
         raise UserError(f"dtype {dtype!r}: not one of auto, {', '.join(WEIGHT_TYPES)}")
     predictor, facts = load_release(Path(folder), device, WEIGHT_TYPES.get(dtype), verify)
-    return Pretrained(predictor, facts["step"])
+    return TrainedModel(predictor, facts["step"])
 
 
-def load_trained(folder: Path) -> Pretrained:
+def load_trained(folder: Path) -> TrainedModel:
     """A release, or a run's newest whole checkpoint. Raises `UserError` if the folder is neither,
     or is damaged.
     """
     if is_release(folder):
         return load(folder)
     config, tokenizer, checkpoint = open_run(folder)
-    return Pretrained(load_checkpoint(config, tokenizer, checkpoint), read_state(checkpoint).step)
+    return TrainedModel(load_checkpoint(config, tokenizer, checkpoint), read_state(checkpoint).step)
 
 
 def _decoding(keywords: dict[str, Any]) -> Decoding:

@@ -25,9 +25,8 @@ from mmscale.checkpoint.stored_weights import Weights
 from mmscale.checkpoint.tensor_file import DTYPES
 from mmscale.errors import UserError
 from mmscale.json_file import write_object
+from mmscale.release.layout import INDEX, ONE_FILE
 
-WEIGHT_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _ROWS_BYTES = (
     64 << 20
 )  # float32 bytes of the rows that are in memory at once, unless a single row has more

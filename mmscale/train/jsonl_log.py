@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 from mmscale.durable import write_durably
 from mmscale.errors import UserError
+from mmscale.messages import warn
 
 
 class JsonlLog:
@@ -44,11 +44,10 @@ class JsonlLog:
         except OSError as error:
             if not self._told:
                 self._told = True
-                print(
-                    f"mmscale: warning: {self._path}: cannot be written ({error.strerror}); its "
+                warn(
+                    f"{self._path}: cannot be written ({error.strerror}); its "
                     "lines wait in memory, "
-                    "free space",
-                    file=sys.stderr,
+                    "free space"
                 )
 
     def close(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -22,6 +21,7 @@ from mmscale.data.loading.fork_server import start_fork_server
 from mmscale.data.loading.loader import LoadedStep, MicroBatches, iterate_steps
 from mmscale.data.planning.step_plan import Plan, check_world
 from mmscale.errors import UserError
+from mmscale.messages import report
 from mmscale.optim.guard import StepGuard
 from mmscale.optim.learning_rate import learning_rate
 from mmscale.parallel.hang import arm_recorder, explain
@@ -125,10 +125,8 @@ def _train(config: Config, ranks: Ranks, until: int | None, began: float) -> Tra
     if run.store.failure:
         raise UserError(run.store.failure)
     if run.metrics.stop_code and ranks.is_first:
-        print(
-            f"mmscale: stopped as told after step {run.finished - 1}, and saved; the same command "
-            "resumes it",
-            file=sys.stderr,
+        report(
+            f"stopped as told after step {run.finished - 1}, and saved; the same command resumes it"
         )
     return TrainResult(
         run_dir=config.run.dir,

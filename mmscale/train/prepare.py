@@ -5,7 +5,6 @@ The first rank makes them; the others wait and then read the same files.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch.distributed as dist
@@ -22,6 +21,7 @@ from mmscale.data.planning.token_counts import iterate_texts
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.durable import write_durably
 from mmscale.errors import UserError
+from mmscale.messages import write_line
 from mmscale.model.flops import Flops
 from mmscale.parallel.ranks import Ranks, on_first_rank
 from mmscale.release.init_from import initial_tokenizer
@@ -183,4 +183,4 @@ def _tell(plan: Plan, config: Config) -> None:
         )
         if one.counts.oversize:
             line += f"; {one.counts.oversize:,} samples longer than data.seq_len={plan.seq_len} are left out"
-        print(line, file=sys.stderr)
+        write_line(line)

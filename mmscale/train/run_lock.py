@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +14,7 @@ from pathlib import Path
 from mmscale.data.storage.file_lock import try_lock_of_process
 from mmscale.durable import make_folder
 from mmscale.errors import UserError
+from mmscale.messages import report
 from mmscale.parallel.ranks import Ranks, on_first_rank
 from mmscale.release.manifest import NAME as RELEASE_MANIFEST
 
@@ -92,9 +92,8 @@ def _take(folder: Path, patience_s: float, doing: str) -> int | None:
             )
         if not told:
             told = True
-            print(
-                f"mmscale: {folder}: another {doing} in it ({holder}); waiting {patience_s:.0f} s "
-                "for it to end",
-                file=sys.stderr,
+            report(
+                f"{folder}: another {doing} in it ({holder}); waiting {patience_s:.0f} s "
+                "for it to end"
             )
         time.sleep(_POLL_S)

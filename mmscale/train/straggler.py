@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import statistics
-import sys
 import time
 from collections import deque
 
 import torch.distributed as dist
 
+from mmscale.messages import warn
 from mmscale.parallel.ranks import Ranks
 
 _WINDOW = 20  # steps
@@ -62,9 +62,8 @@ class RankTimes:
         usual = statistics.median_low(means)
         if means[slowest] > max(_SLOW * usual, usual + _LEAST_S):
             self._quiet = 10 * _WINDOW
-            print(
-                f"mmscale: warning: step {step}: rank {slowest} ({self._hosts[slowest]}) {name} "
+            warn(
+                f"step {step}: rank {slowest} ({self._hosts[slowest]}) {name} "
                 f"{means[slowest]:.3f} s "
-                f"a step, the median rank {usual:.3f} s; all wait for it",
-                file=sys.stderr,
+                f"a step, the median rank {usual:.3f} s; all wait for it"
             )

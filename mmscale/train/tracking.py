@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from mmscale.config import RunConfig
+from mmscale.messages import warn
 from mmscale.registry import TRACKERS
 
 
@@ -53,7 +53,4 @@ class Trackers:
             except Exception as error:
                 del self._open[name]
                 reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-                print(
-                    f"mmscale: warning: tracker {name}: gets nothing more ({reason})",
-                    file=sys.stderr,
-                )
+                warn(f"tracker {name}: gets nothing more ({reason})")

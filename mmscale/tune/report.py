@@ -8,11 +8,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mmscale.config import Config
 from mmscale.config_file import to_tree
 from mmscale.durable import write_durably
+from mmscale.strict_yaml import write_yaml
 from mmscale.tune.page import write_page
 from mmscale.tune.records import Trial, read_lines
 from mmscale.tune.space import Space
@@ -38,7 +37,7 @@ def write_report(
     head = f"# {best.name} of {len(trials)}: {config.tune.metric} {best.score:.6g} after {best.steps} steps\n"
     if best.parents:
         head += "# It took over others' weights on the way (tune.jsonl); trained from the start it may end elsewhere.\n"
-    text = head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    text = head + write_yaml(tree)
     write_durably(path, text)
     write_table(folder / "trials.parquet", space, trials)
     lines = [

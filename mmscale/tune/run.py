@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 from mmscale.config import SCORES, Config
 from mmscale.config_file import to_tree
 from mmscale.errors import UserError
+from mmscale.messages import report
 from mmscale.on_ray.connect import import_ray, process_needs, ray_cluster, wait_for_room
 from mmscale.train.run_lock import hold_search
 from mmscale.tune.records import Records, trial_name
@@ -175,10 +175,7 @@ def _run_trials(
     if watch.fault:
         raise UserError(watch.fault)
     if left:
-        print(
-            f"mmscale: {left} trials are not done; the same command with --resume goes on",
-            file=sys.stderr,
-        )
+        report(f"{left} trials are not done; the same command with --resume goes on")
         raise KeyboardInterrupt
 
 

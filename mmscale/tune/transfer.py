@@ -8,13 +8,13 @@ width grows.
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmscale.config import Config
 from mmscale.errors import UserError
+from mmscale.messages import report
 from mmscale.tune.records import Trial
 from mmscale.tune.space import Point, Space, format_point
 
@@ -107,7 +107,7 @@ def transfer_rates(
             made = space.config({**best.point, **overrides, RATE: rate}, "tune.transfer")
             waiting.append((rate, remote.remote(made, job, f"rate-{factor:g}")))
     except UserError as error:
-        print(f"mmscale: no score of the larger model: {error}", file=sys.stderr)
+        report(f"no score of the larger model: {error}")
     for rate, one in waiting:
         try:
             larger.scores[rate] = ray.get(one)
@@ -115,11 +115,7 @@ def transfer_rates(
             ray.exceptions.RayError
         ) as error:  # raised there, out of memory, or a process or machine was lost
             lines = str(getattr(error, "cause", None) or error).strip().splitlines()
-            print(
-                f"mmscale: no score of the larger model at rate {rate:.3g}: "
-                f"{lines[-1].strip()[:300]}",
-                file=sys.stderr,
-            )
+            report(f"no score of the larger model at rate {rate:.3g}: {lines[-1].strip()[:300]}")
     return larger
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from conftest import ROOT
 from torch.distributed.launcher.api import LaunchConfig
+
+from mmscale.strict_yaml import read_yaml
 
 LAUNCH = ROOT / "launch"
 SCRIPTS = [*sorted(LAUNCH.glob("*.sh")), LAUNCH / "slurm.sbatch"]
@@ -316,7 +317,7 @@ def test_kubernetes():
 def test_an_elastic_pytorchjob():
     """The operator gives such pods an endpoint, but neither an address nor a rank."""
     path = LAUNCH / "kubernetes" / "pytorchjob.yaml"
-    spec = yaml.safe_load(path.read_text())["spec"]
+    spec = read_yaml(path.read_text())["spec"]
     (container,) = spec["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
     assert (
         container["command"][:2] == ["bash", "launch/torchrun.sh"]
@@ -430,7 +431,7 @@ def test_manifests_have_what_training_needs(path):
     """Shared memory for the loaders, time to save after SIGTERM, GPUs. Schemas:
     test_manifests.py.
     """
-    (manifest,) = yaml.safe_load_all(path.read_text())
+    manifest = read_yaml(path.read_text())
     text = json.dumps(manifest)
     assert manifest["apiVersion"] and manifest["kind"] in ("JobSet", "PyTorchJob")
     assert (

@@ -13,14 +13,14 @@ from pathlib import Path
 import jsonschema
 import kubernetes_validate
 import pytest
-import yaml
 from conftest import ROOT
+from ruamel.yaml import YAML
 
 
 def read_manifests():
     found = []
     for path in sorted((ROOT / "launch").rglob("*.yaml")):
-        for document in yaml.safe_load_all(path.read_text()):
+        for document in YAML(typ="safe").load_all(path.read_text()):
             if isinstance(document, dict) and "apiVersion" in document and "kind" in document:
                 found.append(pytest.param(document, id=f"{path.name}-{document['kind']}"))
     return found
@@ -88,7 +88,7 @@ def find_schema(manifest):
     kind, (group, version) = manifest["kind"], manifest["apiVersion"].split("/")
     folder = os.environ.get("MMSCALE_CRDS")
     for path in sorted(Path(folder).glob("*.yaml")) if folder else []:
-        for crd in yaml.load_all(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        for crd in YAML(typ="safe").load_all(path.read_text()):
             spec = crd.get("spec", {}) if isinstance(crd, dict) else {}
             if spec.get("group") == group and spec["names"]["kind"] == kind:
                 found = {one["name"]: one["schema"]["openAPIV3Schema"] for one in spec["versions"]}

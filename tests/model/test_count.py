@@ -5,13 +5,13 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 from conftest import ROOT
 from packings import MEDIA, model_config
 
 from mmscale.config import MediaConfig, ModelConfig
 from mmscale.model.count import count_parameters
 from mmscale.model.fusion import FusionTransformer
+from mmscale.strict_yaml import read_yaml
 
 SIZES = {"base": (125e6, 0.02), "1b": (1.0e9, 0.02), "3b": (3.0e9, 0.02), "10b": (10.0e9, 0.01)}
 
@@ -19,7 +19,7 @@ SIZES = {"base": (125e6, 0.02), "1b": (1.0e9, 0.02), "3b": (3.0e9, 0.02), "10b":
 @pytest.mark.parametrize("name", SIZES)
 def test_size(name):
     size, band = SIZES[name]
-    keys = yaml.safe_load((ROOT / f"configs/model/{name}.yaml").read_text())
+    keys = read_yaml((ROOT / f"configs/model/{name}.yaml").read_text())
     assert count_parameters(ModelConfig(**keys), MediaConfig())["total"] == pytest.approx(
         size, rel=band
     )

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-import yaml
 from conftest import ROOT
 from packings import MEDIA, model_config
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -17,6 +16,7 @@ from mmscale.data.objectives.next_token import add_targets
 from mmscale.model.flops import Flops
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
+from mmscale.strict_yaml import read_yaml
 
 CHOICES = [
     {},
@@ -86,7 +86,7 @@ STEMS = {
 
 @pytest.mark.parametrize("size", STEMS)
 def test_the_stems_of_every_size_cost_the_same_as_ever(size):
-    sizes = yaml.safe_load((ROOT / f"configs/model/{size}.yaml").read_text())
+    sizes = read_yaml((ROOT / f"configs/model/{size}.yaml").read_text())
     for image, audio in (("patch", "conv"), ("cnn", "rnn")):
         config = ModelConfig(**sizes | {"image_stem": image, "audio_stem": audio})
         costs = Flops(config, MediaConfig(), 512)

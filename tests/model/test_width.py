@@ -7,7 +7,6 @@ import re
 
 import pytest
 import torch
-import yaml
 from conftest import ROOT
 from packings import model_config
 
@@ -15,6 +14,7 @@ from mmscale.config import MediaConfig, ModelConfig
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.width import initial_factor, rule_of, width_ratio
 from mmscale.registry import OPTIMIZERS
+from mmscale.strict_yaml import read_yaml
 
 SIZES = sorted(path.name for path in (ROOT / "configs/model").glob("*.yaml"))
 RULES = [
@@ -38,7 +38,7 @@ def expected_rule(name: str, dimensions: int, audio_stem: str) -> str:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_rules_and_factors_of_every_parameter(size):
-    sizes = yaml.safe_load((ROOT / "configs/model" / size).read_text())
+    sizes = read_yaml((ROOT / "configs/model" / size).read_text())
     choices = itertools.product(
         ("patch", "cnn"), ("conv", "rnn"), ("transformer", "rnn"), ([], ["feed_forward", "norm"])
     )

@@ -1,14 +1,9 @@
-"""Nothing about a signed release can be changed, added, removed or exchanged without `mmscale
-verify` telling it.
-"""
+"""A release that was tampered with is refused in one line; a whole one is accepted."""
 
-import hashlib
 import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -17,9 +12,7 @@ from small_run import save_run, small_config, write_shards
 import mmscale
 from mmscale.cli import main
 from mmscale.errors import UserError
-from mmscale.release import signature
 from mmscale.release.export import ExportOptions, export
-from mmscale.release.manifest import write_manifest
 from mmscale.release.signature import make_keys
 from mmscale.release.verify_release import verify_release
 
@@ -188,44 +181,6 @@ def test_a_whole_release_is_accepted(capsys, signed, keys):
     assert "the signature was not checked" in capsys.readouterr().out
 
 
-def test_an_attacker_who_writes_the_manifest_anew_is_stopped_by_the_signature(
-    capsys, release, keys
-):
-    flip_last_bit(first_shard(release))
-    held = (release / "model.sig").read_bytes()
-    (release / "model.sig").unlink()
-    write_manifest(release)
-    (release / "model.sig").write_bytes(held)
-    verify_release(release)  # whole, as far as hashes alone can tell
-    line = complaint(capsys, "verify", release, "--public-key", keys[1])
-    assert "does not prove this folder" in line and "Hash mismatch" in line
-
-
-def test_another_key_and_what_is_no_key(capsys, release, keys, tmp_path):
-    other = make_keys(tmp_path / "other")
-    assert "does not prove" in complaint(capsys, "verify", release, "--public-key", other[1])
-    assert "no PEM public key" in complaint(
-        capsys, "verify", release, "--public-key", release / "README.md"
-    )
-    assert "no PEM public key" in complaint(capsys, "verify", release, "--public-key", keys[0])
-    assert "none.pem: cannot be read" in complaint(
-        capsys, "verify", release, "--public-key", tmp_path / "none.pem"
-    )
-
-
-def test_a_signature_of_the_same_key_over_another_folder(capsys, run_dir, release, keys, tmp_path):
-    """Both are honest releases; exchanging their signatures proves neither."""
-    export(
-        run_dir, tmp_path / "older", run_dir / "checkpoints" / "step-00000005",
-        ExportOptions(max_shard_bytes=60_000, private_key=keys[0]),
-    )  # fmt: skip
-    verify_release(tmp_path / "older", keys[1])
-    shutil.copy(tmp_path / "older" / "model.sig", release / "model.sig")
-    assert "does not prove this folder" in complaint(
-        capsys, "verify", release, "--public-key", keys[1]
-    )
-
-
 def test_what_a_download_adds_can_be_named(release, keys):
     (release / ".gitattributes").write_text("*.safetensors filter=lfs")
     (release / ".cache" / "huggingface").mkdir(parents=True)
@@ -248,158 +203,9 @@ def test_links_into_a_download_cache_are_followed(release, keys, tmp_path):
         verify_release(release, keys[1])
 
 
-def test_the_command_of_model_signing_accepts_it_too(signed, keys):
-    command = [
-        sys.executable, "-m", "model_signing", "verify", "key", str(signed),
-        "--public_key", str(keys[1]), "--signature", str(signed / "model.sig"),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "succeeded" in done.stdout
-
-
-def test_opening_a_changed_release_is_refused(release):
-    mmscale.load(release)
-    flip_last_bit(first_shard(release))
-    with pytest.raises(UserError, match="was changed, its SHA-256"):
-        mmscale.load(release)
-    mmscale.load(release, verify=False)  # asked for: only small files are hashed
-    (release / "config.json").write_text(
-        (release / "config.json").read_text().replace("which", "whach")
-    )
-    with pytest.raises(UserError, match=r"config\.json: was changed"):
-        mmscale.load(release, verify=False)
-
-
-def unlist(release, old):
-    tree = json.loads((release / "manifest.json").read_text())
-    del tree["files"][old]
-    (release / "manifest.json").write_text(json.dumps(tree))
-
-
-def empty_manifest(release):
-    tree = json.loads((release / "manifest.json").read_text())
-    (release / "manifest.json").write_text(json.dumps(tree | {"files": {}}))
-
-
-UNLISTED = {
-    "a manifest of nothing": (empty_manifest, "is not in manifest.json"),
-    "config": (lambda r: unlist(r, "config.json"), r"config\.json: is not in"),
-    "tokenizer": (lambda r: unlist(r, "tokenizer.json"), r"tokenizer\.json: is not in"),
-    "preprocessor": (
-        lambda r: unlist(r, "preprocessor_config.json"),
-        r"preprocessor_config\.json: is",
-    ),
-    "index": (lambda r: unlist(r, "model.safetensors.index.json"), r"index\.json: is not in"),
-    "shard": (lambda r: unlist(r, first_shard(r).name), r"model-00001.*: is not in"),
-    "added weights": (
-        lambda r: shutil.copy(first_shard(r), r / "model.safetensors"),
-        r"model\.safetensors: is not",
-    ),
-    "added JSON": (
-        lambda r: (r / "processor_config.json").write_text("{}"),
-        r"processor_config\.json: is not",
-    ),
-    "two sets of weights, no manifest": (
-        lambda r: (
-            shutil.copy(first_shard(r), r / "model.safetensors"),
-            (r / "manifest.json").unlink(),
-        ),
-        r"model\.safetensors: stands beside",
-    ),
-}
-
-
-@pytest.mark.parametrize("fault", UNLISTED)
-def test_nothing_is_read_that_the_manifest_does_not_list(release, fault):
-    spoil, message = UNLISTED[fault]
-    spoil(release)
-    for verify in (True, False):
-        with pytest.raises(UserError, match=message):
-            mmscale.load(release, verify=verify)
-
-
-def test_a_release_copied_over_another_is_not_opened_as_the_older_one(run_dir, release, tmp_path):
-    """The index that was left over would name the older weights."""
-    export(run_dir, tmp_path / "one file")
-    shutil.copytree(tmp_path / "one file", release, dirs_exist_ok=True)
-    with pytest.raises(UserError, match=r"is not in manifest\.json; remove it, or copy"):
-        mmscale.load(release)
-
-
-def test_without_a_manifest_a_release_is_opened_as_it_is(release):
-    (release / "manifest.json").unlink()
-    mmscale.load(release)
-
-
-def test_the_manifest_is_what_sha256sum_says(signed):
-    files = json.loads((signed / "manifest.json").read_text())["files"]
-    assert files.keys() == {path.name for path in signed.iterdir()} - {"manifest.json", "model.sig"}
-    for name, facts in files.items():
-        raw = (signed / name).read_bytes()
-        assert facts == {"size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
-
-
 def test_a_name_cannot_hide_the_error(signed, tmp_path, capsys):
     release = shutil.copytree(signed, tmp_path / "release")
     (release / "\x1b[2K\rrelease: 9 files, all as listed\n\u202e").write_text("")
     told = complaint(capsys, "verify", release)
     assert "\\x1b[2K\\rrelease: 9 files, all as listed\\n\\u202e: was added" in told
     assert not any(sign in told.rstrip("\n") for sign in "\x1b\r\n\u202e")
-
-
-def test_keys_are_private_and_never_overwritten(capsys, tmp_path):
-    main(["keygen", "--out", str(tmp_path / "keys"), "--json"])
-    made = json.loads(capsys.readouterr().out)
-    assert oct(os.stat(made["private_key"]).st_mode & 0o777) == "0o600"
-    assert "is there already" in complaint(capsys, "keygen", "--out", tmp_path / "keys")
-    os.unlink(made["private_key"])
-    assert "public.pem: is there already" in complaint(capsys, "keygen", "--out", tmp_path / "keys")
-    assert os.listdir(tmp_path / "keys") == ["public.pem"], (
-        "no private key beside another's public one"
-    )
-
-
-def test_a_public_key_that_cannot_be_written_leaves_no_private_one(capsys, tmp_path, monkeypatch):
-    opened = os.open
-
-    def full(path, *arguments, **settings):
-        if str(path).endswith("public.pem"):
-            raise OSError(28, "No space left on device")
-        return opened(path, *arguments, **settings)
-
-    monkeypatch.setattr(os, "open", full)
-    assert "cannot be written (No space" in complaint(capsys, "keygen", "--out", tmp_path / "keys")
-    assert os.listdir(tmp_path / "keys") == []
-
-
-def test_a_key_that_cannot_sign_is_told_before_anything_is_written(run_dir, keys, tmp_path):
-    from cryptography.hazmat.primitives import serialization
-    from cryptography.hazmat.primitives.asymmetric import ec, rsa
-
-    def pem(key, secret=None):
-        how = (
-            serialization.BestAvailableEncryption(secret)
-            if secret
-            else serialization.NoEncryption()
-        )
-        return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, how)
-
-    wrong = {
-        "rsa": (pem(rsa.generate_private_key(65537, 2048)), "no key on P-256"),
-        "curve": (pem(ec.generate_private_key(ec.SECP256K1())), "no key on P-256"),
-        "locked": (pem(ec.generate_private_key(ec.SECP256R1()), b"secret"), "is encrypted"),
-        "public": (keys[1].read_bytes(), "no PEM private key"),
-        "text": (b"hello", "no PEM private key"),
-    }
-    for name, (raw, message) in wrong.items():
-        (tmp_path / name).write_bytes(raw)
-        with pytest.raises(UserError, match=message):
-            export(run_dir, tmp_path / "out", options=ExportOptions(private_key=tmp_path / name))
-    assert not (tmp_path / "out").exists()
-
-
-def test_without_the_library_it_says_what_to_install(monkeypatch, signed, keys):
-    monkeypatch.setitem(sys.modules, "model_signing", None)
-    with pytest.raises(UserError, match=r"pip install 'mmscale\[sign\]'"):
-        signature.verify_signature(signed, keys[1])

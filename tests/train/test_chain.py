@@ -6,7 +6,6 @@ import json
 import shutil
 
 import pytest
-import yaml
 from conftest import run_module
 from killing import kill_when_reached, metrics
 
@@ -14,6 +13,7 @@ from mmscale import prf
 from mmscale.config import MediaConfig
 from mmscale.data.index.build_index import build_index
 from mmscale.data.ingest.shard_writer import ShardWriter
+from mmscale.strict_yaml import write_yaml
 
 WORDS = ["red", "green", "blue", "white", "black"]
 STEPS = 16
@@ -49,7 +49,7 @@ def config(tmp_path_factory):
                   "optimizer": {"warmup_steps": 2}},
         "run": {"progress": False, "tensorboard": False},
     }  # fmt: skip
-    (root / "chain.yaml").write_text(yaml.safe_dump(tree))
+    (root / "chain.yaml").write_text(write_yaml(tree))
     return root / "chain.yaml"
 
 

@@ -9,7 +9,6 @@ import shutil
 
 import numpy as np
 import pytest
-import yaml
 from conftest import ROOT, run_module
 from killing import metrics
 from PIL import Image
@@ -20,6 +19,7 @@ from mmscale.config import MediaConfig
 from mmscale.data.index.build_index import build_index
 from mmscale.data.index.manifest import Manifest
 from mmscale.data.ingest.shard_writer import ShardWriter
+from mmscale.strict_yaml import write_yaml
 
 MEDIA = {"image_height": 16, "image_width": 16, "image_patch": 8, "mel_bins": 8}
 
@@ -57,7 +57,7 @@ def config(tmp_path):
         {"warmup_steps": 2}},
         "run": {"dir": str(tmp_path / "run"), "progress": False, "tensorboard": False},
     }  # fmt: skip
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree))
+    (tmp_path / "c.yaml").write_text(write_yaml(tree))
     return tmp_path / "c.yaml"
 
 

@@ -7,10 +7,16 @@ import json
 import pytest
 import torch
 import transformers
+from checkpoints import relist
 from packings import MEDIA, model_config, random_batch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from small_run import save_run, small_config, write_shards
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from mmscale.checkpoint.run_folder import load_run
+from mmscale.cli import main
 from mmscale.data.loading.batch_builder import BatchBuilder
 from mmscale.data.special_tokens import END, SPECIAL_TOKENS
 from mmscale.data.tokenizer import Tokenizer
@@ -19,10 +25,12 @@ from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
 from mmscale.predict.decoding import Decoding
 from mmscale.predict.generate import Generator
+from mmscale.release import weight_writer
 from mmscale.release.qwen3 import (
     SHIFT,
     check_form,
     check_qwen3,
+    export_qwen3,
     load_qwen3,
     qwen3_name,
     write_qwen3,
@@ -216,3 +224,57 @@ def test_the_other_parts_stay_as_they_were_drawn(pair):
     initialise(fresh, ours.config, 0)
     assert torch.equal(fresh.embed_head.weight, ours.embed_head.weight)
     assert torch.isfinite(ours(random_batch(2))["next_token"]) and END < SHIFT
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("made")
+    write_shards(made / "shards", count=4)
+    save_run(small_config(made / "run", made / "shards"), steps=(5, 9))
+    save_run(small_config(made / "other", made / "shards"), steps=(21,))
+    return made
+
+
+def tensors_of(release):
+    return {n: t for path in release.glob("*.safetensors") for n, t in load_file(path).items()}
+
+
+def spoil(path, name, value):
+    """Put one number into a checkpoint's tensor."""
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors[name][3] = value
+    save_file(tensors, path, metadata=metadata)
+    relist(path.parent)
+
+
+def test_a_qwen3_folder_is_of_the_type_and_sizes_asked_for(folder, tmp_path):
+    plain, _ = load_run(folder / "run")
+    sizes = ["--dtype", "bfloat16", "--shard-size", "20kB", "--as", "qwen3"]
+    main(["export", str(folder / "run"), "--out", str(tmp_path / "out"), *sizes])
+    found = tensors_of(tmp_path / "out")
+    assert found and {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+    wanted = plain.model.embedding.weight.to(torch.bfloat16)
+    assert torch.equal(found["model.embed_tokens.weight"], wanted)
+    assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 1
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+    older = folder / "run" / "checkpoints" / "step-00000005"
+    assert export_qwen3(folder / "run", tmp_path / "older", older)["step"] == 5
+
+
+def test_a_qwen3_folder_that_cannot_be_written_is_not_there(folder, tmp_path, monkeypatch):
+    run = save_run(small_config(tmp_path / "run", folder / "shards"))
+    (path,) = run.glob("checkpoints/*/*.safetensors")
+    spoil(path, "model.norm.weight", float("nan"))
+    with pytest.raises(
+        UserError, match=r"step-00000005: model\.norm\.weight holds values that are not finite"
+    ):
+        export_qwen3(run, tmp_path / "out")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weight_writer, "write_header", full)
+    with pytest.raises(UserError, match=r"out: cannot be written \(.*No space left"):
+        export_qwen3(folder / "run", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

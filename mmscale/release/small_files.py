@@ -18,18 +18,22 @@ from mmscale.config_file import to_tree
 from mmscale.data.special_tokens import END, PAD, SPECIAL_TOKENS
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.json_file import write_object
-
-FORMAT, VERSION = "mmscale-release", 1
-MODEL_TYPE, MODEL_CLASS, PROCESSOR_CLASS = "mmscale", "MmscaleModel", "MmscaleProcessor"
-CONFIG, TOKENIZER = "config.json", "tokenizer.json"
-PREPROCESSOR, GENERATION, TOKENIZER_CONFIG = (
-    "preprocessor_config.json",
-    "generation_config.json",
-    "tokenizer_config.json",
+from mmscale.release.layout import (
+    CONFIG,
+    FORMAT,
+    GENERATION,
+    PREPROCESSOR,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    VERSION,
 )
 
+MODEL_TYPE, MODEL_CLASS, PROCESSOR_CLASS = "mmscale", "MmscaleModel", "MmscaleProcessor"
+# For who looks into config.json after `transformers` did not recognize its model_type.
+COMMENT = "`import mmscale` registers this model_type with transformers (AutoConfig, AutoModel)"
 
-def write_release_files(
+
+def write_small_files(
     folder: Path, config: Config, tokenizer: Tokenizer, facts: dict[str, Any], dtype: str
 ) -> None:
     """Write all of them. ``facts`` are step, fingerprint and number of parameters; ``dtype`` is a
@@ -39,6 +43,7 @@ def write_release_files(
     tree = {
         "format": FORMAT,
         "version": VERSION,
+        "comment": COMMENT,
         "model_type": MODEL_TYPE,
         "architectures": [MODEL_CLASS],
         # Here alone: transformers then looks at the model's type before it looks for the class of

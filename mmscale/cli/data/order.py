@@ -1,0 +1,54 @@
+"""`mmscale data order`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from mmscale.cli.verb import add_config, verb
+from mmscale.errors import UserError
+
+
+def add(verbs: Any) -> None:
+    """Declare the command `data order` and its options."""
+    order = verb(verbs, "order", _order, "what is seen when, by whom, as JSON lines")
+    add_config(order)
+    order.add_argument(
+        "--steps", required=True, metavar="A:B", help="steps A up to, not including, B"
+    )
+    order.add_argument(
+        "--world", type=int, default=1, metavar="W", help="number of ranks (default: 1)"
+    )
+    order.add_argument("--rank", type=int, metavar="R", help="print this rank's share only")
+
+
+def _order(arguments: argparse.Namespace) -> None:
+    from mmscale.config_file import load_config
+    from mmscale.data.planning.step_plan import check_world
+    from mmscale.train.prepare import finished_steps, open_plan, prepare_data, run_tokenizer
+
+    config = load_config(arguments.config, arguments.overrides)
+    first, _, last = arguments.steps.partition(":")
+    if not (first.isdecimal() and last.isdecimal()):
+        raise UserError(f"--steps {arguments.steps}: write A:B, such as 0:10")
+    if arguments.world < 1 or (
+        arguments.rank is not None and not 0 <= arguments.rank < arguments.world
+    ):
+        raise UserError(
+            f"--rank {arguments.rank} --world {arguments.world}: a rank counts from 0 to W-1"
+        )
+    check_world(config.data.sequences, arguments.world)
+    prepare_data(config)
+    plan = open_plan(config, run_tokenizer(config), finished_steps(Path(config.run.dir)))
+    for step in range(int(first), int(last)):
+        shares = [
+            (r, s) for r in range(arguments.world) for s in plan.share(step, r, arguments.world)
+        ]
+        for rank, sequence in sorted(shares, key=lambda share: share[1].number):
+            if arguments.rank is None or rank == arguments.rank:
+                dataset = plan.sets[sequence.set_index].dataset
+                keys = [dataset.key(sample) for sample in sequence.samples.tolist()]
+                row = {"step": step, "sequence": sequence.number, "rank": rank, "keys": keys}
+                print(json.dumps(row, ensure_ascii=False))

@@ -1,0 +1,90 @@
+"""`mmscale data pack`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mmscale.cli.data.manifest import print_manifest
+from mmscale.cli.data.media_limits import add_media_limits, media_limits
+from mmscale.cli.verb import verb
+
+PACK_EPILOG = """\
+columns of a table:
+  image, audio   a path relative to the table; in Parquet also the encoded bytes, or {bytes, path} as Hugging Face
+                 data sets have it
+  text, cls      caption or transcript; class number
+  key            name of the sample (default: the row's number)
+  any other      a field json.<column>; nested values and dates are kept
+  image, audio and text may be lists (JSONL, Parquet): the fields 0.jpg, 1.jpg, …
+
+A pack that was killed, or that stopped at a broken row, continues when the same command is given again. Shards
+and index appear in DIR when all samples are written; until then complete shards wait in DIR/.pack.
+
+examples:
+  mmscale data pack photos/ --out shards/train
+  mmscale data pack clips.csv --out shards/train --max-audio-s 60
+  mmscale data pack dataset/data/ --out shards/train --workers 8
+"""
+
+
+def add(verbs: Any) -> None:
+    """Declare the command `data pack` and its options."""
+    pack = verb(
+        verbs,
+        "pack",
+        _pack,
+        "folder, CSV, JSONL or Parquet of media and text → shards and index",
+        epilog=PACK_EPILOG,
+    )
+    pack.add_argument(
+        "source",
+        help="a folder of media files (cat/001.jpg with cat/001.txt), a .csv, .jsonl or .parquet, "
+        "or a folder of .parquet files",
+    )
+    pack.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="empty or new folder, or that of the pack to continue",
+    )
+    pack.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes (default: all cores); the shards are the same",
+    )
+    pack.add_argument(
+        "--samples-per-shard", type=int, default=1000, metavar="N", help="default: 1000"
+    )
+    pack.add_argument(
+        "--shuffle-seed", type=int, default=0, metavar="N", help="order of the samples (default: 0)"
+    )
+    pack.add_argument(
+        "--shuffle-gb",
+        type=float,
+        default=8.0,
+        metavar="GB",
+        help="Parquet only: a larger source (10^9 bytes, uncompressed) is shuffled in portions of this size, each "
+        "made of row groups from all over it; DIR needs as much more room while it is packed "
+        "(default: 8)",
+    )
+    add_media_limits(pack)
+
+
+def _pack(arguments: argparse.Namespace) -> dict[str, Any]:
+    from mmscale.data.ingest.pack import pack
+    from mmscale.data.worker_pool import available_cores
+
+    manifest = pack(
+        Path(arguments.source),
+        Path(arguments.out),
+        shuffle_seed=arguments.shuffle_seed,
+        samples_per_shard=arguments.samples_per_shard,
+        shuffle_gb=arguments.shuffle_gb,
+        workers=available_cores() if arguments.workers is None else arguments.workers,
+        media=media_limits(arguments),
+        progress=True,
+    )
+    return print_manifest(manifest, arguments.json)

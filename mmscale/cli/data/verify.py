@@ -1,0 +1,38 @@
+"""`mmscale data verify`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mmscale.cli.verb import verb
+from mmscale.errors import UserError
+from mmscale.messages import write_line
+
+
+def add(verbs: Any) -> None:
+    """Declare the command `data verify` and its options."""
+    verify_shards = verb(
+        verbs,
+        "verify",
+        _verify,
+        "strict checks of shards against their index; fails on any fault",
+    )
+    verify_shards.add_argument("directory", help="a folder of indexed shards")
+
+
+def _verify(arguments: argparse.Namespace) -> dict[str, Any]:
+    from mmscale.data.index.build_index import verify_shards
+
+    faults = verify_shards(Path(arguments.directory))
+    if faults:
+        for fault in faults:
+            write_line(fault)
+        raise UserError(
+            f"{arguments.directory}: {len(faults)} faults, listed above; copy the shards again or "
+            "index anew"
+        )
+    if not arguments.json:
+        print(f"{arguments.directory}: no fault found")
+    return {"directory": arguments.directory, "faults": 0}

@@ -1,0 +1,130 @@
+"""What the manifest lists is what is read, and what it says is true."""
+
+import hashlib
+import json
+import shutil
+
+import pytest
+from small_run import save_run, small_config, write_shards
+
+import mmscale
+from mmscale.errors import UserError
+from mmscale.release.export import ExportOptions, export
+from mmscale.release.signature import make_keys
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    write_shards(folder / "shards", count=4)
+    return save_run(small_config(folder / "run", folder / "shards"), steps=(5, 9))
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    return make_keys(tmp_path_factory.mktemp("keys") / "mine")
+
+
+@pytest.fixture(scope="module")
+def signed(run_dir, keys, tmp_path_factory):
+    out = tmp_path_factory.mktemp("signed") / "release"
+    export(run_dir, out, options=ExportOptions(max_shard_bytes=60_000, private_key=keys[0]))
+    return out
+
+
+@pytest.fixture
+def release(signed, tmp_path):
+    """A copy to spoil."""
+    return shutil.copytree(signed, tmp_path / "release")
+
+
+def first_shard(release):
+    return sorted(release.glob("model-*.safetensors"))[0]
+
+
+def flip_last_bit(path):
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+
+
+def test_opening_a_changed_release_is_refused(release):
+    mmscale.load(release)
+    flip_last_bit(first_shard(release))
+    with pytest.raises(UserError, match="was changed, its SHA-256"):
+        mmscale.load(release)
+    mmscale.load(release, verify=False)  # asked for: only small files are hashed
+    (release / "config.json").write_text(
+        (release / "config.json").read_text().replace("which", "whach")
+    )
+    with pytest.raises(UserError, match=r"config\.json: was changed"):
+        mmscale.load(release, verify=False)
+
+
+def unlist(release, old):
+    tree = json.loads((release / "manifest.json").read_text())
+    del tree["files"][old]
+    (release / "manifest.json").write_text(json.dumps(tree))
+
+
+def empty_manifest(release):
+    tree = json.loads((release / "manifest.json").read_text())
+    (release / "manifest.json").write_text(json.dumps(tree | {"files": {}}))
+
+
+UNLISTED = {
+    "a manifest of nothing": (empty_manifest, "is not in manifest.json"),
+    "config": (lambda r: unlist(r, "config.json"), r"config\.json: is not in"),
+    "tokenizer": (lambda r: unlist(r, "tokenizer.json"), r"tokenizer\.json: is not in"),
+    "preprocessor": (
+        lambda r: unlist(r, "preprocessor_config.json"),
+        r"preprocessor_config\.json: is",
+    ),
+    "index": (lambda r: unlist(r, "model.safetensors.index.json"), r"index\.json: is not in"),
+    "shard": (lambda r: unlist(r, first_shard(r).name), r"model-00001.*: is not in"),
+    "added weights": (
+        lambda r: shutil.copy(first_shard(r), r / "model.safetensors"),
+        r"model\.safetensors: is not",
+    ),
+    "added JSON": (
+        lambda r: (r / "processor_config.json").write_text("{}"),
+        r"processor_config\.json: is not",
+    ),
+    "two sets of weights, no manifest": (
+        lambda r: (
+            shutil.copy(first_shard(r), r / "model.safetensors"),
+            (r / "manifest.json").unlink(),
+        ),
+        r"model\.safetensors: stands beside",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", UNLISTED)
+def test_nothing_is_read_that_the_manifest_does_not_list(release, fault):
+    spoil, message = UNLISTED[fault]
+    spoil(release)
+    for verify in (True, False):
+        with pytest.raises(UserError, match=message):
+            mmscale.load(release, verify=verify)
+
+
+def test_a_release_copied_over_another_is_not_opened_as_the_older_one(run_dir, release, tmp_path):
+    """The index that was left over would name the older weights."""
+    export(run_dir, tmp_path / "one file")
+    shutil.copytree(tmp_path / "one file", release, dirs_exist_ok=True)
+    with pytest.raises(UserError, match=r"is not in manifest\.json; remove it, or copy"):
+        mmscale.load(release)
+
+
+def test_without_a_manifest_a_release_is_opened_as_it_is(release):
+    (release / "manifest.json").unlink()
+    mmscale.load(release)
+
+
+def test_the_manifest_is_what_sha256sum_says(signed):
+    files = json.loads((signed / "manifest.json").read_text())["files"]
+    assert files.keys() == {path.name for path in signed.iterdir()} - {"manifest.json", "model.sig"}
+    for name, facts in files.items():
+        raw = (signed / name).read_bytes()
+        assert facts == {"size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
