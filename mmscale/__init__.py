@@ -4,6 +4,7 @@ shards.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,12 @@ _watch_for_transformers()
 
 
 def load(
-    folder: str | PathLike[str], device: str = "cpu", *, dtype: str = "auto", verify: bool = True
+    folder: str | PathLike[str],
+    device: str = "cpu",
+    *,
+    dtype: str = "auto",
+    verify: bool = True,
+    plugins: Sequence[str] = (),
 ) -> Pretrained:
     """Open a release made by ``mmscale export``; see `mmscale.release.trained_model.load`.
 
@@ -26,4 +32,4 @@ def load(
     """
     from mmscale.release.trained_model import load as load_release  # torch is slow to import
 
-    return load_release(folder, device, dtype=dtype, verify=verify)
+    return load_release(folder, device, dtype=dtype, verify=verify, plugins=plugins)

@@ -65,7 +65,8 @@ def model_card(config: Config, state: RunState, told: CardFacts) -> str:
 
 
 def _use(name: str, config: Config) -> str:
-    lines = ["import mmscale", "", f'model = mmscale.load("{name}")']
+    plugins = f", plugins={config.plugins}" if config.plugins else ""
+    lines = ["import mmscale", "", f'model = mmscale.load("{name}"{plugins})']
     tasks = [task for one in config.data.sets.values() for task in one.tasks]
     for task in tasks:
         if task.objective == "next_token":
@@ -129,6 +130,10 @@ def _training(config: Config, state: RunState, told: CardFacts) -> str:
         "seed": str(config.seed),
         "fingerprint of the data plan": f"`{state.fingerprint}`",
     }
+    if config.plugins:
+        rows["plug-ins, not part of mmscale or of this folder"] = ", ".join(
+            f"`{name}`" for name in config.plugins
+        )
     if config.train.adversarial.on:
         rows["adversarial training"] = config.train.adversarial.told()
     if told.averaged:

@@ -28,6 +28,7 @@ from mmscale.parallel.hang import arm_recorder, explain
 from mmscale.parallel.launcher import apply_launcher_settings
 from mmscale.parallel.ranks import Ranks, join_ranks, leave_ranks, meet_ranks
 from mmscale.parallel.strategy import Strategy, build_strategy, check_initial_weights, to_device
+from mmscale.plugins import import_plugins
 from mmscale.release.init_from import load_initial_weights
 from mmscale.train.adversarial import Adversary
 from mmscale.train.contrast import contrast_terms
@@ -70,6 +71,7 @@ def train(
         UserError: bad config, data that cannot be used, or a checkpoint that does not fit.
     """
     began = time.perf_counter()
+    import_plugins(config.plugins)  # in workers of Ray nobody else has
     apply_launcher_settings(config)
     folder = Path(config.run.dir)
     arm_recorder(folder / "hang")

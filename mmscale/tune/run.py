@@ -106,7 +106,7 @@ def _run_trials(
     job = TrialJob(
         str(folder), os.getcwd(), tune.metric, tune.stops(config.train.steps), tune.workers,
         process,
-        max_failures, tune.scheduler == "pbt",
+        max_failures, tune.scheduler == "pbt", tuple(config.plugins),
     )  # fmt: skip
     # A trial on several workers only waits for them itself.
     own = process if tune.workers == 1 else {"CPU": 0.01}
