@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT, run_module
-from plugged import SHOUT, imports, without_plugins, write_house
+from plugged import MORE, SHOUT, imports, without_plugins, write_house
 from small_run import save_run, small_config, write_shards
 
 import mmscale
 from mmscale import plugins
+from mmscale.capacity.dry_run import dry_run
 from mmscale.cli import build_parser, main
 from mmscale.config import ModelConfig
 from mmscale.config_file import config_from_tree, dump_config, load_config, load_model_config
@@ -400,21 +401,44 @@ def test_the_current_directory_is_searched_last_and_not_if_python_must_not(here,
 # Other processes.
 
 
-def test_ranks_and_their_loaders_import_what_the_config_names(here, digits):
-    command = ["mmscale", "train", str(digits), "data.workers=1", "parallel.strategy=ddp"]
-    run_module(command, ranks=2, cwd=here)
-    assert len(imports(here)) == 4  # two ranks, a loader each
-    assert yaml.safe_load((here / "run" / "config.yaml").read_text())["plugins"] == ["house.shout"]
-    # Resuming: the caller's config names it again, by file or by option.
-    main(["train", str(digits), "train.steps=3"])
-    main(["train", str(here / "run" / "config.yaml"), "train.steps=4"])
-    lines = (here / "run" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [0, 1, 2, 3]
+def test_a_run_of_a_plug_ins_objective_and_stem(here, digits):
+    """Two ranks with a loader each, its resumption, its release."""
+    write_house(here, "more", MORE)
+    tree = yaml.safe_load(digits.read_text())
+    tree["plugins"] = ["house.more"]
+    tree["model"]["image_stem"] = "tiles"
+    tree["data"]["sets"]["digits"]["tasks"] += [{"objective": "calm", "input": ["image"]}]
+    digits.write_text(yaml.safe_dump(tree))
+    command = ["mmscale", "train", str(digits), "parallel.threads=1"]
+    run_module([*command, "data.workers=1", "parallel.strategy=ddp"], ranks=2, cwd=here)
+    assert len(imports(here)) == 4
+    run = here / "run"
+    assert yaml.safe_load((run / "config.yaml").read_text())["plugins"] == ["house.more"]
+    # This process has imported all of training before it heard of the plug-in.
+    main([*command[1:], f"run.dir={here}/alone"])
+    alone, ranks = (_losses(folder) for folder in (here / "alone", run))
+    assert [row["calm"] > 0 for row in alone] == [True, True]
+    assert [row["calm"] for row in ranks] == pytest.approx([row["calm"] for row in alone], rel=1e-4)
+    main([*command[1:], "train.steps=3"])
+    assert len(_losses(run)) == 3
+    export(run, here / "out")
+    with without_plugins():
+        with pytest.raises(UserError, match=r"needs the plug-in house\.more"):
+            mmscale.load(here / "out")
+        with pytest.raises(UserError, match=r"'calm' is not one of|'tiles' is not one of"):
+            load_config(digits, ["plugins=[]"])
+    assert mmscale.load(here / "out", plugins=["house.more"]).config.model.image_stem == "tiles"
+
+
+def _losses(run: Path) -> list[dict[str, float]]:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["losses"] for line in lines]
 
 
 def test_the_planners_process_imports_it(here, digits):
-    from mmscale.capacity.dry_run import dry_run
-
-    config = load_config(digits, ["model.vocab_size=320"])
+    write_house(here, "more", MORE)
+    config = load_config(
+        digits, ["plugins=house.more", "model.image_stem=tiles", "model.vocab_size=320"]
+    )
     assert dry_run(config, 1, 1, fused=False).memory["total"] > 0
     assert len(imports(here)) == 2

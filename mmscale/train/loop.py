@@ -33,7 +33,7 @@ from mmscale.release.init_from import load_initial_weights
 from mmscale.train.adversarial import Adversary
 from mmscale.train.contrast import contrast_terms
 from mmscale.train.gc_freeze import gc_frozen
-from mmscale.train.metrics import LOSSES, Metrics
+from mmscale.train.metrics import Metrics
 from mmscale.train.prepare import prepare, record
 from mmscale.train.profile import StepProfiler, profiled_steps
 from mmscale.train.run_lock import hold_run
@@ -141,7 +141,7 @@ def _train(config: Config, ranks: Ranks, until: int | None, began: float) -> Tra
             batches = next(steps)
             wait = time.perf_counter() - waiting
 
-            losses = {name: torch.zeros((), device=ranks.device) for name in LOSSES}
+            losses = {name: torch.zeros((), device=ranks.device) for name in metrics.losses}
             batches = [
                 adversary.harden(to_device(batch, config.parallel, ranks)) for batch in batches
             ]
@@ -150,7 +150,7 @@ def _train(config: Config, ranks: Ranks, until: int | None, began: float) -> Tra
             )
             for number, (batch, terms) in enumerate(zip(batches, contrast, strict=True)):
                 parts = strategy.forward_backward(batch, number == len(batches) - 1, terms)
-                losses = {name: losses[name] + parts[name] for name in LOSSES}
+                losses = {name: losses[name] + parts[name] for name in metrics.losses}
 
             sums = metrics.reduce(losses, batches, wait, stop.code)
             lr = learning_rate(config.train.optimizer, step, config.train.steps)

@@ -28,7 +28,6 @@ from mmscale.train.jsonl_log import JsonlLog, cut_lines
 from mmscale.train.stop import INTERRUPTED, SAVED
 from mmscale.train.straggler import RankTimes
 
-LOSSES = tuple(losses())
 _SHOWN = ("loss", "lr", "grad_norm", "tokens_per_s", "step_s", "data_wait_s")  # by TensorBoard
 
 
@@ -58,6 +57,7 @@ class Metrics:
 
     def __init__(self, config: Config, ranks: Ranks, plan: Plan, state: RunState) -> None:
         self._config, self._plan, self._ranks = config, plan, ranks
+        self.losses = tuple(losses())  # names; a plug-in may have added some since the import
         start = state.step
         self._held: StepRecord | None = None
         self._clock = time.perf_counter()
@@ -113,7 +113,9 @@ class Metrics:
             *self._times.own(wait),
         ]
         told = next(iter(losses.values()))
-        sums = torch.cat([torch.stack([losses[name] for name in LOSSES]), told.new_tensor(counts)])
+        sums = torch.cat(
+            [torch.stack([losses[name] for name in self.losses]), told.new_tensor(counts)]
+        )
         dist.all_reduce(sums)
         if (
             faults
@@ -146,16 +148,18 @@ class Metrics:
             return
         sums = held.sums.tolist()
         losses, (bad, seen, interrupted, told) = (
-            sums[: len(LOSSES)],
-            sums[len(LOSSES) : len(LOSSES) + 4],
+            sums[: len(self.losses)],
+            sums[len(self.losses) : len(self.losses) + 4],
         )
         self.stop_code = INTERRUPTED if interrupted else SAVED if told else 0
-        work, waits = self._times.tell(held.step, sums[len(LOSSES) + 4 :])
+        work, waits = self._times.tell(held.step, sums[len(self.losses) + 4 :])
         self.bad, self.seen = self.bad + int(bad), self.seen + int(seen)
         row: dict[str, Any] = {
             "step": held.step,
             "loss": sum(losses),
-            "losses": dict(zip(LOSSES, losses, strict=True)),  # 0 where no task has the objective
+            "losses": dict(
+                zip(self.losses, losses, strict=True)
+            ),  # 0 where no task has the objective
             "lr": held.lr,
             "grad_norm": float(held.grad_norm),
             "tokens": held.tokens,
