@@ -4,6 +4,7 @@ shards.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,12 @@ _register_with_transformers()  # at once, or when it is imported
 
 
 def load(
-    folder: str | PathLike[str], device: str = "cpu", *, dtype: str = "auto", verify: bool = True
+    folder: str | PathLike[str],
+    device: str = "cpu",
+    *,
+    dtype: str = "auto",
+    verify: bool = True,
+    plugins: Sequence[str] = (),
 ) -> TrainedModel:
     """Open a release made by ``mmscale export``; see `mmscale.release.trained_model.load`.
 
@@ -25,4 +31,4 @@ def load(
     """
     from mmscale.release.trained_model import load as load_release  # torch is slow to import
 
-    return load_release(folder, device, dtype=dtype, verify=verify)
+    return load_release(folder, device, dtype=dtype, verify=verify, plugins=plugins)

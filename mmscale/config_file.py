@@ -19,6 +19,7 @@ from mmscale.config.keys import choices_of
 from mmscale.config.media import check_media
 from mmscale.config.model import check_model
 from mmscale.errors import UserError
+from mmscale.plugins import check_named, import_plugins, listed_plugins
 from mmscale.strict_yaml import read_yaml, write_yaml
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
@@ -27,24 +28,37 @@ _MAX_BASES = 16
 _LARGEST = (1 << 63) - 1
 
 
-def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
+def load_config(
+    path: str | Path, overrides: typing.Sequence[str] = (), plugins: typing.Sequence[str] = ()
+) -> Config:
     """Read ``path``, apply ``overrides`` such as ``train.steps=200``, check everything.
 
     Any mapping may hold ``base: other.yaml`` (relative to the file it stands in), which is read
     first and then overlaid. ``${NAME:-default}`` in a string is replaced from the environment.
 
+    The file is the caller's own word: plug-ins that it names are imported, and ``plugins``, which
+    are added to its ``plugins``. Files of others are read by `load_stored_config`.
+
     Raises:
-        UserError: unreadable file, unknown key, wrong type, or a rule of `Config.check` broken; the
-            message names the file or key and the remedy.
+        UserError: unreadable file, unknown key, wrong type, a plug-in that cannot be used, or a
+            rule of `Config.check` broken; the message names the file or key and the remedy.
     """
     tree = _read(Path(path), depth=0)
-    for override in overrides:
-        set_key(tree, *parse_override(override))
+    _apply(tree, str(path), overrides, plugins)
     return config_from_tree(tree, str(path))
 
 
+def load_stored_config(path: Path) -> Config:
+    """The config that lies in a run's folder, whoever wrote it; imports nothing.
+
+    Raises:
+        UserError: as `load_config`, or it names a plug-in that the caller has not named.
+    """
+    return config_from_tree(_read(path, depth=0), str(path))
+
+
 def load_model_config(
-    path: str | Path, overrides: typing.Sequence[str] = ()
+    path: str | Path, overrides: typing.Sequence[str] = (), plugins: typing.Sequence[str] = ()
 ) -> tuple[ModelConfig, MediaConfig]:
     """Model and media of a training config, or of a file such as configs/model/base.yaml.
 
@@ -52,10 +66,11 @@ def load_model_config(
         UserError: as `load_config`.
     """
     tree = _read(Path(path), depth=0)
-    if "model" not in tree and set(tree) <= {item.name for item in dataclasses.fields(ModelConfig)}:
-        tree = {"model": tree}
-    for override in overrides:
-        set_key(tree, *parse_override(override))
+    plugins = [*listed_plugins(tree, str(path)), *plugins]
+    alone = set(tree) - {"plugins"} <= {item.name for item in dataclasses.fields(ModelConfig)}
+    if "model" not in tree and alone:
+        tree = {"model": {name: tree[name] for name in tree if name != "plugins"}}
+    _apply(tree, str(path), overrides, plugins)
     source = str(path)
     model = _build(ModelConfig, tree.get("model", {}), "model", source)
     media = _build(MediaConfig, tree.get("media", {}), "media", source)
@@ -70,8 +85,10 @@ def load_model_config(
 def config_from_tree(tree: dict[str, Any], source: str, rules: bool = True) -> Config:
     """Build and check a `Config` from plain dictionaries; ``source`` names the file in messages.
 
-    Without ``rules`` between keys, only names, types and bounds are checked.
+    Without ``rules`` between keys, only names, types and bounds are checked. Plug-ins that it names
+    must have been imported by the caller's word (`mmscale.plugins`).
     """
+    check_named(tree, source)  # before the choices of keys, to which plug-ins add
     config = _build(Config, tree, "", source)
     if not rules:
         return config
@@ -146,6 +163,21 @@ def describe_keys() -> list[tuple[str, str, str]]:
 
     visit(Config, "")
     return rows
+
+
+def _apply(
+    tree: dict[str, Any],
+    source: str,
+    overrides: typing.Sequence[str],
+    plugins: typing.Sequence[str],
+) -> None:
+    """Overrides and plug-ins, to the tree of the caller's own file; imports the plug-ins."""
+    for override in overrides:
+        set_key(tree, *parse_override(override))
+    names = list(dict.fromkeys([*listed_plugins(tree, source), *plugins]))
+    import_plugins(names)
+    if names:
+        tree["plugins"] = names
 
 
 def _read(path: Path, depth: int) -> dict[str, Any]:
@@ -277,7 +309,8 @@ def _check_bounds(metadata: typing.Mapping[str, Any], value: Any, where: str, so
     for item in value if isinstance(value, list) else [value]:
         if choices and item not in choices:
             listed = ", ".join(repr(choice) for choice in choices)
-            raise UserError(f"{source}: {where}: {item!r} is not one of {listed}")
+            more = "; a plug-in's needs --plugin" if callable(metadata["choices"]) else ""
+            raise UserError(f"{source}: {where}: {item!r} is not one of {listed}{more}")
     if low is not None and not value >= low:
         raise UserError(f"{source}: {where}: {value} is below the least value {low:g}")
     if high is not None and not value <= high:

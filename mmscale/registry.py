@@ -58,6 +58,18 @@ class Registry:
         """Every kind by name, in alphabetical order; imports them all."""
         return {name: self[name] for name in self.names()}
 
+    def added(self) -> frozenset[str]:
+        """Names that plug-ins have registered."""
+        return frozenset(self._kinds.keys() - self._files)
+
+    def source(self, name: str) -> str:
+        """Name of the module that a registered kind was made in; empty: it does not say."""
+        return _source(self._kinds[name])
+
+    def forget(self, name: str) -> None:
+        """Undo `register`, of a plug-in that failed."""
+        del self._kinds[name]
+
     @cached_property
     def _files(self) -> frozenset[str]:
         folder = Path(__file__).resolve().parent.joinpath(*self.package.split(".")[1:])
@@ -79,3 +91,7 @@ OPTIMIZERS = Registry("optimizer", "mmscale.optim.optimizers")
 STRATEGIES = Registry("strategy", "mmscale.parallel.strategies")
 TRACKERS = Registry("tracker", "mmscale.train.trackers")
 NORMALISERS = Registry("text normaliser", "mmscale.evaluate.normalisers")
+
+REGISTRIES = (
+    OBJECTIVES, LOSSES, IMAGE_STEMS, AUDIO_STEMS, OPTIMIZERS, STRATEGIES, TRACKERS, NORMALISERS,
+)  # fmt: skip

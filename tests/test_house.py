@@ -19,7 +19,7 @@ PACKAGE = ROOT / "mmscale"
 FLOORS = [
     ["errors", "prf", "durable", "plain_file", "messages", "version"],
     ["registry", "json_file", "strict_yaml", "gpu", "data.storage"],
-    ["config", "batch"],
+    ["config", "batch", "plugins"],
     ["config_file", "data", "model"],
     ["data.media", "data.objectives", "optim"],
     ["data.index", "parallel"],

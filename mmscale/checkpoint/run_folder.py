@@ -10,7 +10,7 @@ from pathlib import Path
 from mmscale.checkpoint.run_state import checkpoint_fault, list_checkpoints
 from mmscale.checkpoint.stored_weights import StoredWeights, fill_from
 from mmscale.config import Config
-from mmscale.config_file import load_config
+from mmscale.config_file import load_stored_config
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.errors import UserError
 from mmscale.messages import warn
@@ -56,7 +56,7 @@ def open_run(run_dir: Path, checkpoint: Path | None = None) -> tuple[Config, Tok
         )
     elif fault := checkpoint_fault(checkpoint):
         raise UserError(f"{checkpoint}: {fault}; restore it, or give another checkpoint")
-    config = load_config(run_dir / "config.yaml")
+    config = load_stored_config(run_dir / "config.yaml")
     tokenizer = Tokenizer.load(run_dir / "tokenizer.json")
     check_vocabulary(config, tokenizer, run_dir / "config.yaml")
     return config, tokenizer, checkpoint

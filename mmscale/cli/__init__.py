@@ -26,6 +26,7 @@ from mmscale.cli import (
 )
 from mmscale.errors import UserError
 from mmscale.messages import report
+from mmscale.plugins import import_plugins
 from mmscale.version import __version__
 
 EPILOG = """\
@@ -61,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"unrecognized arguments: {' '.join(left)}{keys}")
     run: Callable[[argparse.Namespace], Any] = arguments.run
     try:
+        import_plugins(getattr(arguments, "plugins", ()))
         result = run(arguments)
         if result is not None and arguments.json:
             print(json.dumps(result, ensure_ascii=False))

@@ -43,7 +43,11 @@ def _doctor(arguments: argparse.Namespace) -> dict[str, Any] | None:
 
     if not arguments.patience > 0:
         raise UserError(f"--patience {arguments.patience:g}: above 0 seconds")
-    config = load_config(arguments.config, arguments.overrides) if arguments.config else None
+    config = (
+        load_config(arguments.config, arguments.overrides, arguments.plugins)
+        if arguments.config
+        else None
+    )
     report = examine(config, meet_ranks(arguments.patience), patience_s=arguments.patience)
     is_first = read_environment()[0] == 0
     if is_first:

@@ -6,12 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mmscale.cli.verb import verb
+from mmscale.cli.verb import add_plugins, verb
 
 
 def add(verbs: Any) -> None:
     """Declare the command `eval` and its options."""
     evaluate = verb(verbs, "eval", _evaluate, "score a run or a release on held-out shards")
+    add_plugins(evaluate)
     evaluate.add_argument("target", help="a run directory or a release folder")
     evaluate.add_argument(
         "--data", metavar="DIR", help="shards to score on instead of the config's"

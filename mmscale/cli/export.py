@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mmscale.cli.verb import verb
+from mmscale.cli.verb import add_plugins, verb
 from mmscale.errors import UserError
 
 EXPORT_EPILOG = """\
@@ -32,6 +32,7 @@ def add(verbs: Any) -> None:
         "newest checkpoint → a folder of safetensors with a model card",
         EXPORT_EPILOG,
     )
+    add_plugins(export)
     export.add_argument("target", metavar="run_dir", help="a run directory")
     export.add_argument("--out", required=True, metavar="DIR", help="folder of the release")
     export.add_argument(

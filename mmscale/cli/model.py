@@ -29,7 +29,7 @@ def _model(arguments: argparse.Namespace) -> dict[str, Any]:
     from mmscale.config_file import load_model_config
     from mmscale.model.count import count_parameters
 
-    model, media = load_model_config(arguments.config, arguments.overrides)
+    model, media = load_model_config(arguments.config, arguments.overrides, arguments.plugins)
     if not model.vocab_size:
         raise UserError(
             f"{arguments.config}: model.vocab_size is 0, which follows the tokenizer; give it, "

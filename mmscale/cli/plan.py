@@ -67,7 +67,7 @@ def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     if not 0 < arguments.efficiency <= 1:
         raise UserError(f"--efficiency {arguments.efficiency:g}: a share, above 0 and at most 1")
-    config = load_config(arguments.config, arguments.overrides)
+    config = load_config(arguments.config, arguments.overrides, arguments.plugins)
     gpu = find_gpu(arguments.gpu)
     apply_launcher_settings(config, {})  # as training does first; no launcher has said anything yet
     config.model.vocab_size = expected_vocabulary(config)

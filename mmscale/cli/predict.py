@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mmscale.cli.verb import verb
+from mmscale.cli.verb import add_plugins, verb
 from mmscale.errors import UserError
 from mmscale.messages import report
 
@@ -27,6 +27,7 @@ def add(verbs: Any) -> None:
     predict = verb(
         verbs, "predict", _predict, "ask a release or a run one question", PREDICT_EPILOG
     )
+    add_plugins(predict)
     predict.add_argument("target", help="a release folder or a run directory")
     predict.add_argument("--image", metavar="FILE")
     predict.add_argument("--audio", metavar="FILE")

@@ -96,7 +96,7 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any] | None:
         )
     if arguments.ranks:
         start_ranks(arguments.ranks)
-    config, preflight = load_config(arguments.config, arguments.overrides), None
+    config, preflight = load_config(arguments.config, arguments.overrides, arguments.plugins), None
     if arguments.preflight:
         from mmscale.doctor import examine
 

@@ -35,7 +35,7 @@ def add(verbs: Any) -> None:
 def _tune(arguments: argparse.Namespace) -> dict[str, Any]:
     from mmscale.config_file import load_config
 
-    config = load_config(arguments.config, arguments.overrides)
+    config = load_config(arguments.config, arguments.overrides, arguments.plugins)
     if arguments.dry_run:
         return _dry_run(config, arguments.json)
     from mmscale.tune.run import tune

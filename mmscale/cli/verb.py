@@ -29,8 +29,21 @@ def verb(
     return parser
 
 
+def add_plugins(parser: argparse.ArgumentParser) -> None:
+    """``--plugin``, for every verb that reads a config, a run, a checkpoint or a release."""
+    parser.add_argument(
+        "--plugin",
+        dest="plugins",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import this module, which adds objectives, stems and so on, such as "
+        "my_package.my_module (may be repeated)",
+    )
+
+
 def add_config(parser: argparse.ArgumentParser, needed: bool = True) -> None:
-    """A config file and any number of overrides."""
+    """A config file, any number of overrides, and plug-ins."""
     parser.add_argument(
         "config",
         nargs=None if needed else "?",
@@ -39,3 +52,4 @@ def add_config(parser: argparse.ArgumentParser, needed: bool = True) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="such as train.steps=200 seed=1"
     )
+    add_plugins(parser)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mmscale.cli.verb import verb
+from mmscale.cli.verb import add_plugins, verb
 
 VERIFY_EPILOG = """\
 Without --public-key it is proved that the folder is whole, not who made it. Get the key from where you trust it.
@@ -22,6 +22,7 @@ def add(verbs: Any) -> None:
     verify = verb(
         verbs, "verify", _verify, "check a release's files, hashes and signature", VERIFY_EPILOG
     )
+    add_plugins(verify)
     verify.add_argument("folder", help="a release folder")
     verify.add_argument(
         "--public-key", metavar="FILE", help="PEM file of the maker's key: check the signature"

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from mmscale.config.keys import check_field, key
 from mmscale.errors import UserError
+from mmscale.registry import NORMALISERS
+
+PLAIN = "whitespace"
 
 # What each kind of score tells, as shares of 1 (mmscale/evaluate/run.py).
 SCORES = {
@@ -41,6 +44,12 @@ class EvalConfig:
         "transcribe: answer: what the model answers; ctc: what a ctc task taught the clip's own "
         "tokens to spell.",
         choices=("answer", "ctc"),
+    )
+    normalise: str = key(
+        PLAIN,
+        "transcribe: what is done to both texts before they are compared: whitespace: any run of it "
+        "becomes one space; none: nothing.",
+        choices=NORMALISERS.names,
     )
     head: str = key(
         "", "classify: the linear head of a classify task; empty: by the likelihood of the answers."
@@ -89,6 +98,8 @@ def check_eval(where: str, score: EvalConfig) -> None:
         raise UserError(
             f"{where}.input: ctc spells one clip; give one audio field, or decoder: answer"
         )
+    if score.task != "transcribe" and score.normalise != PLAIN:
+        raise UserError(f"{where}.normalise: is for transcribe, not {score.task}; leave it out")
     if score.head and score.labels:
         raise UserError(
             f"{where}.labels: a linear head has classes of its own; remove labels or head"

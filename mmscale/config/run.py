@@ -53,6 +53,11 @@ class Config:
     seed: int = key(0, "Root of every random choice: order, augmentation, weights, dropout.")
     description: str = key("", "One line that says what this run is, for the model card.")
     licence: str = key("", "Licence of the training data, for the model card.")
+    plugins: list[str] = key(
+        [],
+        "Modules to import that add objectives, stems, text normalisers or trackers "
+        "(docs/plugins.md), such as my_package.my_module.",
+    )
     run: RunConfig = key(RunConfig, "")
     media: MediaConfig = key(MediaConfig, "")
     data: DataConfig = key(DataConfig, "")

@@ -20,6 +20,7 @@ from mmscale.data.index.dataset import Dataset
 from mmscale.errors import UserError
 from mmscale.evaluate.classify import label_scores, labels_of, longest_answer
 from mmscale.evaluate.label_scan import LabelScan
+from mmscale.evaluate.normalise import normalised
 from mmscale.evaluate.robustness import KIND, attacked
 from mmscale.evaluate.samples import EvalSamples
 from mmscale.evaluate.scores import (
@@ -63,7 +64,8 @@ def evaluate(
 
         - classify: ``accuracy``, ``macro_f1``, ``labels`` and, for up to 100 labels, ``confusion``:
           counts, row the truth, column the prediction;
-        - transcribe: ``wer`` and ``cer`` (which may exceed 1), ``exact``;
+        - transcribe: ``wer`` and ``cer`` (which may exceed 1), ``exact``, and ``normalise``, the
+          text normaliser that they are of;
         - retrieve: ``recall@1``, ``recall@5``, ``recall@10``;
         - robustness: see `mmscale.evaluate.robustness`.
 
@@ -116,7 +118,7 @@ def evaluate(
             "scores": results[name],
             "shards": samples.score.shards,
             "digests": samples.dataset.digests,
-            "command": _command(target, data, wanted),
+            "command": _command(target, data, wanted, predictor.config.plugins),
         }
     if (
         checkpoint and not ema
@@ -199,13 +201,12 @@ def _transcribe(samples: EvalSamples) -> dict[str, Any]:
         else:
             predicted += samples.predictor.generate(queries, score.prompt, decoding)
         truth += [one.answer for one in chunk]
-    exact = accuracy(
-        [" ".join(text.split()) for text in truth], [" ".join(text.split()) for text in predicted]
-    )
+    truth, predicted = (normalised(score.normalise, texts) for texts in (truth, predicted))
     return {
+        "normalise": score.normalise,
         "wer": word_error_rate(truth, predicted),
         "cer": character_error_rate(truth, predicted),
-        "exact": exact,
+        "exact": accuracy(truth, predicted),
     }
 
 
@@ -257,8 +258,10 @@ def _attackable(target: Path, entries: dict[str, EvalConfig]) -> dict[str, EvalC
     return found
 
 
-def _command(target: Path, data: str | None, name: str) -> str:
+def _command(target: Path, data: str | None, name: str, plugins: list[str]) -> str:
     parts = ["mmscale", "eval", str(target)]
+    for plugin in plugins:
+        parts += ["--plugin", plugin]
     if data is not None:
         parts += ["--data", data]
     return shlex.join([*parts, "--task", name])

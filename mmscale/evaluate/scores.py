@@ -69,12 +69,8 @@ def word_error_rate(truth: Sequence[str], predicted: Sequence[str]) -> float:
 
 
 def character_error_rate(truth: Sequence[str], predicted: Sequence[str]) -> float:
-    """Like `word_error_rate` with characters for words; white space between words is one
-    character.
-    """
-    return _error_rate(
-        [list(" ".join(t.split())) for t in truth], [list(" ".join(p.split())) for p in predicted]
-    )
+    """Like `word_error_rate` with characters for words; each that is white space counts as one."""
+    return _error_rate([list(t) for t in truth], [list(p) for p in predicted])
 
 
 def recall_at(
@@ -132,7 +128,13 @@ def _error_rate(truth: list[list[str]], predicted: list[list[str]]) -> float:
 
 
 def _spell(units: list[str]) -> str:
-    """Units as words for jiwer, which splits at spaces: a unit that is a space becomes a visible
-    one.
+    """Units as words for jiwer, which splits at white space: a unit that is such becomes visible.
+
+    A space is one character then; other white space is spelt with its number, so that no other unit
+    equals it.
     """
-    return " ".join("\u2423" if unit == " " else unit for unit in units)
+    return " ".join(_visible(unit) if unit.isspace() else unit for unit in units)
+
+
+def _visible(space: str) -> str:
+    return "\u2423" if space == " " else f"\u2423{ord(space):x}"

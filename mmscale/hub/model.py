@@ -20,6 +20,7 @@ from mmscale.hub.config import MmscaleConfig
 from mmscale.hub.folder import release_folder
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.initialise import initialise
+from mmscale.plugins import import_plugins
 from mmscale.predict.decoding import Decoding
 from mmscale.predict.generate import Generator
 from mmscale.registry import OBJECTIVES
@@ -62,8 +63,8 @@ class MmscaleModel(PreTrainedModel):
         """Open a release folder, or one on the Hub, as `mmscale.load` does: hashes checked, weights
         mapped.
 
-        Keywords: ``dtype`` (default: as stored), ``device_map`` (one device), those of the Hub, and
-            ``verify``.
+        Keywords: ``dtype`` (default: as stored), ``device_map`` (one device), those of the Hub,
+            ``verify`` and ``plugins``, modules to import first.
 
         Raises:
             UserError: no release, a damaged or changed one, or a keyword that means nothing here.
@@ -73,6 +74,7 @@ class MmscaleModel(PreTrainedModel):
         dtype = _dtype(keywords.pop("dtype", keywords.pop("torch_dtype", None)))
         device = _device(keywords.pop("device_map", None))
         verify = keywords.pop("verify", True)
+        import_plugins(keywords.pop("plugins", ()))
         with_info = keywords.pop("output_loading_info", False)
         unknown = [name for name in keywords if name not in _NO_MATTER]
         if unknown or inputs:

@@ -19,6 +19,7 @@ from mmscale.data.special_tokens import ANSWER, EMBED
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.errors import UserError
 from mmscale.hub.folder import release_folder
+from mmscale.plugins import import_plugins
 from mmscale.predict.query import Part, PartReader, Text, count_tokens, lay_query
 from mmscale.predict.question import choose_prompt, read_question
 from mmscale.release.open_release import read_small_files
@@ -40,8 +41,9 @@ class MmscaleProcessor(ProcessorMixin):
         cls, pretrained_model_name_or_path: str | PathLike[str], **keywords: Any
     ) -> MmscaleProcessor:
         """From a release folder, or one on the Hub. Raises `UserError` if it is none, or is damaged
-        or changed.
+        or changed. Keywords: those of the Hub, and ``plugins``, modules to import first.
         """
+        import_plugins(keywords.pop("plugins", ()))
         return cls(*read_small_files(release_folder(pretrained_model_name_or_path, keywords)))
 
     def save_pretrained(self, *arguments: Any, **keywords: Any) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mmscale.checkpoint.run_folder import load_checkpoint, open_run
 from mmscale.checkpoint.run_state import read_state
 from mmscale.errors import UserError
+from mmscale.plugins import import_plugins
 from mmscale.predict.decoding import Decoding
 from mmscale.predict.predictor import Predictor
 from mmscale.predict.query import Part
@@ -135,7 +136,12 @@ class TrainedModel:
 
 
 def load(
-    folder: str | PathLike[str], device: str = "cpu", *, dtype: str = "auto", verify: bool = True
+    folder: str | PathLike[str],
+    device: str = "cpu",
+    *,
+    dtype: str = "auto",
+    verify: bool = True,
+    plugins: Sequence[str] = (),
 ) -> TrainedModel:
     """Open a release made by ``mmscale export``.
 
@@ -144,10 +150,14 @@ def load(
         as the release holds them, which on the CPU are mapped, not copied. verify: hash all files
         first; False: only the small ones, so that a release of any size opens at once and its
             weights are read when they are used. Use it on a folder that `mmscale verify` has seen.
+        plugins: modules to import first. A release that needs others is refused: what it names is
+            never imported for that.
 
     Raises:
-        UserError: the folder is no release, or is damaged or changed.
+        UserError: the folder is no release, or is damaged or changed; a plug-in cannot be used, or
+            was not named.
     """
+    import_plugins(plugins)
     if dtype != "auto" and dtype not in WEIGHT_TYPES:
         raise UserError(f"dtype {dtype!r}: not one of auto, {', '.join(WEIGHT_TYPES)}")
     predictor, facts = load_release(Path(folder), device, WEIGHT_TYPES.get(dtype), verify)

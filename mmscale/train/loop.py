@@ -28,11 +28,12 @@ from mmscale.parallel.hang import arm_recorder, explain
 from mmscale.parallel.launcher import apply_launcher_settings
 from mmscale.parallel.ranks import Ranks, join_ranks, leave_ranks, meet_ranks
 from mmscale.parallel.strategy import Strategy, build_strategy, check_initial_weights, to_device
+from mmscale.plugins import import_plugins
 from mmscale.release.init_from import load_initial_weights
 from mmscale.train.adversarial import Adversary
 from mmscale.train.contrast import contrast_terms
 from mmscale.train.gc_freeze import gc_frozen
-from mmscale.train.metrics import LOSSES, Metrics
+from mmscale.train.metrics import Metrics
 from mmscale.train.prepare import prepare, record
 from mmscale.train.profile import StepProfiler, profiled_steps
 from mmscale.train.run_lock import hold_run
@@ -70,6 +71,7 @@ def train(
         UserError: bad config, data that cannot be used, or a checkpoint that does not fit.
     """
     began = time.perf_counter()
+    import_plugins(config.plugins)  # in workers of Ray nobody else has
     apply_launcher_settings(config)
     folder = Path(config.run.dir)
     arm_recorder(folder / "hang")
@@ -211,10 +213,10 @@ def _step(run: _Run, step: int) -> None:
     ]
     planned = run.plan.step(step)
     contrast = contrast_terms(run.strategy, ranks, planned, batches, config.data.contrast_sequences)
-    losses = {name: torch.zeros((), device=ranks.device) for name in LOSSES}
+    losses = {name: torch.zeros((), device=ranks.device) for name in run.metrics.loss_names}
     for number, (batch, terms) in enumerate(zip(batches, contrast, strict=True)):
         parts = run.strategy.forward_backward(batch, number == len(batches) - 1, terms)
-        losses = {name: losses[name] + parts[name] for name in LOSSES}
+        losses = {name: losses[name] + parts[name] for name in run.metrics.loss_names}
 
     sums = run.metrics.reduce(losses, batches, loaded.wait_s, run.stop.code)
     lr = learning_rate(config.train.optimizer, step, config.train.steps)

@@ -30,7 +30,6 @@ from mmscale.train.stop import INTERRUPTED, SAVED
 from mmscale.train.straggler import RankTimes
 from mmscale.train.tracking import Trackers
 
-LOSSES = tuple(losses())
 _SHOWN = ("loss", "lr", "grad_norm", "tokens_per_s", "step_s", "data_wait_s")  # by trackers
 
 
@@ -58,6 +57,7 @@ class Metrics:
 
     def __init__(self, config: Config, ranks: Ranks, plan: Plan, state: RunState) -> None:
         self._config, self._plan, self._ranks = config, plan, ranks
+        self.loss_names = tuple(losses())  # a plug-in may have added some since the import
         start = state.step
         self._held: StepRecord | None = None
         self._clock = time.perf_counter()
@@ -103,7 +103,7 @@ class Metrics:
         faults = [fault for batch in batches for fault in batch.faults]
         work_s, wait_s = self._times.own(wait)
         sums = StepSums(
-            losses={name: losses[name] for name in LOSSES},
+            losses={name: losses[name] for name in self.loss_names},
             broken=len(faults),
             samples=sum(batch.samples for batch in batches),
             interrupted=stop_code == INTERRUPTED,
@@ -155,7 +155,7 @@ class Metrics:
         held, self._held = self._held, None
         if held is None:
             return
-        sums = StepSums.unpack(held.sums, LOSSES, self._ranks.world)
+        sums = StepSums.unpack(held.sums, self.loss_names, self._ranks.world)
         self.stop_code = INTERRUPTED if sums.interrupted else SAVED if sums.stopped else 0
         self.bad, self.seen = self.bad + int(sums.broken), self.seen + int(sums.samples)
         self._times.watch(held.step, sums.work_s, sums.wait_s)

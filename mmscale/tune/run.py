@@ -138,6 +138,7 @@ def _run_trials(
         process=process,
         max_failures=max_failures,
         keep_all=tune.scheduler == "pbt",
+        plugins=tuple(config.plugins),
     )
     # A trial on several workers only waits for them itself.
     own = process if tune.workers == 1 else {"CPU": 0.01}

@@ -202,7 +202,7 @@ class Space:
                 f"tune.space.{name}: trials are compared after equally many; give it one value, "
                 "outside the space"
             )
-        if name.startswith(("tune", "run.", "ray.")):
+        if name.startswith(("tune", "run.", "ray.", "plugins")):
             raise UserError(
                 f"tune.space.{name}: says how and where to search; remove it from the space"
             )

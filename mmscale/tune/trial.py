@@ -24,6 +24,7 @@ from mmscale.config_file import to_tree
 from mmscale.durable import make_folder, write_durably
 from mmscale.errors import UserError
 from mmscale.parallel.launcher_watch import end_with_parent
+from mmscale.plugins import import_plugins
 from mmscale.tune.records import FILE, read_lines
 
 _SCORES = "stops.jsonl"
@@ -42,6 +43,7 @@ class TrialJob:
     process: dict[str, float]  # its CPUs and GPUs
     max_failures: int
     keep_all: bool  # a checkpoint for every stop stays: others may go on from it
+    plugins: tuple[str, ...] = ()  # of the search's config
 
 
 def run_trial(
@@ -61,6 +63,7 @@ def run_trial(
                 "of the cluster "
                 "see it"
             )
+        import_plugins(job.plugins, job.directory)
         config = config_of(sampled["trial"]["point"])
         exchange = _take_over(folder, tune.get_checkpoint())
         claim_folder(folder, config, job, taken_over=exchange is not None)

@@ -46,7 +46,10 @@ def test_chinese_and_japanese_words_are_characters():
 def test_character_error_rate():
     assert character_error_rate(["cat"], ["cut"]) == pytest.approx(1 / 3)
     assert character_error_rate(["a b"], ["ab"]) == pytest.approx(1 / 3)
-    assert character_error_rate(["  a  b "], ["a b"]) == 0.0
+    assert character_error_rate(["a  b"], ["a b"]) == pytest.approx(1 / 4)
+    # White space of any kind is a character of its own kind, wherever it stands.
+    assert character_error_rate(["a\n"], ["a"]) == pytest.approx(1 / 2)
+    assert character_error_rate(["a \n b"], ["a \t b"]) == pytest.approx(1 / 5)
 
 
 def test_empty_truths_count_what_is_said_in_their_place():

@@ -18,6 +18,7 @@ import pandas
 import pytest
 from conftest import ROOT
 from killing import metrics
+from plugged import imports, without_plugins, write_house
 
 from mmscale.config import RayConfig
 from mmscale.config_file import load_config
@@ -51,7 +52,7 @@ def search_config(folder, small_run, *overrides):
         SPACE,
     ]
     return load_config(
-        "configs/train/digits.yaml", [*small_run, f"run.dir={folder}", *common, *overrides]
+        ROOT / "configs/train/digits.yaml", [*small_run, f"run.dir={folder}", *common, *overrides]
     )
 
 
@@ -101,6 +102,21 @@ def test_the_table_and_the_page(calm):
     assert "Parallel" not in page[:200] and page.count('class="plotly-graph-div"') == 3
     assert f'<tr class="best"><td>{result.best_trial}</td>' in page
     assert "http://" not in page.split("</script>")[-1] and "model.base_width=32" in page
+
+
+def test_trials_import_the_plug_ins_of_the_searchs_config(ray, small_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where Ray's workers, which run already, do not look
+    write_house(tmp_path)
+    score = "eval.speech={task: transcribe, input: [audio], target: text, normalise: shout}"
+    with without_plugins():
+        config = search_config(
+            tmp_path / "run", small_run, "plugins=house.shout", score, "train.steps=1",
+            "tune.trials=1", "tune.scheduler=none",
+        )  # fmt: skip
+        result = tune(config)
+    assert result.finished == 1 and str(os.getpid()) in imports(tmp_path)
+    assert len(imports(tmp_path)) > 1
+    assert "plugins:\n- house.shout" in Path(result.best_config).read_text()
 
 
 def test_a_killed_worker_changes_nothing(ray, calm, small_run, tmp_path):

@@ -29,7 +29,7 @@ def _order(arguments: argparse.Namespace) -> None:
     from mmscale.data.planning.step_plan import check_world
     from mmscale.train.prepare import finished_steps, open_plan, prepare_data, run_tokenizer
 
-    config = load_config(arguments.config, arguments.overrides)
+    config = load_config(arguments.config, arguments.overrides, arguments.plugins)
     first, _, last = arguments.steps.partition(":")
     if not (first.isdecimal() and last.isdecimal()):
         raise UserError(f"--steps {arguments.steps}: write A:B, such as 0:10")

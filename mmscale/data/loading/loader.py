@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from itertools import count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -25,6 +25,7 @@ from mmscale.data.loading.shared_memory import SharedBatch, from_shared, release
 from mmscale.data.planning.step_plan import Plan, check_world
 from mmscale.data.worker_pool import exit_with_parent
 from mmscale.errors import UserError
+from mmscale.plugins import import_plugins, imported_plugins
 
 _numbers = count()  # of this process's loaders
 _TERM_GRACE_S = 60.0  # until a terminated worker ends; the rank it works for may be saving
@@ -67,10 +68,12 @@ class _ForWorkers(Dataset[Batch | UserError]):
 
     def __init__(self, data: MicroBatches) -> None:
         self._data: MicroBatches | bytes = data
+        self._plugins = imported_plugins()
 
     def __getitem__(self, index: int) -> Batch | UserError:
         try:
             if isinstance(self._data, bytes):
+                import_plugins(self._plugins)
                 # The pickle of the process that started this one, which would have sent it all the
                 # same.
                 self._data = pickle.loads(self._data)
@@ -78,8 +81,8 @@ class _ForWorkers(Dataset[Batch | UserError]):
         except UserError as error:
             return error
 
-    def __getstate__(self) -> dict[str, bytes]:
-        return {"_data": pickle.dumps(self._data)}
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_data": pickle.dumps(self._data), "_plugins": self._plugins}
 
 
 def _hand_over(item: Batch | UserError, loader: str) -> SharedBatch | UserError:
