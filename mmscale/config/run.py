@@ -30,7 +30,7 @@ class RunConfig:
     tensorboard: bool = key(True, "Write TensorBoard event files to run.dir/tensorboard.")
     trackers: list[str] = key(
         [],
-        "Trackers that get what metrics.jsonl has, beside the one of run.tensorboard.",
+        "Trackers that get the numbers of metrics.jsonl, in addition to run.tensorboard.",
         choices=TRACKERS.names,
     )
     watts: float = key(
