@@ -121,7 +121,9 @@ def broken_links(page: Path, text: str) -> list[str]:
             continue
         path, _, anchor = target.partition("#")
         file = page.parent / path if path else page
-        if not file.exists() or (anchor and anchor not in anchors(file.read_text() if path else text)):
+        if not file.exists() or (
+            anchor and anchor not in anchors(file.read_text() if path else text)
+        ):
             broken.append(target)
     return broken
 
