@@ -18,10 +18,8 @@ class ParallelConfig:
     strategy: str = key(
         "auto",
         "single: one process; ddp: whole weights on every rank; fsdp: FSDP2, sharded weights; "
-        "zero1, zero2, zero3: "
-        "DeepSpeed; auto: what accelerate's launcher says, zero2 under DeepSpeed's, else fsdp when "
-        "there are several "
-        "ranks.",
+        "zero1 to zero3: DeepSpeed. auto: what accelerate's config says; zero2 under DeepSpeed's "
+        "launcher; else fsdp if there are several ranks.",
         choices=_strategies,
     )
     replicas: int = key(
