@@ -1,6 +1,7 @@
-# Two commands need nothing but Python >= 3.11, pip and make:
+# Three commands need nothing but Python >= 3.11, pip and make:
 #   make demo   build the embedded data, train on two processes, evaluate, release, recognise
 #   make test   lint, types and tests
+#   make docs   the site, build/site/index.html, from README.md and docs/
 # And for those who change what reads foreign bytes:
 #   make test-cluster   two machines on this one, and a real Slurm (root; apt-get install iproute2 slurm-wlm munge), about ten minutes
 #   make test-gpu    the same on one GPU: attention, curves of every strategy, the plan's memory, a whole run
@@ -12,7 +13,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
 
-.PHONY: demo test test-cluster test-gpu strategies chaos fuzz lint recipes clean
+.PHONY: demo test docs test-cluster test-gpu strategies chaos fuzz lint recipes clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python tools/demo.py --run-dir $(DEMO)
@@ -34,6 +35,10 @@ chaos: $(VENV)/.installed
 
 fuzz: $(VENV)/.installed
 	MMSCALE_FUZZ_EXAMPLES=20000 $(BIN)/python -m pytest tests/data/test_fuzz.py tests/checkpoint/test_checkpoint_fuzz.py
+
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo build/site/index.html
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

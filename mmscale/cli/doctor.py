@@ -8,12 +8,14 @@ from typing import Any
 from mmscale.cli.verb import add_config, verb
 
 EPILOG = """\
-Versions, GPUs, the network and the clocks between machines, room on disk and in shared memory, the shards as every rank
-sees them, and how fast an all-reduce is. Under a launcher every process runs this same command and the first prints;
-alone it looks at this machine. The scripts of launch/ do the same before the model is built (mmscale train
---preflight).
+Checks versions, GPUs, the network and the clocks between machines, space on disk and in shared
+memory, the shards as every rank sees them, and the speed of an all-reduce.
 
-Exit status: 0: nothing, or only warnings; 1: a check failed; 2: bad input.
+Under a launcher every process runs this same command, and the first one prints. Without a launcher
+it checks this machine. The scripts of launch/ run the same checks before the model is built
+(mmscale train --preflight).
+
+Exit status: 0: no finding, or only warnings; 1: a check failed; 2: bad input.
 
 examples:
   mmscale doctor configs/train/digits.yaml
@@ -25,7 +27,7 @@ examples:
 def add(verbs: Any) -> None:
     """Declare the command `doctor` and its options."""
     doctor = verb(
-        verbs, "doctor", _doctor, "look at a cluster before a run; names the sick machine", EPILOG
+        verbs, "doctor", _doctor, "check a cluster before a run, and name the sick machine", EPILOG
     )
     add_config(doctor, needed=False)
     doctor.add_argument(

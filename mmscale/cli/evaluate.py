@@ -15,17 +15,19 @@ def add(verbs: Any) -> None:
     add_plugins(evaluate)
     evaluate.add_argument("target", help="a run directory or a release folder")
     evaluate.add_argument(
-        "--data", metavar="DIR", help="shards to score on instead of the config's"
+        "--data", metavar="DIR", help="held-out shards to use instead of the config's"
     )
     evaluate.add_argument(
-        "--ema", action="store_true", help="of a run: score the moving averages (train.ema)"
+        "--ema",
+        action="store_true",
+        help="of a run: score the moving averages of the weights (train.ema)",
     )
     evaluate.add_argument(
         "--task",
         action="append",
         metavar="NAME",
-        help="score only this one, or this kind; robustness: attack the classify scores, scan the training labels "
-        "(may be repeated)",
+        help="compute only the score of this name, or of this kind; robustness: attack the classify scores "
+        "and scan the training labels (may be repeated)",
     )
 
 

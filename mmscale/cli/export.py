@@ -11,7 +11,8 @@ from mmscale.cli.verb import add_plugins, verb
 from mmscale.errors import UserError
 
 EXPORT_EPILOG = """\
-Memory does not grow with the model: some rows of one tensor are read, cast, written and hashed at a time.
+Memory does not grow with the model: some rows of one tensor at a time are read, cast, written and
+hashed.
 
 examples:
   mmscale export runs/mine --out release --dtype bfloat16 --shard-size 2GB
@@ -29,24 +30,24 @@ def add(verbs: Any) -> None:
         verbs,
         "export",
         _export,
-        "newest checkpoint → a folder of safetensors with a model card",
+        "write a release: safetensors with a model card, from the newest checkpoint",
         EXPORT_EPILOG,
     )
     add_plugins(export)
     export.add_argument("target", metavar="run_dir", help="a run directory")
     export.add_argument("--out", required=True, metavar="DIR", help="folder of the release")
     export.add_argument(
-        "--checkpoint", metavar="DIR", help="this checkpoint of the run instead of the newest"
+        "--checkpoint", metavar="DIR", help="use this checkpoint of the run instead of the newest"
     )
     export.add_argument(
-        "--ema", action="store_true", help="the moving averages of the weights (train.ema)"
+        "--ema", action="store_true", help="use the moving averages of the weights (train.ema)"
     )
     export.add_argument(
         "--merge",
         action="append",
         default=[],
         metavar="RUN",
-        help="take the mean of its weights and those of RUN, a run of the same model (may be repeated)",
+        help="take the mean of the weights with those of RUN, a run of the same model (may be repeated)",
     )
     export.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32",

@@ -11,7 +11,7 @@ from mmscale.cli.verb import verb
 
 def add(verbs: Any) -> None:
     """Declare the command `keygen` and its options."""
-    keygen = verb(verbs, "keygen", _keygen, "make a key pair that signs releases")
+    keygen = verb(verbs, "keygen", _keygen, "make a key pair to sign releases with")
     keygen.add_argument(
         "--out", required=True, metavar="DIR", help="folder for private.pem and public.pem"
     )

@@ -9,7 +9,8 @@ from mmscale.cli.verb import add_config, verb
 from mmscale.errors import UserError
 
 MODEL_EPILOG = """\
-The config is one of training, or of a model alone. Nothing is allocated: 10 B parameters are counted in seconds.
+The config is that of a run, or of a model alone. Nothing is allocated: 10 B parameters are counted
+in seconds.
 
 examples:
   mmscale model configs/model/10b.yaml
@@ -20,7 +21,7 @@ examples:
 def add(verbs: Any) -> None:
     """Declare the command `model` and its options."""
     model = verb(
-        verbs, "model", _model, "how many parameters a config's model has, by part", MODEL_EPILOG
+        verbs, "model", _model, "count the parameters of a config's model, by part", MODEL_EPILOG
     )
     add_config(model)
 

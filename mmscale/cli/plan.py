@@ -10,9 +10,10 @@ from mmscale.errors import UserError
 from mmscale.messages import report, write_line
 
 EPILOG = """\
-One micro-batch of the real model runs under the real strategy, with tensors that have no memory and a process group
-that pretends to have all ranks: what lives at once, is computed and is sent is counted, not guessed. Times follow from
-data sheets and the assumptions that are printed. Needs no GPU, no data and no launcher.
+One micro-batch of the real model runs under the real strategy. Its tensors have no memory, and its
+process group pretends to have all ranks. So memory, arithmetic and communication are counted, not
+guessed. Times follow from data sheets and from the assumptions, which are printed. It needs no GPU,
+no data and no launcher.
 
 Exit status: 0: it fits; 1: this config will not run, because …; 2: bad input.
 
@@ -25,28 +26,37 @@ examples:
 
 def add(verbs: Any) -> None:
     """Declare the command `plan` and its options."""
-    plan = verb(verbs, "plan", _plan, "memory, time and cost of a config before any queue", EPILOG)
+    plan = verb(
+        verbs, "plan", _plan, "predict memory, time and cost of a config before it runs", EPILOG
+    )
     add_config(plan)
-    plan.add_argument("--gpus", type=int, default=1, metavar="N", help="how many (default: 1)")
+    plan.add_argument(
+        "--gpus", type=int, default=1, metavar="N", help="number of GPUs (default: 1)"
+    )
     plan.add_argument(
         "--gpu",
         default="h100-80gb",
         metavar="KIND",
-        help="a100-40gb, a100-80gb, h100-80gb, h200-141gb, b200-180gb, rtx4090-24gb, or one's own, as below "
+        help="a100-40gb, a100-80gb, h100-80gb, h200-141gb, b200-180gb, rtx4090-24gb, or your own, as below "
         "(default: h100-80gb)",
     )
     plan.add_argument(
-        "--gpus-per-node", type=int, default=8, metavar="N", help="in one machine (default: 8)"
+        "--gpus-per-node", type=int, default=8, metavar="N", help="GPUs in one machine (default: 8)"
     )
     plan.add_argument(
-        "--tokens", type=float, metavar="T", help="budget (default: those of train.steps)"
+        "--tokens",
+        type=float,
+        metavar="T",
+        help="number of tokens to train on (default: those of train.steps)",
     )
     plan.add_argument(
         "--efficiency", type=float, default=0.55, metavar="E",
-        help="share of the rated FLOP/s that products reach (default: 0.55)",
+        help="share of the rated FLOP/s that matrix products reach (default: 0.55)",
     )  # fmt: skip
     plan.add_argument(
-        "--no-search", action="store_true", help="plan the config as it is, look for no better way"
+        "--no-search",
+        action="store_true",
+        help="plan the config as it is, and search for no faster setting",
     )
 
 

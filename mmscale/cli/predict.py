@@ -13,7 +13,8 @@ from mmscale.messages import report
 _DECODING = ("max_new_tokens", "beams", "temperature", "top_k", "top_p", "seed")
 
 PREDICT_EPILOG = """\
-The answer is the likeliest one, token by token, unless --beams or --temperature say otherwise.
+By default the answer takes the likeliest token at each position. --beams and --temperature change
+that.
 
 examples:
   mmscale predict release --image cat.jpg --prompt topic --labels cat,dog
@@ -35,26 +36,34 @@ def add(verbs: Any) -> None:
     predict.add_argument(
         "--prompt",
         metavar="TEXT",
-        help="of the training task; needed where several have such input",
+        help="prompt of the training task; needed if several tasks have such input",
     )
     predict.add_argument(
-        "--labels", metavar="A,B,…", help="answers to choose from; their probabilities are told"
+        "--labels", metavar="A,B,…", help="answers to choose from, with their probabilities"
     )
     predict.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="default: 64")
     predict.add_argument(
         "--beams", type=int, default=1, metavar="N", help="beam search with N hypotheses"
     )
     predict.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="above 0: sample (about 1)"
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="above 0: sample; about 1 is usual",
     )
     predict.add_argument(
         "--top-k", type=int, default=0, metavar="N", help="sample among the N likeliest tokens"
     )
     predict.add_argument(
-        "--top-p", type=float, default=1.0, metavar="P", help="sample within this probability"
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="sample among the likeliest tokens that have this probability together",
     )
     predict.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of sampling (default: 0)"
+        "--seed", type=int, default=0, metavar="N", help="seed of sampling (default: 0)"
     )
 
 

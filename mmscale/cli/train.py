@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 _SHUTDOWN_S = 170
 
 EPILOG = """\
-Under a launcher every process runs this same command; on one machine --ranks starts them. How the work is split is
-parallel.strategy, or what accelerate's own config says where that is auto.
+Under a launcher every process runs this same command. On one machine --ranks starts the processes.
+parallel.strategy says how the work is split; where it is auto, accelerate's own config does.
+
+If a run stops, the same command resumes it from the newest checkpoint in run.dir.
 
 examples:
   mmscale train configs/train/digits.yaml train.steps=200
@@ -34,26 +36,26 @@ examples:
 
 def add(verbs: Any) -> None:
     """Declare the command `train` and its options."""
-    train = verb(verbs, "train", _train, "train as a config says; resumes by itself", EPILOG)
+    train = verb(verbs, "train", _train, "train as a config says, or resume", EPILOG)
     add_config(train, needed=False)
     train.add_argument(
         "--ranks",
         type=int,
         metavar="N",
-        help="start N processes on this machine (what `torchrun --standalone --nproc-per-node N` does)",
+        help="start N processes on this machine, as `torchrun --standalone --nproc-per-node N` does",
     )
     train.add_argument(
         "--ray",
         metavar="N",
-        help="N processes on a Ray cluster ($RAY_ADDRESS, or one of this machine alone); "
-        "MIN:MAX goes on with fewer where machines are lost",
+        help="start N processes on a Ray cluster ($RAY_ADDRESS, or this machine alone); "
+        "with MIN:MAX a run continues with fewer when machines are lost",
     )
     train.add_argument(
         "--preflight", action="store_true",
-        help="look at all machines first, as `mmscale doctor` does, and do not begin on sick ones",
+        help="check all machines first, as `mmscale doctor` does, and do not start on sick ones",
     )  # fmt: skip
     train.add_argument(
-        "--keys", action="store_true", help="list every config key with its default and meaning"
+        "--keys", action="store_true", help="print every config key with its default and meaning"
     )
 
 

@@ -9,14 +9,17 @@ from typing import Any
 from mmscale.cli.verb import add_config, verb
 
 EPILOG = """\
-The config is that of a run, with a group `tune`: which keys to search, how, and by which score (mmscale train --keys
-lists all keys). Ray is started on this machine; $RAY_ADDRESS or ray.address names a cluster, all machines of which
-must see run.dir. There will be best.yaml, which mmscale train takes as it is, trials.parquet and tune.html in it.
+The config is that of a run, with a group `tune`: which keys to search, how, and by which score.
+mmscale train --keys prints all keys.
+
+Ray is started on this machine, unless $RAY_ADDRESS or ray.address names a cluster. All its machines
+must see run.dir. The results are in run.dir: best.yaml, which mmscale train takes as it is,
+trials.parquet and tune.html.
 
 examples:
   mmscale tune configs/tune/digits.yaml
   mmscale tune configs/tune/digits.yaml tune.trials=32 tune.scheduler=pbt run.dir=runs/pbt
-  mmscale tune configs/tune/digits.yaml --resume         go on after a stop of any kind
+  mmscale tune configs/tune/digits.yaml --resume         continue after a stop of any kind
   mmscale tune configs/tune/digits.yaml --dry-run        show the first trials, train nothing
   mmscale train runs/tune-digits/best.yaml
 """
@@ -24,11 +27,11 @@ examples:
 
 def add(verbs: Any) -> None:
     """Declare the command `tune` and its options."""
-    tune = verb(verbs, "tune", _tune, "look for a run's best settings with Ray", EPILOG)
+    tune = verb(verbs, "tune", _tune, "search for a run's best settings with Ray", EPILOG)
     add_config(tune)
-    tune.add_argument("--resume", action="store_true", help="go on with the search in run.dir")
+    tune.add_argument("--resume", action="store_true", help="continue the search in run.dir")
     tune.add_argument(
-        "--dry-run", action="store_true", help="show what would be searched, and train nothing"
+        "--dry-run", action="store_true", help="print what would be searched, and train nothing"
     )
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from mmscale.cli.verb import add_plugins, verb
 
 VERIFY_EPILOG = """\
-Without --public-key it is proved that the folder is whole, not who made it. Get the key from where you trust it.
+Without --public-key this proves that the folder is whole. It does not prove who made it. Get the key
+from a source that you trust.
 
 examples:
   mmscale verify release --public-key keys/public.pem
@@ -29,7 +30,7 @@ def add(verbs: Any) -> None:
     )
     verify.add_argument(
         "--ignore", action="append", default=[], metavar="NAME",
-        help="a file or folder that may be there besides (may be repeated)",
+        help="a further file or folder that is allowed there (may be repeated)",
     )  # fmt: skip
 
 

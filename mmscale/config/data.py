@@ -16,7 +16,7 @@ class WeightChange:
     """New weights from a step on."""
 
     step: int = key(0, "First step with these weights.", low=0)
-    weights: dict[str, float] = key({}, "Weights by data set; sets not named keep theirs.")
+    weights: dict[str, float] = key({}, "Weights by data set. Sets that are not named keep theirs.")
 
 
 @dataclass
@@ -25,11 +25,11 @@ class CacheConfig:
 
     dir: str = key("", "Folder of the cache; empty: $MMSCALE_CACHE, else ~/.cache/mmscale.")
     max_gb: float = key(
-        100.0, "Size limit, 10^9 bytes; what was used longest ago goes first.", low=0.001
+        100.0,
+        "Size limit in 10^9 bytes. The least recently used shard is removed first.",
+        low=0.001,
     )
-    retries: int = key(
-        8, "Attempts after a passing failure of the network, with growing pauses.", low=0
-    )
+    retries: int = key(8, "Attempts after a temporary network failure, with growing pauses.", low=0)
 
     def folder(self) -> Path:
         """The cache's folder; it need not exist."""
@@ -38,7 +38,7 @@ class CacheConfig:
 
 @dataclass
 class TokenizerConfig:
-    file: str = key("", "A tokenizer.json to use; empty: train one on the data's own text.")
+    file: str = key("", "A tokenizer.json to use; empty: train one on the data's text.")
     vocab_size: int = key(
         1024, "Size of a newly trained vocabulary, special tokens included.", low=300
     )
@@ -47,36 +47,38 @@ class TokenizerConfig:
 @dataclass(kw_only=True)
 class DataConfig:
     prepare: str = key(
-        "", "Embedded data set to build first where it is missing.", choices=("", "digits")
+        "", "Embedded data set to build first if it is missing.", choices=("", "digits")
     )
     sets: dict[str, SetConfig] = key({}, "Data sets by name.")
     schedule: list[WeightChange] = key([], "Changes of the sets' weights at given steps.")
     accept_changes: bool = key(
-        False, "Resume on shards that were replaced, added or removed, from that step on."
+        False,
+        "Resume although shards were replaced, added or removed. The new shards count from that"
+        " step on.",
     )
     cache: CacheConfig = key(CacheConfig, "Local copies of remote shards.")
     tokenizer: TokenizerConfig = key(TokenizerConfig, "Byte-level BPE.")
-    seq_len: int = key(1024, "Tokens of one packed sequence.", low=16)
-    sequences: int = key(8, "Sequences of one step, over all ranks together.", low=1)
+    seq_len: int = key(1024, "Tokens in one packed sequence.", low=16)
+    sequences: int = key(8, "Sequences in one step, over all ranks.", low=1)
     contrast_sequences: int = key(
         1,
-        "Neighbouring sequences of a step whose samples are each other's negatives (contrastive).",
+        "contrastive: number of neighbouring sequences whose samples are each other's negatives.",
         low=1,
     )
     block: int = key(
-        256, "Neighbouring samples that stay together, so that reads are local.", low=1
+        256, "Number of neighbouring samples that stay together, so that reads are local.", low=1
     )
     group_blocks: int = key(
         0,
-        "Blocks whose samples are packed into sequences together; 0: 8, or as many as fill 128 "
+        "Number of blocks whose samples are packed together; 0: 8, or as many as fill 128 "
         "sequences.",
         low=0,
     )
-    window_groups: int = key(4, "Groups whose sequences are shuffled together.", low=1)
-    workers: int = key(1, "Loader processes of each rank; 0: in the training process.", low=0)
-    prefetch: int = key(4, "Micro-batches each worker prepares ahead.", low=1)
+    window_groups: int = key(4, "Number of groups whose sequences are shuffled together.", low=1)
+    workers: int = key(1, "Loader processes per rank; 0: load in the training process.", low=0)
+    prefetch: int = key(4, "Micro-batches that each worker prepares ahead.", low=1)
     max_bad_fraction: float = key(
-        0.01, "Share of undecodable samples above which the run ends.", low=0.0
+        0.01, "The run ends when a larger share of the samples cannot be used.", low=0.0
     )
 
 

@@ -33,16 +33,20 @@ class EvalConfig:
     query: str = key("", "retrieve: the field that asks.")
     candidates: str = key("", "retrieve: the field that is searched.")
     match: str = key(
-        "", "retrieve: field whose equal values count as found; empty: the sample's key."
+        "",
+        "retrieve: candidates with equal values of this field count as found. Empty: the "
+        "sample's key.",
     )
     max_new_tokens: int = key(64, "transcribe: longest answer, tokens.", low=1)
     beams: int = key(
-        1, "transcribe: hypotheses of beam search; 1: the likeliest token at each place.", low=1
+        1,
+        "transcribe: hypotheses of beam search; 1: greedy, the likeliest token at each position.",
+        low=1,
     )
     decoder: str = key(
         "answer",
-        "transcribe: answer: what the model answers; ctc: what a ctc task taught the clip's own "
-        "tokens to spell.",
+        "transcribe: answer: the model's answer; ctc: what the clip's own tokens spell, which a"
+        " ctc task taught.",
         choices=("answer", "ctc"),
     )
     normalise: str = key(
@@ -51,9 +55,7 @@ class EvalConfig:
         "becomes one space; none: nothing.",
         choices=NORMALISERS.names,
     )
-    head: str = key(
-        "", "classify: the linear head of a classify task; empty: by the likelihood of the answers."
-    )
+    head: str = key("", "classify: the linear head to use; empty: the likelihood of the answers.")
 
     def fields(self) -> list[str]:
         """Every field the score reads."""
@@ -77,9 +79,7 @@ class RobustnessConfig:
     samples: int = key(
         256, "Samples of each score that are attacked, drawn by the seed; 0: all.", low=0
     )
-    scan: int = key(
-        2000, "Training samples of each task whose labels are looked at; 0: all.", low=0
-    )
+    scan: int = key(2000, "Training samples of each task whose labels are checked; 0: all.", low=0)
 
 
 def check_eval(where: str, score: EvalConfig) -> None:

@@ -18,29 +18,28 @@ class MediaConfig:
     """
 
     image_height: int = key(
-        64, "Pixels every picture is resized to; a multiple of image_patch.", low=1
+        64, "Height in pixels that every picture is resized to; a multiple of image_patch.", low=1
     )
     image_width: int = key(
-        64, "Pixels every picture is resized to; a multiple of image_patch.", low=1
+        64, "Width in pixels that every picture is resized to; a multiple of image_patch.", low=1
     )
     max_image_tokens: int = key(
         0,
-        "Above 0: a picture keeps its aspect ratio and gets as many tokens as it has detail for, "
-        "this many at most, "
-        "instead of being stretched to image_height x image_width.",
+        "Above 0: each picture keeps its aspect ratio and gets at most this many tokens, as "
+        "many as it has detail for. 0: stretch it to image_height x image_width.",
         low=0,
     )
-    image_patch: int = key(16, "Pixels along one side of the square that becomes one token.", low=1)
-    max_image_pixels: int = key(64_000_000, "Larger pictures are refused from their header.", low=1)
-    sample_rate: int = key(16_000, "Samples a second after resampling.", low=1000)
+    image_patch: int = key(16, "Side in pixels of the square that becomes one token.", low=1)
+    max_image_pixels: int = key(64_000_000, "Larger pictures are refused, by their header.", low=1)
+    sample_rate: int = key(16_000, "Samples per second after resampling.", low=1000)
     mel_bins: int = key(80, "Mel bands of the log-mel spectrogram.", low=1)
     mel_window: int = key(400, "Samples of one analysis window (25 ms at 16 kHz).", low=1)
     mel_hop: int = key(160, "Samples between two frames (10 ms at 16 kHz).", low=1)
-    frames_per_token: int = key(
-        8, "Spectrogram frames that become one token; a power of two.", low=1
+    frames_per_token: int = key(8, "Spectrogram frames in one token; a power of two.", low=1)
+    max_audio_s: float = key(30.0, "Longer clips are refused, by their header; seconds.", low=0.0)
+    max_file_bytes: int = key(
+        64_000_000, "Larger files in a shard are refused before they are read.", low=1
     )
-    max_audio_s: float = key(30.0, "Longer clips are refused from their header; seconds.", low=0.0)
-    max_file_bytes: int = key(64_000_000, "Larger members are refused before they are read.", low=1)
 
     def image_grid(self, height: Any, width: Any) -> tuple[Any, Any]:
         """Rows and columns of tokens of a picture of ``height`` x ``width`` pixels, numbers or

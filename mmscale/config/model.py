@@ -13,10 +13,12 @@ from mmscale.registry import AUDIO_STEMS, IMAGE_STEMS
 class ModelConfig:
     """The fusion transformer. Sizes are files under configs/model/."""
 
-    width: int = key(256, "Width d of the residual stream.", low=8)
-    layers: int = key(4, "Fusion blocks.", low=1)
-    heads: int = key(4, "Query heads.", low=1)
-    kv_heads: int = key(4, "Key and value heads; fewer than heads: grouped-query attention.", low=1)
+    width: int = key(256, "Width of the residual stream (d_model).", low=8)
+    layers: int = key(4, "Number of fusion blocks.", low=1)
+    heads: int = key(4, "Number of query heads.", low=1)
+    kv_heads: int = key(
+        4, "Number of key and value heads; fewer than heads: grouped-query attention.", low=1
+    )
     head_dim: int = key(64, "Width of one head; even.", low=2)
     hidden: int = key(768, "Width of the SwiGLU feed-forward.", low=8)
     fusion: str = key(
@@ -26,13 +28,12 @@ class ModelConfig:
     )
     untied: list[str] = key(
         [],
-        "Weights that text, picture and sound positions each have of their own: feed_forward, "
-        "norm.",
+        "Weights that text, picture and sound positions do not share: feed_forward, norm.",
     )
     base_width: int = key(
         0,
-        "Width at which learning rates were found: muP scales them to `width` "
-        "(docs/optimisers.md); 0: off.",
+        "Width at which the learning rates were found. muP scales them to `width` "
+        "(docs/optimisers.md). 0: off.",
         low=0,
     )
     rope_theta: float = key(10_000.0, "Base of the rotary frequencies.", low=1.0)
@@ -46,7 +47,7 @@ class ModelConfig:
         False, "Train the tower too, not only the projection behind it."
     )
     image_tower_config: str = key(
-        "", "Its architecture as JSON; the run fills it in from the folder."
+        "", "The tower's architecture as JSON. The run fills it in from the folder."
     )
     audio_tower: str = key(
         "", "pretrained: local folder of a Whisper model, whose encoder is used."
@@ -55,11 +56,11 @@ class ModelConfig:
         False, "Train the encoder too, not only the projection behind it."
     )
     audio_tower_config: str = key(
-        "", "Its architecture as JSON; the run fills it in from the folder."
+        "", "The encoder's architecture as JSON. The run fills it in from the folder."
     )
     init_from: str = key(
         "",
-        "Local folder the run begins with, weights and tokenizer: a release, or a Qwen3 model (its "
+        "Local folder to start from, weights and tokenizer: a release, or a Qwen3 model (its "
         "text path).",
     )
     stem_width: int = key(64, "Channels of the first layer of the cnn, conv and rnn stems.", low=4)
@@ -69,25 +70,25 @@ class ModelConfig:
     )
     classes: dict[str, list[str]] = key(
         {},
-        "classify: the classes of each linear head by its name; a head left out gets those in the "
-        "data.",
+        "classify: the classes of each linear head, by the head's name. A head that is not "
+        "listed gets those in the data.",
     )
-    dropout: float = key(0.0, "Dropped share of each block's two outputs.", low=0.0)
+    dropout: float = key(0.0, "Share of each block's two outputs that is dropped.", low=0.0)
     stochastic_depth: float = key(
         0.0,
-        "Share of the sequences that leave out each branch of the last block; earlier blocks less, "
-        "the first never.",
+        "Share of the sequences that skip each branch of the last block. Earlier blocks are "
+        "skipped less, the first never.",
         low=0.0,
     )
     label_smoothing: float = key(
         0.0,
-        "Share of each next_token and classify target that is spread over all answers.",
+        "next_token, classify: share of each target that is spread over all answers.",
         low=0.0,
     )
     attention: str = key(
         "auto",
-        "Path for the same result: dense (reference), grouped (CPU), flex (GPU); auto picks by "
-        "device.",
+        "How attention is computed, with the same result: dense (reference), grouped (CPU), "
+        "flex (GPU); auto: by device.",
         choices=("auto", "dense", "grouped", "flex"),
     )
 

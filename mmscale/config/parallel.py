@@ -18,16 +18,14 @@ class ParallelConfig:
     strategy: str = key(
         "auto",
         "single: one process; ddp: whole weights on every rank; fsdp: FSDP2, sharded weights; "
-        "zero1, zero2, zero3: "
-        "DeepSpeed; auto: what accelerate's launcher says, zero2 under DeepSpeed's, else fsdp when "
-        "there are several "
-        "ranks.",
+        "zero1 to zero3: DeepSpeed. auto: what accelerate's config says; zero2 under DeepSpeed's "
+        "launcher; else fsdp if there are several ranks.",
         choices=_strategies,
     )
     replicas: int = key(
         1,
-        "fsdp: copies of the sharded weights; the ranks of one machine a copy keeps gathering "
-        "inside it.",
+        "fsdp: number of copies of the sharded weights (hybrid sharding). With one machine per "
+        "copy, weights are gathered inside it.",
         low=1,
     )
     tensor: int = key(
@@ -43,43 +41,42 @@ class ParallelConfig:
     )
     reshard: bool = key(
         True,
-        "fsdp: free a block's gathered weights after its forward pass, and gather them again for "
-        "the backward.",
+        "fsdp: free a block's gathered weights after its forward pass, and gather them again "
+        "for the backward pass.",
     )
     offload: str = key(
         "none",
-        "Where weights and moments wait: none: on the device; cpu: in host memory (fsdp, zero2, "
-        "zero3); nvme: in files "
-        "of parallel.offload_dir (zero3).",
+        "Where weights and moments are kept: none: on the device; cpu: in host memory (fsdp, "
+        "zero2, zero3); nvme: in files of parallel.offload_dir (zero3).",
         choices=("none", "cpu", "nvme"),
     )
     offload_dir: str = key("", "nvme: a folder on a fast local disk.")
     deepspeed_config: str = key(
         "",
-        "zero: a DeepSpeed JSON file whose settings are used too; what contradicts this config is "
-        "refused.",
+        "zero1 to zero3: a DeepSpeed JSON file. Its settings are used too. What contradicts "
+        "this config is refused.",
     )
     checkpointing: str = key(
         "none",
-        "Activations of blocks that the backward pass computes again: none; full; selective: all "
-        "but products.",
+        "Activations of the blocks that the backward pass computes again: none; full: all; "
+        "selective: all but matrix products and attention.",
         choices=("none", "full", "selective"),
     )
     compile: bool = key(
         False,
-        "Compile the blocks (torch.compile): faster steps after a minute's start; CPUs need a C++ "
-        "compiler.",
+        "Compile the blocks (torch.compile): faster steps, about a minute more at the start. "
+        "CPUs need a C++ compiler.",
     )
     float8: str = key(
         "",
-        "Blocks' matrix products in 8-bit floats (torchao; GPUs from Ada and Hopper on), scaled by "
-        "tensor or by row; "
-        "emulated: the same rounding on any machine, slowly. Needs train.precision=bf16.",
+        "Matrix products of the blocks in 8-bit floats (torchao), scaled by tensor or by row. "
+        "Needs train.precision=bf16 and a GPU from Ada or Hopper on. emulated: the same "
+        "rounding on any machine, slowly.",
         choices=("", "tensorwise", "rowwise", "emulated"),
     )
     threads: int = key(
         0,
-        "CPU threads of each rank; 0: the cores divided by the ranks of this machine.",
+        "CPU threads per rank; 0: this machine's cores divided by its ranks.",
         low=0,
         high=4096,
     )

@@ -16,11 +16,15 @@ class RayConfig:
     )
     cpus: float = key(1.0, "CPUs of one process.", low=0.001)
     gpus: float = key(-1.0, "GPUs of one process; -1: one where the cluster has any.", low=-1.0)
-    max_failures: int = key(3, "Times it is started again after a lost process or machine.", low=0)
-    wait_s: float = key(
-        600.0, "Longest wait for room, if the cluster has none; it says what it waits for.", low=0.0
+    max_failures: int = key(
+        3, "How often a process is started again after a lost process or machine.", low=0
     )
-    usage_stats: bool = key(False, "Let Ray report its use to its makers.")
+    wait_s: float = key(
+        600.0,
+        "Longest wait for free resources on the cluster, seconds. The wait is reported.",
+        low=0.0,
+    )
+    usage_stats: bool = key(False, "Let Ray send usage statistics to its makers.")
 
 
 def check_ray(config: RayConfig) -> None:

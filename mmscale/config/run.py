@@ -20,30 +20,29 @@ from mmscale.registry import TRACKERS
 
 @dataclass(kw_only=True)
 class RunConfig:
-    dir: str = key("runs/default", "Where config, metrics, checkpoints and logs of this run lie.")
+    dir: str = key("runs/default", "Folder of this run: config, metrics, checkpoints, logs.")
     copy_to: str = key(
         "",
-        "Folder in an object store, s3://… or gs://…, to which every checkpoint is copied; a start "
-        "fetches what "
-        "run.dir lacks.",
+        "Folder in an object store (s3://… or gs://…). Every checkpoint is copied there. A "
+        "start fetches what run.dir lacks.",
     )
     progress: bool = key(True, "Show the progress bar on rank 0.")
     tensorboard: bool = key(True, "Write TensorBoard event files to run.dir/tensorboard.")
     trackers: list[str] = key(
         [],
-        "Trackers that get what metrics.jsonl has, beside the one of run.tensorboard.",
+        "Trackers that get the numbers of metrics.jsonl, in addition to run.tensorboard.",
         choices=TRACKERS.names,
     )
     watts: float = key(
         0.0,
-        "Power of one rank, with its share of machine and cooling, for the model card's CO₂ "
-        "estimate; watts; 0: 700 "
-        "for a GPU, 60 for a CPU.",
+        "Power of one rank in watts, with its share of machine and cooling, for the model "
+        "card's CO₂ estimate. 0: 700 for a GPU, 60 for a CPU.",
         low=0.0,
     )
     co2_g_per_kwh: float = key(
         445.0,
-        "Carbon intensity of the electricity, grams CO₂ a kWh; 445: the world's in 2024 (IEA).",
+        "Carbon intensity of the electricity, grams of CO₂ per kWh. 445 is the world's mean in "
+        "2024 (IEA).",
         low=0.0,
     )
 
@@ -51,7 +50,7 @@ class RunConfig:
 @dataclass(kw_only=True)
 class Config:
     seed: int = key(0, "Root of every random choice: order, augmentation, weights, dropout.")
-    description: str = key("", "One line that says what this run is, for the model card.")
+    description: str = key("", "One line about this run, for the model card.")
     licence: str = key("", "Licence of the training data, for the model card.")
     plugins: list[str] = key(
         [],

@@ -14,10 +14,12 @@ class AugmentConfig:
     """Random changes to training samples, drawn from (seed, epoch, sample). All off by default."""
 
     image_crop: float = key(
-        0.0, "Random resized crop: least share of the picture's area that is kept; 0: off.", low=0.0
+        0.0,
+        "Random resized crop: smallest share of the picture's area that is kept; 0: off.",
+        low=0.0,
     )
     image_shift: float = key(0.0, "Largest shift as a share of the picture's side.", low=0.0)
-    image_rotate: float = key(0.0, "Largest turn, degrees.", low=0.0)
+    image_rotate: float = key(0.0, "Largest rotation, degrees.", low=0.0)
     image_scale: float = key(0.0, "Largest relative change of size.", low=0.0)
     image_flip: bool = key(False, "Mirror half of the pictures.")
     image_colour: float = key(
@@ -29,7 +31,7 @@ class AugmentConfig:
         0.0, "Largest white-noise level relative to the clip's own level.", low=0.0
     )
     audio_shift_s: float = key(
-        0.0, "Largest shift in time, seconds; what leaves is silence.", low=0.0
+        0.0, "Largest shift in time, seconds. The gap is filled with silence.", low=0.0
     )
     mel_warp: float = key(
         0.0, "Largest relative stretch of the mel axis (vocal-tract length).", low=0.0
@@ -40,11 +42,14 @@ class AugmentConfig:
     text_drop: float = key(0.0, "Share of input text tokens replaced by <|mask|>.", low=0.0)
     mixup: float = key(
         0.0,
-        "classify: blend pictures of one sequence and their labels, share from Beta(a, a); 0: off.",
+        "classify: blend pictures of one sequence, and their labels. The share is from Beta(a, "
+        "a). 0: off.",
         low=0.0,
     )
     cutmix: float = key(
-        0.0, "classify: paste a part of another picture, area from Beta(a, a); 0: off.", low=0.0
+        0.0,
+        "classify: paste a part of another picture. The area is from Beta(a, a). 0: off.",
+        low=0.0,
     )
 
 
@@ -54,28 +59,30 @@ class TaskConfig:
 
     objective: str = key("next_token", "What is learned.", choices=OBJECTIVES.names)
     weight: float = key(
-        1.0, "Factor of this task's loss; every objective is a mean over its own tokens.", low=0.0
+        1.0, "Factor of this task's loss. Every objective is a mean over its own tokens.", low=0.0
     )
     input: list[str] = key(
-        [], "Fields before the answer, such as [image] or [text]; ctc: one clip, such as [audio]."
+        [], "Fields before the answer, such as [image] or [text]. ctc: one clip, such as [audio]."
     )
     prompt: str = key(
-        "", "next_token, classify: literal text after the input, to tell tasks apart."
+        "", "next_token, classify: literal text after the input. It distinguishes tasks."
     )
     target: str = key(
-        "", "All but contrastive: the field to answer with, such as text or json.label."
+        "", "All but contrastive: the field that is the answer, such as text or json.label."
     )
     head: str = key(
         "",
-        "classify: name of its linear head; tasks with the same name share it; empty: the target's "
-        "name.",
+        "classify: name of the linear head. Tasks with the same name share it. Empty: the "
+        "target's name.",
     )
     input_weight: float = key(
         0.0, "next_token: factor of the loss on the input's own text tokens.", low=0.0
     )
     between: list[str] = key([], "contrastive: two or more fields that belong together.")
     match: str = key(
-        "", "contrastive: field whose equal values also belong together; empty: the sample's key."
+        "",
+        "contrastive: samples with equal values of this field also belong together. Empty: the "
+        "sample's key.",
     )
 
     def fields(self) -> list[str]:
@@ -95,9 +102,11 @@ class SetConfig:
     shards: list[str] = key([], "Folders, files or brace patterns of tar shards.")
     weight: float = key(1.0, "Share of the sequences, relative to the other sets.", low=0.0)
     max_epochs: int = key(
-        0, "Most times a sample is repeated, then the other sets go on alone; 0: no cap.", low=0
+        0,
+        "How often each sample is used at most. Then the other sets continue alone. 0: no limit.",
+        low=0,
     )
-    tasks: list[TaskConfig] = key([], "What its samples are asked.")
+    tasks: list[TaskConfig] = key([], "What is learned from its samples.")
     augment: AugmentConfig = key(AugmentConfig, "Random changes to its samples.")
 
 

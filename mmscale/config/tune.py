@@ -18,59 +18,61 @@ class ParameterConfig:
     """The values one config key may take: a range or a list."""
 
     range: list[float] = key(
-        [], "[low, high], both ends included; whole numbers for a key that takes those."
+        [], "[low, high], both included. Whole numbers for a key that takes those."
     )
     scale: str = key("linear", "How a range is divided: log for rates.", choices=("linear", "log"))
-    points: int = key(5, "grid: values of a range, evenly along its scale.", low=1)
-    choices: list[Any] = key([], "The values themselves, of any kind the key takes.")
+    points: int = key(5, "grid: number of values of a range, evenly spaced on its scale.", low=1)
+    choices: list[Any] = key([], "The values, of any kind that the key takes.")
     when: dict[str, Any] = key(
-        {}, "Only while other searched keys have these values (a value or a list of them)."
+        {}, "Search this key only while other searched keys have these values (a value or a list)."
     )
 
 
 @dataclass(kw_only=True)
 class TuneConfig:
-    trials: int = key(16, "Trials; grid: at most so many of the grid's.", low=1)
+    trials: int = key(16, "Number of trials; grid: at most this many points.", low=1)
     search: str = key(
         "tpe",
-        "Where trials are taken: tpe (Bayesian, by Optuna), random (a function of seed and trial), "
-        "grid.",
+        "How trials are chosen: tpe (Bayesian, by Optuna), random (a function of seed and "
+        "trial), grid.",
         choices=SEARCHES,
     )
     scheduler: str = key(
         "asha",
-        "Who is stopped early: asha (asynchronous successive halving), hyperband (asha with "
-        "several first stops), pbt "
-        "(nobody; the worse go on from the better ones' weights with other values), none.",
+        "Which trials stop early: asha (asynchronous successive halving), hyperband (asha with "
+        "several first stops), pbt (none; the worse take the weights of the better, with other "
+        "values), none.",
         choices=SCHEDULERS,
     )
     metric: str = key(
         "loss",
-        "What is compared: loss (mean of the last fifth of the steps), or a score of eval, as "
-        "<name>.<value>, such as "
-        "digits.accuracy.",
+        "What is compared: loss (mean of the last fifth of the steps), or a score of eval as "
+        "<name>.<value>, such as digits.accuracy.",
     )
     mode: str = key(
-        "", "Better is: min or max; empty: min for loss, wer and cer.", choices=("", "min", "max")
+        "",
+        "Which is better: min or max; empty: min for loss, wer and cer.",
+        choices=("", "min", "max"),
     )
     first_stop: int = key(
         0,
-        "asha, hyperband: steps that every trial gets; pbt: steps between exchanges; 0: "
-        "train.steps / reduction^2, pbt "
-        "an eighth of them.",
+        "asha, hyperband: steps that every trial gets; pbt: steps between exchanges. 0: "
+        "train.steps / reduction^2; pbt: an eighth of train.steps.",
         low=0,
     )
-    reduction: int = key(3, "asha, hyperband: one of so many trials goes on at each stop.", low=2)
-    brackets: int = key(3, "hyperband: different first stops.", low=1)
-    concurrent: int = key(0, "Trials at once; 0: as many as the cluster has room for.", low=0)
+    reduction: int = key(
+        3, "asha, hyperband: one of this many trials continues at each stop.", low=2
+    )
+    brackets: int = key(3, "hyperband: number of different first stops.", low=1)
+    concurrent: int = key(0, "Trials at once; 0: as many as fit on the cluster.", low=0)
     workers: int = key(
         1, "Processes of one trial, which split its steps as parallel.strategy says.", low=1
     )
     transfer: list[str] = key(
         [],
-        "Overrides that make the larger model, such as model.width=256: afterwards the best "
-        "trial's rate, its half and "
-        "its double are tried on it. Use model.base_width, or the rate will not hold.",
+        "Overrides that make a larger model, such as model.width=256. After the search, the "
+        "best trial's rate, its half and its double are tried on it. Set model.base_width too, "
+        "or the rate does not hold.",
     )
     space: dict[str, ParameterConfig] = key(
         {}, "What is searched: config keys and the values they may take."

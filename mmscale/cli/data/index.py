@@ -11,8 +11,9 @@ from mmscale.cli.data.media_limits import add_media_limits, media_limits
 from mmscale.cli.verb import verb
 
 INDEX_EPILOG = """\
-Every shard is read once, front to back. Remote shards stay where they are: a config names DIR, and each shard is
-fetched into the local cache (data.cache) when a sample of it is first needed. docs/remote.md tells more.
+Every shard is read once, from front to back. Remote shards stay where they are. A config names DIR,
+and each shard is fetched into the local cache (data.cache) when one of its samples is first needed.
+See docs/remote.md.
 
 examples:
   mmscale data index shards/train
@@ -23,9 +24,7 @@ examples:
 
 def add(verbs: Any) -> None:
     """Declare the command `data index` and its options."""
-    index = verb(
-        verbs, "index", _index, "index existing shards, anyone's, local or remote", INDEX_EPILOG
-    )
+    index = verb(verbs, "index", _index, "index existing shards, local or remote", INDEX_EPILOG)
     index.add_argument(
         "sources",
         nargs="+",

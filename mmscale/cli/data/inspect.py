@@ -9,9 +9,9 @@ from typing import Any
 from mmscale.cli.verb import verb
 
 INSPECT_EPILOG = """\
-Every sample is read and decoded once: what is broken, blank, clipped, silent or empty, what is there twice, and what
-one folder shares with another, such as test with train. The page is one file without scripts; open it in a browser.
-Needs `pip install 'mmscale[tables]'`.
+Every sample is read and decoded once. The page shows what is broken, blank, clipped, silent or empty,
+what is there twice, and what one folder shares with another, such as test with train. It is one file
+without scripts. Open it in a browser. It needs `pip install 'mmscale[tables]'`.
 
 examples:
   mmscale data inspect shards/train shards/test --html report.html
@@ -26,7 +26,7 @@ def add(verbs: Any) -> None:
         verbs,
         "inspect",
         _inspect,
-        "a page on how much data there is and what is wrong with it",
+        "write a page on how much data there is and what is wrong with it",
         INSPECT_EPILOG,
     )
     inspect.add_argument(
@@ -46,10 +46,12 @@ def add(verbs: Any) -> None:
         "--sample",
         type=int,
         metavar="N",
-        help="look at N samples of each folder, drawn at random, not at all",
+        help="examine N random samples of each folder, not all",
     )
     inspect.add_argument(
-        "--table", metavar="F.parquet", help="also write what was found of every sample, for pandas"
+        "--table",
+        metavar="F.parquet",
+        help="also write what was found about every sample, for pandas",
     )
     inspect.add_argument(
         "--seed",

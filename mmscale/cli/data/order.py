@@ -13,11 +13,11 @@ from mmscale.errors import UserError
 
 def add(verbs: Any) -> None:
     """Declare the command `data order` and its options."""
-    order = verb(verbs, "order", _order, "what is seen when, by whom, as JSON lines")
-    add_config(order)
-    order.add_argument(
-        "--steps", required=True, metavar="A:B", help="steps A up to, not including, B"
+    order = verb(
+        verbs, "order", _order, "print which rank sees which samples at which step, as JSON lines"
     )
+    add_config(order)
+    order.add_argument("--steps", required=True, metavar="A:B", help="steps from A to B - 1")
     order.add_argument(
         "--world", type=int, default=1, metavar="W", help="number of ranks (default: 1)"
     )

@@ -12,15 +12,15 @@ from mmscale.cli.verb import verb
 
 PACK_EPILOG = """\
 columns of a table:
-  image, audio   a path relative to the table; in Parquet also the encoded bytes, or {bytes, path} as Hugging Face
-                 data sets have it
+  image, audio   a path relative to the table; in Parquet also the encoded bytes, or {bytes, path} as
+                 in Hugging Face data sets
   text, cls      caption or transcript; class number
-  key            name of the sample (default: the row's number)
+  key            name of the sample (default: the number of its row)
   any other      a field json.<column>; nested values and dates are kept
   image, audio and text may be lists (JSONL, Parquet): the fields 0.jpg, 1.jpg, …
 
-A pack that was killed, or that stopped at a broken row, continues when the same command is given again. Shards
-and index appear in DIR when all samples are written; until then complete shards wait in DIR/.pack.
+If a pack was killed, or stopped at a broken row, the same command continues it. Shards and index
+appear in DIR when all samples are written. Until then complete shards wait in DIR/.pack.
 
 examples:
   mmscale data pack photos/ --out shards/train
@@ -47,7 +47,7 @@ def add(verbs: Any) -> None:
         "--out",
         required=True,
         metavar="DIR",
-        help="empty or new folder, or that of the pack to continue",
+        help="an empty or new folder, or the folder of a pack to continue",
     )
     pack.add_argument(
         "--workers",
@@ -56,10 +56,18 @@ def add(verbs: Any) -> None:
         help="processes (default: all cores); the shards are the same",
     )
     pack.add_argument(
-        "--samples-per-shard", type=int, default=1000, metavar="N", help="default: 1000"
+        "--samples-per-shard",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="samples in one shard (default: 1000)",
     )
     pack.add_argument(
-        "--shuffle-seed", type=int, default=0, metavar="N", help="order of the samples (default: 0)"
+        "--shuffle-seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of the samples' order (default: 0)",
     )
     pack.add_argument(
         "--shuffle-gb",

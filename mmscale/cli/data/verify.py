@@ -17,7 +17,7 @@ def add(verbs: Any) -> None:
         verbs,
         "verify",
         _verify,
-        "strict checks of shards against their index; fails on any fault",
+        "compare every byte of shards with their index; fail on any fault",
     )
     verify_shards.add_argument("directory", help="a folder of indexed shards")
 
