@@ -15,6 +15,7 @@ from servers import reserved_port
 # side by side, and threads that spin beside a busy core take ten times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 ON_GPU = os.environ.get("MMSCALE_TEST_GPU") == "1"
@@ -23,6 +24,15 @@ if not ON_GPU:
     # machine has.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 torch.set_num_threads(1)
+# How fast examples are made is the machine's matter, not the test's; the same ones in every run.
+settings.register_profile(
+    "any machine",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,7 +9,6 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-import yaml
 from conftest import ROOT, run_module
 from plugged import MORE, SHOUT, imports, without_plugins, write_house
 from small_run import save_run, small_config, write_shards
@@ -29,6 +28,7 @@ from mmscale.release.init_from import load_initial_weights
 from mmscale.release.manifest import write_manifest
 from mmscale.release.trained_model import load_trained
 from mmscale.release.verify_release import verify_release
+from mmscale.strict_yaml import read_yaml, write_yaml
 
 
 @pytest.fixture(autouse=True)
@@ -316,7 +316,7 @@ def test_a_plug_in_named_for_one_thing_is_not_all_plug_ins(here, made, tmp_path)
 
 
 def test_a_config_of_plain_keys_is_held_to_the_same(here, made):
-    tree = yaml.safe_load((made / "run" / "config.yaml").read_text())
+    tree = read_yaml((made / "run" / "config.yaml").read_text())
     for rules in (True, False):
         with pytest.raises(UserError, match=r"theirs: needs the plug-in house\.shout"):
             config_from_tree(tree, "theirs", rules)
@@ -404,16 +404,16 @@ def test_the_current_directory_is_searched_last_and_not_if_python_must_not(here,
 def test_a_run_of_a_plug_ins_objective_and_stem(here, digits):
     """Two ranks with a loader each, its resumption, its release."""
     write_house(here, "more", MORE)
-    tree = yaml.safe_load(digits.read_text())
+    tree = read_yaml(digits.read_text())
     tree["plugins"] = ["house.more"]
     tree["model"]["image_stem"] = "tiles"
     tree["data"]["sets"]["digits"]["tasks"] += [{"objective": "calm", "input": ["image"]}]
-    digits.write_text(yaml.safe_dump(tree))
+    digits.write_text(write_yaml(tree))
     command = ["mmscale", "train", str(digits), "parallel.threads=1"]
     run_module([*command, "data.workers=1", "parallel.strategy=ddp"], ranks=2, cwd=here)
     assert len(imports(here)) == 4
     run = here / "run"
-    assert yaml.safe_load((run / "config.yaml").read_text())["plugins"] == ["house.more"]
+    assert read_yaml((run / "config.yaml").read_text())["plugins"] == ["house.more"]
     # This process has imported all of training before it heard of the plug-in.
     main([*command[1:], f"run.dir={here}/alone"])
     alone, ranks = (_losses(folder) for folder in (here / "alone", run))
