@@ -25,14 +25,14 @@ def shout(text):
 NORMALISERS.register("shout", shout)
 """
 
-# A stem and an objective: an answer's output is drawn to 1 everywhere.
+# A stem, a tracker, and an objective: an answer's output is drawn to 1 everywhere.
 MORE = f"""
 import numpy as np
 from mmscale.data.objective import Objective, TaskSizes, column
 from mmscale.data.special_tokens import ANSWER
 from mmscale.model.image_stems.patch import PatchStem
 from mmscale.model.objective import Loss
-from mmscale.registry import IMAGE_STEMS, LOSSES, OBJECTIVES
+from mmscale.registry import IMAGE_STEMS, LOSSES, OBJECTIVES, TRACKERS
 {NOTE}
 class Tiles(PatchStem):
     def forward(self, image_N3HW, size_N2=None):
@@ -75,6 +75,17 @@ class CalmLoss(Loss):
     def outputs(self, model, inputs, block):
         return inputs.hidden_TD[block["at_T"]].float()
 
+class Notes:
+    def open(self, folder, start):
+        self.file = open(folder / "notes.txt", "a")
+
+    def scalars(self, step, values):
+        print(step, values["losses/calm"], file=self.file)
+
+    def close(self):
+        self.file.close()
+
+TRACKERS.register("notes", Notes)
 IMAGE_STEMS.register("tiles", Tiles)
 OBJECTIVES.register("calm", Calm())
 LOSSES.register("calm", CalmLoss())

@@ -378,7 +378,7 @@ def test_the_current_directory_is_searched_last_and_not_if_python_must_not(here,
     (here / "elsewhere").mkdir()
     script = here / "elsewhere" / "mmscale_script.py"
     script.write_text("import sys\nfrom mmscale.cli import main\nmain()\nprint(sys.path[-1])\n")
-    (here / "yaml.py").write_text("raise RuntimeError('taken for the installed one')")
+    (here / "jinja2.py").write_text("raise RuntimeError('taken for the installed one')")
     command = [sys.executable, *(["-P"] if safe else []), str(script)]
     done = subprocess.run(
         [*command, "export", str(made / "run"), "--out", str(here / "out"), "--plugin",
@@ -401,12 +401,12 @@ def test_the_current_directory_is_searched_last_and_not_if_python_must_not(here,
 # Other processes.
 
 
-def test_a_run_of_a_plug_ins_objective_and_stem(here, digits):
+def test_a_run_of_a_plug_ins_objective_stem_and_tracker(here, digits):
     """Two ranks with a loader each, its resumption, its release."""
     write_house(here, "more", MORE)
     tree = read_yaml(digits.read_text())
     tree["plugins"] = ["house.more"]
-    tree["model"]["image_stem"] = "tiles"
+    tree["model"]["image_stem"], tree["run"]["trackers"] = "tiles", ["notes"]
     tree["data"]["sets"]["digits"]["tasks"] += [{"objective": "calm", "input": ["image"]}]
     digits.write_text(write_yaml(tree))
     command = ["mmscale", "train", str(digits), "parallel.threads=1"]
@@ -421,11 +421,14 @@ def test_a_run_of_a_plug_ins_objective_and_stem(here, digits):
     assert [row["calm"] for row in ranks] == pytest.approx([row["calm"] for row in alone], rel=1e-4)
     main([*command[1:], "train.steps=3"])
     assert len(_losses(run)) == 3
+    noted = [line.split() for line in (run / "notes.txt").read_text().splitlines()]
+    assert [int(step) for step, _ in noted] == [0, 1, 2]
+    assert [float(loss) for _, loss in noted] == [row["calm"] for row in _losses(run)]
     export(run, here / "out")
     with without_plugins():
         with pytest.raises(UserError, match=r"needs the plug-in house\.more"):
             mmscale.load(here / "out")
-        with pytest.raises(UserError, match=r"'calm' is not one of|'tiles' is not one of"):
+        with pytest.raises(UserError, match=r"'notes' is not one of"):
             load_config(digits, ["plugins=[]"])
     assert mmscale.load(here / "out", plugins=["house.more"]).config.model.image_stem == "tiles"
 
@@ -438,7 +441,13 @@ def _losses(run: Path) -> list[dict[str, float]]:
 def test_the_planners_process_imports_it(here, digits):
     write_house(here, "more", MORE)
     config = load_config(
-        digits, ["plugins=house.more", "model.image_stem=tiles", "model.vocab_size=320"]
+        digits,
+        [
+            "plugins=house.more",
+            "model.image_stem=tiles",
+            "model.vocab_size=320",
+            "parallel.strategy=single",
+        ],
     )
     assert dry_run(config, 1, 1, fused=False).memory["total"] > 0
     assert len(imports(here)) == 2
