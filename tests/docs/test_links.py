@@ -25,7 +25,7 @@ GROUPS = "data|eval|media|model|parallel|ray|robustness|run|train|tune"
 KEY = re.compile(rf"(?<![\w./-])((?:{GROUPS})(?:\.(?:[a-z_]\w*|<name>))+)(?![\w(])")
 # Where a name without the whole path may lie; what begins with a word of the second is a user's.
 FOLDERS = ("", "docs", "mmscale", "launch", "configs")
-USERS = ("runs/", "release/")
+USERS = ("runs/", "release/", "my_package/")
 # A run's own files, an example's, and one that CONTRIBUTING says shall not be.
 OTHERS = ("my.yaml", "best.yaml", "config.yaml", "other.yaml", "utils.py")
 # Files that begin like a group of the config; the last part of such a word is no key.
