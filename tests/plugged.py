@@ -68,7 +68,7 @@ class Calm(Objective):
 class CalmLoss(Loss):
     order = 4
 
-    def loss(self, model, inputs, block):
+    def loss(self, model, inputs, block, head):
         miss_TD = self.outputs(model, inputs, block) - 1.0
         return (miss_TD.square().mean(-1) * block["weight_T"]).sum() * inputs.positions.part
 

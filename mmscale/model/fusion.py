@@ -78,8 +78,10 @@ class FusionTransformer(nn.Module):
             unit = self.losses["contrastive"].outputs(self, inputs, batch.objectives["contrastive"])
             scale, bias = self.contrast_log_scale, self.contrast_bias
             return {"unit": unit, "log_scale": scale.clone(), "bias": bias.clone()}
+        blocks = batch.objectives
+        heads = {name: loss.head(self, inputs, blocks[name]) for name, loss in self.losses.items()}
         return {
-            name: loss.loss(self, inputs, batch.objectives[name])
+            name: loss.loss(self, inputs, blocks[name], heads[name])
             for name, loss in self.losses.items()
         }
 

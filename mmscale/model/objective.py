@@ -66,8 +66,17 @@ class Loss(ABC):
         """
         return 0.0
 
+    def head(self, model: nn.Module, inputs: LossInputs, block: ObjectiveBlock) -> Any:
+        """What a head of its own makes of the model's output, for `loss`; made for all objectives
+        before the first loss. Its gradients are then found after those of the losses, whose memory
+        is free again by then. None: no head, or a small one.
+        """
+        return None
+
     @abstractmethod
-    def loss(self, model: nn.Module, inputs: LossInputs, block: ObjectiveBlock) -> Tensor:
+    def loss(
+        self, model: nn.Module, inputs: LossInputs, block: ObjectiveBlock, head: Any
+    ) -> Tensor:
         """The batch's share of the step's loss, float32 scalar; exactly 0 for an empty block, with
         a gradient of 0 for every weight of its own: all ranks take part in the same collectives.
         """

@@ -30,7 +30,7 @@ class ClassifyLoss(Loss):
         }
         return {"class_heads": nn.ModuleDict(heads)}
 
-    def loss(self, model: Any, inputs: LossInputs, block: ObjectiveBlock) -> Tensor:
+    def loss(self, model: Any, inputs: LossInputs, block: ObjectiveBlock, head: Any) -> Tensor:
         """See `Loss`."""
         names = ("head_T", "class_T2", "share_T", "weight_T")
         loss = classification_loss(

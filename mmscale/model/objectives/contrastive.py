@@ -45,9 +45,13 @@ class ContrastiveLoss(Loss):
         """See `Loss`."""
         return 2.0 * config.width * config.embed_dim
 
-    def loss(self, model: Any, inputs: LossInputs, block: ObjectiveBlock) -> Tensor:
+    def head(self, model: Any, inputs: LossInputs, block: ObjectiveBlock) -> Tensor:
         """See `Loss`."""
-        unit_TE = self.outputs(model, inputs, block)
+        return self.outputs(model, inputs, block)
+
+    def loss(self, model: Any, inputs: LossInputs, block: ObjectiveBlock, head: Any) -> Tensor:
+        """See `Loss`."""
+        unit_TE: Tensor = head
         scale, bias = model.contrast_log_scale, model.contrast_bias
         if inputs.contrast is not None:
             return inputs.contrast.surrogate(unit_TE, scale, bias) * inputs.positions.part

@@ -5,6 +5,8 @@ Shape suffixes: C clips, P audio tokens of the longest, V vocabulary, D model wi
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,7 +26,9 @@ class CtcLoss(Loss):
 
     order = 2
 
-    def loss(self, model: nn.Module, inputs: LossInputs, block: ObjectiveBlock) -> Tensor:
+    def loss(
+        self, model: nn.Module, inputs: LossInputs, block: ObjectiveBlock, head: Any
+    ) -> Tensor:
         """See `Loss`."""
         loss = ctc_loss(inputs.words_TD, inputs.table_VD, many_logits=inputs.many_logits, **block)
         return inputs.positions.part * loss

@@ -22,7 +22,9 @@ class NextTokenLoss(Loss):
 
     order = 0
 
-    def loss(self, model: nn.Module, inputs: LossInputs, block: ObjectiveBlock) -> Tensor:
+    def loss(
+        self, model: nn.Module, inputs: LossInputs, block: ObjectiveBlock, head: Any
+    ) -> Tensor:
         """See `Loss`."""
         mine = inputs.positions.every
         return next_token_loss(
