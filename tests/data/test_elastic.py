@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from conftest import ROOT, run_module
+from patience import patience
 
 from mmscale.config_file import load_config
 from mmscale.data.plan import Plan, check_world
@@ -31,7 +32,7 @@ def collect(*processes):
     """(step, sequence) → (keys, checksum) of everything the processes print."""
     out = {}
     for process in processes:
-        text, _ = process.communicate(timeout=240)
+        text, _ = process.communicate(timeout=patience(20))
         assert process.returncode == 0
         for line in text.splitlines():
             row = json.loads(line)

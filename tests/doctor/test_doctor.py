@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from conftest import ROOT, run_module
+from patience import patience
 
 from mmscale.cli import main
 
@@ -54,8 +55,8 @@ def test_without_a_launcher_and_without_a_config():
 def test_the_sick_machine_is_named(small_run, tmp_path, port):
     """Another torch, a clock of 100 s ahead, no room for the run, a shard that only one rank reaches."""
     first, second = start_two(port, "sick", "many", CONFIG, *small_run, f"run.dir={tmp_path}")
-    told, complaint = first.communicate(timeout=120)
-    second.communicate(timeout=120)
+    told, complaint = first.communicate(timeout=patience(15))
+    second.communicate(timeout=patience(15))
     assert first.returncode == second.returncode == 0, complaint
     report = json.loads(told)
     checks = by_name(report)
@@ -75,7 +76,7 @@ def test_the_sick_machine_is_named(small_run, tmp_path, port):
 def test_a_rank_that_hangs_is_named(small_run, tmp_path, port):
     first, second = start_two(port, "sick", "hangs", CONFIG, *small_run, f"run.dir={tmp_path}")
     try:
-        told, complaint = first.communicate(timeout=120)
+        told, complaint = first.communicate(timeout=patience(15))
     finally:
         second.kill()
         second.communicate()
@@ -96,7 +97,7 @@ def test_a_run_does_not_begin_on_a_sick_machine(small_run, tmp_path, port):
         f"run.dir={tmp_path}/run",
     ]
     ranks = start_two(port, *command, "--preflight")
-    complaints = [rank.communicate(timeout=120)[1] for rank in ranks]
+    complaints = [rank.communicate(timeout=patience(15))[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [2, 2], complaints
     assert "mmscale: error: preflight: shards:" in complaints[0] and "/absent" in complaints[0]
     assert "Traceback" not in "".join(complaints) and complaints[1].count("mmscale: error") == 0

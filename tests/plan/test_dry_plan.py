@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from conftest import ROOT, run_module
+from patience import patience
 
 from mmscale.config import Config, SetConfig, TaskConfig
 from mmscale.errors import UserError
@@ -79,7 +80,12 @@ def test_prediction_against_two_real_ranks(tmp_path):
     script.write_text(REAL.format(ways=WAYS, tests=str(ROOT / "tests"), root=str(ROOT)))
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+        [sys.executable, *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=patience(60),
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     real = [json.loads(line) for line in done.stdout.splitlines()]
