@@ -28,7 +28,8 @@ from mmscale.model.attack import Budget
 from mmscale.predict.query import Clip, Picture
 from mmscale.train.loop import train
 
-COLOURS = {"red": (230, 30, 30), "green": (30, 230, 30), "blue": (30, 30, 230), "grey": (128, 128, 128)}
+# No grey: normalised it is next to nothing but noise, and what a run learns of it is chance.
+COLOURS = {"red": (230, 30, 30), "green": (30, 230, 30), "blue": (30, 30, 230), "yellow": (230, 230, 30)}
 
 
 def write_colours(folder, count, exchanged=()):
