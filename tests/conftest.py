@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from patience import patience
 from servers import reserved_port
 
 # Threads that wait for each other sleep, which torch's OpenMP reads when it is loaded: tests run
@@ -68,9 +69,12 @@ def run_module(
     ranks: int = 1,
     check: bool = True,
     cwd: Path = ROOT,
-    timeout: float = 240,
+    needs: float = 30,
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m module…`` in ``ranks`` real processes (torchrun when more than one)."""
+    """Run ``python -m module…`` in ``ranks`` real processes (torchrun when more than one).
+
+    ``needs``: seconds it takes (`patience`).
+    """
     command = [sys.executable, "-m"]
     if ranks > 1:
         command += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
@@ -82,7 +86,7 @@ def run_module(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=patience(needs),
         check=False,
     )
     if check:

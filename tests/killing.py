@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from conftest import ROOT
+from patience import patience
 
 
 def metrics(folder: Path) -> list[dict]:
@@ -35,7 +36,7 @@ def kill_when_reached(command: list[str], folder: Path, step: int, ranks: int) -
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + patience(20)
         while time.monotonic() < deadline:
             path = folder / "metrics.jsonl"
             if path.exists() and len(path.read_text().splitlines()) > step:

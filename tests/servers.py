@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from patience import patience
+
 
 class FaultyServer:
     """Serves the files of a folder over HTTP, with ranges and ETags.
@@ -245,7 +247,7 @@ def s3_server() -> Iterator[str]:
         )
         url = f"http://127.0.0.1:{port}"
         try:
-            for _ in range(600):
+            for _ in range(int(patience(10) / 0.05)):
                 assert process.poll() is None, "moto ended"
                 try:
                     urllib.request.urlopen(f"{url}/moto-api/", timeout=5).close()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_module
+from patience import patience
 from plugged import MORE, SHOUT, imports, without_plugins, write_house
 from small_run import save_run, small_config, write_shards
 
@@ -383,7 +384,7 @@ def test_the_current_directory_is_searched_last_and_not_if_python_must_not(here,
     done = subprocess.run(
         [*command, "export", str(made / "run"), "--out", str(here / "out"), "--plugin",
          "house.shout"],
-        cwd=here, capture_output=True, text=True, timeout=240, check=False,
+        cwd=here, capture_output=True, text=True, timeout=patience(24), check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     if safe:

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from conftest import ROOT
+from patience import patience
 from test_dry_plan import GPU, planner, small_config
 from test_search import look
 from test_search import made_up as made_up
@@ -41,7 +42,7 @@ def run_toy(name):
     }  # fmt: skip
     return subprocess.run(
         [sys.executable, str(ROOT / "tests" / "capacity" / "toy_strategies.py")],
-        cwd=ROOT, input=json.dumps(order), capture_output=True, text=True, timeout=300, check=False,
+        cwd=ROOT, input=json.dumps(order), capture_output=True, text=True, timeout=patience(30), check=False,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from conftest import ROOT, run_module
+from patience import patience
 from test_dry_plan import small_config
 
 from mmscale.capacity.dry_run import dry_run
@@ -19,7 +20,7 @@ def test_memory_and_arithmetic_of_two_ranks(tmp_path):
     path = tmp_path / "deepspeed.json"
     path.write_text(json.dumps({"zero_optimization": {"reduce_bucket_size": 2_000_000}}))
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = run_module([*torchrun, "tests/capacity/zero_ranks.py", str(path)])
+    done = run_module([*torchrun, "tests/capacity/zero_ranks.py", str(path)], needs=90)
     told = [
         line for line in done.stdout.splitlines() if line.startswith('["zero')
     ]  # DeepSpeed tells things too
@@ -46,7 +47,7 @@ def test_its_default_bucket_counts_and_is_told(tmp_path):
     ]
     done = subprocess.run(
         [*plan, "parallel.strategy=zero3"],
-        cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=patience(15), check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "DeepSpeed divides as fsdp does" in done.stdout

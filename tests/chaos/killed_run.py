@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from conftest import ROOT
+from patience import patience
 
 from mmscale import prf
 
-_PATIENCE_S = 120  # until a start is where it shall be killed, or has ended by itself
-_ORPHANS_S = 30  # until everything that belonged to a killed start is gone
+_PATIENCE_S = patience(15)  # until a start is where it shall be killed, or has ended by itself
+_ORPHANS_S = patience(2)  # until everything that belonged to a killed start is gone
 _TARGETS = ("rank 0", "rank 1", "launcher", "loader worker")
 _MOMENTS = ("step", "step", "save", "save", "start")
 
@@ -67,7 +68,7 @@ class KilledRun:
                 f"only {len(self.told)} of {number} starts could be killed"
             )
         launcher = self._start(number)
-        _, said = launcher.communicate(timeout=600)
+        _, said = launcher.communicate(timeout=patience(60))
         assert launcher.returncode == 0, said[-4000:]
         self._see_it_gone(number)
 

@@ -42,7 +42,7 @@ def chaos(tmp_path_factory, small_digits):
         "parallel.timeout_s=60",
     ]  # fmt: skip
     calm = root / "calm"
-    run_module(["mmscale", *command, f"run.dir={calm}"], ranks=2, timeout=3000)
+    run_module(["mmscale", *command, f"run.dir={calm}"], ranks=2, needs=300)
     before = files(small_digits)
     killed = KilledRun(
         command=[*command, f"run.dir={root / 'run'}"],

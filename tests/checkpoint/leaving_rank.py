@@ -18,7 +18,7 @@ from mmscale.parallel.ranks import join_ranks, leave_ranks
 
 
 def main() -> None:
-    ranks = join_ranks(ParallelConfig(timeout_s=20))
+    ranks = join_ranks(ParallelConfig(timeout_s=180))  # one that leaves is noticed at once
     mesh = init_device_mesh("cpu", (2,))
     tensors = {"model.a": distribute_tensor(torch.arange(8.0).view(4, 2), mesh, [Shard(0)])}
     store = CheckpointStore(Path(sys.argv[1]), RetentionPolicy(9))

@@ -16,6 +16,7 @@ from botocore.exceptions import ClientError
 from checkpoints import weights
 from conftest import ROOT, run_module
 from killing import metrics
+from patience import patience
 from servers import s3_server
 from small_run import one_rank
 
@@ -231,12 +232,12 @@ def test_a_bucket_lost_in_mid_run_and_a_run_folder_lost_after_it(s3, bucket, tmp
         [sys.executable, "-m", *torchrun, *copied], cwd=ROOT, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + patience(20)
     while not steps(s3, bucket):
         assert process.poll() is None and time.monotonic() < limit, process.stderr.read()[-3000:]
         time.sleep(0.02)
     lose(s3, bucket)
-    _, told = process.communicate(timeout=200)
+    _, told = process.communicate(timeout=patience(30))
     assert process.returncode != 0
     assert f"warning: {url}: not copied (" in told and "the run goes on, and saves in" in told
     assert (

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import patience
 
 NEEDED = ("ip", "unshare", "hostname")
 INTERFACE = "eth0"
@@ -49,7 +50,7 @@ class Node:
 
     def kill(self) -> None:
         """End every process on this machine at once, as a loss of power does."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + patience(2)
         while pids := self.pids():
             assert time.monotonic() < deadline, f"{self.name}: {pids} cannot be killed"
             for pid in pids:

@@ -18,6 +18,7 @@ import pytest
 from checkpoints import weights
 from conftest import ROOT
 from killing import kill_tree, metrics
+from patience import patience
 
 pytest.importorskip("ray")
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
@@ -61,7 +62,7 @@ class Cluster:
         """Start one, and wait for it: nodes of one machine that start at once can take each other's
         ports, and die.
         """
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + patience(12)
         while self._alive() > 1 + len(self.nodes):
             assert time.monotonic() < deadline, "a killed node is not missed"
         node = self._start(f"--address=127.0.0.1:{self.port}", "--num-cpus=1")
@@ -90,7 +91,7 @@ class Cluster:
         node.wait()
 
     def wait_for_dashboard(self) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + patience(12)
         while True:
             try:
                 with socket.create_connection(("127.0.0.1", self.dashboard), 1):
@@ -173,14 +174,14 @@ def run(folder, small_run, *overrides):
     ]  # fmt: skip
 
 
-def finish(process, limit=300):
-    told, _ = process.communicate(timeout=limit)
+def finish(process, needs=30):
+    told, _ = process.communicate(timeout=patience(needs))
     assert process.returncode == 0, told[-4000:]
     return told
 
 
-def wait_for(condition, process, limit=240):
-    deadline = time.monotonic() + limit
+def wait_for(condition, process, needs=30):
+    deadline = time.monotonic() + patience(needs)
     while not condition():
         if process.poll() is not None:
             raise AssertionError(process.communicate()[0][-4000:])
@@ -262,7 +263,7 @@ def test_a_search_outlives_a_killed_node_and_a_killed_driver(cluster, small_run,
         with contextlib.suppress(OSError):  # it has ended
             if b"submit" not in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(int(pid), signal.SIGKILL)
-    job.communicate(timeout=120)
+    job.communicate(timeout=patience(12))
     assert job.returncode != 0
     cluster.add_node()
     before = read_scores(tmp_path)

@@ -19,6 +19,7 @@ import pytest
 from checkpoints import weights
 from conftest import ROOT
 from killing import metrics
+from patience import patience
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch")
 CONFIG = """\
@@ -75,7 +76,7 @@ def slurm(tmp_path_factory):
     environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
 
     def start(*command):
-        subprocess.run(command, env=environment, check=True, timeout=60)
+        subprocess.run(command, env=environment, check=True, timeout=patience(5))
 
     start(
         "munged", "--force", f"--key-file={key}", f"--socket={folder}/munge.socket",
@@ -105,7 +106,7 @@ def _told(slurm, *command):
 def submit(slurm, folder, small_run, *overrides):
     """Job number of a training over both nodes, one rank each."""
     folder.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patience(5)
     while set(_told(slurm, "sinfo", "--noheader", "--Node", "--format=%T").split()) != {"idle"}:
         assert time.monotonic() < deadline, _told(slurm, "sinfo", "--Node", "--long")
         time.sleep(0.2)
@@ -146,8 +147,8 @@ def state(slurm, job):
     return told.partition("JobState=")[2].split(" ")[0], told
 
 
-def wait(slurm, folder, job, done, limit=240):
-    deadline = time.monotonic() + limit
+def wait(slurm, folder, job, done, needs=30):
+    deadline = time.monotonic() + patience(needs)
     while not done():
         log = folder / "job.log"
         assert time.monotonic() < deadline, (
@@ -280,7 +281,7 @@ def test_a_lost_node_is_waited_for(slurm, small_run, tmp_path, reference):
         wait(slurm, tmp_path, job, lambda: "Restarts=1" in state(slurm, job)[1])
         wait(slurm, tmp_path, job, lambda: state(slurm, job)[0] == "PENDING")
     finally:
-        subprocess.run(["slurmd", "-N", "n2"], env=slurm, check=True, timeout=60)
+        subprocess.run(["slurmd", "-N", "n2"], env=slurm, check=True, timeout=patience(5))
     wait(slurm, tmp_path, job, lambda: state(slurm, job)[0] in ("COMPLETED", "FAILED"))
     assert state(slurm, job)[0] == "COMPLETED", (tmp_path / "job.log").read_text()[-3000:]
     same(tmp_path, reference)

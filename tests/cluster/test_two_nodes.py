@@ -18,13 +18,12 @@ from conftest import ROOT, run_module
 from curves import as_if_nothing_had_happened
 from killing import metrics
 from namespaces import INTERFACE, two_nodes
+from patience import patience
 
 CONFIG = "configs/train/digits.yaml"
-SAME = (
-    "train.precision=fp32",
-    "parallel.threads=1",
-)  # sums of one rounding, on one machine and on two
-LIMIT = 240  # seconds until a test gives up
+# Sums of one rounding, on one machine and on two.
+SAME = ("train.precision=fp32", "parallel.threads=1")
+LIMIT = patience(30)  # seconds until a test gives up
 
 
 @pytest.fixture(scope="module")

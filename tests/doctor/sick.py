@@ -9,6 +9,7 @@ import sys
 import time
 
 import torch
+from patience import patience
 
 from mmscale.config_file import load_config
 from mmscale.doctor import shards
@@ -32,7 +33,10 @@ def main() -> None:
     # Only a rank that hangs is to be waited for in vain, and long enough for all that a busy
     # machine needs before.
     report = examine(
-        config, meet_ranks(120), clock=clock, patience_s=10 if fault == "hangs" else 120
+        config,
+        meet_ranks(patience(10)),
+        clock=clock,
+        patience_s=10 if fault == "hangs" else patience(10),
     )
     if not is_sick:
         print(json.dumps(report.facts()))

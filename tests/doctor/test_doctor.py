@@ -10,6 +10,7 @@ import sys
 
 import pytest
 from conftest import ROOT, run_module
+from patience import patience
 
 from mmscale.cli import main
 
@@ -66,8 +67,8 @@ def test_the_sick_machine_is_named(small_run, tmp_path, port):
     reaches.
     """
     first, second = start_two(port, "sick", "many", CONFIG, *small_run, f"run.dir={tmp_path}")
-    told, complaint = first.communicate(timeout=120)
-    second.communicate(timeout=120)
+    told, complaint = first.communicate(timeout=patience(15))
+    second.communicate(timeout=patience(15))
     assert first.returncode == second.returncode == 0, complaint
     report = json.loads(told)
     checks = by_name(report)
@@ -89,7 +90,7 @@ def test_the_sick_machine_is_named(small_run, tmp_path, port):
 def test_a_rank_that_hangs_is_named(small_run, tmp_path, port):
     first, second = start_two(port, "sick", "hangs", CONFIG, *small_run, f"run.dir={tmp_path}")
     try:
-        told, complaint = first.communicate(timeout=120)
+        told, complaint = first.communicate(timeout=patience(15))
     finally:
         second.kill()
         second.communicate()
@@ -110,7 +111,7 @@ def test_a_run_does_not_begin_on_a_sick_machine(small_run, tmp_path, port):
         f"run.dir={tmp_path}/run",
     ]
     ranks = start_two(port, *command, "--preflight")
-    complaints = [rank.communicate(timeout=120)[1] for rank in ranks]
+    complaints = [rank.communicate(timeout=patience(15))[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [2, 2], complaints
     assert "mmscale: error: preflight: shards:" in complaints[0] and "/absent" in complaints[0]
     assert "Traceback" not in "".join(complaints) and complaints[1].count("mmscale: error") == 0

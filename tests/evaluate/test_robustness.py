@@ -28,11 +28,12 @@ from mmscale.predict.query import Clip, Picture
 from mmscale.release.export import export
 from mmscale.train.loop import train
 
+# No grey: normalised it is next to nothing but noise, and what a run learns of it is chance.
 COLOURS = {
     "red": (230, 30, 30),
     "green": (30, 230, 30),
     "blue": (30, 30, 230),
-    "grey": (128, 128, 128),
+    "yellow": (230, 230, 30),
 }
 
 

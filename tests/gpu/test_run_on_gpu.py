@@ -11,10 +11,11 @@ import time
 import pytest
 from conftest import ROOT, run_module
 from killing import metrics
+from patience import patience
 
 
 def mmscale(*words, check=True):
-    return run_module(["mmscale", *words], check=check, timeout=300)
+    return run_module(["mmscale", *words], check=check, needs=30)
 
 
 def numbers(tree, path=""):
@@ -41,7 +42,7 @@ def trained(small_run, tmp_path_factory):
     victim = subprocess.Popen(
         command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
-    until = time.monotonic() + 200
+    until = time.monotonic() + patience(20)
     while not (folder / "killed/checkpoints/step-0000000020").exists() and victim.poll() is None:
         assert time.monotonic() < until
         time.sleep(0.05)

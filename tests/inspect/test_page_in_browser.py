@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from patience import patience
 from planted import planted_report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +39,7 @@ def browser():
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     service = webdriver.ChromeService(executable_path=driver)
     with webdriver.Chrome(options=options, service=service) as opened:
-        opened.set_script_timeout(30)
+        opened.set_script_timeout(patience(1))
         opened.get(planted_report().html.as_uri())
         yield opened
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from patience import patience
 from torch.distributed.launcher.api import LaunchConfig
 
 from mmscale.strict_yaml import read_yaml
@@ -496,7 +497,7 @@ def test_two_machines_on_one(tmp_path, small_run, port):
     ]
     heard = []
     for machine in machines:
-        _, told = machine.communicate(timeout=180)
+        _, told = machine.communicate(timeout=patience(30))
         assert machine.returncode == 0, told[-3000:]
         heard.append(told)
     assert "mmscale: preflight: ok" in heard[0] and "preflight" not in heard[1]

@@ -110,7 +110,10 @@ def test_padding_at_the_end_can_be_left_away(kinds, changes):
     (loss, gradients), (same_loss, same_gradients) = found
     assert torch.allclose(loss, same_loss, rtol=1e-5, atol=1e-7)
     for name, gradient in gradients.items():
-        assert torch.allclose(gradient, same_gradients[name], rtol=1e-4, atol=1e-6), name
+        # Eight epsilons of the largest element: what is small is left of sums over the same positions,
+        # whose terms are as large as the large ones' and cancel.
+        floor = 1e-6 * max(1.0, gradient.abs().max().item())
+        assert torch.allclose(gradient, same_gradients[name], rtol=1e-4, atol=floor), name
 
 
 def test_image_tokens_lie_where_the_kind_says():

@@ -24,6 +24,8 @@ def main() -> None:
             expected, found = torch.empty(size), torch.empty(size)
             dist.reduce_scatter_tensor(expected, given, group=group)
             gloo_collectives.DirectReduceScatter()(found, given, group, dist.ReduceOp.SUM)
+            # Eight epsilons: more than the two roundings of three numbers' sum, in any order,
+            # while partial sums are below 8.
             torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
             for kind in (torch.float32, torch.bfloat16):
                 mine = given[:size].to(kind)

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from conftest import ROOT, run_module
+from patience import patience
 
 from mmscale.config import Config
 from mmscale.errors import UserError
@@ -206,7 +207,7 @@ def test_every_launcher_starts_the_same_training(name, tmp_path, small_run, port
     variables = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(
         [sys.executable, *before, *run],
-        cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True, timeout=200,
+        cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True, timeout=patience(20),
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -53,7 +53,7 @@ def test_swapped_to_files_the_curve_is_the_same(small_digits, tmp_path):
             f"run.dir={folder}",
             *ways[name],
         ]
-        run_module(command, ranks=2, timeout=1200)
+        run_module(command, ranks=2, needs=120)
 
     for name in ways:
         train(name, tmp_path / name)

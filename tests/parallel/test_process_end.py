@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from patience import patience
 
 SCRIPT = """
 from mmscale.parallel.process_end import end_after
@@ -38,7 +39,11 @@ def test_the_exit_code_outlives_threads_that_still_work(end, code, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(end=end))
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=patience(5),
+        check=False,
     )
     if code == 1:  # as Python ends, which such threads may abort
         assert done.returncode in (1, -6) and "ValueError: why" in done.stderr

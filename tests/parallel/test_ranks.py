@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import ROOT, run_module
 from mixed_ranks import WAYS
+from patience import patience
 
 from mmscale.config import Config
 from mmscale.errors import UserError
@@ -81,7 +82,7 @@ def test_ranks_of_one_modality_or_none_neither_hang_nor_change_the_gradients():
     }
     done = subprocess.run(
         [*launch, str(ROOT / "tests" / "parallel" / "mixed_ranks.py")],
-        env={**os.environ, **variables}, capture_output=True, text=True, timeout=900, check=False,
+        env={**os.environ, **variables}, capture_output=True, text=True, timeout=patience(90), check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     for way in WAYS:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from checkpoints import weights
 from conftest import ROOT
+from patience import patience
 
 ALL = (
     os.environ.get("MMSCALE_STRATEGIES") == "all"
@@ -90,7 +91,7 @@ def launch(jobs, folder):
         ]
         done = subprocess.run(
             [*command, str(ROOT / "tests" / "parallel" / "train_ways.py"), str(path)],
-            cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
+            cwd=ROOT, capture_output=True, text=True, timeout=patience(120), check=False,
             env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-4000:]

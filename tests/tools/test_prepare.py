@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from patience import patience
 
 PROJECT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("MMSCALE_DATA", PROJECT / "../shared/data")).resolve()
@@ -29,7 +30,7 @@ def run(script: str, *arguments: str, data: Path = DATA) -> subprocess.Completed
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=patience(15),
     )
 
 

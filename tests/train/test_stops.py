@@ -14,6 +14,7 @@ import torch
 from checkpoints import weights
 from conftest import ROOT, run_module
 from killing import metrics
+from patience import patience
 
 from mmscale.errors import UserError
 from mmscale.parallel.ranks import Ranks
@@ -59,7 +60,7 @@ def ranks_of(process):
 
 
 def wait_for_steps(folder, process, count):
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + patience(20)
     while not (folder / "metrics.jsonl").exists() or len(metrics(folder)) < count:
         assert process.poll() is None, process.stderr.read()[-3000:]
         assert time.monotonic() < limit, "the run does not begin"
@@ -77,7 +78,7 @@ def test_a_signal_saves_and_the_next_start_goes_on(number, code, tmp_path, small
     os.killpg(process.pid, number)
     if number != signal.SIGINT:  # twice at the keyboard means at once
         os.killpg(process.pid, number)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=patience(10))
     assert process.returncode == code, told
     assert "stopped as told after step" in told
     assert (folder / "profile" / "rank-0.json.gz").is_file() == bool(traced), (
@@ -107,7 +108,7 @@ def test_one_rank_is_told_and_both_stop_after_the_same_step(tmp_path, small_run)
     process = start(folder, small_run, "train.steps=40", "train.checkpoint_every=100")
     wait_for_steps(folder, process, 4)
     os.kill(ranks_of(process)[1], signal.SIGUSR1)
-    _, told = process.communicate(timeout=100)
+    _, told = process.communicate(timeout=patience(10))
     assert process.returncode != 0 and "stopped as told" in told, told
     (saved,) = (folder / "checkpoints").glob("step-*")
     assert len(json.loads((saved / "state.json").read_text())["files"]) == 2
@@ -150,8 +151,8 @@ def test_a_second_start_in_the_folder_waits_and_goes_on_when_the_first_is_gone(t
         for pid in holder:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        first.communicate(timeout=60)
-        limit = time.monotonic() + 120
+        first.communicate(timeout=patience(10))
+        limit = time.monotonic() + patience(20)
         while len(metrics(folder)) < before + 15:
             assert second.poll() is None and time.monotonic() < limit, second.stderr.read()[-3000:]
             time.sleep(0.05)
@@ -161,22 +162,23 @@ def test_a_second_start_in_the_folder_waits_and_goes_on_when_the_first_is_gone(t
         for process in (first, second):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
-            process.communicate(timeout=60)
-    with hold_run(folder, alone, patience_s=5):
+            process.communicate(timeout=patience(10))
+    with hold_run(folder, alone, patience_s=patience(1)):
         pass
 
 
 def test_a_rank_that_hangs_ends_the_run_with_rank_and_collective_named(tmp_path, small_run):
     folder = tmp_path / "run"
-    process = start(folder, small_run, "train.steps=2000", "parallel.timeout_s=12")
+    # Waited for in full, but ten times what one rank of a busy machine is behind the other.
+    process = start(folder, small_run, "train.steps=2000", "parallel.timeout_s=30")
     wait_for_steps(folder, process, 3)
     hung = ranks_of(process)[1]
     os.kill(hung, signal.SIGSTOP)
     try:
-        line = next(line for line in process.stderr if "longer than parallel.timeout_s=12" in line)
+        line = next(line for line in process.stderr if "longer than parallel.timeout_s=30" in line)
     finally:
         os.kill(hung, signal.SIGCONT)
-        process.communicate(timeout=60)
+        process.communicate(timeout=patience(10))
     assert "rank 0 waited in gloo:" in line and "of group" in line
     record = json.loads((folder / "hang" / "rank-0.json").read_text())
     assert record[-1]["profiling_name"] in line

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from patience import patience
 from servers import FaultyServer, serve
 
 from mmscale import prf
@@ -98,7 +99,7 @@ def start_reader(cache: CacheConfig, server: FaultyServer, *shards: Shard) -> su
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=patience(5))
     assert process.returncode == 0, err
     return out
 
@@ -106,7 +107,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 def wait_until_blocked(process: subprocess.Popen[str]) -> None:
     """Return when the process waits for a file lock."""
     waiting = re.compile(rf"-> FLOCK +ADVISORY +WRITE +{process.pid} ")
-    for _ in range(1200):
+    for _ in range(int(patience(5) / 0.05)):
         assert process.poll() is None, "it ended instead of waiting"
         if waiting.search(Path("/proc/locks").read_text()):
             return
@@ -228,7 +229,7 @@ def test_processes_that_race_fetch_once(tmp_path: Path, folder: Path, server: Fa
     shard, settings = make_shard(folder, 1, 2_000_000), config(tmp_path)
     server.faults.append(("1.tar", "slow", 1000))
     first = start_reader(settings, server, shard)
-    assert server.reached.wait(60)
+    assert server.reached.wait(patience(5))
     others = [start_reader(settings, server, shard) for _ in range(2)]
     for other in others:
         wait_until_blocked(other)
@@ -248,7 +249,7 @@ def test_waiting_processes_share_the_failure(
         wait_until_blocked(waiting)
         os.pwrite(lock, b"HTTP 404 Not Found", 0)  # as a holder that fails leaves it
         part.unlink()
-    _, err = waiting.communicate(timeout=60)
+    _, err = waiting.communicate(timeout=patience(5))
     assert waiting.returncode and "RemoteFault: HTTP 404 Not Found" in err
     assert server.requests == []
 
@@ -259,7 +260,7 @@ def test_a_killed_download_leaves_nothing_in_the_way(
     shard, settings = make_shard(folder, 1), config(tmp_path)
     server.faults.append(("1.tar", "slow", 1000))
     victim = start_reader(settings, server, shard)
-    assert server.reached.wait(60)
+    assert server.reached.wait(patience(5))
     assert kept(settings) == [f"{shard.sha256}.part"]
     survivor = start_reader(settings, server, shard)
     wait_until_blocked(survivor)
@@ -277,7 +278,7 @@ def test_abandoned_parts_do_not_take_room(
     settings = config(tmp_path, shards=1.5)
     server.faults.append(("1.tar", "slow", 1000))
     victim = start_reader(settings, server, lost)
-    assert server.reached.wait(60)
+    assert server.reached.wait(patience(5))
     victim.send_signal(signal.SIGKILL)
     victim.communicate()
     assert len(read(ShardCache(settings), server, shard)) == SIZE
@@ -335,7 +336,7 @@ def test_room_promised_to_others_is_waited_for(
     settings = config(tmp_path, shards=1)
     server.faults.append(("1.tar", "slow", 1000))
     first = start_reader(settings, server, slow)
-    assert server.reached.wait(60)
+    assert server.reached.wait(patience(5))
     second = start_reader(settings, server, shard)
     wait_until_blocked(second)
     assert server.counts() == {"1.tar": 1}

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from indexed import picture, sound
+from patience import patience
 from PIL import Image
 
 from mmscale.config import MediaConfig
@@ -381,7 +382,7 @@ def test_sigkill_and_the_same_command_again(tmp_path: Path, kind: str) -> None:
             [sys.executable, "-c", SLOWLY, *command, "--workers", str(workers)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + patience(15)
         while not record.exists() or record.read_bytes().count(b"\n") < wanted:
             assert process.poll() is None, process.stderr.read().decode()
             assert time.monotonic() < deadline

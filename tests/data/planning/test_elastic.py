@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from conftest import ROOT, run_module
+from patience import patience
 from plans import make_plan
 
 from mmscale.config_file import load_config
@@ -47,7 +48,7 @@ def collect(*processes):
     """(step, sequence) → (keys, checksum) of everything the processes print."""
     out = {}
     for process in processes:
-        text, _ = process.communicate(timeout=240)
+        text, _ = process.communicate(timeout=patience(20))
         assert process.returncode == 0
         for line in text.splitlines():
             row = json.loads(line)

@@ -24,7 +24,7 @@ def facts():
 
 
 def test_contrastive_by_hand():
-    x = F.normalize(torch.randn(6, 4), dim=-1)
+    x = F.normalize(leaf(6, 4).detach(), dim=-1)
     expected = 0.0
     for i, j in ((0, 1), (0, 3), (2, 1), (2, 3)):  # same group, same task, different sides
         sign = 1 if facts()["match_T"][i] == facts()["match_T"][j] else -1
@@ -53,7 +53,7 @@ def test_contrastive_terms_found_beforehand_have_the_gradients_of_the_loss_itsel
 
 
 def test_an_embedding_that_is_missing_is_nobodys_candidate():
-    x = F.normalize(torch.randn(6, 4), dim=-1)
+    x = F.normalize(leaf(6, 4).detach(), dim=-1)
     some = facts()
     some["weight_T"][3] = 0.0
     table = StepEmbeddings(
