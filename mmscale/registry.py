@@ -50,7 +50,11 @@ class Registry:
     def __getitem__(self, name: str) -> Any:
         """The kind of that name, imported if need be. An unknown one is never taken for another."""
         if name not in self._kinds and name in self._files:
-            importlib.import_module(f"{self.package}.{name}")
+            module = f"{self.package}.{name}"
+            importlib.import_module(module)
+            assert name in self._kinds, (
+                f"{module}: does not register the {self.what} {name!r}; the two have one name"
+            )
         assert name in self._kinds, f"no {self.what} is named {name!r}: {', '.join(self.names())}"
         return self._kinds[name]
 

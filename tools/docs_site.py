@@ -27,5 +27,6 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """mkdocs's event: links that leave the site become their text."""
-    outside = "../" if page.file.src_uri != "index.md" else "CONTRIBUTING.md"
+    of_readme = ("CONTRIBUTING.md", "examples/")
+    outside = ("../",) if page.file.src_uri != "index.md" else of_readme
     return LINK.sub(lambda link: link[1] if link[2].startswith(outside) else link[0], markdown)

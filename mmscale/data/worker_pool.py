@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from mmscale.errors import UserError
+from mmscale.plugins import import_plugins, imported_plugins
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -59,7 +60,10 @@ class WorkerPool:
         if self._executor is None:
             # Not forked: a fork copies locks that other threads of this process may hold.
             self._executor = ProcessPoolExecutor(
-                self._workers, multiprocessing.get_context("spawn"), initializer=exit_with_parent
+                self._workers,
+                multiprocessing.get_context("spawn"),
+                initializer=_begin_worker,
+                initargs=(imported_plugins(),),
             )
         running: dict[Future[Result], int] = {}
         failed: dict[int, BaseException] = {}
@@ -107,6 +111,12 @@ def _interrupts_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin_worker(plugins: list[str]) -> None:
+    """Called in a worker: what the tasks' objectives are made of is known there, too."""
+    exit_with_parent()
+    import_plugins(plugins)
 
 
 def exit_with_parent() -> None:
