@@ -92,7 +92,7 @@ class RegressLoss(Loss):
         """See `Loss`."""
         return {"regress_head": nn.Linear(config.width, 1)}
 
-    def loss(self, model, inputs, block):
+    def loss(self, model, inputs, block, head):
         """See `Loss`."""
         error_T = self.outputs(model, inputs, block) - block["value_T"]
         return (block["weight_T"] * error_T**2).sum() * inputs.positions.part

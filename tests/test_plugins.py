@@ -26,7 +26,7 @@ from mmscale.plugins import import_plugins
 from mmscale.registry import LOSSES, NORMALISERS, OBJECTIVES
 from mmscale.release.export import ExportOptions, export
 from mmscale.release.init_from import load_initial_weights
-from mmscale.release.manifest import write_manifest
+from mmscale.release.release_manifest import write_manifest
 from mmscale.release.trained_model import load_trained
 from mmscale.release.verify_release import verify_release
 from mmscale.strict_yaml import read_yaml, write_yaml

@@ -3,7 +3,7 @@
     OUT/config.json, preprocessor_config.json, generation_config.json, tokenizer.json   see `small_files`
     OUT/model.safetensors, or model-00001-of-0000N.safetensors with model.safetensors.index.json
     OUT/README.md         the model card
-    OUT/manifest.json     size and SHA-256 of every other file, see `manifest`
+    OUT/manifest.json     size and SHA-256 of every other file, see `release_manifest`
     OUT/model.sig         signature over all of it, where a key was given, see `signature`
 
 Weights stand under the names of `FusionTransformer.named_parameters`, in one type. `open_release`
@@ -29,7 +29,7 @@ from mmscale.data.tokenizer import Tokenizer
 from mmscale.durable import make_folder, replace_folder, restore_folder
 from mmscale.errors import UserError
 from mmscale.model.empty import build_empty
-from mmscale.release import manifest, signature
+from mmscale.release import release_manifest, signature
 from mmscale.release.card import CardFacts, model_card
 from mmscale.release.layout import (
     CARD,
@@ -55,7 +55,7 @@ _KNOWN = {
     PREPROCESSOR,
     TOKENIZER,
     TOKENIZER_CONFIG,
-    manifest.NAME,
+    release_manifest.NAME,
     signature.NAME,
     CARD,
 }
@@ -149,7 +149,7 @@ def export(
             sizes=_sizes(partial),
         )
         (partial / CARD).write_text(model_card(config, state, told), encoding="utf-8")
-        manifest.write_manifest(partial, written.digests)
+        release_manifest.write_manifest(partial, written.digests)
         if options.private_key is not None:
             signature.sign(partial, options.private_key)
         files = _sizes(partial)

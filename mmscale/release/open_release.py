@@ -33,7 +33,7 @@ from mmscale.release.layout import (
     VERSION,
     WEIGHT_TYPES,
 )
-from mmscale.release.manifest import check_contents, check_covered, read_manifest
+from mmscale.release.release_manifest import check_contents, check_covered, read_manifest
 
 _NO_RELEASE, _COPY_AGAIN = "give a folder made by mmscale export", "copy the release again, whole"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmscale.checkpoint.tensor_file import read_tensor_file
 from mmscale.errors import UserError
-from mmscale.release import manifest, signature
+from mmscale.release import release_manifest, signature
 from mmscale.release.open_release import is_release, read_release
 
 
@@ -32,13 +32,13 @@ def verify_release(
         raise UserError(f"{folder}: no such folder; name the folder of a release")
     for path in sorted(folder.glob("*.safetensors")):
         read_tensor_file(path, "copy the release again, whole")
-    listed = manifest.read_manifest(folder)
+    listed = release_manifest.read_manifest(folder)
     if listed is None:
         raise UserError(
-            f"{folder / manifest.NAME}: missing; nothing can be verified, get the whole release"
+            f"{folder / release_manifest.NAME}: missing; nothing can be verified, get the whole release"
         )
-    manifest.check_file_names(folder, listed, {signature.NAME, *ignored})
-    manifest.check_contents(folder, listed)
+    release_manifest.check_file_names(folder, listed, {signature.NAME, *ignored})
+    release_manifest.check_contents(folder, listed)
     if public_key is not None:
         signature.verify_signature(folder, public_key, ignored)
     if is_release(folder):

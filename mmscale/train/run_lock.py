@@ -16,7 +16,7 @@ from mmscale.durable import make_folder
 from mmscale.errors import UserError
 from mmscale.messages import report
 from mmscale.parallel.ranks import Ranks, on_first_rank
-from mmscale.release.manifest import NAME as RELEASE_MANIFEST
+from mmscale.release.release_manifest import NAME as RELEASE_MANIFEST
 
 # A file server keeps the locks of a machine that was lost until its lease ends: 90 s with NFS,
 # about 100 with Lustre.

@@ -32,8 +32,8 @@ from mmscale.checkpoint.run_folder import load_run
 from mmscale.checkpoint.tensor_file import map_tensors, read_tensor_file
 from mmscale.errors import UserError
 from mmscale.release.export import ExportOptions, export
-from mmscale.release.manifest import read_manifest, write_manifest
 from mmscale.release.open_release import load_release
+from mmscale.release.release_manifest import read_manifest, write_manifest
 from mmscale.release.signature import make_keys
 from mmscale.release.verify_release import verify_release
 

@@ -14,7 +14,7 @@ from small_run import save_run, small_config, write_shards
 import mmscale
 from mmscale.errors import UserError
 from mmscale.release.export import ExportOptions, export
-from mmscale.release.manifest import write_manifest
+from mmscale.release.release_manifest import write_manifest
 from mmscale.release.verify_release import verify_release
 
 transformers = pytest.importorskip("transformers")

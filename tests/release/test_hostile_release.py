@@ -10,7 +10,7 @@ import mmscale
 from mmscale.config_file import config_from_tree
 from mmscale.errors import UserError
 from mmscale.release.export import export
-from mmscale.release.manifest import write_manifest
+from mmscale.release.release_manifest import write_manifest
 from mmscale.release.verify_release import verify_release
 
 EYE = {

@@ -13,7 +13,7 @@ from mmscale.cli import main
 from mmscale.errors import UserError
 from mmscale.release import signature
 from mmscale.release.export import ExportOptions, export
-from mmscale.release.manifest import write_manifest
+from mmscale.release.release_manifest import write_manifest
 from mmscale.release.signature import make_keys
 from mmscale.release.verify_release import verify_release
 
