@@ -76,7 +76,7 @@ def test_prediction_asks_as_training_taught(run_dir):
     batch = Assembler(config, plan, predictor.tokenizer).batch(step, step.sequences)
     with torch.inference_mode():
         taught = predictor.model.outputs("classify", batch)[0].log_softmax(-1).numpy()
-        log_probs, counts = predictor.model.ctc_log_probs(batch)
+        log_probs, counts = predictor.model.outputs("ctc", batch)
     dataset = plan.sets[0].dataset
     numbers = {dataset.key(n): n for n in range(len(dataset))}
     keys = [
