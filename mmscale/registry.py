@@ -1,7 +1,7 @@
 """Kinds by name: objectives, stems, optimisers, strategies, trackers, text normalisers.
 
 Every kind of ours is a module of one package, named as the kind is: a new one is a new file, and no
-list has to change. The file is imported when the kind is first used, so that naming the choices of
+list has to change (docs/extending.md). The file is imported when the kind is first used, so that naming the choices of
 a config costs no import of torch. It registers itself:
 
     OBJECTIVES.register("next_token", NextToken())
@@ -26,18 +26,29 @@ class Registry:
     Args:
         what: the thing in words, for messages.
         package: dotted name of the package that holds a module for every kind of ours.
+        carries: attributes that every kind must have, which others read by these names.
     """
 
-    def __init__(self, what: str, package: str) -> None:
-        self.what, self.package = what, package
+    def __init__(self, what: str, package: str, carries: tuple[str, ...] = ()) -> None:
+        self.what, self.package, self.carries = what, package, carries
         self._kinds: dict[str, Any] = {}
 
     def register(self, name: str, kind: Any) -> None:
         """Make ``kind`` known under ``name``.
 
         Raises `UserError` if the name belongs to another kind: a plug-in never replaces one in
-        silence.
+        silence. Also if the kind lacks what it must carry, or calls itself by another name.
         """
+        for part in self.carries:
+            if not hasattr(kind, part):
+                raise UserError(
+                    f"{self.what} {name!r}: has no {part!r}; set it in its class in {_source(kind)}"
+                )
+        if "name" in self.carries and kind.name != name:
+            raise UserError(
+                f"{self.what} {name!r}: its class has name = {kind.name!r}; write the same name in "
+                "both places"
+            )
         ours = name in self._files and _source(kind) != f"{self.package}.{name}"
         if ours or (name in self._kinds and self._kinds[name] is not kind):
             raise UserError(f"{self.what} {name!r} exists already; give yours another name")
@@ -87,12 +98,12 @@ def _source(kind: Any) -> str:
 
 
 # Data's half of an objective: fields, checks, sizes, layout. The model's half: loss and outputs.
-OBJECTIVES = Registry("objective", "mmscale.data.objectives")
-LOSSES = Registry("objective's loss", "mmscale.model.objectives")
+OBJECTIVES = Registry("objective", "mmscale.data.objectives", ("name",))
+LOSSES = Registry("objective's loss", "mmscale.model.objectives", ("order",))
 IMAGE_STEMS = Registry("image stem", "mmscale.model.image_stems")
 AUDIO_STEMS = Registry("audio stem", "mmscale.model.audio_stems")
-OPTIMIZERS = Registry("optimizer", "mmscale.optim.optimizers")
-STRATEGIES = Registry("strategy", "mmscale.parallel.strategies")
+OPTIMIZERS = Registry("optimizer", "mmscale.optim.optimizers", ("card", "moments", "elementwise"))
+STRATEGIES = Registry("strategy", "mmscale.parallel.strategies", ("name",))
 TRACKERS = Registry("tracker", "mmscale.train.trackers")
 NORMALISERS = Registry("text normaliser", "mmscale.evaluate.normalisers")
 

@@ -120,7 +120,10 @@ def test_a_module_that_is_no_plug_in_is_refused(here, name, line):
     assert "os" in sys.modules and plugins.imported_plugins() == []
 
 
-HALF = "from mmscale.registry import {0}\n{0}.register('guess', object())"
+HALF = (
+    "from types import SimpleNamespace\nfrom mmscale.registry import {0}\n"
+    "{0}.register('guess', SimpleNamespace(name='guess', order=4))"
+)
 BROKEN = {
     "raises": ("1 / 0", r"fails when it is imported \(ZeroDivisionError: .*broken\.py:1\)"),
     "no Python": ("def", r"fails when it is imported \(SyntaxError: .*broken\.py, line 1"),
@@ -134,6 +137,10 @@ BROKEN = {
     "no loss": (
         HALF.format("OBJECTIVES"),
         "'guess' is registered in OBJECTIVES but not in LOSSES; register its other half in LOSSES",
+    ),
+    "no order": (
+        "from mmscale.registry import LOSSES\nLOSSES.register('guess', object())",
+        "plug-in broken: objective's loss 'guess': has no 'order'; set it in its class",
     ),
     "no data": (HALF.format("LOSSES"), "'guess' is registered in LOSSES but not in OBJECTIVES"),
 }

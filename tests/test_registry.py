@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from mmscale import registry
 from mmscale.errors import UserError
-from mmscale.registry import Registry
+from mmscale.registry import OBJECTIVES, OPTIMIZERS, STRATEGIES, Registry
 
 REGISTRIES = {name: found for name, found in vars(registry).items() if isinstance(found, Registry)}
 FILES = {
@@ -17,6 +18,12 @@ FILES = {
     "b": "class B: pass\nLETTERS.register('b', B())",
     "c": "class C: pass\nLETTERS.register('sea', C)",
     "d": "",
+}
+# What kinds must carry.
+WHOLE = {
+    OBJECTIVES: {"name": "made"},
+    OPTIMIZERS: {"card": "Made", "moments": (), "elementwise": True},
+    STRATEGIES: {"name": "made"},
 }
 
 
@@ -102,3 +109,21 @@ def test_every_file_of_ours_is_a_kind_of_its_name(name):
     ours = REGISTRIES[name]
     assert ours.names(), f"no file lies in {ours.package}"
     assert ours.all().keys() == set(ours.names())
+
+
+@pytest.mark.parametrize(
+    ("of", "part"), [(of, part) for of, parts in WHOLE.items() for part in parts]
+)
+def test_a_kind_that_lacks_a_part_is_refused(of, part):
+    """An optimiser without a line for the card trained, and failed at its export."""
+    lacking = {name: value for name, value in WHOLE[of].items() if name != part}
+    with pytest.raises(UserError, match=f"'made': has no '{part}'; set it in its class"):
+        of.register("made", SimpleNamespace(**lacking))
+    assert "made" not in of.names()
+    of.register("made", SimpleNamespace(**WHOLE[of]))
+    of.forget("made")
+
+
+def test_a_kind_has_one_name():
+    with pytest.raises(UserError, match="'made': its class has name = 'maid'; write the same"):
+        OBJECTIVES.register("made", SimpleNamespace(name="maid"))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mmscale.batch import ObjectiveBlock
 from mmscale.config import ModelConfig
 from mmscale.model.positions import Positions
-from mmscale.registry import LOSSES
+from mmscale.registry import LOSSES, OBJECTIVES
 
 if TYPE_CHECKING:
     from mmscale.model.grad_cache import ContrastTerms
@@ -88,6 +88,12 @@ class Loss(ABC):
 
 def losses() -> dict[str, Loss]:
     """The losses of all objectives by name, in their order."""
+    data, model = set(OBJECTIVES.names()), set(LOSSES.names())
+    for name in sorted(data ^ model):
+        lacks = LOSSES if name in data else OBJECTIVES
+        raise AssertionError(
+            f"objective {name!r} is half there: {lacks.package} has no module {name}; add it"
+        )
     return dict(sorted(LOSSES.all().items(), key=lambda item: item[1].order))
 
 

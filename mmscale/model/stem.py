@@ -42,12 +42,12 @@ class Stem(nn.Module):
     width_rules: ClassVar[Mapping[str, str]] = {}
     loaded: ClassVar[tuple[str, ...]] = ()
 
-    @staticmethod
-    def flops(config: ModelConfig, media: MediaConfig) -> float:
+    @classmethod
+    def flops(cls, config: ModelConfig, media: MediaConfig) -> float:
         """Floating-point operations of the forward pass for one token; a multiply-add counts as
-        two.
+        two. A stem may have it as a static method.
         """
-        raise AssertionError("every stem has its own")
+        raise AssertionError(f"{cls.__name__} has no flops; add its operations for one token")
 
 
 class ImageStem(Stem):

@@ -80,7 +80,7 @@ def test_a_stem_from_outside_is_initialised_and_trained(colour_config):
     optimizer = TrainOptimizer(model, OptimizerConfig(lr=1.0), colour_config)
     rates = {
         id(parameter): group["lr"]
-        for group in optimizer._inner[0].param_groups
+        for group in optimizer._inner["adamw"].param_groups
         for parameter in group["params"]
     }
     assert rates[id(stem.mix.weight)] == 16 / width and rates[id(stem.colour.weight)] == 1.0
@@ -121,7 +121,7 @@ def test_a_stem_that_does_not_know_its_cost_is_an_error(base):
     class Free(base):
         pass
 
-    with pytest.raises(AssertionError, match="every stem has its own"):
+    with pytest.raises(AssertionError, match="Free has no flops; add its operations"):
         Free.flops(model_config(), MEDIA)
 
 

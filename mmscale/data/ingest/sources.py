@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +15,13 @@ from mmscale.data.ingest.parquet_source import ParquetSource, parquet_files
 from mmscale.data.ingest.table_row import MEDIA_COLUMNS, TableRow, check_file, encode_json
 from mmscale.data.worker_pool import WorkerPool
 from mmscale.errors import UserError
+
+# What reads a file that ends so. Its rows are held in memory, see `RowSource`.
+TABLES: dict[str, Callable[[Path, MediaConfig], Iterator[TableRow]]] = {
+    ".csv": csv_samples,
+    ".jsonl": json_samples,
+    ".ndjson": json_samples,
+}
 
 
 class SourceSample(Protocol):
@@ -82,14 +89,13 @@ def open_source(
     except OSError as error:
         where = error.filename or source
         raise UserError(f"{where}: cannot be read ({error.strerror}); check its rights") from None
-    if source.suffix.lower() == ".csv":
-        return RowSource(source, csv_samples(source, media))
-    if source.suffix.lower() in (".jsonl", ".ndjson"):
-        return RowSource(source, json_samples(source, media))
-    raise UserError(
-        f"{source}: not a kind of source that is read; use a folder, a .csv, a .jsonl or a "
-        ".parquet file"
-    )
+    read = TABLES.get(source.suffix.lower())
+    if read is None:
+        raise UserError(
+            f"{source}: not a kind of source that is read; use a folder or a file that ends in "
+            f"{', '.join([*TABLES, '.parquet'])}"
+        )
+    return RowSource(source, read(source, media))
 
 
 class RowSource:
