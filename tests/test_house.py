@@ -6,8 +6,10 @@ Read from the source alone: imports inside functions count, those for type check
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,7 @@ STRANGERS = [("model", "data"), ("data", "model"), ("data", "parallel"), ("model
 LONGEST_FILE = 500  # lines
 
 
+@cache
 def modules(package: Path = PACKAGE) -> dict[str, Path]:
     """Every module of the package by its dotted name."""
     found = {}
@@ -66,6 +69,7 @@ def imports(tree: ast.AST, known: set[str], package: str = "mmscale") -> Iterato
         yield from (name for name in names if name.split(".")[0] == package)
 
 
+@cache
 def graph(package: Path = PACKAGE) -> dict[str, set[str]]:
     """The modules that each module imports."""
     paths = modules(package)
@@ -141,6 +145,7 @@ def test_the_search_for_circles_finds_one(tmp_path):
         (package / f"{name}.py").write_text(text)
     assert circle(graph(package)) == ["made.a", "made.b", "made.c", "made.a"]
     (package / "c.py").write_text("")
+    graph.cache_clear()
     assert circle(graph(package)) == []
 
 
@@ -181,6 +186,25 @@ def test_files_are_one_thing_each():
     }
     assert not long, long
     assert not [module for module in modules() if module.endswith((".utils", ".util", ".helpers"))]
+
+
+def test_the_test_of_a_module_is_found_by_its_name():
+    """Or by its line in tests/README.md."""
+    tests = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    table = re.findall(
+        r"^\| (.*) \| (.*) \| `(.*)` \|$", (ROOT / "tests/README.md").read_text(), re.M
+    )
+    absent = [file for _, _, file in table if not (ROOT / "tests" / file).is_file()]
+    assert not absent, absent
+    listed = {
+        ".".join(["mmscale", *folder.strip("`").split("/"), name]).replace("..", ".")
+        for folder, names, _ in table
+        for name in names.replace("`", "").split(", ")
+    }
+    own = {module for module in modules() if f"test_{module.rpartition('.')[2]}.py" in tests}
+    packages = {module for module, path in modules().items() if path.stem.startswith("__")}
+    assert not modules().keys() - own - listed - packages, "without a test of its name or a line"
+    assert not listed - (modules().keys() - own), "with a line that is not needed"
 
 
 def test_production_code_patches_nothing():
