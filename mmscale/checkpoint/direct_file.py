@@ -83,8 +83,8 @@ class DirectFile:
         os.fsync(self._handle)
 
     def _send(self, count: int) -> None:
-        """Give the first bytes of the current buffer to a thread, and go on with the one given away
-        the longest ago.
+        """Give the first bytes of the current buffer to a thread, and continue with the one given
+        away the longest ago.
         """
         data, at = self._buffers[self._current][:count], self.size - self._filled
         self._writes[self._current] = self._threads.submit(self._put, data, at)

@@ -1,6 +1,6 @@
 """Copies of a run's checkpoints in an object store, written through fsspec.
 
-    <url>/config.yaml, tokenizer.json, …             what else a run needs to go on
+    <url>/config.yaml, tokenizer.json, …             what else a run needs to resume
     <url>/checkpoints/step-00000500/                 the files of the checkpoint, and state.json
 
 An object is there whole or not at all, and ``state.json`` is written last and removed first: where
@@ -26,7 +26,7 @@ from mmscale.checkpoint.run_state import (
     decode_state,
     step_of,
     superfluous,
-)  # fmt: skip
+)
 from mmscale.data.storage.remote_file import CHUNK, RemoteFault, RemoteFile, attempt, check_remote
 from mmscale.durable import make_folder, sync_folder, write_durably
 from mmscale.errors import UserError
@@ -52,8 +52,8 @@ class RemoteCopy:
     def __init__(self, url: str) -> None:
         if not url.startswith(_SCHEMES):
             raise UserError(
-                f"run.copy_to: {url.partition('://')[0]}: is not written to; give a URL s3://… or "
-                "gs://…"
+                f"run.copy_to: {url.partition('://')[0]}: is not written to; give a URL s3://… "
+                "or gs://…"
             )
         check_remote(url)
         self.url = url.rstrip("/")
@@ -62,14 +62,14 @@ class RemoteCopy:
         """Steps of the complete checkpoints, ascending. Raises `RemoteFault` if the store cannot be
         asked or used.
         """
-        found = self._list()
-        if not found:
+        names_of_objects = self._list()
+        if not names_of_objects:
             # An empty listing and a missing bucket look alike to some stores; and who cannot write
             # shall learn it now.
             probe = f"{self.url}/.writable"
             attempt(probe, _RETRIES, lambda system: system.pipe_file(probe, b""))
             attempt(probe, _RETRIES, lambda system: system.rm_file(probe))
-        return sorted(step for step, names in _by_step(found).items() if STATE in names)
+        return sorted(step for step, names in _by_step(names_of_objects).items() if STATE in names)
 
     def put(self, checkpoint: Path, names: Iterable[str]) -> None:
         """Copy some of a checkpoint's files. Raises `RemoteFault`, or `OSError` if they cannot be
@@ -143,18 +143,18 @@ class RemoteCopy:
 
     def _prune(self, keep: RetentionPolicy, saved: int, before: int) -> None:
         """Remove checkpoints that need not stay, and files of those that never were complete."""
-        found = _by_step(self._list())
+        stored = _by_step(self._list())
         states: dict[int, RunState | None] = {}
-        for step in (step for step, names in found.items() if STATE in names):
+        for step in (step for step, names in stored.items() if STATE in names):
             try:
                 raw = self._read(f"{self._place(checkpoint_name(step))}/{STATE}", MAX_STATE_BYTES)
                 states[step] = decode_state(raw.decode("utf-8", "replace"))[0]
             except ValueError:
                 states[step] = None
-        for step in [*superfluous(states, keep, saved, before), *(found.keys() - states.keys())]:
+        for step in [*superfluous(states, keep, saved, before), *(stored.keys() - states.keys())]:
             place = self._place(checkpoint_name(step))
             self._remove([f"{place}/{STATE}"])
-            self._remove([f"{place}/{name}" for name in found[step] if name != STATE])
+            self._remove([f"{place}/{name}" for name in stored[step] if name != STATE])
 
     def _list(self) -> list[str]:
         """Names of all objects below the URL."""
@@ -191,10 +191,10 @@ class RemoteCopy:
 
 def _by_step(names: Iterable[str]) -> dict[int, list[str]]:
     """Names inside of the checkpoints' folders."""
-    found: dict[int, list[str]] = {}
+    by_step: dict[int, list[str]] = {}
     for name in names:
         parts = name.split("/")
         step = step_of(parts[1]) if len(parts) == 3 and parts[0] == "checkpoints" else None
         if step is not None:
-            found.setdefault(step, []).append(parts[2])
-    return found
+            by_step.setdefault(step, []).append(parts[2])
+    return by_step

@@ -22,7 +22,7 @@ from mmscale.predict.predictor import Predictor
 def open_run(run_dir: Path, checkpoint: Path | None = None) -> tuple[Config, Tokenizer, Path]:
     """(resolved config, tokenizer, the checkpoint given or else the newest whole one) of a run.
 
-    Every file of the checkpoint is hashed. What is passed over is told on stderr.
+    Every file of the checkpoint is hashed. What is passed over is reported on stderr.
 
     Raises:
         UserError: the folder is no run, or has no whole checkpoint, or the one given is damaged or
@@ -33,17 +33,17 @@ def open_run(run_dir: Path, checkpoint: Path | None = None) -> tuple[Config, Tok
             f"{run_dir}: not a run directory (no config.yaml); give the run.dir of a training run"
         )
     if checkpoint is None:
-        found = list_checkpoints(run_dir / "checkpoints")
-        if not found:
+        checkpoints = list_checkpoints(run_dir / "checkpoints")
+        if not checkpoints:
             raise UserError(
                 f"{run_dir}: has no complete checkpoint; train it with mmscale train "
                 f"{run_dir}/config.yaml"
             )
-        checkpoint = next(whole_checkpoints(reversed(found)), None)
+        checkpoint = next(whole_checkpoints(reversed(checkpoints)), None)
         if checkpoint is None:
             raise UserError(
-                f"{run_dir}: none of its {len(found)} checkpoints is whole; restore one, or train "
-                "it again"
+                f"{run_dir}: none of its {len(checkpoints)} checkpoints is whole; restore one, or "
+                "train it again"
             )
     elif not checkpoint.is_dir():
         raise UserError(
@@ -67,8 +67,8 @@ def _lies_in(checkpoint: Path, folder: Path) -> bool:
 
 
 def whole_checkpoints(paths: Iterable[Path]) -> Iterator[Path]:
-    """Those whose files are what their states say, hashed one after the other; tells on stderr what
-    is passed over.
+    """Those whose files are what their states say, hashed one after the other. What is passed over
+    is reported on stderr.
     """
     for path in paths:
         fault = checkpoint_fault(path)
@@ -84,7 +84,9 @@ def load_run(
     """A predictor with fp32 weights on the CPU, in this process alone, whatever number of ranks
     trained it.
 
-    With ``ema``, the moving averages of the weights. Raises:
+    With ``ema``, the moving averages of the weights.
+
+    Raises:
         UserError: the folder is no run, has no checkpoint, or the checkpoint does not fit the
             config.
     """
@@ -129,6 +131,5 @@ def check_vocabulary(config: Config, tokenizer: Tokenizer, source: Path) -> None
     if config.model.vocab_size < len(tokenizer):
         raise UserError(
             f"{source}: model.vocab_size={config.model.vocab_size} is below the {len(tokenizer)} "
-            "tokens of "
-            "tokenizer.json; use the one it was trained with"
+            "tokens of tokenizer.json; use the one it was trained with"
         )

@@ -53,10 +53,11 @@ def superfluous(
     """Steps of the checkpoints that need not stay when the one of step ``saved`` is there, which
     always does.
 
-    ``before`` is the one that the run had or went on from until then (0: none; ``saved`` itself:
+    ``before`` is the one that the run had or resumed from until then (0: none; ``saved`` itself:
     nothing is new). What else is later belongs to a line that was given up: the start passed over
-    it, because it does not verify, which is not seen here. So it takes no other's place, and goes
-    with the first save of the new line. Damaged ones (None) are left for a person to look at.
+    it, because it does not verify, which is not seen here. So it takes no other's place, and is
+    removed with the first save of the new line. Damaged ones (None) are left for a person to look
+    at.
     """
     whole = {step: state for step, state in states.items() if state is not None}
     line = {step: state for step, state in whole.items() if step <= before or step == saved}
@@ -84,12 +85,12 @@ def step_of(name: str) -> int | None:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    found = [
+    checkpoints = [
         path
         for path in folder.glob("step-*")
         if _NAME.fullmatch(path.name) and (path / STATE).is_file()
     ]
-    return sorted(found)
+    return sorted(checkpoints)
 
 
 def encode_state(state: RunState, files: Files) -> str:
@@ -105,9 +106,9 @@ def decode_state(text: str) -> tuple[RunState, Files]:
             raise ValueError(f"{STATE} is no object")
         files = raw.pop("files", None)
         state = RunState(**raw)
-        for one in fields(RunState):
-            if type(getattr(state, one.name)) not in _TYPES[str(one.type)]:
-                raise ValueError(f"{one.name} is no {one.type}")
+        for field in fields(RunState):
+            if type(getattr(state, field.name)) not in _TYPES[str(field.type)]:
+                raise ValueError(f"{field.name} is no {field.type}")
         if not isinstance(files, dict) or not files:
             raise ValueError("it lists no files")
         for name, fact in files.items():

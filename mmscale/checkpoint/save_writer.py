@@ -36,7 +36,7 @@ class CachedSavePlanner(DefaultSavePlanner):
 
 
 class CheckpointWriter(HuggingFaceStorageWriter):
-    """Writes one safetensors file a rank, as PyTorch's own writer would, but with one pass and no
+    """Writes one safetensors file per rank, as PyTorch's own writer would, but with one pass and no
     second copy.
 
     Args:
@@ -64,7 +64,8 @@ class CheckpointWriter(HuggingFaceStorageWriter):
                 assert item.tensor_data is not None, "a checkpoint holds tensors only"
                 name = item.index.fqn
                 assert name not in tensors, f"{name} has two shards on one rank"
-                tensors[name] = planner.resolve_data(item).detach().cpu()  # type: ignore[union-attr]
+                data = planner.resolve_data(item)
+                tensors[name] = data.detach().cpu()  # type: ignore[union-attr]
                 offsets[name] = {"saved_offsets": list(item.tensor_data.chunk.offsets)}
             metadata = {
                 "DCP_SHARDING_INFO": json.dumps(offsets),
@@ -84,4 +85,4 @@ class CheckpointWriter(HuggingFaceStorageWriter):
             # On a rank that has left the process group meanwhile, because its training ended with
             # an error, PyTorch takes what that rank has for the whole, and saves it alone.
             raise RuntimeError(f"{len(results)} of {self._ranks} ranks wrote their share")
-        self._commit(dict(result.storage_data for one in results for result in one))
+        self._commit(dict(result.storage_data for of_rank in results for result in of_rank))

@@ -41,13 +41,13 @@ def read_scores(run_dir: Path, step: int) -> dict[str, dict[str, Any]]:
         raise UserError(
             f"{path}: not a score file of this version; remove it and run mmscale eval again"
         )
-    for name, one in entries.items():
+    for name, entry in entries.items():
         if (
-            not isinstance(one, dict)
-            or not isinstance(one.get("scores"), dict)
-            or not isinstance(one.get("digests"), list)
-            or not all(isinstance(digest, str) for digest in one["digests"])
-            or not isinstance(one.get("command"), str)
+            not isinstance(entry, dict)
+            or not isinstance(entry.get("scores"), dict)
+            or not isinstance(entry.get("digests"), list)
+            or not all(isinstance(digest, str) for digest in entry["digests"])
+            or not isinstance(entry.get("command"), str)
         ):
             raise UserError(
                 f"{path}: damaged (entry {name[:60]!r}); remove it and run mmscale eval again"

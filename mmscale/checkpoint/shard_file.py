@@ -1,7 +1,7 @@
 """One rank's tensors written as a safetensors file, hashed on their way.
 
 No second pass over the file is needed: each piece is hashed when it is given to the file. The disk
-    works meanwhile.
+works meanwhile.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Checkpoints: PyTorch's distributed checkpointing, written as safetensors, committed by one
 rename.
 
-    run.dir/checkpoints/step-00000500/   state.json + one safetensors file a rank
+    run.dir/checkpoints/step-00000500/   state.json + one safetensors file per rank
 
 Nothing is pickled. Tensors are named ``model.<parameter>``, ``exp_avg.<parameter>``,
-``ema.<parameter>`` and so on; every rank writes its own shards and the reader reassembles them for
-any number of ranks and any strategy. Everything else a run needs to go on is a few numbers in
-``state.json``, because a batch is a function of the step; it also names every file with its size
+``ema.<parameter>`` and so on. Every rank writes its own shards, and the reader reassembles them for
+any number of ranks and any strategy. Everything else a run needs to resume is a few numbers in
+``state.json``, because a batch is a function of the step. It also names every file with its size
 and SHA-256.
 """
 
@@ -45,7 +45,7 @@ from mmscale.checkpoint.run_state import (
     step_of,
     stored_files,
     superfluous,
-)  # fmt: skip
+)
 from mmscale.checkpoint.save_writer import CachedSavePlanner, CheckpointWriter
 from mmscale.data.storage.remote_file import RemoteFault
 from mmscale.durable import make_folder, move_into_place, remove_folder, write_durably
@@ -80,9 +80,8 @@ class CheckpointStore:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
         self._uncopied: Path | None = None
-        self._before = self._copied_before = (
-            0  # newest step of the run's line in the folder, and among the copies
-        )
+        # Newest step of the run's line in the folder, and among the copies.
+        self._before = self._copied_before = 0
         self._copy_of = HostCopy()
         self._plan = f"plan {next(_numbers)}"
         self.failure = ""  # why the newest save failed and what to do, or nothing
@@ -91,8 +90,8 @@ class CheckpointStore:
         """Copy ``tensors``, by name, to host memory and start writing them; waits for an earlier
         save first.
 
-        A save that fails is told on the screen and in `failure`; the checkpoints before it stay,
-        and the run goes on.
+        A save that fails is reported on the screen and in `failure`. The checkpoints before it
+        stay, and the run continues.
         """
         self.wait()
         self._pending = self._thread.submit(self._write, self._copy_of.take(tensors), state)
@@ -107,19 +106,18 @@ class CheckpointStore:
             self.failure = ""
         except RemoteFault as fault:
             assert self._remote is not None
-            self._tell(
-                f"warning: {self._remote.url}: not copied ({fault}); the run goes on, and saves in "
-                f"{self._folder}"
+            self._report(
+                f"warning: {self._remote.url}: not copied ({fault}); the run continues, and "
+                f"saves in {self._folder}"
             )
             self.failure = (
                 f"{self._remote.url}: the newest checkpoint could not be copied ({fault}); it lies "
-                f"in {self._folder}: "
-                "mend the way there and start again, which copies it"
+                f"in {self._folder}: mend the way there and start again, which copies it"
             )
         except OSError as error:  # of the folder; torch wraps what comes later
-            self._tell_failure(f"cannot be written to ({error})")
+            self._report_failure(f"cannot be written to ({error})")
         except (RuntimeError, ValueError, CheckpointException) as error:
-            self._tell_failure(
+            self._report_failure(
                 f"could not be written ({_last_exception(str(error))}; is the disk full?)"
             )
 
@@ -127,10 +125,10 @@ class CheckpointStore:
         """Called on every rank, beside training."""
         final = self._folder / checkpoint_name(state.step)
         hidden = final.with_name(f".{final.name}.partial")
-        said = [_fault_of(self._make_folder) if dist.get_rank() == 0 else ""]
-        dist.broadcast_object_list(said, src=0, group=self._group)
-        if said[0]:
-            raise OSError(said[0])
+        shared_fault = [_fault_of(self._make_folder) if dist.get_rank() == 0 else ""]
+        dist.broadcast_object_list(shared_fault, src=0, group=self._group)
+        if shared_fault[0]:
+            raise OSError(shared_fault[0])
         writer = CheckpointWriter(hidden, self._ranks, partial(self._commit, hidden, final, state))
         dcp.save(
             tensors,
@@ -179,15 +177,15 @@ class CheckpointStore:
         """The newest checkpoint whose files are what its state says; called on every rank.
 
         One that only the copies have, or have whole, is fetched; one that they have not is copied.
-        What is passed over is told on the screen. Raises `UserError` if there are checkpoints, but
-        no good one.
+        What is passed over is reported on the screen. Raises `UserError` if there are checkpoints,
+        but no good one.
         """
         if dist.get_rank() == 0:
             self._clean()
-        found, copied = self._everywhere()
-        for step in sorted({*found, *copied}, reverse=True):
+        present, copied = self._everywhere()
+        for step in sorted({*present, *copied}, reverse=True):
             path = self._folder / checkpoint_name(step)
-            if step in found:
+            if step in present:
                 faults: list[str | None] = [None] * dist.get_world_size()
                 dist.all_gather_object(faults, self._fault(path), group=self._group)
                 fault = next((fault for fault in faults if fault), None)
@@ -197,15 +195,14 @@ class CheckpointStore:
                     )
                     self._before = self._copied_before = step
                     return path
-                self._tell(f"warning: passed over {path}: {fault}")
+                self._report(f"warning: passed over {path}: {fault}")
             if step in copied and self._fetched(step, path):
                 self._before = self._copied_before = step
                 return path
-        if found or copied:
+        if present or copied:
             raise UserError(
-                f"{self._folder}: none of its {len({*found, *copied})} checkpoints is whole; "
-                "remove the folder to "
-                "begin anew"
+                f"{self._folder}: none of its {len({*present, *copied})} checkpoints is whole; "
+                "remove the folder to start again"
             )
         return None
 
@@ -213,25 +210,25 @@ class CheckpointStore:
         """Steps of the checkpoints in the folder, and of the copies, as the first rank sees
         them.
         """
-        found = [_step(path) for path in list_checkpoints(self._folder)]
-        shared: list[Any] = [(found, [], "")]
+        present = [_step(path) for path in list_checkpoints(self._folder)]
+        shared: list[Any] = [(present, [], "")]
         if self._remote is not None and dist.get_rank() == 0:
             try:
-                shared = [(found, self._remote.steps(), "")]
+                shared = [(present, self._remote.steps(), "")]
                 self._remote.fetch_beside(self._folder.parent)
             except RemoteFault as fault:
-                shared = [(found, [], f"{self._remote.url}: cannot be used ({fault})")]
+                shared = [(present, [], f"{self._remote.url}: cannot be used ({fault})")]
         dist.broadcast_object_list(shared, src=0, group=self._group)  # folders may be seen late
-        found, copied, refused = shared[0]
-        if refused and not found:
+        present, copied, refused = shared[0]
+        if refused and not present:
             if dist.get_rank():
-                raise SystemExit(2)  # the first rank tells the user; once is enough
+                raise SystemExit(2)  # the first rank reports it; once is enough
             raise UserError(
                 f"{refused}; mend run.copy_to, or the network and the credentials (docs/remote.md)"
             )
         if refused:
-            self._tell(f"warning: {refused}; the run goes on from {self._folder}")
-        return found, copied
+            self._report(f"warning: {refused}; the run continues from {self._folder}")
+        return present, copied
 
     def _fetched(self, step: int, path: Path) -> bool:
         """Fetch a copy into its place; whether that went well, on every rank."""
@@ -242,22 +239,24 @@ class CheckpointStore:
             remote.fetch(step, hidden)
             move_into_place(hidden, path)
 
-        said = [_fault_of(fetch) if dist.get_rank() == 0 else ""]
-        dist.broadcast_object_list(said, src=0, group=self._group)
-        if said[0]:
+        shared_fault = [_fault_of(fetch) if dist.get_rank() == 0 else ""]
+        dist.broadcast_object_list(shared_fault, src=0, group=self._group)
+        if shared_fault[0]:
             shutil.rmtree(hidden, ignore_errors=True)
-            self._tell(f"warning: passed over {remote.url}/checkpoints/{path.name}: {said[0]}")
+            self._report(
+                f"warning: passed over {remote.url}/checkpoints/{path.name}: {shared_fault[0]}"
+            )
         else:
-            self._tell(f"fetched {remote.url}/checkpoints/{path.name}")
-        return not said[0]
+            self._report(f"fetched {remote.url}/checkpoints/{path.name}")
+        return not shared_fault[0]
 
     def restore(self, path: Path, tensors: dict[str, Tensor]) -> None:
         """Load ``path`` into ``tensors`` in place, whatever number of ranks saved it."""
         load_tensors(path, tensors, self._group)
 
     def copy_found(self) -> None:
-        """Begin to copy what `newest` found, if the copies have it not; the run's files must be up
-        to date.
+        """Start to copy what `newest` returned, if the copies have it not; the run's files must be
+        up to date.
         """
         if self._uncopied is not None:
             self._pending = self._thread.submit(self._copy, self._uncopied)
@@ -275,17 +274,17 @@ class CheckpointStore:
         for leftover in [*self._folder.glob(".step-*.partial"), *self._folder.glob(".step-*.gone")]:
             shutil.rmtree(leftover, ignore_errors=True)
 
-    def _tell_failure(self, reason: str) -> None:
+    def _report_failure(self, reason: str) -> None:
         self.failure = (
             f"{self._folder}: {reason}; the steps since the last checkpoint are lost: free the "
-            "path or room, and start "
-            "again"
+            "path or room, and start again"
         )
-        self._tell(
-            f"warning: {self._folder}: {reason}; the run goes on, and the checkpoints before stand"
+        self._report(
+            f"warning: {self._folder}: {reason}; the run continues, and the checkpoints before "
+            "stand"
         )
 
-    def _tell(self, line: str) -> None:
+    def _report(self, line: str) -> None:
         if dist.get_rank() == 0:
             report(line)
 
@@ -311,9 +310,8 @@ def load_tensors(
                 )
         key = "model.*"
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="torch.distributed is disabled"
-            )  # as asked for
+            # As asked for.
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             dcp.load(tensors, storage_reader=reader, process_group=group, no_dist=group is None)
     except (ValueError, OSError, RuntimeError, KeyError) as error:
         raise UserError(
@@ -341,8 +339,8 @@ def _nothing() -> None:
 
 def _last_exception(text: str) -> str:
     """What was raised last in ``text``, in which torch gives the traceback of every rank."""
-    told = re.findall(r"^\s*([\w.]*(?:Error|Exception|Fault)\b.*)$", text, re.MULTILINE)
-    return " ".join((told[-1] if told else text).split())[-200:]
+    raised = re.findall(r"^\s*([\w.]*(?:Error|Exception|Fault)\b.*)$", text, re.MULTILINE)
+    return " ".join((raised[-1] if raised else text).split())[-200:]
 
 
 def _fault_of(act: Callable[[], None]) -> str:

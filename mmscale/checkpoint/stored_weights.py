@@ -96,13 +96,13 @@ class StoredWeights:
     def _whole(self, name: str, pieces: list[_StoredRows]) -> tuple[int, ...]:
         """The shape that the pieces cover, each place once."""
         ends = [
-            tuple(o + size for o, size in zip(one.offsets, one.stored.shape, strict=True))
-            for one in pieces
+            tuple(o + size for o, size in zip(piece.offsets, piece.stored.shape, strict=True))
+            for piece in pieces
         ]
         if len({len(end) for end in ends}) != 1:
             raise UserError(f"{self._folder}: the shards of {name} do not fit together; {_REMEDY}")
         shape = tuple(max(sizes) for sizes in zip(*ends, strict=True))
-        covered = sum(math.prod(one.stored.shape) for one in pieces)
+        covered = sum(math.prod(piece.stored.shape) for piece in pieces)
         if covered != math.prod(shape) or _overlapping(pieces, ends):
             raise UserError(
                 f"{self._folder}: the shards of {name} do not make a whole tensor; {_REMEDY}"
@@ -185,22 +185,22 @@ def _begin(
     if begins is None:
         return (0,) * dimensions
     facts = begins.get(name)
-    found = facts.get("saved_offsets") if isinstance(facts, dict) else None
+    offsets = facts.get("saved_offsets") if isinstance(facts, dict) else None
     if (
-        not isinstance(found, list)
-        or len(found) != dimensions
-        or not all(type(one) is int and 0 <= one < 1 << 62 for one in found)
+        not isinstance(offsets, list)
+        or len(offsets) != dimensions
+        or not all(type(offset) is int and 0 <= offset < 1 << 62 for offset in offsets)
     ):
-        raise UserError(f"{path}: damaged (where {name[:60]!r} begins is not told); {_REMEDY}")
-    return tuple(found)
+        raise UserError(f"{path}: damaged (where {name[:60]!r} begins is not said); {_REMEDY}")
+    return tuple(offsets)
 
 
 def _overlapping(pieces: list[_StoredRows], ends: list[tuple[int, ...]]) -> bool:
     """Whether two pieces share a place; pieces without elements share none."""
     boxes = sorted(
-        (one.offsets, end)
-        for one, end in zip(pieces, ends, strict=True)
-        if math.prod(one.stored.shape)
+        (piece.offsets, end)
+        for piece, end in zip(pieces, ends, strict=True)
+        if math.prod(piece.stored.shape)
     )
     for number, (begin, end) in enumerate(boxes):
         for other_begin, other_end in boxes[number + 1 :]:

@@ -23,9 +23,8 @@ from torch import Tensor
 from mmscale.errors import UserError
 from mmscale.plain_file import open_plain
 
-MAX_HEADER_BYTES = (
-    16 << 20
-)  # a tensor takes about 150 bytes; a file with more than a hundred thousand is none of ours
+# A tensor takes about 150 bytes; a file with more than a hundred thousand is none of ours.
+MAX_HEADER_BYTES = 16 << 20
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -98,25 +97,27 @@ def map_tensors(file: TensorFile, remedy: str = _REMEDY) -> dict[str, Tensor]:
     written back.
 
     (`safetensors` reads the first page of every tensor that it is asked for, and the system
-    megabytes with each.) Raises:
+    megabytes with each.)
+
+    Raises:
         UserError: the file cannot be mapped.
     """
     if not file.tensors:
         return {}
-    size = max(one.stop for one in file.tensors.values())
+    size = max(stored.stop for stored in file.tensors.values())
     try:
         raw = torch.from_file(str(file.path), shared=False, size=size, dtype=torch.uint8)
     except (RuntimeError, OSError) as error:
         raise UserError(
             f"{file.path}: cannot be mapped ({str(error).splitlines()[0]}); {remedy}"
         ) from None
-    found = {}
-    for name, one in file.tensors.items():
-        part = raw[one.start : one.stop]
-        if one.start % one.dtype.itemsize:
+    mapped = {}
+    for name, stored in file.tensors.items():
+        part = raw[stored.start : stored.stop]
+        if stored.start % stored.dtype.itemsize:
             part = part.clone()  # the format allows it, though nobody writes it
-        found[name] = part.view(one.dtype).view(one.shape)
-    return found
+        mapped[name] = part.view(stored.dtype).view(stored.shape)
+    return mapped
 
 
 class _Damage(Exception):
@@ -148,11 +149,11 @@ def _parse(path: Path, file: BinaryIO, size: int) -> TensorFile:
     first = 8 + length
     tensors = {name: _tensor(name, facts, first) for name, facts in tree.items()}
     end = first
-    for name, one in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
-        if one.start != end:
-            what = "overlaps another tensor" if one.start < end else "lies behind a gap"
+    for name, stored in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if stored.start != end:
+            what = "overlaps another tensor" if stored.start < end else "lies behind a gap"
             raise _Damage(f"{_short(name)} {what}")
-        end = one.stop
+        end = stored.stop
     if end != size:
         raise _Damage(f"its tensors end at byte {end}, the file at {size}")
     return TensorFile(path, tensors, metadata)
@@ -176,15 +177,17 @@ def _tensor(name: str, facts: Any, first: int) -> StoredTensor:
 
 def _naturals(value: Any) -> bool:
     """A list of integers, each below 2**63; true and false are none."""
-    return isinstance(value, list) and all(type(one) is int and 0 <= one < 1 << 63 for one in value)
+    return isinstance(value, list) and all(
+        type(number) is int and 0 <= number < 1 << 63 for number in value
+    )
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    tree = dict(pairs)
+    if len(tree) != len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"{_short(max(names, key=names.count))} stands twice")
-    return found
+    return tree
 
 
 def _no_constant(name: str) -> Any:

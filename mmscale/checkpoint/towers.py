@@ -20,7 +20,7 @@ from mmscale.model.initialise import fill
 from mmscale.model.towers import WHISPER_FRAMES_A_POSITION, import_transformers, read_architecture
 
 _AGAIN = "download the model again"
-# CLIP's statistics, where a folder does not tell its own.
+# CLIP's statistics, where a folder does not give its own.
 _MEAN, _STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 
@@ -30,7 +30,7 @@ def resolve_towers(config: Config) -> None:
 
     Raises:
         UserError: no such folder, not a tower this stem can use, or ``media`` does not fit it;
-            tells the lines to set.
+            the message gives the lines to set.
     """
     model = config.model
     if model.image_stem == "pretrained" and not model.image_tower_config:
@@ -55,15 +55,15 @@ def load_towers(model: nn.Module, config: Config) -> None:
         folder = _folder(f"{stem}_tower", getattr(config.model, f"{stem}_tower"))
         source = _load(folder, vision=stem == "image")
         prefix = f"{stem}_stem.tower."
-        found = dict(source.named_parameters())
+        weights = dict(source.named_parameters())
         for name, parameter in model.named_parameters():
             if not name.startswith(prefix):
                 continue
-            weight = found.get(name.removeprefix(prefix))
+            weight = weights.get(name.removeprefix(prefix))
             if weight is None or weight.shape != parameter.shape:
                 raise UserError(
                     f"{folder}: has no weight {name.removeprefix(prefix)} of the shape its config "
-                    "tells"
+                    "says"
                 )
             fill(parameter, weight.detach().float())
 
@@ -73,8 +73,7 @@ def _folder(key: str, value: str) -> Path:
     if not value or not (folder / "config.json").is_file():
         raise UserError(
             f"model.{key}: {value or 'empty'}: no local folder with a config.json; download the "
-            "model first "
-            "(hf download NAME --local-dir FOLDER) and name the folder"
+            "model first (hf download NAME --local-dir FOLDER) and name the folder"
         )
     if not list(folder.glob("*.safetensors")):
         raise UserError(
@@ -102,15 +101,15 @@ def _image_facts(config: Config, folder: Path) -> dict[str, Any]:
     ):
         raise UserError(
             f"media: does not fit the tower {folder}; set media.image_patch={patch} "
-            f"media.image_height={size} "
-            f"media.image_width={size} media.max_image_tokens=0"
+            f"media.image_height={size} media.image_width={size} media.max_image_tokens=0"
         )
     facts: dict[str, Any] = {
         "config": architecture.to_diff_dict() | {"model_type": tree["model_type"]}
     }
     processor = folder / "preprocessor_config.json"
-    told = read_object(processor, _AGAIN, _AGAIN) if processor.exists() else {}
-    return facts | {"mean": told.get("image_mean", _MEAN), "std": told.get("image_std", _STD)}
+    preprocessing = read_object(processor, _AGAIN, _AGAIN) if processor.exists() else {}
+    mean, std = preprocessing.get("image_mean", _MEAN), preprocessing.get("image_std", _STD)
+    return facts | {"mean": mean, "std": std}
 
 
 def _vision_type(tree: dict[str, Any]) -> str:

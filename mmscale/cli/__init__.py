@@ -83,8 +83,10 @@ def _shown(text: str) -> str:
     """
     hidden = ("Cc", "Cf", "Cs", "Zl", "Zp")
     return "".join(
-        one.encode("unicode_escape").decode() if unicodedata.category(one) in hidden else one
-        for one in text
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in hidden
+        else character
+        for character in text
     )
 
 
@@ -92,7 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(
         prog="mmscale",
-        description="Train, evaluate and release one fusion transformer over images, text and speech.",
+        description="Train, evaluate and release one fusion transformer over images, text and "
+        "speech.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

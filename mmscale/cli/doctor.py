@@ -31,9 +31,12 @@ def add(verbs: Any) -> None:
     )
     add_config(doctor, needed=False)
     doctor.add_argument(
-        "--patience", type=float, default=60.0, metavar="S",
+        "--patience",
+        type=float,
+        default=60.0,
+        metavar="S",
         help="seconds to wait for a rank before it counts as sick (default: 60)",
-    )  # fmt: skip
+    )
 
 
 def _doctor(arguments: argparse.Namespace) -> dict[str, Any] | None:

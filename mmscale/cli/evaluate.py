@@ -26,8 +26,8 @@ def add(verbs: Any) -> None:
         "--task",
         action="append",
         metavar="NAME",
-        help="compute only the score of this name, or of this kind; robustness: attack the classify scores "
-        "and scan the training labels (may be repeated)",
+        help="compute only the score of this name, or of this kind; robustness: attack the "
+        "classify scores and scan the training labels (may be repeated)",
     )
 
 

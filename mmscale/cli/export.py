@@ -47,12 +47,15 @@ def add(verbs: Any) -> None:
         action="append",
         default=[],
         metavar="RUN",
-        help="take the mean of the weights with those of RUN, a run of the same model (may be repeated)",
+        help="take the mean of the weights with those of RUN, a run of the same model (may be "
+        "repeated)",
     )
     export.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
         help="type of the weights (default: float32, as they were trained)",
-    )  # fmt: skip
+    )
     export.add_argument(
         "--shard-size",
         default="5GB",
@@ -63,9 +66,12 @@ def add(verbs: Any) -> None:
         "--sign-key", metavar="FILE", help="private key (PEM) that signs the release"
     )
     export.add_argument(
-        "--as", dest="form", choices=("mmscale", "qwen3"), default="mmscale",
+        "--as",
+        dest="form",
+        choices=("mmscale", "qwen3"),
+        default="mmscale",
         help="qwen3: the text path alone, as a folder that transformers opens as Qwen3",
-    )  # fmt: skip
+    )
 
 
 def _export(arguments: argparse.Namespace) -> dict[str, Any]:

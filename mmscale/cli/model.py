@@ -34,8 +34,7 @@ def _model(arguments: argparse.Namespace) -> dict[str, Any]:
     if not model.vocab_size:
         raise UserError(
             f"{arguments.config}: model.vocab_size is 0, which follows the tokenizer; give it, "
-            "such as "
-            "model.vocab_size=32768"
+            "such as model.vocab_size=32768"
         )
     counts = count_parameters(model, media)
     if not arguments.json:

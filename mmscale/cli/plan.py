@@ -20,7 +20,8 @@ Exit status: 0: it fits; 1: this config will not run, because …; 2: bad input.
 examples:
   mmscale plan configs/train/10b.yaml --gpus 64 --gpu h100-80gb
   mmscale plan configs/train/10b.yaml --gpus 512 --gpu h200 --tokens 1e12
-  mmscale plan my.yaml model.layers=48 --gpus 8 --gpu own,memory=48,bf16=180,memory_rate=0.9,link=25,network=3
+  mmscale plan my.yaml model.layers=48 --gpus 8 \\
+      --gpu own,memory=48,bf16=180,memory_rate=0.9,link=25,network=3
 """
 
 
@@ -37,8 +38,8 @@ def add(verbs: Any) -> None:
         "--gpu",
         default="h100-80gb",
         metavar="KIND",
-        help="a100-40gb, a100-80gb, h100-80gb, h200-141gb, b200-180gb, rtx4090-24gb, or your own, as below "
-        "(default: h100-80gb)",
+        help="a100-40gb, a100-80gb, h100-80gb, h200-141gb, b200-180gb, rtx4090-24gb, or your own, "
+        "as below (default: h100-80gb)",
     )
     plan.add_argument(
         "--gpus-per-node", type=int, default=8, metavar="N", help="GPUs in one machine (default: 8)"
@@ -50,9 +51,12 @@ def add(verbs: Any) -> None:
         help="number of tokens to train on (default: those of train.steps)",
     )
     plan.add_argument(
-        "--efficiency", type=float, default=0.55, metavar="E",
+        "--efficiency",
+        type=float,
+        default=0.55,
+        metavar="E",
         help="share of the rated FLOP/s that matrix products reach (default: 0.55)",
-    )  # fmt: skip
+    )
     plan.add_argument(
         "--no-search",
         action="store_true",
@@ -87,24 +91,23 @@ def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     own = planner.own_way()
     try:
-        told = planner.evaluate(own)
+        estimate = planner.evaluate(own)
     except UserError as error:
         write_line(f"this config will not run, because {error}")
         raise SystemExit(1) from None
     tokens = arguments.tokens or float(
         config.train.steps * config.data.seq_len * config.data.sequences
     )
-    facts = facts_of(planner, own, told, tokens)
+    facts = facts_of(planner, own, estimate, tokens)
     if not arguments.json:
         print(describe(planner, facts))
     if not arguments.no_search:
         facts["best"] = _best(planner, tokens, arguments.json)
-    if not told.fits:
-        over = (told.needed - gpu.memory) / 1e9
+    if not estimate.fits:
+        over = (estimate.needed - gpu.memory) / 1e9
         write_line(
-            f"this config will not run, because a rank needs {told.needed / 1e9:.1f} GB, "
-            f"{over:.1f} more than a "
-            f"{gpu.name} has"
+            f"this config will not run, because it needs {estimate.needed / 1e9:.1f} GB per rank, "
+            f"{over:.1f} more than a {gpu.name} has"
         )
         if arguments.json:
             import json
@@ -118,21 +121,21 @@ def _best(planner: Any, tokens: float, quiet: bool) -> dict[str, Any] | None:
     from mmscale.capacity.report import facts_of
 
     report("looking for the fastest way that fits")
-    found = planner.search(lambda line: write_line(f"  {line}"))
-    if not found:
+    candidates = planner.search(lambda line: write_line(f"  {line}"))
+    if not candidates:
         if not quiet:
             print(
                 "\nno way was found that fits; take more GPUs, a larger kind, or a smaller "
                 "data.seq_len"
             )
         return None
-    way, told = found[0]
-    facts = facts_of(planner, way, told, tokens)
+    candidate, estimate = candidates[0]
+    facts = facts_of(planner, candidate, estimate, tokens)
     if not quiet:
         print(
-            f"\nthe fastest way found: {told.step_s:.3f} s a step, {told.needed / 1e9:.1f} GB, "
-            f"{facts['days']:,.1f} days; to paste:"
+            f"\nthe fastest way found: {estimate.step_s:.3f} s per step, "
+            f"{estimate.needed / 1e9:.1f} GB, {facts['days']:,.1f} days; to paste:"
         )
-        for line in way.lines(planner.config):
+        for line in candidate.lines(planner.config):
             print(f"  {line}")
     return facts

@@ -85,15 +85,14 @@ def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
                     "scored; leave it out"
                 )
     model = load_trained(Path(arguments.target))
-    asked = {name: getattr(arguments, name) for name in ("image", "audio", "text")}
+    inputs = {name: getattr(arguments, name) for name in ("image", "audio", "text")}
     trained = trained_prompts(
-        model.config, [name for name, given in asked.items() if given is not None]
+        model.config, [name for name, given in inputs.items() if given is not None]
     )
     if not trained:
         report(
             "no task taught the model to answer such input; the answer is a guess (what "
-            "ctc, classify and "
-            "contrastive tasks taught, mmscale eval scores)"
+            "ctc, classify and contrastive tasks taught, mmscale eval scores)"
         )
     elif arguments.prompt is not None and arguments.prompt not in trained:
         known = ", ".join(map(repr, trained))
@@ -102,12 +101,12 @@ def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
             "answer is a guess"
         )
     if labels:
-        found = model.classify(labels, **asked, prompt=arguments.prompt)
+        scored = model.classify(labels, **inputs, prompt=arguments.prompt)
         if not arguments.json:
-            for label, probability in found:
+            for label, probability in scored:
                 print(f"{probability:6.1%}  {label}")
-        return {"answer": found[0][0], "probabilities": dict(found)}
-    answer = model.answer(**asked, prompt=arguments.prompt, **decoding)
+        return {"answer": scored[0][0], "probabilities": dict(scored)}
+    answer = model.answer(**inputs, prompt=arguments.prompt, **decoding)
     if not arguments.json:
         print(answer)
     return {"answer": answer}

@@ -28,7 +28,8 @@ examples:
   mmscale train configs/train/digits.yaml train.steps=200
   mmscale train configs/train/digits.yaml --ranks 2
   torchrun --nproc-per-node 8 -m mmscale train configs/train/digits.yaml parallel.strategy=fsdp
-  accelerate launch --config_file configs/accelerate/zero3.yaml -m mmscale train configs/train/digits.yaml
+  accelerate launch --config_file configs/accelerate/zero3.yaml \\
+      -m mmscale train configs/train/digits.yaml
   mmscale train configs/train/digits.yaml --ray 2
   deepspeed --num_gpus 8 --module mmscale train configs/train/digits.yaml parallel.strategy=zero2
 """
@@ -42,7 +43,8 @@ def add(verbs: Any) -> None:
         "--ranks",
         type=int,
         metavar="N",
-        help="start N processes on this machine, as `torchrun --standalone --nproc-per-node N` does",
+        help="start N processes on this machine, as `torchrun --standalone --nproc-per-node N` "
+        "does",
     )
     train.add_argument(
         "--ray",
@@ -51,9 +53,10 @@ def add(verbs: Any) -> None:
         "with MIN:MAX a run continues with fewer when machines are lost",
     )
     train.add_argument(
-        "--preflight", action="store_true",
+        "--preflight",
+        action="store_true",
         help="check all machines first, as `mmscale doctor` does, and do not start on sick ones",
-    )  # fmt: skip
+    )
     train.add_argument(
         "--keys", action="store_true", help="print every config key with its default and meaning"
     )
@@ -106,7 +109,9 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any] | None:
     if arguments.ray:
         from mmscale.on_ray.train import train_on_ray
 
-        return _tell(train_on_ray(config, *_ray_workers(arguments.ray), preflight), arguments.json)
+        return _report(
+            train_on_ray(config, *_ray_workers(arguments.ray), preflight), arguments.json
+        )
     if config.data.workers:
         start_fork_server()  # which imports torch while we do
     from mmscale.parallel.ranks import read_environment
@@ -115,19 +120,19 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any] | None:
     result = train(config, preflight=preflight)
     if result.exit_code:
         raise SystemExit(result.exit_code)
-    return _tell(result, arguments.json) if read_environment()[0] == 0 else None
+    return _report(result, arguments.json) if read_environment()[0] == 0 else None
 
 
 def _ray_workers(text: str) -> tuple[int, int]:
     """``"4"`` → (4, 4), ``"2:4"`` → (2, 4)."""
     fewest, colon, most = text.partition(":")
-    numbers = [int(one) for one in (fewest, most if colon else fewest) if one.isdecimal()]
+    numbers = [int(part) for part in (fewest, most if colon else fewest) if part.isdecimal()]
     if len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1]:
         raise UserError(f"--ray {text}: is neither a number of processes nor MIN:MAX; use 4 or 2:4")
     return numbers[0], numbers[1]
 
 
-def _tell(result: TrainResult, as_json: bool) -> dict[str, Any]:
+def _report(result: TrainResult, as_json: bool) -> dict[str, Any]:
     if not as_json:
         print(
             f"{result.run_dir}: {result.steps} steps, {result.parameters:,} parameters, "

@@ -48,8 +48,8 @@ def _tune(arguments: argparse.Namespace) -> dict[str, Any]:
     if not arguments.json:
         print(
             f"{result.run_dir}: {result.trials} trials ({result.finished} to the end, "
-            f"{result.stopped} stopped early, "
-            f"{result.failed} failed), {result.steps:,} steps in all"
+            f"{result.stopped} stopped early, {result.failed} failed), "
+            f"{result.steps:,} steps in all"
         )
         score = f"{config.tune.metric} {result.best_score:.4g}"
         print(f"best: {result.best_trial}, {score}: {format_point(result.best_point)}")

@@ -9,8 +9,8 @@ from typing import Any
 from mmscale.cli.verb import add_plugins, verb
 
 VERIFY_EPILOG = """\
-Without --public-key this proves that the folder is whole. It does not prove who made it. Get the key
-from a source that you trust.
+Without --public-key this proves that the folder is whole. It does not prove who made it. Get the
+key from a source that you trust.
 
 examples:
   mmscale verify release --public-key keys/public.pem
@@ -29,9 +29,12 @@ def add(verbs: Any) -> None:
         "--public-key", metavar="FILE", help="PEM file of the maker's key: check the signature"
     )
     verify.add_argument(
-        "--ignore", action="append", default=[], metavar="NAME",
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="NAME",
         help="a further file or folder that is allowed there (may be repeated)",
-    )  # fmt: skip
+    )
 
 
 def _verify(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -42,12 +45,12 @@ def _verify(arguments: argparse.Namespace) -> dict[str, Any]:
     if not arguments.json:
         print(
             f"{facts['folder']}: {facts['files']} files, {facts['bytes']:,} bytes, all as listed; "
-            f"{_told(facts)}"
+            f"{_signature_state(facts)}"
         )
     return facts
 
 
-def _told(facts: dict[str, Any]) -> str:
+def _signature_state(facts: dict[str, Any]) -> str:
     if facts["signature_checked"]:
         return "signed with this key"
     return "the signature was not checked (give --public-key)" if facts["signed"] else "not signed"

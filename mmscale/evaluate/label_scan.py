@@ -56,12 +56,8 @@ class LabelScan:
         run_dir: Path | None,
         progress: bool,
     ) -> None:
-        self._predictor, self._weights, self._run_dir, self._progress = (
-            predictor,
-            weights,
-            run_dir,
-            progress,
-        )
+        self._predictor, self._weights = predictor, weights
+        self._run_dir, self._progress = run_dir, progress
         self._names = saved_names(predictor.model, predictor.config, ema)
 
     def run(self) -> dict[str, tuple[EvalSamples, dict[str, Any]]]:
@@ -77,22 +73,20 @@ class LabelScan:
                 if samples is not None:
                     suspects[samples.name] = samples, self._scan(samples)
         if self._run_dir is not None and suspects:
-            lines = [
-                {"task": name, **one} for name, (_, found) in suspects.items() for one in found
-            ]
+            lines = [{"task": name, **row} for name, (_, rows) in suspects.items() for row in rows]
             text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             (self._run_dir / FILE).write_text(text, encoding="utf-8")
         return {
             name: (
                 samples,
                 {
-                    "suspects": len(found),
-                    "suspect_share": len(found) / samples.used,
+                    "suspects": len(rows),
+                    "suspect_share": len(rows) / samples.used,
                     "checkpoints": max(1, len(self._weights)),
-                    "listed": found[:_MOST_SHOWN],
+                    "listed": rows[:_MOST_SHOWN],
                 },
             )
-            for name, (samples, found) in suspects.items()
+            for name, (samples, rows) in suspects.items()
         }
 
     def _samples(self, name: str, data_set: SetConfig, task: TaskConfig) -> EvalSamples | None:
@@ -100,10 +94,13 @@ class LabelScan:
         if task.objective not in ("next_token", "classify") or not task.input:
             return None
         score = EvalConfig(
-            task="classify", shards=data_set.shards, input=task.input, prompt=task.prompt,
+            task="classify",
+            shards=data_set.shards,
+            input=task.input,
+            prompt=task.prompt,
             target=task.target,
             head=task.head_name() if task.objective == "classify" else "",
-        )  # fmt: skip
+        )
         config = self._predictor.config
         try:
             dataset = Dataset.open(data_set.shards, config.data.cache)
@@ -133,17 +130,17 @@ class LabelScan:
                 fill_from(self._weights[number], own)
             facts, log_probs = self._read(samples, labels)
             given = np.array([number for _, number in facts])
-            every = np.arange(len(given))
-            true = log_probs[every, given]
-            others = log_probs.copy()
-            others[every, given] = -np.inf
+            rows = np.arange(len(given))
+            true = log_probs[rows, given]
+            rivals = log_probs.copy()
+            rivals[rows, given] = -np.inf
             losses.append(-true)
-            margins.append(true - others.max(axis=1))
-            preferred.append(others.argmax(axis=1))
+            margins.append(true - rivals.max(axis=1))
+            preferred.append(rivals.argmax(axis=1))
         outlying = np.all([is_outlier(loss, given) for loss in losses], axis=0)
-        found = np.flatnonzero(outlying & (np.array(margins) < 0).all(axis=0))
+        suspects = np.flatnonzero(outlying & (np.array(margins) < 0).all(axis=0))
         mean_margin, mean_loss = np.mean(margins, axis=0), np.mean(losses, axis=0)
-        order = found[np.argsort(mean_margin[found], kind="stable")]
+        order = suspects[np.argsort(mean_margin[suspects], kind="stable")]
         return [
             {
                 "key": facts[at][0],
@@ -166,23 +163,23 @@ class LabelScan:
         facts: list[tuple[str, int]] = []
         parts = []
         for chunk in samples.chunks(longest_answer(self._predictor, samples.score, labels)):
-            usable = [one for one in chunk if one.answer in number]
+            usable = [sample for sample in chunk if sample.answer in number]
             if not usable:
                 continue
             scores = label_scores(
-                self._predictor, samples.score, [one.queries[0] for one in usable], labels
+                self._predictor, samples.score, [sample.queries[0] for sample in usable], labels
             )
             wide = scores.astype(np.float64)
             parts.append(wide - np.logaddexp.reduce(wide, axis=1, keepdims=True))
-            facts += [(one.key, number[one.answer]) for one in usable]
+            facts += [(sample.key, number[sample.answer]) for sample in usable]
         return facts, np.concatenate(parts)
 
 
 def is_outlier(loss: NDArray[np.float64], label: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Whether each loss stands far above those of its label, bool [n]."""
     out = np.zeros(len(loss), bool)
-    for one in np.unique(label):
-        at = np.flatnonzero(label == one)
+    for number in np.unique(label):
+        at = np.flatnonzero(label == number)
         median = np.median(loss[at])
         deviation = np.median(np.abs(loss[at] - median))
         out[at] = _NORMAL_MAD * (loss[at] - median) > _OUTLIER * max(deviation, 1e-3)

@@ -49,36 +49,38 @@ def attacked(samples: EvalSamples) -> dict[str, Any]:
 
     def judge(name: str, chunk: Sequence[EvalSample], queries: Sequence[Query]) -> None:
         scores = label_scores(predictor, score, queries, labels)
-        found = [
-            labels[best] == one.answer
-            for best, one in zip(scores.argmax(axis=1).tolist(), chunk, strict=True)
+        hits = [
+            labels[best] == sample.answer
+            for best, sample in zip(scores.argmax(axis=1).tolist(), chunk, strict=True)
         ]
-        right.setdefault(name, []).extend(found)
+        right.setdefault(name, []).extend(hits)
 
     kinds: set[type] = set()
     for chunk in samples.chunks(longest):
-        queries = [one.queries[0] for one in chunk]
+        queries = [sample.queries[0] for sample in chunk]
         kinds |= {type(part) for query in queries for part in query}
         judge("accuracy", chunk, queries)
         if kinds & {Picture, Clip}:
             judge("accuracy_pgd", chunk, attack_queries(predictor, score, chunk, labels, budget))
         if Text in kinds:
-            noisy = [_mistyped(predictor, score, one, config.characters, longest) for one in chunk]
+            noisy = [
+                _mistyped(predictor, score, sample, config.characters, longest) for sample in chunk
+            ]
             judge("accuracy_typing_errors", chunk, noisy)
     plain = np.array(right["accuracy"])
     result: dict[str, Any] = {
-        name: float((plain & np.array(found)).mean()) for name, found in right.items()
+        name: float((plain & np.array(hits)).mean()) for name, hits in right.items()
     }
-    told = []
+    limits = []
     if Picture in kinds:
-        told.append(f"pictures within {config.image:g}/255")
+        limits.append(f"pictures within {config.image:g}/255")
     if Clip in kinds:
-        told.append(f"log-mel within {config.audio:g}")
-    if told:
-        told.append(f"{config.steps} steps")
+        limits.append(f"log-mel within {config.audio:g}")
+    if limits:
+        limits.append(f"{config.steps} steps")
     if Text in kinds:
-        told.append(f"{config.characters:.0%} of characters")
-    return result | {"budget": ", ".join(told)}
+        limits.append(f"{config.characters:.0%} of characters")
+    return result | {"budget": ", ".join(limits)}
 
 
 def attack_queries(
@@ -93,11 +95,11 @@ def attack_queries(
 
     Samples whose true answer is none of ``labels`` cannot be right and stay as they are.
     """
-    found = [list(one.queries[0]) for one in chunk]
+    queries = [list(sample.queries[0]) for sample in chunk]
     known = set(labels)
-    rows = [row for row, one in enumerate(chunk) if one.answer in known]
+    rows = [row for row, sample in enumerate(chunk) if sample.answer in known]
     lengths = [
-        predictor.query_tokens(found[row], score.prompt)
+        predictor.query_tokens(queries[row], score.prompt)
         + len(predictor.tokenizer.encode(chunk[row].answer))
         for row in range(len(chunk))
     ]
@@ -114,8 +116,8 @@ def attack_queries(
             length=lengths[group[0]],
         )
         for row, query in zip(group, changed, strict=True):
-            found[row] = query
-    return found
+            queries[row] = query
+    return queries
 
 
 def _attack_rows(
@@ -134,14 +136,14 @@ def _attack_rows(
     builder = BatchBuilder(len(group), length, media)
     head = sorted(predictor.config.model.classes).index(score.head) if score.head else 0
     prompt = np.array([*predictor.tokenizer.encode(score.prompt), ANSWER], np.int64)
-    for one in group:
+    for sample in group:
         builder.open_sequence()
-        last = lay_query(builder, [*one.queries[0], Text(prompt)])
+        last = lay_query(builder, [*sample.queries[0], Text(prompt)])
         if score.head:
-            number = labels.index(one.answer)
+            number = labels.index(sample.answer)
             add_class(builder, last, head=head, classes=(number, number), share=1.0, weight=1.0)
         else:
-            ids = np.array(predictor.tokenizer.encode(one.answer), np.int64)
+            ids = np.array(predictor.tokenizer.encode(sample.answer), np.int64)
             at = builder.add_text(ids)
             add_targets(builder, np.append(last, at), np.append(ids, END), 1.0)
     batch = builder.finish().to(predictor.device)
@@ -150,21 +152,22 @@ def _attack_rows(
         [_key(predictor, score, group[row], kind, nth) for row, nth in owned]
         for kind, owned in zip(("image", "audio"), owners, strict=True)
     ]
-    every = ItemKeys(keys[0], keys[1], [True] * len(keys[0]), [True] * len(keys[1]))
+    items = ItemKeys(keys[0], keys[1], [True] * len(keys[0]), [True] * len(keys[1]))
 
     def gradients(changed: Batch) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             losses = model(changed)
             total = losses["next_token"] + losses["classify"]
-            return torch.autograd.grad(total, (changed.image_N3HW, changed.audio_NFM))  # type: ignore[return-value]
+            media_inputs = (changed.image_N3HW, changed.audio_NFM)
+            return torch.autograd.grad(total, media_inputs)  # type: ignore[return-value]
 
-    worse = attack(batch, media, budget, every, gradients)
+    worse = attack(batch, media, budget, items, gradients)
     images, clips = ({owner: number for number, owner in enumerate(owned)} for owned in owners)
     out: list[list[Part]] = []
-    for row, one in enumerate(group):
+    for row, sample in enumerate(group):
         parts: list[Part] = []
         nth = {Picture: 0, Clip: 0, Text: 0}
-        for part in one.queries[0]:
+        for part in sample.queries[0]:
             if isinstance(part, Picture):
                 parts.append(_whole_numbers(part, worse.image_N3HW[images[row, nth[Picture]]]))
             elif isinstance(part, Clip):
@@ -200,14 +203,14 @@ def _whole_numbers(part: Picture, changed_3HW: Tensor) -> Picture:
 
 
 def _mistyped(
-    predictor: Predictor, score: EvalConfig, one: EvalSample, share: float, longest: int
+    predictor: Predictor, score: EvalConfig, sample: EvalSample, share: float, longest: int
 ) -> list[Part]:
     """The query with typing errors in its texts, cut where it would no longer fit."""
     out: list[Part] = []
-    for nth, part in enumerate(one.queries[0]):
+    for nth, part in enumerate(sample.queries[0]):
         if isinstance(part, Text):
             text = predictor.tokenizer.decode(part.ids.tolist())
-            wrong = with_typing_errors(text, share, _key(predictor, score, one, "text", nth))
+            wrong = with_typing_errors(text, share, _key(predictor, score, sample, "text", nth))
             part = replace(part, ids=np.array(predictor.tokenizer.encode(wrong), np.int64))
         out.append(part)
     room = predictor.config.data.seq_len - longest - predictor.query_tokens([], score.prompt)
@@ -220,5 +223,5 @@ def _mistyped(
     return out
 
 
-def _key(predictor: Predictor, score: EvalConfig, one: EvalSample, kind: str, nth: int) -> int:
-    return prf.derive_key(predictor.config.seed, "robustness", score.target, one.key, kind, nth)
+def _key(predictor: Predictor, score: EvalConfig, sample: EvalSample, kind: str, nth: int) -> int:
+    return prf.derive_key(predictor.config.seed, "robustness", score.target, sample.key, kind, nth)

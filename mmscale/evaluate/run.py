@@ -47,15 +47,15 @@ def evaluate(
 ) -> dict[str, dict[str, Any]]:
     """Compute the scores of ``config.eval``.
 
-    A sample whose fields cannot be read or decoded is left out and counted as ``skipped``; one that
-    is longer than ``data.seq_len`` is left out and counted as ``oversize``; one that lacks a field
+    A sample whose fields cannot be read or decoded is left out and counted as ``skipped``. One that
+    is longer than ``data.seq_len`` is left out and counted as ``oversize``. One that lacks a field
     is not counted.
 
     Args:
-        target: a run directory (its newest whole checkpoint) or a release folder. data: shards that
-        replace those of every score. tasks: names of scores, or kinds (classify, transcribe,
-        retrieve); None: all of these. ``robustness`` attacks
-            the classify scores instead and looks through the training labels.
+        target: a run directory (its newest whole checkpoint) or a release folder.
+        data: shards that replace those of every score.
+        tasks: names of scores, or kinds (classify, transcribe, retrieve); None: all of these.
+            ``robustness`` attacks the classify scores instead and scans the training labels.
         progress: show bars on stderr.
         ema: of a run, score the moving averages of the weights.
 
@@ -80,9 +80,8 @@ def evaluate(
     if is_release(target):
         predictor, _ = load_release(target)
     elif (target / "config.yaml").is_file():
-        config, tokenizer, checkpoint = open_run(
-            target
-        )  # once: a run that goes on may write a newer one meanwhile
+        # Once: a run that continues may write a newer checkpoint meanwhile.
+        config, tokenizer, checkpoint = open_run(target)
         predictor = load_checkpoint(config, tokenizer, checkpoint, ema)
     else:
         raise UserError(
@@ -91,27 +90,27 @@ def evaluate(
         )
     if torch.cuda.is_available():
         predictor.model.to("cuda")
-    found: dict[str, tuple[EvalSamples, dict[str, Any], str]] = {}
+    scored: dict[str, tuple[EvalSamples, dict[str, Any], str]] = {}
     for name, score in _choose(target, predictor.config.eval, tasks).items():
         samples = _open_samples(
             name=name, score=score, data=data, predictor=predictor, progress=progress
         )
-        found[name] = samples, _KINDS[score.task](samples), name
+        scored[name] = samples, _KINDS[score.task](samples), name
     if tasks is not None and KIND in tasks:
         for name, score in _attackable(target, predictor.config.eval).items():
             most = predictor.config.robustness.samples
             samples = _open_samples(
                 name=name, score=score, data=data, predictor=predictor, progress=progress, most=most
             )
-            found[f"{name}, attacked"] = samples, attacked(samples), KIND
+            scored[f"{name}, attacked"] = samples, attacked(samples), KIND
         weights = [StoredWeights(path) for path in _kept(checkpoint)] if checkpoint else []
         scan = LabelScan(
             predictor, weights, ema, target if checkpoint and not ema else None, progress
         )
-        found |= {name: (samples, result, KIND) for name, (samples, result) in scan.run().items()}
+        scored |= {name: (samples, result, KIND) for name, (samples, result) in scan.run().items()}
     results: dict[str, dict[str, Any]] = {}
     entries: dict[str, dict[str, Any]] = {}
-    for name, (samples, result, wanted) in found.items():
+    for name, (samples, result, wanted) in scored.items():
         kind = KIND if wanted == KIND else samples.score.task
         results[name] = {"task": kind, "samples": samples.used, **samples.left_out(), **result}
         entries[name] = {
@@ -120,9 +119,8 @@ def evaluate(
             "digests": samples.dataset.digests,
             "command": _command(target, data, wanted, predictor.config.plugins),
         }
-    if (
-        checkpoint and not ema
-    ):  # the model card tells the scores of the weights that are exported by default
+    # The model card shows the scores of the weights that are exported by default.
+    if checkpoint and not ema:
         write_scores(target, read_state(checkpoint).step, entries)
     return results
 
@@ -154,12 +152,12 @@ def _open_samples(
 def format_table(scores: dict[str, dict[str, Any]]) -> str:
     """The scores as aligned lines for a terminal."""
     rows = [("score", "kind", "samples", "left out", "result")]
-    for name, found in scores.items():
-        left_out = found.get("skipped", 0) + found.get("oversize", 0)
+    for name, entry in scores.items():
+        left_out = entry.get("skipped", 0) + entry.get("oversize", 0)
         result = "  ".join(
-            f"{key} {value:.3f}" for key, value in found.items() if isinstance(value, float)
+            f"{key} {value:.3f}" for key, value in entry.items() if isinstance(value, float)
         )
-        rows.append((name, found["task"], str(found["samples"]), str(left_out), result))
+        rows.append((name, entry["task"], str(entry["samples"]), str(left_out), result))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     lines = []
     for row in rows:
@@ -174,9 +172,9 @@ def _classify(samples: EvalSamples) -> dict[str, Any]:
     truth: list[str] = []
     predicted: list[str] = []
     for chunk in samples.chunks(longest_answer(predictor, score, labels)):
-        scores = label_scores(predictor, score, [one.queries[0] for one in chunk], labels)
+        scores = label_scores(predictor, score, [sample.queries[0] for sample in chunk], labels)
         predicted += [labels[best] for best in scores.argmax(axis=1).tolist()]
-        truth += [one.answer for one in chunk]
+        truth += [sample.answer for sample in chunk]
     shown = [*dict.fromkeys(labels), *sorted(set(truth) - set(labels))]
     counts = confusion(truth, predicted, shown)
     out: dict[str, Any] = {
@@ -195,12 +193,12 @@ def _transcribe(samples: EvalSamples) -> dict[str, Any]:
     truth: list[str] = []
     predicted: list[str] = []
     for chunk in samples.chunks():
-        queries = [one.queries[0] for one in chunk]
+        queries = [sample.queries[0] for sample in chunk]
         if score.decoder == "ctc":
             predicted += samples.predictor.spell(queries, score.beams)
         else:
             predicted += samples.predictor.generate(queries, score.prompt, decoding)
-        truth += [one.answer for one in chunk]
+        truth += [sample.answer for sample in chunk]
     truth, predicted = (normalised(score.normalise, texts) for texts in (truth, predicted))
     return {
         "normalise": score.normalise,
@@ -221,10 +219,10 @@ def _retrieve(samples: EvalSamples) -> dict[str, Any]:
     embeddings: tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]] = ([], [])
     match: list[str] = []
     for chunk in samples.chunks():
-        for side, found in enumerate(embeddings):
-            found.append(samples.predictor.embed([one.queries[side] for one in chunk]))
-        match += [one.answer for one in chunk]
-    query, candidate = (np.concatenate(found) for found in embeddings)
+        for side, parts in enumerate(embeddings):
+            parts.append(samples.predictor.embed([sample.queries[side] for sample in chunk]))
+        match += [sample.answer for sample in chunk]
+    query, candidate = (np.concatenate(parts) for parts in embeddings)
     return dict(recall_at(query, candidate, match, match, leave_out_own=same))
 
 
@@ -243,19 +241,19 @@ def _choose(
     kinds = {*(score.task for score in entries.values()), KIND}
     for wanted in tasks:
         if wanted not in entries and wanted not in kinds:
-            told = f"there are {', '.join(entries)} (kinds: {', '.join(sorted(kinds))})"
-            raise UserError(f"--task {wanted}: unknown; {told}")
+            known = f"there are {', '.join(entries)} (kinds: {', '.join(sorted(kinds))})"
+            raise UserError(f"--task {wanted}: unknown; {known}")
     return {name: score for name, score in entries.items() if name in tasks or score.task in tasks}
 
 
 def _attackable(target: Path, entries: dict[str, EvalConfig]) -> dict[str, EvalConfig]:
-    found = {name: score for name, score in entries.items() if score.task == "classify"}
-    if not found:
+    attackable = {name: score for name, score in entries.items() if score.task == "classify"}
+    if not attackable:
         raise UserError(
             f"{target}: --task {KIND} attacks classify scores, and its config has none; add one "
             "under eval"
         )
-    return found
+    return attackable
 
 
 def _command(target: Path, data: str | None, name: str, plugins: list[str]) -> str:

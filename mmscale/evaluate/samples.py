@@ -55,20 +55,20 @@ class EvalSamples:
             self._present(), desc=self.name, unit="sample", disable=not self.progress
         ):
             try:
-                made = self._read(sample)
+                decoded = self._read(sample)
             except SampleFault:
                 self.skipped += 1
                 continue
-            if made is None:
+            if decoded is None:
                 continue
             length = max(
-                self.predictor.query_tokens(query, self.score.prompt) for query in made.queries
+                self.predictor.query_tokens(query, self.score.prompt) for query in decoded.queries
             )
             if length + longest_answer > self.predictor.config.data.seq_len:
                 self.oversize += 1
                 continue
             self.used += 1
-            chunk.append(made)
+            chunk.append(decoded)
             if len(chunk) == _CHUNK:
                 yield chunk
                 chunk = []
@@ -83,27 +83,27 @@ class EvalSamples:
 
     def targets(self) -> list[str]:
         """Every readable target, one for each sample, without decoding anything else."""
-        found: list[str] = []
+        texts: list[str] = []
         for sample in self._having_fields():
             try:
                 text = self.dataset.text(self.score.target, sample)
             except SampleFault:
                 continue  # it is counted when the sample is read whole
             if text is not None:
-                found.append(text)
-        return found
+                texts.append(text)
+        return texts
 
     def left_out(self) -> dict[str, int]:
         """What was not used, and why."""
         return {"skipped": self.skipped, "oversize": self.oversize}
 
     def _present(self) -> list[int]:
-        found = self._having_fields()
-        if not self.most or len(found) <= self.most:
-            return found
+        present = self._having_fields()
+        if not self.most or len(present) <= self.most:
+            return present
         key = prf.derive_key(self.predictor.config.seed, "evaluated samples", self.name)
-        chosen = prf.Permutation(key, len(found))(np.arange(self.most))
-        return [found[at] for at in sorted(chosen.tolist())]
+        chosen = prf.Permutation(key, len(present))(np.arange(self.most))
+        return [present[at] for at in sorted(chosen.tolist())]
 
     def _having_fields(self) -> list[int]:
         """Samples whose index has every field the score reads."""
@@ -116,17 +116,17 @@ class EvalSamples:
                 f"eval.{self.name}: no sample of {', '.join(self.score.shards)} has the fields "
                 f"{', '.join(fields)}; correct the fields or give other shards"
             )
-        found: list[int] = np.nonzero(has)[0].tolist()
-        return found
+        samples: list[int] = np.nonzero(has)[0].tolist()
+        return samples
 
     def _read(self, sample: int) -> EvalSample | None:
         """The sample decoded; None if its JSON lacks a field. Raises `SampleFault` if it is
         broken.
         """
         score, dataset, reader = self.score, self.dataset, self.predictor.reader
-        asked = [[score.query], [score.candidates]] if score.task == "retrieve" else [score.input]
+        sides = [[score.query], [score.candidates]] if score.task == "retrieve" else [score.input]
         queries = []
-        for fields in asked:
+        for fields in sides:
             query = reader.query(dataset, fields, sample)
             if query is None:
                 return None

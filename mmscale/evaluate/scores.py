@@ -85,10 +85,10 @@ def recall_at(
     `RECALL_AT`.
 
     Args:
-        query: float32 [Q, E], candidate: float32 [C, E]; the similarity is the dot product.
+        query: float32 [Q, E].
+        candidate: float32 [C, E]; the similarity is the dot product.
         query_match, candidate_match: a candidate is a hit if its value equals the query's: sample
-        keys for
-            instances, labels for classes.
+            keys for instances, labels for classes.
         leave_out_own: candidate n is query n itself, and is not searched.
 
     Of equally similar candidates the misses count as the more similar, so that a model that gives
@@ -108,9 +108,8 @@ def recall_at(
             similarity[np.arange(len(own)), own] = -np.inf
             hit[np.arange(len(own)), own] = False
         best = np.fmax.reduce(np.where(hit, similarity, np.nan), axis=1, initial=-np.inf)
-        misses = ~hit & ~(
-            similarity < best[:, None]
-        )  # what is no number counts as the more similar
+        # What is no number counts as the more similar.
+        misses = ~hit & ~(similarity < best[:, None])
         before[rows] = np.where(best > -np.inf, misses.sum(axis=1), _NEVER)
     return {f"recall@{k}": float((before < k).mean()) for k in RECALL_AT}
 

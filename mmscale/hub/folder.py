@@ -28,9 +28,8 @@ def release_folder(name: str | PathLike[str], keywords: dict[str, Any]) -> Path:
 
     try:
         return Path(snapshot_download(str(name), allow_patterns=_FILES, **settings))
-    except (
-        Exception
-    ) as error:  # the library has a kind for every failure of network, name and permission
+    # The library has a kind for every failure of network, name and permission.
+    except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{name}: no local folder, and cannot be fetched ({reason}); check the name"

@@ -30,10 +30,14 @@ from mmscale.release.open_release import load_release
 # What callers may say and what changes nothing here: weights are always mapped, checked and from
 # safetensors.
 _NO_MATTER = {
-    "trust_remote_code", "low_cpu_mem_usage", "use_safetensors", "adapter_kwargs",
+    "trust_remote_code",
+    "low_cpu_mem_usage",
+    "use_safetensors",
+    "adapter_kwargs",
     "attn_implementation",
-    "_from_auto", "_commit_hash",
-}  # fmt: skip
+    "_from_auto",
+    "_commit_hash",
+}
 
 
 class MmscaleModel(PreTrainedModel):
@@ -57,7 +61,7 @@ class MmscaleModel(PreTrainedModel):
         self._tokens = tokens or run.model.vocab_size  # rows beyond the tokenizer's are no text
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # fewer keywords, and the others are told
+    def from_pretrained(  # type: ignore[override]  # fewer keywords, and the others are refused
         cls, pretrained_model_name_or_path: str | PathLike[str], *inputs: Any, **keywords: Any
     ) -> MmscaleModel:
         """Open a release folder, or one on the Hub, as `mmscale.load` does: hashes checked, weights
@@ -151,10 +155,10 @@ class MmscaleModel(PreTrainedModel):
         )
         allowed_V[len(SPECIAL_TOKENS) : self._tokens] = True
         allowed_V[END] = True
-        found = Generator(self.fusion, allowed_V, END, decoding, None).answer(
+        ranked = Generator(self.fusion, allowed_V, END, decoding, None).answer(
             batch, list(range(len(rooms))), rooms
         )
-        answers = [hypotheses[0].ids for hypotheses in found]
+        answers = [hypotheses[0].ids for hypotheses in ranked]
         out = torch.full((len(answers), max(len(ids) for ids in answers)), PAD, dtype=torch.int64)
         for row, ids in zip(out, answers, strict=True):
             row[: len(ids)] = torch.tensor(ids, dtype=torch.int64)

@@ -35,7 +35,8 @@ def beam_ctc(
         def add(prefix: tuple[int, ...], by_blank: float, by_token: float) -> None:
             if max(by_blank, by_token) == -np.inf:
                 return  # no alignment
-            old = grown.get(prefix, (-np.inf, -np.inf))  # noqa: B023  called within this turn of the loop
+            # It is called within this turn of the loop alone.
+            old = grown.get(prefix, (-np.inf, -np.inf))  # noqa: B023
             grown[prefix] = (  # noqa: B023
                 float(np.logaddexp(old[0], by_blank)),
                 float(np.logaddexp(old[1], by_token)),

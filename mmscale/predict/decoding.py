@@ -16,15 +16,19 @@ class Decoding:
     """Greedy by default.
 
     Args:
-        max_new_tokens: longest answer, its closing <|end|> not counted. beams: hypotheses that are
-        kept; above 1, beam search. length_penalty: beam search ranks by log-probability over ``((5
-        + length) / 6) ** length_penalty``
-            (Wu et al., GNMT, 2016); 0 ranks by probability.
-        temperature: above 0, sampling from the distribution sharpened (below 1) or flattened (above
-        1). top_k: sample among so many likeliest tokens; 0: all. top_p: sample among the likeliest
-        tokens that together have this probability (Holtzman et al., 2020). seed: of sampling; the
-        same questions in the same order get the same answers, on whatever machine. labels: answers
-        to choose from; None: any text.
+        max_new_tokens: longest answer, its closing <|end|> not counted.
+        beams: hypotheses that are kept; above 1, beam search.
+        length_penalty: beam search ranks by log-probability over
+            ``((5 + length) / 6) ** length_penalty`` (Wu et al., GNMT, 2016); 0 ranks by
+            probability.
+        temperature: above 0, sampling from the distribution sharpened (below 1) or flattened
+            (above 1).
+        top_k: sample among so many likeliest tokens; 0: all.
+        top_p: sample among the likeliest tokens that together have this probability (Holtzman et
+            al., 2020).
+        seed: of sampling; the same questions in the same order get the same answers, on whatever
+            machine.
+        labels: answers to choose from; None: any text.
     """
 
     max_new_tokens: int = 64

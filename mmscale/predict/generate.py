@@ -82,10 +82,10 @@ class Generator:
             cache.select(torch.tensor(parents, device=device))
             tokens = torch.tensor([row.so_far.ids[-1] for row in rows], device=device)
             hidden = self._model.step(tokens, cache)
-        penalty = self._decoding.length_penalty if beam else 0.0
+        penalty, beams = self._decoding.length_penalty if beam else 0.0, self._decoding.beams
         return [
-            sorted(found, key=lambda one: -one.rank(penalty))[: self._decoding.beams]
-            for found in done
+            sorted(hypotheses, key=lambda hypothesis: -hypothesis.rank(penalty))[:beams]
+            for hypotheses in done
         ]
 
     def _log_probs(self, hidden_RD: Tensor, rows: list[_Beam]) -> Tensor:
@@ -101,11 +101,18 @@ class Generator:
         return log_probs.masked_fill(barred, -torch.inf)
 
     def _extend(
-        self, *, log_probs_RV: Tensor, rows: list[_Beam], rooms: list[int], done:
-        list[list[Hypothesis]],
-        numbers: list[int], position: int,
-    ) -> tuple[list[_Beam], list[int]]:  # fmt: skip
-        """One token more for every row. Returns the rows that go on, and which rows they were."""
+        self,
+        *,
+        log_probs_RV: Tensor,
+        rows: list[_Beam],
+        rooms: list[int],
+        done: list[list[Hypothesis]],
+        numbers: list[int],
+        position: int,
+    ) -> tuple[list[_Beam], list[int]]:
+        """One token more for every row. Returns the rows that continue, and which rows they
+        were.
+        """
         if self._decoding.temperature > 0:
             keys = [
                 prf.derive_key("sample", self._decoding.seed, numbers[row.query], position)
@@ -139,7 +146,7 @@ class Generator:
         `_extend`.
         """
         beams, penalty = self._decoding.beams, self._decoding.length_penalty
-        # One of them may be the end, so that one more than the beams leaves enough that go on.
+        # One of them may be the end: one more than the beams leaves enough that continue.
         gained, tokens = log_probs_RV.topk(min(beams + 1, log_probs_RV.shape[1]), dim=-1)
         grown: dict[int, list[tuple[Hypothesis, int]]] = {}
         for number, (row, values, ids) in enumerate(
@@ -151,10 +158,10 @@ class Generator:
                         (self._grown(row.so_far, token, more), number)
                     )
         kept, parents = [], []
-        for query, found in grown.items():
-            found.sort(key=lambda one: -one[0].log_prob)
+        for query, continuations in grown.items():
+            continuations.sort(key=lambda pair: -pair[0].log_prob)
             going = 0
-            for after, number in found:
+            for after, number in continuations:
                 if after.ended:
                     done[query].append(after)
                 elif going < beams:
@@ -178,10 +185,14 @@ class Generator:
         beams: int,
         penalty: float,
     ) -> tuple[list[_Beam], list[int]]:
-        """Without the rows that can no longer come among their query's best, however they go on."""
+        """Without the rows that can no longer come among their query's best, however they
+        continue.
+        """
         kept = []
         for row, parent in zip(rows, parents, strict=True):
-            ranks = sorted((one.rank(penalty) for one in done[row.query]), reverse=True)
+            ranks = sorted(
+                (hypothesis.rank(penalty) for hypothesis in done[row.query]), reverse=True
+            )
             # Its probability can only fall, and the longest answer divides it by most.
             most = row.so_far.log_prob / ((5 + rooms[row.query] + 1) / 6) ** penalty
             if len(ranks) < beams or most > ranks[beams - 1]:

@@ -20,9 +20,8 @@ class LabelTree:
     """A prefix tree of K nodes, parents before children; the root is <|answer|> and no node."""
 
     labels: NDArray[np.int64]  # [n], which labels it holds
-    ends: NDArray[
-        np.int64
-    ]  # [n], the last node of each label; -1: the root (a label without tokens)
+    # [n], the last node of each label; -1: the root (a label without tokens)
+    ends: NDArray[np.int64]
     tokens: NDArray[np.int64]  # [K], token id
     parents: NDArray[np.int64]  # [K], parent node; -1: the root
     depths: NDArray[np.int64]  # [K], tokens between the root and this node

@@ -34,9 +34,8 @@ from mmscale.predict.query import PartReader, Query, Text, count_tokens, lay_que
 
 _FORWARD_TOKENS = 8192  # positions of one forward pass, about
 _TREE_NODES = 256  # beyond this, masked pairs of nodes cost more than reading the query again
-_ROW_SLACK = (
-    0.8  # rows of one forward pass are at least this share of the longest, or within 8 positions
-)
+# Rows of one forward pass are at least this share of the longest, or within 8 positions.
+_ROW_SLACK = 0.8
 _GREEDY = Decoding()
 _LOGIT_ELEMENTS = 1 << 25  # float32 logits that exist at once
 
@@ -75,8 +74,10 @@ class Predictor:
         """
         ids = [self.tokenizer.encode(label) for label in labels]
         segments = self._closed(queries, prompt, ANSWER)
-        lengths = np.array([count_tokens(one, self.config.media) for one in segments], np.int64)
-        self._check_lengths(lengths + max((len(one) for one in ids), default=0))
+        lengths = np.array(
+            [count_tokens(segment, self.config.media) for segment in segments], np.int64
+        )
+        self._check_lengths(lengths + max(map(len, ids), default=0))
         scores = np.zeros((len(segments), len(ids)), np.float32)
         if self.config.model.fusion == "rnn":  # a tree needs attention
             for column, label in enumerate(ids):
@@ -95,8 +96,8 @@ class Predictor:
     ) -> list[str]:
         """The best answer to every query; see `hypotheses`."""
         return [
-            self.tokenizer.decode(found[0].ids)
-            for found in self.hypotheses(queries, prompt, decoding)
+            self.tokenizer.decode(hypotheses[0].ids)
+            for hypotheses in self.hypotheses(queries, prompt, decoding)
         ]
 
     @torch.inference_mode()
@@ -114,7 +115,9 @@ class Predictor:
         """
         decoding.check()
         segments = self._closed(queries, prompt, ANSWER)
-        lengths = np.array([count_tokens(one, self.config.media) for one in segments], np.int64)
+        lengths = np.array(
+            [count_tokens(segment, self.config.media) for segment in segments], np.int64
+        )
         choices = None
         if decoding.labels is not None:
             labels = [self.tokenizer.encode(label) for label in decoding.labels]
@@ -125,7 +128,7 @@ class Predictor:
         self._check_lengths(lengths)
         generator = Generator(self.model, self._text_tokens(), END, decoding, choices)
         rooms = np.minimum(decoding.max_new_tokens, self.config.data.seq_len - lengths + 1)
-        found: list[list[Hypothesis]] = [[] for _ in segments]
+        answers: list[list[Hypothesis]] = [[] for _ in segments]
         for rows in _rows_of_like_length(
             lengths, int(rooms.max(initial=0)), _FORWARD_TOKENS // decoding.beams
         ):
@@ -139,8 +142,8 @@ class Predictor:
                 generator.answer(batch, rows.tolist(), rooms[rows].tolist()),
                 strict=True,
             ):
-                found[row] = best
-        return found
+                answers[row] = best
+        return answers
 
     @torch.inference_mode()
     def spell(self, clips: Sequence[Query], beams: int = 1) -> list[str]:
@@ -150,7 +153,7 @@ class Predictor:
         Raises:
             UserError: a clip is longer than ``data.seq_len``.
         """
-        lengths = np.array([count_tokens(one, self.config.media) for one in clips], np.int64)
+        lengths = np.array([count_tokens(clip, self.config.media) for clip in clips], np.int64)
         self._check_lengths(lengths)
         texts = [""] * len(clips)
         at_once = min(_FORWARD_TOKENS, _LOGIT_ELEMENTS // self.config.model.vocab_size)
@@ -163,13 +166,13 @@ class Predictor:
                 add_transcript(builder, at, np.zeros(0, np.int64), 0.0)
             log_probs, counts = self.model.outputs("ctc", builder.finish().to(self.device))
             log_probs = log_probs.masked_fill(~self._text_tokens(blank=True), -torch.inf)
-            for row, found, count in zip(
+            for row, clip_log_probs, count in zip(
                 rows.tolist(), log_probs.cpu().numpy(), counts.tolist(), strict=True
             ):
                 ids = (
-                    beam_ctc(found[:count], BLANK, beams)[0][0]
+                    beam_ctc(clip_log_probs[:count], BLANK, beams)[0][0]
                     if beams > 1
-                    else greedy_ctc(found[:count], BLANK)
+                    else greedy_ctc(clip_log_probs[:count], BLANK)
                 )
                 texts[row] = self.tokenizer.decode(ids)
         return texts
@@ -232,7 +235,7 @@ class Predictor:
         Yields (which segments, their batch, flat position of the last token of each, int64).
         """
         seq_len, media = self.config.data.seq_len, self.config.media
-        lengths = np.array([count_tokens(one, media) for one in segments], np.int64)
+        lengths = np.array([count_tokens(segment, media) for segment in segments], np.int64)
         self._check_lengths(lengths)
         bins = best_fit(lengths, np.argsort(-lengths, kind="stable"), seq_len)
         at_once = max(1, _FORWARD_TOKENS // seq_len)
@@ -274,7 +277,7 @@ class Predictor:
         batch.
         """
         media, nodes = self.config.media, len(tree.tokens)
-        length = max(count_tokens(one, media) for one in segments) + nodes
+        length = max(count_tokens(segment, media) for segment in segments) + nodes
         builder = BatchBuilder(len(segments), length, media)
         answers = []
         for segment in segments:
@@ -298,9 +301,8 @@ class Predictor:
             start = answer + 1 - row * length
             plan.dense_mask[row, 0, start : start + nodes, start : start + nodes] = sees
         hidden = self.model.hidden(batch, plan).flatten(0, 1)
-        at_RP = torch.cat([answer_R[:, None], node_RK], dim=1).to(
-            self.device
-        )  # the root, then the nodes
+        # The root, then the nodes.
+        at_RP = torch.cat([answer_R[:, None], node_RK], dim=1).to(self.device)
         at_once = max(1, _LOGIT_ELEMENTS // (at_RP.shape[1] * self.config.model.vocab_size))
         parts = [self._path_sums(hidden[at], tree) for at in at_RP.split(at_once)]
         return torch.cat(parts).float().cpu().numpy()
@@ -318,9 +320,8 @@ class Predictor:
             for array in (tree.parents + 1, tree.tokens, tree.ends + 1)
         )
         edges = log_probs[:, parents, tokens].double()
-        sums = (
-            edges @ torch.from_numpy(tree.sees).to(device).double().T
-        )  # over each node's ancestors and itself
+        # Over each node's ancestors and itself.
+        sums = edges @ torch.from_numpy(tree.sees).to(device).double().T
         sums = torch.cat([sums.new_zeros(len(sums), 1), sums], dim=1)
         return sums[:, ends] + log_probs[:, ends, END].double()
 

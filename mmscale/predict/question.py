@@ -64,8 +64,8 @@ def _orders(config: Config, kinds: Iterable[str]) -> list[tuple[list[str], str]]
     wanted = sorted(kinds)
     return [
         (order, task.prompt)
-        for one in config.data.sets.values()
-        for task in one.tasks
+        for data_set in config.data.sets.values()
+        for task in data_set.tasks
         if task.objective == "next_token"
         for order in [[name.partition(".")[0] if is_media(name) else "text" for name in task.input]]
         if sorted(order) == wanted

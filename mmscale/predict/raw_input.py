@@ -45,9 +45,8 @@ def image_bytes(image: ImageInput, media: MediaConfig) -> bytes:
         )
     buffer = io.BytesIO()
     try:
-        upright = ImageOps.exif_transpose(
-            image
-        )  # encoding again would lose the mark that says how to turn it
+        # Encoding again would lose the mark that says how to turn it.
+        upright = ImageOps.exif_transpose(image)
         if upright.mode not in _PNG_MODES:
             upright = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
         upright.save(buffer, format="PNG", compress_level=0)
@@ -82,12 +81,8 @@ def audio_bytes(audio: AudioInput, media: MediaConfig) -> bytes:
     buffer = io.BytesIO()
     try:
         soundfile.write(buffer, wave.astype(np.float32), int(rate), format="WAV", subtype="FLOAT")
-    except (
-        RuntimeError,
-        ValueError,
-        TypeError,
-        OverflowError,
-    ) as error:  # SoundFileError is a RuntimeError
+    # SoundFileError is a RuntimeError.
+    except (RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise UserError(
             f"audio: {wave.shape} samples at {rate} Hz cannot be used ({error}); check the pair"
         ) from None

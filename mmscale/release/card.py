@@ -186,10 +186,10 @@ def _commands_of(rows: list[_ScoreRow]) -> str:
     return "\n".join(dict.fromkeys(row.command for row in rows))
 
 
-def _identity(one: SetConfig, cache: CacheConfig) -> tuple[str, str]:
+def _identity(data_set: SetConfig, cache: CacheConfig) -> tuple[str, str]:
     """(number of samples, manifest digests) of a set, if its shards are on this machine."""
     try:
-        dataset = Dataset.open(one.shards, cache)
+        dataset = Dataset.open(data_set.shards, cache)
     except UserError:
         return "not available", "not available (the shards were not on the exporting machine)"
     return f"{len(dataset):,}", ", ".join(f"`{digest}`" for digest in dataset.digests)
@@ -197,7 +197,10 @@ def _identity(one: SetConfig, cache: CacheConfig) -> tuple[str, str]:
 
 def _pictures(media: MediaConfig) -> str:
     if media.max_image_tokens:
-        return f"aspect ratio kept, at most {media.max_image_tokens} tokens of {media.image_patch}-pixel squares"
+        return (
+            f"aspect ratio kept, at most {media.max_image_tokens} tokens of "
+            f"{media.image_patch}-pixel squares"
+        )
     rows, columns = media.image_grid(media.image_height, media.image_width)
     return f"resized to {media.image_width} x {media.image_height} pixels, {rows * columns} tokens"
 

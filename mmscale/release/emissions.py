@@ -22,7 +22,7 @@ class Emissions:
 
     amount: str  # of CO₂, such as "1.6 kg"
     rank_hours: str
-    watts: str  # of a rank
+    watts: str  # per rank
     whence: str  # where the watts come from
     kwh: str
     grams_per_kwh: str
@@ -43,7 +43,7 @@ def estimate_emissions(run_dir: Path, step: int, run: RunConfig) -> Emissions | 
         amount=_grams(kwh * run.co2_g_per_kwh),
         rank_hours=f"{rank_hours:.3g}",
         watts=f"{watts:g}",
-        whence="as told in `run.watts`" if run.watts else f"assumed for a {device} rank",
+        whence="as set in `run.watts`" if run.watts else f"assumed for a {device} rank",
         kwh=f"{kwh:.3g}",
         grams_per_kwh=f"{run.co2_g_per_kwh:g}",
     )

@@ -1,6 +1,7 @@
 """Releases: a checkpoint's weights as plain safetensors, with all that is needed to use them.
 
-    OUT/config.json, preprocessor_config.json, generation_config.json, tokenizer.json   see `small_files`
+    OUT/config.json, preprocessor_config.json, generation_config.json, tokenizer.json
+                          see `small_files`
     OUT/model.safetensors, or model-00001-of-0000N.safetensors with model.safetensors.index.json
     OUT/README.md         the model card
     OUT/manifest.json     size and SHA-256 of every other file, see `release_manifest`
@@ -124,7 +125,7 @@ def export(
         "fingerprint": state.fingerprint,
         "parameters": parameters,
     }
-    # The folder has its final name while it is signed: the signature tells it.
+    # The folder has its final name while it is signed: the signature holds it.
     hidden = out.parent / f".{out.name}.partial"
     partial = hidden / out.name
     try:
@@ -132,13 +133,17 @@ def export(
         make_folder(partial)
         try:
             written = write_weights(
-                source, names, shapes, partial,
-                dtype=WEIGHT_TYPES[options.dtype], max_bytes=options.max_shard_bytes,
-            )  # fmt: skip
+                source,
+                names,
+                shapes,
+                partial,
+                dtype=WEIGHT_TYPES[options.dtype],
+                max_bytes=options.max_shard_bytes,
+            )
         except UserError as error:
             raise UserError(f"{checkpoint}: {error}") from None
         write_small_files(partial, config, tokenizer, facts, options.dtype)
-        told = CardFacts(
+        card_facts = CardFacts(
             run_dir=run_dir,
             name=out.name,
             parameters=parameters,
@@ -148,7 +153,7 @@ def export(
             signed=options.private_key is not None,
             sizes=_sizes(partial),
         )
-        (partial / CARD).write_text(model_card(config, state, told), encoding="utf-8")
+        (partial / CARD).write_text(model_card(config, state, card_facts), encoding="utf-8")
         release_manifest.write_manifest(partial, written.digests)
         if options.private_key is not None:
             signature.sign(partial, options.private_key)
@@ -179,21 +184,21 @@ def _sources(
     """
     sources = [StoredWeights(checkpoint)]
     merged = [(str(run_dir), read_state(checkpoint))] if merge else []
-    for other in merge:
-        its_config, its_tokenizer, its_checkpoint = open_run(other)
+    for run in merge:
+        its_config, its_tokenizer, its_checkpoint = open_run(run)
         for part in ("model", "media"):
             ours, theirs = to_tree(getattr(config, part)), to_tree(getattr(its_config, part))
             wrong = [name for name in ours if ours[name] != theirs[name]]
             if wrong:
                 raise UserError(
-                    f"--merge {other}: its {part}.{wrong[0]} is another; merge runs of one model"
+                    f"--merge {run}: its {part}.{wrong[0]} is another; merge runs of one model"
                 )
         if its_tokenizer.digest != tokenizer.digest:
             raise UserError(
-                f"--merge {other}: its tokenizer is another; merge runs that share tokenizer.json"
+                f"--merge {run}: its tokenizer is another; merge runs that share tokenizer.json"
             )
         sources.append(StoredWeights(its_checkpoint))
-        merged.append((str(other), read_state(its_checkpoint)))
+        merged.append((str(run), read_state(its_checkpoint)))
     return (MeanOfWeights(sources) if merge else sources[0]), merged
 
 

@@ -16,7 +16,7 @@ from mmscale.release.layout import TOKENIZER
 from mmscale.release.open_release import fill_from_release, is_release, read_release
 from mmscale.release.qwen3 import load_qwen3, qwen3_tokenizer
 
-# Numbers of a model that no tensor's shape tells: with others the same weights are another
+# Numbers of a model that no tensor's shape shows: with others the same weights are another
 # function.
 _SHAPELESS = ("rope_theta", "norm_eps", "base_width")
 
@@ -26,7 +26,9 @@ def load_initial_weights(model: nn.Module, config: ModelConfig) -> None:
     sharded.
 
     Every rank reads its own rows; the first one alone checks a release's hashes. Linear heads that
-    a release does not have stay as they were initialised. Raises:
+    a release does not have stay as they were initialised.
+
+    Raises:
         UserError: neither a release nor a Qwen3 model, of other sizes, or damaged.
     """
     folder = Path(config.init_from)
@@ -40,8 +42,7 @@ def load_initial_weights(model: nn.Module, config: ModelConfig) -> None:
         if ours != theirs:
             raise UserError(
                 f"model.{name}={ours:g}: {folder} was trained with {theirs:g}, and with another "
-                "its weights are "
-                f"another function; set model.{name}={theirs:g}"
+                f"its weights are another function; set model.{name}={theirs:g}"
             )
     fill_from_release(model, release, new="class_heads.")
 

@@ -142,7 +142,9 @@ def fill_from_release(model: nn.Module, release: Release, new: str = "") -> None
     """Copy the release's weights into ``model``, whole or sharded; of each tensor only this rank's
     rows are read.
 
-    Tensors whose names begin with ``new``, if it is not empty, may be missing. Raises:
+    Tensors whose names begin with ``new``, if it is not empty, may be missing.
+
+    Raises:
         UserError: another tensor of the model is missing, or one is of another shape.
     """
     held = {
@@ -178,7 +180,7 @@ def is_release(folder: Path) -> bool:
 def _check_files(folder: Path, verify: bool) -> None:
     """Raise `UserError` if it is no release, or a file is not what the manifest says."""
     if not is_release(folder):
-        read_object(folder / CONFIG, _NO_RELEASE, _COPY_AGAIN)  # tells what is wrong with it
+        read_object(folder / CONFIG, _NO_RELEASE, _COPY_AGAIN)  # reports what is wrong with it
         raise UserError(f"{folder / CONFIG}: not an mmscale release; {_NO_RELEASE}")
     listed = read_manifest(folder)
     if listed is not None:
@@ -208,9 +210,8 @@ def _read_config(folder: Path) -> tuple[dict[str, Any], Config]:
             raise UserError(
                 f"{path}: {name} is missing or no {kind.__name__}; export the release again"
             )
-    return {name: tree[name] for name in ("step", "fingerprint", "parameters")}, config_from_tree(
-        tree["config"], str(path)
-    )
+    facts = {name: tree[name] for name in ("step", "fingerprint", "parameters")}
+    return facts, config_from_tree(tree["config"], str(path))
 
 
 def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
@@ -240,30 +241,29 @@ def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
     return files
 
 
-def _compare(folder: Path, model: nn.Module, found: dict[str, StoredTensor]) -> torch.dtype:
+def _compare(folder: Path, model: nn.Module, tensors: dict[str, StoredTensor]) -> torch.dtype:
     """The type of all tensors. Raises `UserError` where they are not the model's."""
     expected = dict(model.named_parameters())
-    dtypes = {one.dtype for one in found.values()}
+    dtypes = {tensor.dtype for tensor in tensors.values()}
     for name, parameter in expected.items():
-        if name not in found:
+        if name not in tensors:
             raise UserError(
                 f"{folder}: tensor {name} is missing; copy the release again, or export it anew"
             )
-        if found[name].shape != tuple(parameter.shape):
+        if tensors[name].shape != tuple(parameter.shape):
             raise UserError(
-                f"{folder}: tensor {name} has shape {list(found[name].shape)}, "
+                f"{folder}: tensor {name} has shape {list(tensors[name].shape)}, "
                 f"config.json's model needs {list(parameter.shape)}; export it anew"
             )
-    extra = sorted(found.keys() - expected.keys())
+    extra = sorted(tensors.keys() - expected.keys())
     if extra:
         raise UserError(
             f"{folder}: tensor {extra[0][:60]} is not one of config.json's model; export it anew"
         )
     if len(dtypes) != 1 or not dtypes <= set(WEIGHT_TYPES.values()):
-        told = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        types = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         raise UserError(
-            f"{folder}: its tensors are of types {told}; a release holds one of "
-            f"{', '.join(WEIGHT_TYPES)}; "
-            "export it anew"
+            f"{folder}: its tensors are of types {types}; a release holds one of "
+            f"{', '.join(WEIGHT_TYPES)}; export it anew"
         )
     return dtypes.pop()

@@ -1,4 +1,4 @@
-"""The text path as a Qwen3 checkpoint: begin a run from one, or write a run as one.
+"""The text path as a Qwen3 checkpoint: start a run from one, or write a run as one.
 
 Blocks, final norm and tied embedding of `FusionTransformer` are those of Qwen3 (Qwen team, 2025)
 under other names.
@@ -110,8 +110,7 @@ def check_qwen3(folder: Path, model: ModelConfig) -> None:
     if scaling != "default" or model.fusion != "transformer" or model.untied or model.base_width:
         raise UserError(
             f"model.init_from: {folder}: scaled rotary positions, model.fusion=rnn, model.untied "
-            "and "
-            "model.base_width are not those of a Qwen3 text path"
+            "and model.base_width are not those of a Qwen3 text path"
         )
 
 
@@ -137,9 +136,8 @@ def load_qwen3(model: nn.Module, config: ModelConfig) -> None:
             tensor = weights.get_tensor(theirs).float()
         if name == "embedding.weight":
             rows = torch.zeros(parameter.shape)
-            rows[:SHIFT] = tensor.mean(
-                0
-            )  # a vector among the others, for the tokens Qwen3 does not know
+            # A vector among the others, for the tokens Qwen3 does not know.
+            rows[:SHIFT] = tensor.mean(0)
             rows[SHIFT : SHIFT + len(tensor)] = tensor[: len(rows) - SHIFT]
             if end is not None and end < len(tensor):
                 rows[END] = tensor[end]
@@ -163,7 +161,9 @@ def export_qwen3(
     """Write the text path of a run's newest whole checkpoint, or the given one, as a Qwen3 folder.
 
     As with a release, memory does not grow with the model, and the folder is there whole or not at
-    all. Returns ``out``, ``step``, ``parameters``. Raises:
+    all. Returns ``out``, ``step``, ``parameters``.
+
+    Raises:
         UserError: no run, no checkpoint, ``out`` is not empty, weights are not finite, or what
             `check_form` refuses.
     """
@@ -211,8 +211,7 @@ def check_form(config: ModelConfig) -> None:
     if config.fusion != "transformer" or config.untied or config.base_width:
         raise UserError(
             "--as qwen3: model.fusion=rnn, model.untied and model.base_width have no counterpart "
-            "in Qwen3; "
-            "export without --as"
+            "in Qwen3; export without --as"
         )
 
 
@@ -261,18 +260,18 @@ def write_qwen3(
 
 def _files_by_name(folder: Path) -> dict[str, Path]:
     """The file of every tensor."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as weights:
-                found |= dict.fromkeys(weights.keys(), path)
+                files |= dict.fromkeys(weights.keys(), path)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: damaged ({error}); download the model again") from None
-    if not found:
+    if not files:
         raise UserError(
             f"model.init_from: {folder}: has no safetensors; other weight files are pickles"
         )
-    return found
+    return files
 
 
 def _end_of_text(folder: Path) -> int | None:

@@ -116,19 +116,19 @@ def check_contents(
     """
     for name, facts in files.items():
         try:
-            found = os.stat(folder / name)
+            status = os.stat(folder / name)
         except FileNotFoundError:
             raise UserError(f"{folder / name}: missing; {_AGAIN}") from None
         except OSError as error:
             raise UserError(
                 f"{folder / name}: cannot be read ({error.strerror}); {_AGAIN}"
             ) from None
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             raise UserError(f"{folder / name}: is no plain file; {_AGAIN}")
-        if found.st_size != facts.size:
+        if status.st_size != facts.size:
             raise UserError(
-                f"{folder / name}: was changed, it has {found.st_size} bytes and not {facts.size}; "
-                f"{_AGAIN}"
+                f"{folder / name}: was changed, it has {status.st_size} bytes and not "
+                f"{facts.size}; {_AGAIN}"
             )
     names = [name for name in files if hashed is None or name in hashed]
     with ThreadPoolExecutor(_THREADS) as pool:

@@ -121,9 +121,8 @@ def verify_signature(folder: Path, public_key: Path, ignored: Sequence[str] = ()
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the library prints its warnings
             config.set_hashing_config(_covering(hashing, ignored)).verify(folder, path)
-    except (
-        Exception
-    ) as error:  # whatever a forged signature makes the libraries raise, it is no signature
+    # Whatever a forged signature makes the libraries raise, it is no signature.
+    except Exception as error:
         reason = " ".join(str(error).split())[:200] or "it was made with another key"
         raise UserError(
             f"{path}: does not prove this folder ({reason}); do not use it, or give the right "

@@ -1,8 +1,8 @@
 """The small files of a release, under the names that the Hugging Face libraries look for.
 
-config.json               what `mmscale.load` needs: format, resolved config, step, fingerprint of the data plan,
-                          type of the weights; for `transformers`, model_type and the usual names of
-                          the sizes
+config.json               what `mmscale.load` needs: format, resolved config, step, fingerprint of
+                          the data plan, type of the weights; for `transformers`, model_type and
+                          the usual names of the sizes
 preprocessor_config.json  how pictures and sound become tokens
 generation_config.json    how answers end
 tokenizer.json            the run's tokenizer; tokenizer_config.json names its class

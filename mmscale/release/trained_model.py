@@ -90,20 +90,23 @@ class TrainedModel:
         """`answer` to many inputs at once, each a mapping of ``image``, ``audio`` and ``text``;
         much faster.
         """
-        unknown = {name for one in inputs for name in one} - {"image", "audio", "text"}
+        unknown = {name for question in inputs for name in question} - {"image", "audio", "text"}
         if unknown:
             raise UserError(f"answers: {min(unknown)!r} is none of image, audio, text")
-        asked = [self._query(one.get("image"), one.get("audio"), one.get("text")) for one in inputs]
-        prompts = [choose_prompt(prompt, trained) for _, trained in asked]
-        found = [""] * len(asked)
+        questions = [
+            self._query(question.get("image"), question.get("audio"), question.get("text"))
+            for question in inputs
+        ]
+        prompts = [choose_prompt(prompt, trained) for _, trained in questions]
+        out = [""] * len(questions)
         for chosen in dict.fromkeys(prompts):
-            rows = [row for row, one in enumerate(prompts) if one == chosen]
+            rows = [row for row, own in enumerate(prompts) if own == chosen]
             texts = self.predictor.generate(
-                [asked[row][0] for row in rows], chosen, _decoding(decoding)
+                [questions[row][0] for row in rows], chosen, _decoding(decoding)
             )
             for row, answer in zip(rows, texts, strict=True):
-                found[row] = answer
-        return found
+                out[row] = answer
+        return out
 
     def transcribe(self, audio: AudioInput, prompt: str | None = None, **decoding: Any) -> str:
         """What is said in a clip; keywords as `answer`'s."""
@@ -146,10 +149,12 @@ def load(
     """Open a release made by ``mmscale export``.
 
     Args:
-        device: where the model runs, such as ``cuda``. dtype: float32, bfloat16 or float16; auto:
-        as the release holds them, which on the CPU are mapped, not copied. verify: hash all files
-        first; False: only the small ones, so that a release of any size opens at once and its
-            weights are read when they are used. Use it on a folder that `mmscale verify` has seen.
+        device: where the model runs, such as ``cuda``.
+        dtype: float32, bfloat16 or float16; auto: as the release holds them, which on the CPU are
+            mapped, not copied.
+        verify: hash all files first; False: only the small ones, so that a release of any size
+            opens at once and its weights are read when they are used. Use it on a folder that
+            `mmscale verify` has seen.
         plugins: modules to import first. A release that needs others is refused: what it names is
             never imported for that.
 

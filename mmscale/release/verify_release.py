@@ -35,7 +35,8 @@ def verify_release(
     listed = release_manifest.read_manifest(folder)
     if listed is None:
         raise UserError(
-            f"{folder / release_manifest.NAME}: missing; nothing can be verified, get the whole release"
+            f"{folder / release_manifest.NAME}: missing; nothing can be verified, get the whole "
+            "release"
         )
     release_manifest.check_file_names(folder, listed, {signature.NAME, *ignored})
     release_manifest.check_contents(folder, listed)
@@ -46,7 +47,7 @@ def verify_release(
     return {
         "folder": str(folder),
         "files": len(listed),
-        "bytes": sum(one.size for one in listed.values()),
+        "bytes": sum(facts.size for facts in listed.values()),
         "signed": (folder / signature.NAME).exists(),
         "signature_checked": public_key is not None,
     }

@@ -27,9 +27,8 @@ from mmscale.errors import UserError
 from mmscale.json_file import write_object
 from mmscale.release.layout import INDEX, ONE_FILE
 
-_ROWS_BYTES = (
-    64 << 20
-)  # float32 bytes of the rows that are in memory at once, unless a single row has more
+# float32 bytes of the rows that are in memory at once, unless a single row has more.
+_ROWS_BYTES = 64 << 20
 _TYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -61,12 +60,11 @@ def write_weights(
         OSError: ``folder`` cannot be written.
     """
     for name, shape in shapes.items():
-        found = source.shape(names[name])
-        if found != shape:
+        stored = source.shape(names[name])
+        if stored != shape:
             raise UserError(
-                f"{names[name]} has shape {list(found)} in the checkpoint, the model needs "
-                f"{list(shape)}; "
-                "was model.* changed since it was saved?"
+                f"{names[name]} has shape {list(stored)} in the checkpoint, the model needs "
+                f"{list(shape)}; was model.* changed since it was saved?"
             )
     files = _divide(shapes, dtype, max_bytes)
     digests = {}

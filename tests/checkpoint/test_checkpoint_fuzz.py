@@ -90,7 +90,6 @@ def made(tmp_path_factory):
 
 
 # --- headers
-# -------------------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -145,14 +144,14 @@ def test_headers(raw: bytes) -> None:
         path.write_bytes(raw)
         try:
             with little_memory():
-                found = read_tensor_file(path)
+                file_header = read_tensor_file(path)
         except UserError as error:
             check_refusal(error)
             return
-        mapped = map_tensors(found)
+        mapped = map_tensors(file_header)
         with safe_open(path, framework="pt") as file:
-            assert set(file.keys()) == found.tensors.keys() == mapped.keys()
-            for name, stored in found.tensors.items():
+            assert set(file.keys()) == file_header.tensors.keys() == mapped.keys()
+            for name, stored in file_header.tensors.items():
                 tensor = file.get_tensor(name)
                 assert torch.equal(mapped[name].nan_to_num(), tensor.nan_to_num())
                 assert (tensor.dtype, tuple(tensor.shape)) == (stored.dtype, stored.shape)
@@ -161,7 +160,6 @@ def test_headers(raw: bytes) -> None:
 
 
 # --- releases
-# ------------------------------------------------------------------------------------------------------
 
 SMALL = [
     "config.json",
@@ -206,11 +204,11 @@ def test_damaged_releases(made, name: str, change: Callable[[bytes], bytes], sea
             assert changed
 
 
-def json_alike(name: str, one: bytes, other: bytes) -> bool:
+def json_alike(name: str, text: bytes, other_text: bytes) -> bool:
     """The signature is no part of what is signed: white space, or what says nothing, may change in
     it.
     """
-    return name in ("model.sig", "manifest.json") and len(one) > 0 and len(other) > 0
+    return name in ("model.sig", "manifest.json") and len(text) > 0 and len(other_text) > 0
 
 
 def check_model(model: torch.nn.Module, folder: Path, changed: Path | None) -> None:
@@ -229,8 +227,8 @@ def changed_numbers(draw: st.DrawFn) -> Callable[[str], str]:
     which, value = draw(st.integers(0, 10_000)), draw(NUMBERS)
 
     def apply(text: str) -> str:
-        found = list(re.finditer(r"(?<=: )-?\d+(\.\d+)?", text))
-        match = found[which % len(found)]
+        numbers = list(re.finditer(r"(?<=: )-?\d+(\.\d+)?", text))
+        match = numbers[which % len(numbers)]
         return text[: match.start()] + json.dumps(value) + text[match.end() :]
 
     return apply
@@ -263,29 +261,30 @@ def test_damaged_manifests(made, change: Callable[[bytes], bytes]) -> None:
         (Path(scratch) / "manifest.json").write_bytes(change(raw))
         try:
             with little_memory():
-                found = read_manifest(Path(scratch))
+                files = read_manifest(Path(scratch))
         except UserError as error:
             check_refusal(error)
             return
-        assert found is not None
+        assert files is not None
         tree = json.loads((Path(scratch) / "manifest.json").read_text())
-        assert {name: (one.size, one.sha256) for name, one in found.items()} == {
+        assert {name: (facts.size, facts.sha256) for name, facts in files.items()} == {
             name: (facts["size"], facts["sha256"]) for name, facts in tree["files"].items()
         }
 
 
 # --- checkpoints
-# ---------------------------------------------------------------------------------------------------
 
 
 @fuzz
 @given(
     name=st.sampled_from(["state.json", "weights", "config.yaml", "tokenizer.json"]),
     change=damage(),
-    told=st.booleans(),
+    listed=st.booleans(),
 )
-def test_damaged_checkpoints(made, name: str, change: Callable[[bytes], bytes], told: bool) -> None:
-    """``told``: state.json is made to agree with the damaged file."""
+def test_damaged_checkpoints(
+    made, name: str, change: Callable[[bytes], bytes], listed: bool
+) -> None:
+    """``listed``: state.json is made to agree with the damaged file."""
     folder, _ = made
     with tempfile.TemporaryDirectory() as scratch:
         run = shutil.copytree(folder / "run", Path(scratch) / "run")
@@ -297,7 +296,7 @@ def test_damaged_checkpoints(made, name: str, change: Callable[[bytes], bytes], 
             "tokenizer.json": run / "tokenizer.json",
         }[name]
         path.write_bytes(change(path.read_bytes()))
-        if told and name == "weights":
+        if listed and name == "weights":
             relist(checkpoint)
         try:
             with little_memory():

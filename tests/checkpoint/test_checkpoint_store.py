@@ -64,14 +64,14 @@ def test_the_newest_whole_checkpoint_is_taken_and_the_others_are_told(tmp_path, 
         (files[3] / "state.json").write_text("{")
         capfd.readouterr()
         assert store.newest() == files[2]
-        told = capfd.readouterr().err
+        message = capfd.readouterr().err
         for step, reason in (
             (6, "another SHA-256"),
             (5, "bytes long"),
             (4, "No such file"),
             (3, "damaged checkpoint"),
         ):
-            assert f"passed over {files[step]}: " in told and reason in told
+            assert f"passed over {files[step]}: " in message and reason in message
         restored = {name: torch.zeros_like(tensor) for name, tensor in TENSORS.items()}
         store.restore(files[2], restored)
         assert torch.equal(restored["model.a"], TENSORS["model.a"] + 2)
@@ -189,7 +189,7 @@ def test_a_save_that_fails_leaves_the_ones_before_and_the_run_alive(tmp_path, ca
         os.chmod(tmp_path, 0o755)
         save(store, 2)
         assert "could not be written" in store.failure and steps(tmp_path) == [1]
-        assert "the run goes on" in capfd.readouterr().err
+        assert "the run continues" in capfd.readouterr().err
         blocked.unlink()
         save(store, 3)
         assert store.failure == "" and steps(tmp_path) == [3]

@@ -13,6 +13,7 @@ from mmscale.checkpoint.run_state import RetentionPolicy, RunState
 from mmscale.checkpoint.store import CheckpointStore
 
 MIB = 1 << 20
+# Up to more than all buffers hold.
 SIZES = (
     0,
     1,
@@ -22,7 +23,7 @@ SIZES = (
     MIB,
     9 * MIB + 4096,
     11 * MIB + 77,
-)  # up to more than all buffers hold
+)
 
 
 def write(path, size, piece=300_001):
@@ -114,12 +115,12 @@ def test_a_plan_is_kept_for_like_tensors_of_one_store_only(tmp_path):
         store.save(tensors, RunState(step=step, fingerprint="f" * 64))
         store.wait()
         assert not store.failure, store.failure
-        found = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
-        store.restore(folder / f"step-{step:08d}", found)
-        assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+        restored = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+        store.restore(folder / f"step-{step:08d}", restored)
+        assert all(torch.equal(restored[name], tensor) for name, tensor in tensors.items())
 
     with one_rank():
-        one, other = (
+        store, other_store = (
             CheckpointStore(tmp_path / name, RetentionPolicy(99)) for name in ("one", "other")
         )
         for step in range(1, 9):
@@ -127,11 +128,11 @@ def test_a_plan_is_kept_for_like_tensors_of_one_store_only(tmp_path):
                 "model.a": torch.full((3, 5), float(step)),
                 "model.b": torch.arange(step, step + 4),
             }
-            made(one, tmp_path / "one", step, like)
+            made(store, tmp_path / "one", step, like)
             made(
-                other,
+                other_store,
                 tmp_path / "other",
                 step,
                 {"model.a": torch.randn(7), "model.c": torch.randn(step // 3 + 1)},
             )
-        made(one, tmp_path / "one", 9, {"model.b": torch.randn(2)})
+        made(store, tmp_path / "one", 9, {"model.b": torch.randn(2)})

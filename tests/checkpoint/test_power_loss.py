@@ -31,7 +31,7 @@ def tensors(step):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """What was done for four saves of which one stays, and after how many operations each had been
-    told to be done.
+    reported as done.
     """
     root = tmp_path_factory.mktemp("power")
     ends = {}
@@ -43,7 +43,7 @@ def saved(tmp_path_factory):
                 store.wait()
                 assert not store.failure
                 ends[step] = len(done.operations)
-    kinds = [one.kind for one in done.operations]
+    kinds = [operation.kind for operation in done.operations]
     assert kinds.count("rename") >= 2 * len(SAVES) + len(SAVES) - 1 and kinds.count(
         "flush"
     ) >= 5 * len(SAVES)
@@ -51,10 +51,10 @@ def saved(tmp_path_factory):
 
 
 def lost(done, ends, operations, into):
-    """Moments at which a start would find no whole checkpoint, or an older one than the run had
-    been told was safe.
+    """Moments at which a start would find no whole checkpoint, or an older one than was
+    reported as safe.
     """
-    found = []
+    moments = []
     with one_rank():
         for count in range(len(operations) + 1):
             safe = max((step for step, end in ends.items() if end <= count), default=0)
@@ -67,11 +67,11 @@ def lost(done, ends, operations, into):
                         into / "run" / "checkpoints", RetentionPolicy(1)
                     ).newest()
                 except UserError as error:
-                    found.append((count, mode, str(error)))
+                    moments.append((count, mode, str(error)))
                     continue
                 step = read_state(newest).step if newest else 0
                 if step < safe:
-                    found.append((count, mode, f"step {step} instead of {safe}"))
+                    moments.append((count, mode, f"step {step} instead of {safe}"))
                 if newest is None:
                     continue
                 read = {name: torch.zeros_like(tensor) for name, tensor in tensors(0).items()}
@@ -81,7 +81,7 @@ def lost(done, ends, operations, into):
                 assert all(
                     torch.equal(read[name], tensor) for name, tensor in tensors(step).items()
                 )
-    return found
+    return moments
 
 
 def test_every_moment_leaves_a_whole_checkpoint(saved, tmp_path):
@@ -92,12 +92,12 @@ def test_every_moment_leaves_a_whole_checkpoint(saved, tmp_path):
 @pytest.mark.parametrize("forgotten", ["files", "folders"])
 def test_a_save_that_forgot_to_flush_would_be_caught(saved, tmp_path, forgotten):
     done, ends = saved
-    files = {one.node for one in done.operations if one.kind == "write"}
+    files = {operation.node for operation in done.operations if operation.kind == "write"}
     operations = [
-        replace(one, node=0)
-        if one.kind == "flush" and (one.node in files) == (forgotten == "files")
-        else one
-        for one in done.operations
+        replace(operation, node=0)
+        if operation.kind == "flush" and (operation.node in files) == (forgotten == "files")
+        else operation
+        for operation in done.operations
     ]
     assert lost(done, ends, operations, tmp_path / "left")
 

@@ -59,7 +59,8 @@ def bucket(s3, request):
 
 def objects(s3, bucket):
     return {
-        one["Key"]: one["Size"] for one in s3.list_objects_v2(Bucket=bucket).get("Contents", [])
+        entry["Key"]: entry["Size"]
+        for entry in s3.list_objects_v2(Bucket=bucket).get("Contents", [])
     }
 
 
@@ -130,18 +131,19 @@ def test_the_newest_whole_copy_is_fetched_and_the_others_are_told(s3, bucket, tm
         s3.put_object(Bucket=bucket, Key=place(7, shard), Body=b"a save that was killed")
         shutil.rmtree(folder)
         capfd.readouterr()
-        found = CheckpointStore(folder, RetentionPolicy(9), url).newest()
-        assert found == folder / "step-00000002"
-        assert {path.name: path.read_bytes() for path in found.iterdir()} == kept
-        told = capfd.readouterr().err
+        newest = CheckpointStore(folder, RetentionPolicy(9), url).newest()
+        assert newest == folder / "step-00000002"
+        assert {path.name: path.read_bytes() for path in newest.iterdir()} == kept
+        message = capfd.readouterr().err
         for step, reason in (
             (5, "another SHA-256"),
             (4, "no such file"),
             (3, "no name of a tensor file"),
         ):
-            assert f"passed over {url}/checkpoints/step-0000000{step}: " in told and reason in told
-        assert "step-00000007" not in told
-        assert [path.name for path in folder.iterdir()] == [found.name]
+            assert f"passed over {url}/checkpoints/step-0000000{step}: " in message
+            assert reason in message
+        assert "step-00000007" not in message
+        assert [path.name for path in folder.iterdir()] == [newest.name]
         save(store, 8)
         assert not [name for name in objects(s3, bucket) if "step-00000007" in name], (
             "leftovers are removed"
@@ -213,9 +215,9 @@ def test_a_store_that_cannot_be_used_is_told_at_the_start(s3, tmp_path, capfd):
 
 
 def test_a_bucket_lost_in_mid_run_and_a_run_folder_lost_after_it(s3, bucket, tmp_path, small_run):
-    """Two ranks. The bucket goes: the run goes on, warns, and ends with an error. It comes back:
-    all is copied. The folder goes: a start fetches everything, and goes on as the folder would
-    have."""
+    """Two ranks. The bucket is lost: the run continues, warns, and ends with an error. It comes
+    back: all is copied. The folder is lost: a start fetches everything, and continues as the folder
+    would have."""
     folder, url = tmp_path / "run", f"s3://{bucket}/run"
     command = [
         "mmscale",
@@ -237,12 +239,14 @@ def test_a_bucket_lost_in_mid_run_and_a_run_folder_lost_after_it(s3, bucket, tmp
         assert process.poll() is None and time.monotonic() < limit, process.stderr.read()[-3000:]
         time.sleep(0.02)
     lose(s3, bucket)
-    _, told = process.communicate(timeout=patience(30))
+    _, message = process.communicate(timeout=patience(30))
     assert process.returncode != 0
-    assert f"warning: {url}: not copied (" in told and "the run goes on, and saves in" in told
     assert (
-        "the newest checkpoint could not be copied" in told
-        and "Traceback (most recent" not in told.split("error:")[0]
+        f"warning: {url}: not copied (" in message and "the run continues, and saves in" in message
+    )
+    assert (
+        "the newest checkpoint could not be copied" in message
+        and "Traceback (most recent" not in message.split("error:")[0]
     )
     assert (
         len(metrics(folder)) == 24
@@ -268,4 +272,4 @@ def test_a_bucket_lost_in_mid_run_and_a_run_folder_lost_after_it(s3, bucket, tmp
     ours, theirs = weights(folder), weights(kept)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     history = json.loads((folder / "data" / "history.json").read_text())
-    assert [one["from_step"] for one in history["digits"]] == [0]
+    assert [entry["from_step"] for entry in history["digits"]] == [0]

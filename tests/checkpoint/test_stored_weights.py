@@ -59,11 +59,12 @@ def test_shards_that_make_no_whole_are_refused(tmp_path):
         "a hole": [{"w": ((0, 0), full[:3])}, {"w": ((4, 0), full[4:])}],
         "an overlap": [{"w": ((0, 0), full[:4])}, {"w": ((2, 0), full[2:5])}],
         "an overlap and a hole of one size": [
-            {"w": ((0, 0), full[:, :3])}, {"w": ((0, 0), full[:, :2])}, {"w": ((9, 4), full[:1,
-            :1])},
+            {"w": ((0, 0), full[:, :3])},
+            {"w": ((0, 0), full[:, :2])},
+            {"w": ((9, 4), full[:1, :1])},
         ],
         "other dimensions": [{"w": ((0, 0), full)}, {"w": ((0,), full[0])}],
-    }  # fmt: skip
+    }
     for name, pieces in wrong.items():
         with pytest.raises(UserError, match="shards of w") as caught:
             StoredWeights(save_shards(tmp_path / name, pieces))
@@ -124,7 +125,7 @@ def test_a_release_of_a_run_on_any_number_of_ranks(tmp_path, small_run, ranks):
     from safetensors.torch import load_file
 
     files = [name for name in facts["files"] if name.endswith(".safetensors")]
-    found = {
+    exported = {
         name: tensor
         for file in files
         for name, tensor in load_file(tmp_path / "out" / file).items()
@@ -133,8 +134,8 @@ def test_a_release_of_a_run_on_any_number_of_ranks(tmp_path, small_run, ranks):
         len(list((tmp_path / "run" / "checkpoints").glob("*/*.safetensors"))) == ranks
         and len(files) > 1
     )
-    assert found.keys() == {
+    assert exported.keys() == {
         name.removeprefix("model.") for name in expected if name.startswith("model.")
     }
-    for name, tensor in found.items():
+    for name, tensor in exported.items():
         assert torch.equal(tensor, expected[f"model.{name}"]), name

@@ -35,11 +35,11 @@ def test_it_reads_what_the_library_writes(tmp_path):
         "flag": torch.tensor([True, False, True]),
     }
     save_file(tensors, tmp_path / "x.safetensors", metadata={"who": "me"})
-    found = read_tensor_file(tmp_path / "x.safetensors")
-    assert found.metadata == {"who": "me"} and found.tensors.keys() == tensors.keys()
-    raw, mapped = (tmp_path / "x.safetensors").read_bytes(), map_tensors(found)
+    file_header = read_tensor_file(tmp_path / "x.safetensors")
+    assert file_header.metadata == {"who": "me"} and file_header.tensors.keys() == tensors.keys()
+    raw, mapped = (tmp_path / "x.safetensors").read_bytes(), map_tensors(file_header)
     for name, tensor in tensors.items():
-        stored = found.tensors[name]
+        stored = file_header.tensors[name]
         assert mapped[name].dtype == tensor.dtype and torch.equal(mapped[name], tensor)
         assert (stored.dtype, stored.shape) == (tensor.dtype, tuple(tensor.shape))
         assert raw[stored.start : stored.stop] == bytes(
@@ -55,7 +55,7 @@ def test_mapping_reads_nothing_until_it_is_used_and_writes_nothing_back(tmp_path
 
     def resident():  # kB of the mapped file, of all there are
         maps = Path("/proc/self/smaps").read_text().split(str(path))[1:]
-        return [int(re.search(r"Rss: +(\d+) kB", one)[1]) for one in maps]
+        return [int(re.search(r"Rss: +(\d+) kB", mapping)[1]) for mapping in maps]
 
     tensors = map_tensors(read_tensor_file(path))
     assert resident() == [0]
@@ -160,10 +160,10 @@ def test_what_it_takes_the_library_takes(tmp_path):
     ]
     for header in honest:
         path = raw_file(tmp_path / "x.safetensors", header, bytes(range(16)))
-        found = read_tensor_file(path)
+        file_header = read_tensor_file(path)
         with safe_open(path, framework="pt") as file:
-            assert set(file.keys()) == found.tensors.keys()
-            for name, stored in found.tensors.items():
+            assert set(file.keys()) == file_header.tensors.keys()
+            for name, stored in file_header.tensors.items():
                 raw = path.read_bytes()[stored.start : stored.stop]
                 assert bytes(file.get_tensor(name).reshape(-1).view(torch.uint8).numpy()) == raw
 

@@ -62,8 +62,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_told(run, tmp_path, caps
     spoil, reason = FAULTS[fault]
     spoil(shard_of(run, 9))
     assert USES[use](run, tmp_path / "out") == 5
-    told = capsys.readouterr().err
-    assert f"passed over {run / 'checkpoints' / 'step-00000009'}: " in told and reason in told
+    message = capsys.readouterr().err
+    assert f"passed over {run / 'checkpoints' / 'step-00000009'}: " in message and reason in message
 
 
 @pytest.mark.parametrize("use", USES)

@@ -95,9 +95,9 @@ def test_prediction_asks_as_training_taught(run_dir):
     assert [count_tokens(clip, config.media) for clip in clips] == counts.tolist()
     barred = np.ones(320, bool)
     barred[5 : len(predictor.tokenizer)] = barred[0] = False
-    for clip, found, count in zip(clips, log_probs.numpy(), counts.tolist(), strict=True):
-        found[:, barred] = -np.inf
-        expected = predictor.tokenizer.decode(greedy_ctc(found[:count], 0))
+    for clip, clip_log_probs, count in zip(clips, log_probs.numpy(), counts.tolist(), strict=True):
+        clip_log_probs[:, barred] = -np.inf
+        expected = predictor.tokenizer.decode(greedy_ctc(clip_log_probs[:count], 0))
         assert predictor.spell([clip]) == [expected]
 
 
@@ -106,9 +106,8 @@ def test_scores_are_those_of_a_plain_loop(run_dir):
     predictor, config = load_run(run_dir)
     plan = make_plan(config, predictor.tokenizer)
     dataset = plan.sets[0].dataset
-    whole = [
-        n for n in range(len(dataset)) if dataset.key(n) != "sample003"
-    ]  # its picture is cut short
+    # The picture of sample003 is cut short.
+    whole = [n for n in range(len(dataset)) if dataset.key(n) != "sample003"]
     truth = [dataset.text("json.label", n) for n in whole]
     images = [[predictor.reader.field(dataset, "image", n)] for n in whole]
     best = [WORDS[int(row.argmax())] for row in predictor.class_scores(images, "which", "word")]
@@ -141,9 +140,9 @@ def test_the_command_answers_and_explains(run_dir, tmp_path, capsys):
     asked = [str(run_dir), "--text", "picture of one", "--prompt", "which"]
     done = predict(*asked, "--labels", "one,two", "--json")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["answer"] in ("one", "two") and sum(
-        found["probabilities"].values()
+    result = json.loads(done.stdout)
+    assert result["answer"] in ("one", "two") and sum(
+        result["probabilities"].values()
     ) == pytest.approx(1)
     for more in (["--beams", "2"], ["--temperature", "1", "--seed", "4"], []):
         done = predict(*asked, "--max-new-tokens", "4", *more)
@@ -159,17 +158,17 @@ def test_the_command_answers_and_explains(run_dir, tmp_path, capsys):
         "one,two",
         "--prompt",
     ]
-    for prompt, told in (
+    for prompt, message in (
         ("which", ""),
         ("whose", "mmscale: --prompt 'whose': such input was trained with 'which'"),
     ):
         done = predict(*picture, prompt)
         assert (
             done.returncode == 0
-            and done.stderr.startswith(told)
-            and bool(done.stderr) == bool(told)
+            and done.stderr.startswith(message)
+            and bool(done.stderr) == bool(message)
         )
-    for wrong, told in (
+    for wrong, message in (
         ([str(run_dir)], "no input; give image, audio or text"),
         ([*asked, "--beams", "2", "--temperature", "1"], "beam search does not sample"),
         (
@@ -186,7 +185,7 @@ def test_the_command_answers_and_explains(run_dir, tmp_path, capsys):
     ):
         with pytest.raises(SystemExit) as left:  # here: a process each would import torch each time
             main(["predict", *wrong])
-        assert left.value.code == 2 and told in capsys.readouterr().err
+        assert left.value.code == 2 and message in capsys.readouterr().err
     done = predict(*asked[:-1], "caf\udce9")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "prompt: 'caf\\udce9' is no Unicode text" in done.stderr

@@ -102,17 +102,17 @@ def attacked_and_plain(folder, name, budget):
 
 def likelihood_of_truth(samples, chunk, labels, queries):
     scores = label_scores(samples.predictor, samples.score, queries, labels)
-    return np.array([scores[n, labels.index(one.answer)] for n, one in enumerate(chunk)])
+    return np.array([scores[n, labels.index(sample.answer)] for n, sample in enumerate(chunk)])
 
 
 @pytest.mark.parametrize("name", ["see", "hear", "both"])
 def test_an_attack_stays_within_its_budget_and_makes_the_truth_unlikely(folder, name):
     budget = Budget(6.0, 0.05, 3)
-    samples, chunk, labels, found = attacked_and_plain(folder, name, budget)
+    samples, chunk, labels, worse = attacked_and_plain(folder, name, budget)
     changed = 0
-    for one, query in zip(chunk, found, strict=True):
-        assert [type(part) for part in query] == [type(part) for part in one.queries[0]]
-        for part, plain in zip(query, one.queries[0], strict=True):
+    for sample, query in zip(chunk, worse, strict=True):
+        assert [type(part) for part in query] == [type(part) for part in sample.queries[0]]
+        for part, plain in zip(query, sample.queries[0], strict=True):
             if isinstance(part, Picture):
                 assert part.pixels.dtype == np.uint8 and part.pixels.shape == plain.pixels.shape
                 difference = np.abs(part.pixels.astype(int) - plain.pixels)
@@ -127,7 +127,7 @@ def test_an_attack_stays_within_its_budget_and_makes_the_truth_unlikely(folder, 
     assert changed >= len(chunk)
     before, after = (
         likelihood_of_truth(samples, chunk, labels, queries)
-        for queries in ([one.queries[0] for one in chunk], found)
+        for queries in ([sample.queries[0] for sample in chunk], worse)
     )
     assert (after < before).all()
 
@@ -154,9 +154,8 @@ def test_a_step_goes_where_finite_differences_say_the_loss_grows(folder):
         slopes[place] = sides[1] - sides[0]
     steepest = sorted(slopes, key=lambda place: -abs(slopes[place]))[:16]
     agreeing = [np.sign(slopes[place]) * direction[place] for place in steepest]
-    assert (
-        min(agreeing) >= 0 and sum(agreeing) >= 12
-    )  # 0: the random start and the step were within 1 of each other
+    # 0: the random start and the step were within 1 of each other.
+    assert min(agreeing) >= 0 and sum(agreeing) >= 12
 
 
 def test_what_is_found_for_a_sample_does_not_depend_on_its_neighbours(folder):
@@ -166,34 +165,36 @@ def test_what_is_found_for_a_sample_does_not_depend_on_its_neighbours(folder):
         (alone,) = attack_queries(samples.predictor, samples.score, [chunk[number]], labels, budget)
         for part, other in zip(alone, together[number], strict=True):
             if isinstance(part, Picture):
-                assert (
-                    np.mean(part.pixels != other.pixels) < 0.01
-                )  # a gradient of almost 0 may turn
+                # A gradient of almost 0 may turn.
+                assert np.mean(part.pixels != other.pixels) < 0.01
             elif isinstance(part, Clip):
                 assert np.mean(np.abs(part.mel - other.mel) > 1e-6) < 0.01
 
 
 def test_the_scores_count_samples_that_are_right_both_ways(folder):
-    found = evaluate(folder / "run", None, ["robustness"], progress=False)
-    assert set(found) == {f"{name}, attacked" for name in ("see", "hear", "read", "both")}
+    results = evaluate(folder / "run", None, ["robustness"], progress=False)
+    assert set(results) == {f"{name}, attacked" for name in ("see", "hear", "read", "both")}
     samples, chunk, labels, worse = attacked_and_plain(folder, "see", Budget(6.0, 0.05, 3))
     right = [
-        [labels[best] == one.answer for best, one in zip(scores.argmax(1), chunk, strict=True)]
-        for queries in ([one.queries[0] for one in chunk], worse)
+        [
+            labels[best] == sample.answer
+            for best, sample in zip(scores.argmax(1), chunk, strict=True)
+        ]
+        for queries in ([sample.queries[0] for sample in chunk], worse)
         for scores in [label_scores(samples.predictor, samples.score, queries, labels)]
     ]
-    see = found["see, attacked"]
+    see = results["see, attacked"]
     assert see["accuracy"] == pytest.approx(np.mean(right[0]))
     assert see["accuracy_pgd"] == pytest.approx(np.mean(np.array(right[0]) & right[1]))
     assert see["budget"] == "pictures within 6/255, 3 steps" and "accuracy_typing_errors" not in see
-    assert set(found["read, attacked"]) >= {"accuracy", "accuracy_typing_errors"}
-    assert "accuracy_pgd" not in found["read, attacked"]
-    both = found["both, attacked"]
+    assert set(results["read, attacked"]) >= {"accuracy", "accuracy_typing_errors"}
+    assert "accuracy_pgd" not in results["read, attacked"]
+    both = results["both, attacked"]
     assert both["accuracy_pgd"] <= both["accuracy"] and "accuracy_typing_errors" in both
-    assert len(format_table(found).splitlines()) == 5
+    assert len(format_table(results).splitlines()) == 5
 
 
-def test_the_card_tells_and_a_choice_of_samples_is_the_seeds(folder, tmp_path):
+def test_the_card_shows_the_scores_and_a_choice_of_samples_is_the_seeds(folder, tmp_path):
     evaluate(folder / "run", None, ["robustness"], progress=False)
     export(folder / "run", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
@@ -203,7 +204,7 @@ def test_the_card_tells_and_a_choice_of_samples_is_the_seeds(folder, tmp_path):
         and "Not evaluated" in card
     )
     chosen = [
-        [one.key for chunk in samples_of(folder, "see", 5).chunks() for one in chunk]
+        [sample.key for chunk in samples_of(folder, "see", 5).chunks() for sample in chunk]
         for _ in range(2)
     ]
     assert chosen[0] == chosen[1] and 4 <= len(chosen[0]) <= 5
@@ -269,16 +270,17 @@ def trained(tmp_path_factory):
 
 def test_exchanged_labels_are_found_and_few_others(trained):
     _, exchanged, plain, _ = trained
-    found = evaluate(plain, None, ["robustness"], progress=False)["labels of small, task 0"]
+    result = evaluate(plain, None, ["robustness"], progress=False)["labels of small, task 0"]
     lines = [json.loads(line) for line in (plain / "suspects.jsonl").read_text().splitlines()]
     suspects = {int(line["key"][1:]) for line in lines}
-    assert found["suspects"] == len(lines) and found["checkpoints"] == 2 and found["samples"] == 200
-    assert found["suspect_share"] == pytest.approx(len(lines) / 200)
+    assert result["suspects"] == len(lines)
+    assert result["checkpoints"] == 2 and result["samples"] == 200
+    assert result["suspect_share"] == pytest.approx(len(lines) / 200)
     assert len(suspects & exchanged) >= 0.8 * len(exchanged), (suspects, exchanged)
     assert len(suspects - exchanged) <= 3
     truth = [list(COLOURS)[int(line["key"][1:]) % 4] == line["model_prefers"] for line in lines]
     assert sum(truth) >= 0.8 * len(lines)
-    assert found["listed"][0]["margin"] == min(line["margin"] for line in lines)
+    assert result["listed"][0]["margin"] == min(line["margin"] for line in lines)
 
 
 def test_adversarial_training_withstands_what_breaks_plain_training(trained):

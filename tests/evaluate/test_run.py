@@ -45,10 +45,10 @@ def test_classify_equals_a_plain_loop(folder, scores):
         query = [predictor.reader.field(dataset, "image", sample)]
         predicted.append(labels[int(predictor.label_scores([query], "which", labels)[0].argmax())])
     truth = [dataset.text("json.label", sample) for sample in samples]
-    found = scores["label"]
-    assert found["accuracy"] == pytest.approx(accuracy(truth, predicted))
-    assert found["labels"] == labels and np.sum(found["confusion"]) == 11 == found["samples"]
-    assert found["task"] == "classify" and found["oversize"] == 0
+    result = scores["label"]
+    assert result["accuracy"] == pytest.approx(accuracy(truth, predicted))
+    assert result["labels"] == labels and np.sum(result["confusion"]) == 11 == result["samples"]
+    assert result["task"] == "classify" and result["oversize"] == 0
 
 
 def test_a_broken_sample_is_left_out_and_counted(folder, scores):
@@ -70,10 +70,10 @@ def test_retrieval_and_transcription(folder, scores):
 
 
 def test_each_kind_has_the_values_that_tune_expects_of_it(scores):
-    assert {one["task"] for one in scores.values()} == set(SCORES)
-    for one in scores.values():
-        assert {name for name, value in one.items() if isinstance(value, float)} == set(
-            SCORES[one["task"]]
+    assert {score["task"] for score in scores.values()} == set(SCORES)
+    for score in scores.values():
+        assert {name for name, value in score.items() if isinstance(value, float)} == set(
+            SCORES[score["task"]]
         )
 
 
@@ -95,8 +95,8 @@ def test_a_release_scores_like_its_run(folder, scores, tmp_path):
 
 def test_other_shards_and_a_choice_of_scores(folder, tmp_path):
     run = shutil.copytree(folder / "run", tmp_path / "run")
-    found = evaluate(run, str(folder / "others"), ["find", "classify"], progress=False)
-    assert set(found) == {"label", "find"} and found["label"]["samples"] == 5
+    results = evaluate(run, str(folder / "others"), ["find", "classify"], progress=False)
+    assert set(results) == {"label", "find"} and results["label"]["samples"] == 5
     entry = json.loads((run / "scores.json").read_text())["entries"]["find"]
     assert f"--data {folder / 'others'} --task find" in entry["command"]
     assert entry["shards"] == [str(folder / "others")]
@@ -105,8 +105,10 @@ def test_other_shards_and_a_choice_of_scores(folder, tmp_path):
 def test_samples_longer_than_a_sequence_are_counted(folder, tmp_path):
     config = small_config(tmp_path / "run", folder / "shards")
     config.data.seq_len = 16  # the longest clip alone is 15 tokens
-    found = evaluate(save_run(config), None, ["speech"], progress=False)["speech"]
-    assert found["oversize"] > 0 and found["samples"] + found["oversize"] == len(usable(folder)[0])
+    result = evaluate(save_run(config), None, ["speech"], progress=False)["speech"]
+    assert result["oversize"] > 0 and result["samples"] + result["oversize"] == len(
+        usable(folder)[0]
+    )
 
 
 def test_mistakes_are_named(folder, tmp_path):

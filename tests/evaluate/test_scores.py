@@ -70,14 +70,14 @@ def test_recall_of_instances():
     # Query n lies at candidate n, except that query 0 lies at candidate 3 and query 1 at candidate
     # 11.
     queries = unit(30.1, 110, *range(20, 120, 10))
-    found = recall_at(queries, candidates, keys, keys)
+    recall = recall_at(queries, candidates, keys, keys)
     # From query 0 the candidates 1..6 are closer than 0; from query 1 ten are closer than 1.
-    assert found == {"recall@1": 10 / 12, "recall@5": 10 / 12, "recall@10": 11 / 12}
+    assert recall == {"recall@1": 10 / 12, "recall@5": 10 / 12, "recall@10": 11 / 12}
 
 
 def test_recall_of_classes_counts_any_equal_match():
-    found = recall_at(unit(0, 90), unit(2, 5, 80), ["x", "y"], ["y", "x", "x"])
-    assert found["recall@1"] == 0.0 and found["recall@5"] == 1.0
+    recall = recall_at(unit(0, 90), unit(2, 5, 80), ["x", "y"], ["y", "x", "x"])
+    assert recall["recall@1"] == 0.0 and recall["recall@5"] == 1.0
 
 
 def test_a_collapsed_model_finds_nothing():
@@ -91,10 +91,10 @@ def test_no_number_is_no_hit():
     good, nothing = unit(*range(0, 100, 5)), np.full((20, 2), np.nan, np.float32)
     for query, candidate in ((nothing, nothing), (nothing, good), (good, nothing)):
         assert set(recall_at(query, candidate, keys, keys).values()) == {0.0}
-    one = good.copy()
-    one[3] = np.nan  # in everybody's way, and not found itself
-    found = recall_at(good, one, keys, keys)
-    assert (found["recall@1"], found["recall@5"]) == (0.0, 0.95)
+    candidates = good.copy()
+    candidates[3] = np.nan  # in everybody's way, and not found itself
+    recall = recall_at(good, candidates, keys, keys)
+    assert (recall["recall@1"], recall["recall@5"]) == (0.0, 0.95)
 
 
 def test_who_has_no_match_misses_among_few_candidates_too():
@@ -103,5 +103,5 @@ def test_who_has_no_match_misses_among_few_candidates_too():
 
 def test_own_candidate_can_be_left_out():
     points = unit(0, 1, 50, 90)
-    found = recall_at(points, points, list("aabc"), list("aabc"), leave_out_own=True)
-    assert found["recall@1"] == 0.5  # b and c have no other candidate of their class
+    recall = recall_at(points, points, list("aabc"), list("aabc"), leave_out_own=True)
+    assert recall["recall@1"] == 0.5  # b and c have no other candidate of their class

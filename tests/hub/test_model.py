@@ -55,9 +55,9 @@ def test_embeddings_are_those_of_mmscale(release, pair):
     ):
         inputs = processor(**{{"image": "images"}.get(name, name): values}, embed=True)
         with torch.no_grad():
-            found = model(**inputs).pooler_output
+            pooled = model(**inputs).pooler_output
         expected = np.stack([ours.embed(**{name: value}) for value in values])
-        np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+        np.testing.assert_allclose(pooled.numpy(), expected, atol=1e-6)
         assert model(**inputs).last_hidden_state.shape[::2] == (2, 32)
 
 
@@ -68,12 +68,11 @@ def test_answers_are_those_of_mmscale(release, pair, how):
     model, processor = pair
     ours = mmscale.load(release)
     images = [picture(n) for n in range(3)]
-    ids = model.generate(
-        **processor(images=images), max_new_tokens=6, **how
-    )  # the one trained prompt is found
+    # The prompt is left out: only one was trained.
+    ids = model.generate(**processor(images=images), max_new_tokens=6, **how)
     names = {"num_beams": "beams", "temperature": "temperature", "seed": "seed"}
     decoding = {names[key]: value for key, value in how.items() if key in names}
-    expected = ours.answers([{"image": one} for one in images], max_new_tokens=6, **decoding)
+    expected = ours.answers([{"image": image} for image in images], max_new_tokens=6, **decoding)
     assert processor.batch_decode(ids) == expected and any(expected)
     single = processor(images=images[0], prompt="which")
     assert processor.batch_decode(model.generate(**single, max_new_tokens=4)) == [

@@ -62,19 +62,19 @@ def test_with_and_without_cache_the_outputs_are_the_same(seed, kinds, choices):
     tails = [[5 + (seed + row + n) % 9 for n in range(4)] for row in range(len(kinds))]
     with torch.inference_mode():
         last, cache = model.start(rows_of(kinds, seed), extra=4)
-        found = [last]
+        outputs = [last]
         for n in range(4):
             if n == 2:  # rows may be put in another order, and taken twice
                 order = torch.arange(len(kinds)).flip(0).repeat(2)
                 cache.select(order)
                 cache.select(torch.arange(len(kinds)).flip(0))
-            found.append(model.step(torch.tensor([tail[n] for tail in tails]), cache))
+            outputs.append(model.step(torch.tensor([tail[n] for tail in tails]), cache))
         whole_batch = rows_of(kinds, seed, behind=tails)
         whole = model.hidden(whole_batch)
     ends = (whole_batch.segment_BL > 0).sum(1)
-    for n, one in enumerate(found):
+    for n, output in enumerate(outputs):
         expected = whole[torch.arange(len(kinds)), ends - 5 + n]
-        torch.testing.assert_close(one, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
 
 
 def generator(model, decoding, choices=None):
@@ -83,7 +83,7 @@ def generator(model, decoding, choices=None):
     return Generator(model, allowed, END, decoding, choices)
 
 
-def log_prob(model, kinds, seed, row, ids, end):
+def log_prob(model, kinds, seed, row, ids, *, end):
     """Log-probability of one answer to one row, from a pass over everything."""
     tails = [list(ids)] * len(kinds)
     batch = rows_of(kinds, seed, behind=tails)
@@ -98,7 +98,7 @@ def log_prob(model, kinds, seed, row, ids, end):
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
 def test_a_full_beam_finds_the_best_of_all_answers(length_penalty):
     model, kinds, seed, room = make_model(), "tia", 4, 3
-    found = generator(model, Decoding(beams=100, length_penalty=length_penalty)).answer(
+    hypotheses = generator(model, Decoding(beams=100, length_penalty=length_penalty)).answer(
         rows_of(kinds, seed), [0, 1, 2], [room] * 3
     )
     for row in range(3):
@@ -106,40 +106,40 @@ def test_a_full_beam_finds_the_best_of_all_answers(length_penalty):
         for length in range(room + 1):
             for ids in itertools.product(WORDS, repeat=length):
                 end = length < room
-                total = log_prob(model, kinds, seed, row, ids, end)
+                total = log_prob(model, kinds, seed, row, ids, end=end)
                 ranked.append((total / ((5 + length + end) / 6) ** length_penalty, list(ids)))
         ranked.sort(reverse=True)
-        best = found[row][:5]
-        assert [one.ids for one in best] == [ids for _, ids in ranked[:5]]
-        for one, (rank, _) in zip(best, ranked, strict=False):
-            assert one.rank(length_penalty) == pytest.approx(rank, abs=1e-4)
+        best = hypotheses[row][:5]
+        assert [hypothesis.ids for hypothesis in best] == [ids for _, ids in ranked[:5]]
+        for hypothesis, (rank, _) in zip(best, ranked, strict=False):
+            assert hypothesis.rank(length_penalty) == pytest.approx(rank, abs=1e-4)
 
 
-def naive_beam(model, kinds, seed, row, beams, room):
+def naive_beam(model, kinds, seed, row, *, beams, room):
     """Beam search written down plainly, without cache or pruning, ranked by probability."""
     live, done = [((), 0.0)], []
     for _ in range(room):
         grown = []
         for ids, _ in live:
             for token in (END, *WORDS):
-                total = log_prob(model, kinds, seed, row, ids, True) if token == END else None
+                total = log_prob(model, kinds, seed, row, ids, end=True) if token == END else None
                 if token != END:
-                    total = log_prob(model, kinds, seed, row, (*ids, token), False)
+                    total = log_prob(model, kinds, seed, row, (*ids, token), end=False)
                 grown.append(((*ids, token), total))
-        grown.sort(key=lambda one: -one[1])
+        grown.sort(key=lambda item: -item[1])
         done += [(ids[:-1], total) for ids, total in grown if ids[-1] == END]
         live = [(ids, total) for ids, total in grown if ids[-1] != END][:beams]
-    return max(done + live, key=lambda one: one[1])
+    return max(done + live, key=lambda item: item[1])
 
 
 def test_a_narrow_beam_is_the_plain_beam_search():
     model, kinds, seed = make_model(), "ti", 8
-    found = generator(model, Decoding(beams=2, length_penalty=0.0)).answer(
+    hypotheses = generator(model, Decoding(beams=2, length_penalty=0.0)).answer(
         rows_of(kinds, seed), [0, 1], [3, 3]
     )
     for row in range(2):
-        ids, total = naive_beam(model, kinds, seed, row, 2, 3)
-        assert (tuple(found[row][0].ids), found[row][0].log_prob) == (
+        ids, total = naive_beam(model, kinds, seed, row, beams=2, room=3)
+        assert (tuple(hypotheses[row][0].ids), hypotheses[row][0].log_prob) == (
             ids,
             pytest.approx(total, abs=1e-4),
         )
@@ -159,14 +159,14 @@ def test_constrained_answers_are_choices_and_the_best_of_them():
     model, kinds, seed = make_model(), "ta", 5
     answers = [[5], [5, 6], [7, 8], [8]]
     for decoding in (Decoding(beams=10, length_penalty=0.0), Decoding(), Decoding(temperature=5.0)):
-        found = generator(model, decoding, Choices(answers, END)).answer(
+        hypotheses = generator(model, decoding, Choices(answers, END)).answer(
             rows_of(kinds, seed), [0, 1], [3, 3]
         )
-        for row, best in enumerate(found):
+        for row, best in enumerate(hypotheses):
             assert best[0].ids in answers and best[0].ended
             if decoding.beams > 1:
                 expected = max(
-                    answers, key=lambda ids: log_prob(model, kinds, seed, row, ids, True)
+                    answers, key=lambda ids: log_prob(model, kinds, seed, row, ids, end=True)
                 )
                 assert best[0].ids == expected
 
@@ -216,8 +216,8 @@ def test_sampling_never_takes_a_barred_token_and_depends_on_seed_and_query_alone
 
     def answers(kinds, numbers, seed):
         decoding = Decoding(temperature=3.0, seed=seed)
-        found = generator(model, decoding).answer(rows_of(kinds, 2), numbers, [8] * len(kinds))
-        return [best[0].ids for best in found]
+        hypotheses = generator(model, decoding).answer(rows_of(kinds, 2), numbers, [8] * len(kinds))
+        return [best[0].ids for best in hypotheses]
 
     together = answers("ttt", [0, 1, 2], 1)
     assert answers("t", [0], 1)[0] == together[0], "whatever else is asked"
@@ -243,9 +243,9 @@ def test_ctc_beam_sums_over_all_alignments(seed):
         .numpy()
     )
     expected = every_transcript(log_probs)
-    found = beam_ctc(log_probs, blank=0, beams=10_000)
-    assert len(found) == len(expected)
-    for (ids, total), (best, probability) in zip(found[:6], expected, strict=False):
+    transcripts = beam_ctc(log_probs, blank=0, beams=10_000)
+    assert len(transcripts) == len(expected)
+    for (ids, total), (best, probability) in zip(transcripts[:6], expected, strict=False):
         assert tuple(ids) == best and math.exp(total) == pytest.approx(probability, rel=1e-5)
     assert beam_ctc(log_probs, blank=0, beams=3)[0][0] == list(expected[0][0])
 

@@ -33,9 +33,8 @@ def make_predictor(seq_len=96, seed=0, **changes):
     model_sizes = model_config(vocab_size=320, **changes)
     model = FusionTransformer(model_sizes, MEDIA)
     initialise(model, model_sizes, seed)
-    model.embedding.weight.data.mul_(
-        20
-    )  # decisive logits, so that rounding cannot change an argmax
+    # Decisive logits, so that rounding cannot change an argmax.
+    model.embedding.weight.data.mul_(20)
     return Predictor(
         model, TOKENIZER, Config(media=MEDIA, model=model_sizes, data=DataConfig(seq_len=seq_len))
     )
@@ -110,8 +109,8 @@ def test_trees_hold_every_label_once_and_share_prefixes():
     assert tree.depths.tolist() == [0, 1, 2, 1, 0]
     assert tree.sees[2].tolist() == [True, True, True, False, False]
     small = build_trees(ids, 3)
-    assert sorted(label for one in small for label in one.labels.tolist()) == list(range(6))
-    assert all(len(one.tokens) <= 3 for one in small)
+    assert sorted(label for tree in small for label in tree.labels.tolist()) == list(range(6))
+    assert all(len(tree.tokens) <= 3 for tree in small)
 
 
 def test_generate_equals_a_plain_loop():
@@ -123,7 +122,7 @@ def test_generate_equals_a_plain_loop():
         for _ in range(9):
             hidden = plain_hidden(predictor, query, [*TOKENIZER.encode("say"), ANSWER, *answer])
             logits = predictor.model.logits(hidden[-1:])[0]
-            token = max(allowed, key=lambda one: float(logits[one]))
+            token = max(allowed, key=lambda candidate: float(logits[candidate]))
             if token == END:
                 stopped += 1
                 break

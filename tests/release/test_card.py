@@ -50,7 +50,7 @@ def test_the_card_tells_what_the_run_recorded(run_dir, tmp_path):
         and "mmscale eval runs/tiny --task label" in card
     )
     assert "before they were rounded" not in card
-    for options, told in (
+    for options, message in (
         (ExportOptions("bfloat16"), "weights of float32, before they were rounded to bfloat16"),
         (
             ExportOptions(merge=[run_dir]),
@@ -59,7 +59,7 @@ def test_the_card_tells_what_the_run_recorded(run_dir, tmp_path):
     ):
         export(shown, tmp_path / "out", options=options)
         card = (tmp_path / "out" / "README.md").read_text()
-        assert told in card and ("accuracy 0.7500" in card) == (not options.merge)
+        assert message in card and ("accuracy 0.7500" in card) == (not options.merge)
     write_scores(shown, 5, {"label": entry})
     export(shown, tmp_path / "out")
     assert "Not evaluated at this step" in (tmp_path / "out" / "README.md").read_text()
@@ -114,8 +114,8 @@ def test_a_mean_of_averages_has_no_scores(tmp_path):
         sizes={},
     )
     card = model_card(config, state, release)
-    told = "but the mean of several runs' moving averages. `mmscale eval tiny` scores them.\n"
-    assert card.count(told) == 2
+    message = "but the mean of several runs' moving averages. `mmscale eval tiny` scores them.\n"
+    assert card.count(message) == 2
     assert f"| mean of the weights of | a\\|b (step 9, `{'f' * 16}…`), c (step 9" in card
     assert "Of the first of the merged runs alone.\n\n## Integrity" in card
 
@@ -125,8 +125,14 @@ def test_an_optimizer_without_a_line_is_never_taken_for_another(tmp_path):
     config.train.optimizer.name = "sgd"
     state = RunState(step=9, fingerprint="f" * 64, seen=1234, bad=1)
     release = CardFacts(
-        run_dir=tmp_path, name="tiny", parameters=1, dtype="float32",
-        averaged=False, merged=[], signed=False, sizes={},
-    )  # fmt: skip
+        run_dir=tmp_path,
+        name="tiny",
+        parameters=1,
+        dtype="float32",
+        averaged=False,
+        merged=[],
+        signed=False,
+        sizes={},
+    )
     with pytest.raises(AssertionError, match="sgd"):
         model_card(config, state, release)

@@ -26,8 +26,8 @@ def test_the_card_estimates_emissions_from_what_was_recorded(folder, tmp_path):
     rows = [{"step": step, "step_s": 1440.0, "ranks": 4, "device": "cuda"} for step in range(5)]
     text = "".join(json.dumps(row) + "\n" for row in [*rows, {**rows[0], "step": 5}])
     damaged = [
-        json.dumps({**rows[0], **one})
-        for one in (
+        json.dumps({**rows[0], **damage})
+        for damage in (
             {"step_s": "a"},
             {"step": None},
             {"ranks": []},

@@ -49,13 +49,15 @@ def test_the_mean_of_runs(folder, tmp_path, capsys):
         ]
     )
     assert json.loads(capsys.readouterr().out)["step"] == 9
-    one, other = (
+    first, second = (
         dict(load_run(folder / name)[0].model.named_parameters()) for name in ("run", "other")
     )
     for name, tensor in tensors_of(tmp_path / "out").items():
-        torch.testing.assert_close(tensor, (one[name] + other[name]) / 2, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(tensor, (first[name] + second[name]) / 2, rtol=1e-6, atol=1e-7)
         assert (
-            name.endswith("norm.weight") or tensor.dim() == 1 or not torch.equal(tensor, one[name])
+            name.endswith("norm.weight")
+            or tensor.dim() == 1
+            or not torch.equal(tensor, first[name])
         )
     assert "mean of the weights of | run (step 9" in (tmp_path / "out" / "README.md").read_text()
 

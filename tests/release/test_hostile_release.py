@@ -15,13 +15,11 @@ from mmscale.release.verify_release import verify_release
 
 EYE = {
     "model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2, "image_size": 16, "patch_size": 8,
+    "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8,
 }  # fmt: skip
 EAR = {
     "model_type": "whisper", "d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2,
-    "encoder_ffn_dim": 16,
-    "num_mel_bins": 80, "max_source_positions": 50,
+    "encoder_ffn_dim": 16, "num_mel_bins": 80, "max_source_positions": 50,
 }  # fmt: skip
 CHANNELS = {"mean": [0.5] * 3, "std": [0.5] * 3}
 DEEP = "[" * 100_000

@@ -48,11 +48,11 @@ def test_a_run_begins_with_a_release(folder, tmp_path, small_run):
         " {objective: classify, input: [image], target: json.digit}]"
     )
     run_module([*config, head, *begun, "train.steps=1", "train.optimizer.lr=0"])
-    one, _ = load_release(tmp_path / "release")
-    two, _ = load_run(tmp_path / "second")
-    assert two.tokenizer.digest == one.tokenizer.digest
-    new = dict(two.model.named_parameters())
-    for name, parameter in one.model.named_parameters():
+    first, _ = load_release(tmp_path / "release")
+    second, _ = load_run(tmp_path / "second")
+    assert second.tokenizer.digest == first.tokenizer.digest
+    new = dict(second.model.named_parameters())
+    for name, parameter in first.model.named_parameters():
         assert torch.equal(parameter, new.pop(name)), name
     assert new and all(name.startswith("class_heads.") for name in new)
     done = run_module(
@@ -61,7 +61,7 @@ def test_a_run_begins_with_a_release(folder, tmp_path, small_run):
     )
     assert done.returncode == 2 and "set model.* as its" in done.stderr
     Tokenizer.train(["one two three"], 300).save(tmp_path / "other.json")
-    for number, (wrong, told) in enumerate(
+    for number, (wrong, message) in enumerate(
         (
             ("model.rope_theta=500", "model.rope_theta=500: .* was trained with 10000"),
             (
@@ -75,8 +75,7 @@ def test_a_run_begins_with_a_release(folder, tmp_path, small_run):
             [*config, head, *begun, f"run.dir={tmp_path}/wrong{number}", "train.steps=1", wrong],
             check=False,
         )
-        assert done.returncode == 2 and re.search(told, done.stderr), done.stderr
-    run_module(
-        [*config, head, *begun, "train.steps=2", "parallel.strategy=zero2"]
-    )  # as the line told
+        assert done.returncode == 2 and re.search(message, done.stderr), done.stderr
+    # As the message said.
+    run_module([*config, head, *begun, "train.steps=2", "parallel.strategy=zero2"])
     assert len(metrics(tmp_path / "second")) == 2

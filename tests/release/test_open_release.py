@@ -62,7 +62,7 @@ def made(run_dir, tmp_path_factory):
 
 @pytest.fixture
 def release(made, tmp_path):
-    """A copy to spoil, without the manifest, which would tell of anything."""
+    """A copy to spoil, without the manifest, which would report anything."""
     copy = shutil.copytree(made[0], tmp_path / "release")
     (copy / "manifest.json").unlink()
     return copy
@@ -98,9 +98,9 @@ def test_shards_hold_the_same_weights_as_one_file(run_dir, made, tmp_path):
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"].values()) == set(shards)
     assert index["metadata"]["total_size"] == 4 * facts["parameters"]
-    one, many = load_release(made[0])[0], load_release(tmp_path / "out")[0]
+    whole, divided = load_release(made[0])[0], load_release(tmp_path / "out")[0]
     for (name, a), (_, b) in zip(
-        one.model.named_parameters(), many.model.named_parameters(), strict=True
+        whole.model.named_parameters(), divided.model.named_parameters(), strict=True
     ):
         assert torch.equal(a, b), name
     (tmp_path / "out" / shards[1]).unlink()

@@ -40,10 +40,9 @@ from mmscale.release.qwen3 import (
 def qwen3(**changes):
     sizes = {
         "vocab_size": 59, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48, "tie_word_embeddings":
-        True,
-        "max_position_embeddings": 128, "rope_theta": 1000.0, "initializer_range": 0.2,
-        "eos_token_id": 2,
+        "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48,
+        "tie_word_embeddings": True, "max_position_embeddings": 128, "rope_theta": 1000.0,
+        "initializer_range": 0.2, "eos_token_id": 2,
     }  # fmt: skip
     torch.manual_seed(0)
     model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**sizes | changes)).eval()
@@ -125,10 +124,11 @@ def test_generation_with_our_cache_is_theirs_with_their_cache(pair):
     allowed = torch.zeros(ours.config.vocab_size, dtype=torch.bool)
     allowed[SHIFT : SHIFT + 59] = True
     with torch.inference_mode():
-        (found,) = Generator(ours, allowed, SHIFT + 2, Decoding(), None).answer(
+        (hypotheses,) = Generator(ours, allowed, SHIFT + 2, Decoding(), None).answer(
             builder.finish(), [0], [12]
         )
-    answer = [token - SHIFT for token in found[0].ids] + ([2] if found[0].ended else [])
+    answer = [token - SHIFT for token in hypotheses[0].ids]
+    answer += [2] if hypotheses[0].ended else []
     assert answer == expected.tolist()
 
 
@@ -204,8 +204,11 @@ def test_a_foreign_tokenizer_keeps_its_ids_behind_ours(tmp_path):
         pre_tokenizers.ByteLevel(add_prefix_space=False),
         decoders.ByteLevel(),
     )
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|im_start|>"],
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())  # fmt: skip
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|im_start|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     library.train_from_iterator(["the cat sat on the mat, 猫"] * 9, trainer)
     library.save(str(tmp_path / "tokenizer.json"))
     ours = Tokenizer.from_foreign(tmp_path / "tokenizer.json")
@@ -242,7 +245,8 @@ def tensors_of(release):
 def spoil(path, name, value):
     """Put one number into a checkpoint's tensor."""
     with safe_open(path, framework="pt") as file:
-        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     tensors[name][3] = value
     save_file(tensors, path, metadata=metadata)
     relist(path.parent)
@@ -252,10 +256,10 @@ def test_a_qwen3_folder_is_of_the_type_and_sizes_asked_for(folder, tmp_path):
     plain, _ = load_run(folder / "run")
     sizes = ["--dtype", "bfloat16", "--shard-size", "20kB", "--as", "qwen3"]
     main(["export", str(folder / "run"), "--out", str(tmp_path / "out"), *sizes])
-    found = tensors_of(tmp_path / "out")
-    assert found and {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+    tensors = tensors_of(tmp_path / "out")
+    assert tensors and {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     wanted = plain.model.embedding.weight.to(torch.bfloat16)
-    assert torch.equal(found["model.embed_tokens.weight"], wanted)
+    assert torch.equal(tensors["model.embed_tokens.weight"], wanted)
     assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 1
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
     older = folder / "run" / "checkpoints" / "step-00000005"

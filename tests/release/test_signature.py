@@ -45,7 +45,7 @@ def release(signed, tmp_path):
 
 def complaint(capsys, *arguments: object) -> str:
     with pytest.raises(SystemExit) as caught:
-        main([str(one) for one in arguments])
+        main([str(argument) for argument in arguments])
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("mmscale: error: ")
@@ -90,9 +90,11 @@ def test_another_key_and_what_is_no_key(capsys, release, keys, tmp_path):
 def test_a_signature_of_the_same_key_over_another_folder(capsys, run_dir, release, keys, tmp_path):
     """Both are honest releases; exchanging their signatures proves neither."""
     export(
-        run_dir, tmp_path / "older", run_dir / "checkpoints" / "step-00000005",
+        run_dir,
+        tmp_path / "older",
+        run_dir / "checkpoints" / "step-00000005",
         ExportOptions(max_shard_bytes=60_000, private_key=keys[0]),
-    )  # fmt: skip
+    )
     verify_release(tmp_path / "older", keys[1])
     shutil.copy(tmp_path / "older" / "model.sig", release / "model.sig")
     assert "does not prove this folder" in complaint(

@@ -20,9 +20,15 @@ def folder(tmp_path_factory):
 def test_every_file_of_the_hugging_face_layout(folder, tmp_path):
     facts = export(folder / "run", tmp_path / "out")
     assert set(facts["files"]) == {
-        "README.md", "config.json", "generation_config.json", "manifest.json", "model.safetensors",
-        "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
-    }  # fmt: skip
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "manifest.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (
         config["model_type"] == "mmscale"

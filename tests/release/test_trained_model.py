@@ -33,7 +33,7 @@ def made(run_dir, tmp_path_factory):
 
 @pytest.fixture
 def release(made, tmp_path):
-    """A copy to spoil, without the manifest, which would tell of anything."""
+    """A copy to spoil, without the manifest, which would report anything."""
     copy = shutil.copytree(made[0], tmp_path / "release")
     (copy / "manifest.json").unlink()
     return copy
@@ -52,7 +52,8 @@ def test_pictures_are_read_alike_however_they_are_held(made, tmp_path):
         pixels,
     ]
     rows = [
-        model.embed(image=one) for one in [*held, pixels.transpose(2, 0, 1), image.convert("RGBA")]
+        model.embed(image=form)
+        for form in [*held, pixels.transpose(2, 0, 1), image.convert("RGBA")]
     ]
     for row in rows:
         np.testing.assert_array_equal(row, rows[0])
@@ -66,8 +67,8 @@ def test_sounds_are_read_alike_however_they_are_held(made, tmp_path):
     wave = np.sin(np.arange(4000) * 0.05).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", wave, 8000, subtype="FLOAT")
     rows = [
-        model.embed(audio=one)
-        for one in (
+        model.embed(audio=form)
+        for form in (
             tmp_path / "a.wav",
             (tmp_path / "a.wav").read_bytes(),
             (wave, 8000),

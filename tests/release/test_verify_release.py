@@ -44,7 +44,7 @@ def release(signed, tmp_path):
 
 def complaint(capsys, *arguments: object) -> str:
     with pytest.raises(SystemExit) as caught:
-        main([str(one) for one in arguments])
+        main([str(argument) for argument in arguments])
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("mmscale: error: ")
@@ -62,10 +62,10 @@ def flip_last_bit(path):
 
 
 def swap(release):
-    one, two = sorted(release.glob("model-*.safetensors"))[:2]
-    first, second = one.read_bytes(), two.read_bytes()
-    one.write_bytes(second)
-    two.write_bytes(first)
+    first_path, second_path = sorted(release.glob("model-*.safetensors"))[:2]
+    first, second = first_path.read_bytes(), second_path.read_bytes()
+    first_path.write_bytes(second)
+    second_path.write_bytes(first)
 
 
 def swap_tensors(release):
@@ -206,6 +206,6 @@ def test_links_into_a_download_cache_are_followed(release, keys, tmp_path):
 def test_a_name_cannot_hide_the_error(signed, tmp_path, capsys):
     release = shutil.copytree(signed, tmp_path / "release")
     (release / "\x1b[2K\rrelease: 9 files, all as listed\n\u202e").write_text("")
-    told = complaint(capsys, "verify", release)
-    assert "\\x1b[2K\\rrelease: 9 files, all as listed\\n\\u202e: was added" in told
-    assert not any(sign in told.rstrip("\n") for sign in "\x1b\r\n\u202e")
+    message = complaint(capsys, "verify", release)
+    assert "\\x1b[2K\\rrelease: 9 files, all as listed\\n\\u202e: was added" in message
+    assert not any(sign in message.rstrip("\n") for sign in "\x1b\r\n\u202e")

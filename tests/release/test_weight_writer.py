@@ -38,9 +38,10 @@ def test_weights_are_rounded_as_torch_rounds(folder, tmp_path, dtype):
         folder / "run", tmp_path / "out", options=ExportOptions(dtype, max_shard_bytes=20_000)
     )
     wanted = getattr(torch, dtype)
-    found = tensors_of(tmp_path / "out")
+    tensors = tensors_of(tmp_path / "out")
     for name, parameter in plain.model.named_parameters():
-        assert found[name].dtype == wanted and torch.equal(found[name], parameter.to(wanted)), name
+        assert tensors[name].dtype == wanted, name
+        assert torch.equal(tensors[name], parameter.to(wanted)), name
     sizes = [t.stat().st_size for t in (tmp_path / "out").glob("*.safetensors")]
     largest = max(p.numel() for p in plain.model.parameters()) * 2
     assert len(sizes) > 2 and max(sizes) < max(20_000, largest) + 4096
@@ -63,7 +64,8 @@ def test_weights_are_rounded_as_torch_rounds(folder, tmp_path, dtype):
 def spoil(path, name, value):
     """Put one number into a checkpoint's tensor."""
     with safe_open(path, framework="pt") as file:
-        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     tensors[name][3] = value
     save_file(tensors, path, metadata=metadata)
     relist(path.parent)
@@ -90,16 +92,16 @@ def test_memory_is_bounded_by_rows_not_by_tensors(folder, tmp_path, monkeypatch)
     rows = StoredWeights.rows
 
     def watched(self, name, start, stop):
-        found = rows(self, name, start, stop)
-        asked.append((found.numel() * 4, found[:1].numel() * 4))
-        return found
+        part = rows(self, name, start, stop)
+        asked.append((part.numel() * 4, part[:1].numel() * 4))
+        return part
 
     monkeypatch.setattr(StoredWeights, "rows", watched)
     export(folder / "run", tmp_path / "rows", options=ExportOptions("bfloat16"))
     assert all(size <= max(4096, one_row) for size, one_row in asked) and len(asked) > 40
     for path in (tmp_path / "whole").glob("*.safetensors"):
         assert path.read_bytes() == (tmp_path / "rows" / path.name).read_bytes()
-    one, other = (
+    whole, by_rows = (
         json.loads((tmp_path / n / "manifest.json").read_text())["files"] for n in ("whole", "rows")
     )
-    assert one["model.safetensors"] == other["model.safetensors"]
+    assert whole["model.safetensors"] == by_rows["model.safetensors"]

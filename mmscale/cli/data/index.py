@@ -29,8 +29,8 @@ def add(verbs: Any) -> None:
         "sources",
         nargs="+",
         metavar="DIR_OR_URL",
-        help="a local folder of .tar shards; or http(s)://, s3://, gs://, hf:// URLs of the shards of one remote "
-        "folder, brace patterns of such, or @FILE, a list of them",
+        help="a local folder of .tar shards; or http(s)://, s3://, gs://, hf:// URLs of the shards "
+        "of one remote folder, brace patterns of such, or @FILE, a list of them",
     )
     index.add_argument(
         "--out",

@@ -9,13 +9,14 @@ from typing import Any
 from mmscale.cli.verb import verb
 
 INSPECT_EPILOG = """\
-Every sample is read and decoded once. The page shows what is broken, blank, clipped, silent or empty,
-what is there twice, and what one folder shares with another, such as test with train. It is one file
-without scripts. Open it in a browser. It needs `pip install 'mmscale[tables]'`.
+Every sample is read and decoded once. The page shows what is broken, blank, clipped, silent or
+empty, what is there twice, and what one folder shares with another, such as test with train. It is
+one file without scripts. Open it in a browser. It needs `pip install 'mmscale[tables]'`.
 
 examples:
   mmscale data inspect shards/train shards/test --html report.html
-  mmscale data inspect shards/a shards/b --name train --name test --html report.html --table report.parquet
+  mmscale data inspect shards/a shards/b --name train --name test --html report.html \\
+      --table report.parquet
   mmscale data inspect shards/train --html report.html --sample 20000
 """
 

@@ -12,8 +12,8 @@ from mmscale.cli.verb import verb
 
 PACK_EPILOG = """\
 columns of a table:
-  image, audio   a path relative to the table; in Parquet also the encoded bytes, or {bytes, path} as
-                 in Hugging Face data sets
+  image, audio   a path relative to the table; in Parquet also the encoded bytes, or {bytes, path}
+                 as in Hugging Face data sets
   text, cls      caption or transcript; class number
   key            name of the sample (default: the number of its row)
   any other      a field json.<column>; nested values and dates are kept
@@ -74,9 +74,9 @@ def add(verbs: Any) -> None:
         type=float,
         default=8.0,
         metavar="GB",
-        help="Parquet only: a larger source (10^9 bytes, uncompressed) is shuffled in portions of this size, each "
-        "made of row groups from all over it; DIR needs as much more room while it is packed "
-        "(default: 8)",
+        help="Parquet only: a larger source (10^9 bytes, uncompressed) is shuffled in portions of "
+        "this size, each made of row groups from all over it; DIR needs as much more room while it "
+        "is packed (default: 8)",
     )
     add_media_limits(pack)
 
