@@ -18,7 +18,7 @@ CONFIG = "configs/train/digits.yaml"
 
 
 def start_two(port, *module):
-    """Start ``python -m module…`` as two ranks that meet at ``port``, one per machine."""
+    """Start ``python -m module…`` as two ranks, one per machine, that meet at ``port``."""
     variables = {
         **os.environ, "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
