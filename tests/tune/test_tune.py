@@ -325,7 +325,7 @@ def test_a_larger_model_that_cannot_be_trained_has_no_score(
         "could not be trained at any of the rates" in (tmp_path / "run" / "tune.html").read_text()
     )
 
-    def cut_off(*_):
+    def cut_off(**_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("mmscale.tune.run.transfer_rates", cut_off)
