@@ -43,7 +43,7 @@ def measure_pairs(machines: list[list[int]], device: torch.device) -> float:
     """The better of two rates of this machine, each with another neighbour: a machine that is slow
     with both is slow.
 
-    Called on every rank when all together are slow; the rounds do not overlap.
+    Called on every rank when all together are slow. The rounds do not overlap.
     """
     count, rates = len(machines), [0.0]
     # Pairs of neighbours in a ring. Where the number is odd, the last with the first is a round of
@@ -70,24 +70,23 @@ def expected(name: str, machines: int, per_machine: int) -> float | None:
     )
 
 
-def judge(rates: Mapping[str, Mapping[str, float]], gpu: str, per_machine: int) -> HealthCheck:
+def assess(rates: Mapping[str, Mapping[str, float]], gpu: str, per_machine: int) -> HealthCheck:
     """``rates`` by name of a machine: ``all``, ``inside`` and, if it was measured, ``pairs``;
     ``gpu``: their kind, empty for CPUs."""
-    told = next(iter(rates.values()))["all"]
+    measured = next(iter(rates.values()))["all"]
     if not gpu:
         return HealthCheck(
-            "all-reduce", OK, f"{told / 1e9:.2f} GB/s by Gloo; what CPUs should give is not known"
+            "all-reduce",
+            OK,
+            f"{measured / 1e9:.2f} GB/s by Gloo; what CPUs should give is not known",
         )
     rated, inside = expected(gpu, len(rates), per_machine), expected(gpu, 1, per_machine)
     if rated is None:
         return HealthCheck(
-            "all-reduce", OK, f"{told / 1e9:.1f} GB/s; what a {gpu} should give is not known"
+            "all-reduce", OK, f"{measured / 1e9:.1f} GB/s; what a {gpu} should give is not known"
         )
-    lines, sick, verdicts = (
-        [f"{told / 1e9:.1f} GB/s of {rated / 1e9:.0f} rated"],
-        [],
-        [_grade(told, rated)],
-    )
+    lines = [f"{measured / 1e9:.1f} GB/s of {rated / 1e9:.0f} rated"]
+    sick, verdicts = [], [_grade(measured, rated)]
     for machine, rate in rates.items():
         for key, limit, where in (
             ("inside", inside, "inside"),

@@ -1,4 +1,4 @@
-"""What a check says, and where it was found."""
+"""What a check reports, and of which machine."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class RankPlace:
 
 @dataclass(frozen=True)
 class HealthCheck:
-    """One verdict: ``ok``, ``warning`` or ``failed``; what was found, in a line; the machines that
-    are the reason.
+    """One verdict: ``ok``, ``warning`` or ``failed``; the reason, in a line; the machines that are
+    to blame.
     """
 
     name: str
@@ -39,15 +39,15 @@ def worst(verdicts: Iterable[str]) -> str:
 def complain(
     name: str, faults: Mapping[RankPlace, tuple[str, str]], everywhere: Iterable[RankPlace]
 ) -> HealthCheck:
-    """A check that found faults: (verdict, text) by place. Ranks of a machine that say the same are
-    told once.
+    """A check that found faults: (verdict, text) by place. What several ranks of a machine report
+    alike is reported once.
     """
     ranks = Counter(place.machine for place in everywhere)
-    told = Counter((place.machine, text) for place, (_, text) in faults.items())
+    reported = Counter((place.machine, text) for place, (_, text) in faults.items())
     lines = [
         f"{machine}: {text}"
         + (f" ({count} of its {ranks[machine]} ranks)" if count < ranks[machine] else "")
-        for (machine, text), count in told.items()
+        for (machine, text), count in reported.items()
     ]
     machines = dict.fromkeys(place.machine for place in sorted(faults))
     return HealthCheck(
@@ -56,7 +56,7 @@ def complain(
 
 
 def usual(values: Mapping[RankPlace, Any]) -> Any:
-    """What most say; of values that are said equally often, that of the lowest rank."""
+    """The most frequent value; of values that are equally frequent, that of the lowest rank."""
     counts = Counter(values.values())
     most = max(counts.values())
     return next(values[place] for place in sorted(values) if counts[values[place]] == most)

@@ -1,4 +1,4 @@
-"""Is there room for checkpoints, for copies of remote shards, and in shared memory?"""
+"""Is there space for checkpoints, for copies of remote shards, and in shared memory?"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SMALL = 1e9  # bytes; a container's 64 MB of shared memory are the usual mistak
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
+class FolderSpace:
     """Free bytes of a folder; what a run must have there, and what it would like to have."""
 
     what: str
@@ -32,27 +32,32 @@ class Room:
     free: float
     needed: float
     wished: float
-    fault: str = ""  # why the folder cannot be used at all
+    # Why the folder cannot be used at all.
+    fault: str = ""
 
 
-def look(config: Config | None, ranks: int) -> list[dict[str, Any]]:
-    """The rooms of this machine, which runs so many ranks."""
-    rooms = (
-        [_room("shared memory", SHARED_MEMORY, *_shared(config, ranks))]
+def collect(config: Config | None, ranks: int) -> list[dict[str, Any]]:
+    """`FolderSpace` of each folder that a run on this machine, of so many ranks, writes to."""
+    spaces = (
+        [_measure("shared memory", SHARED_MEMORY, *_shared(config, ranks))]
         if SHARED_MEMORY.exists()
         else []
     )
     if config is not None:
         size = checkpoint_bytes(config)
-        rooms.append(
-            _room("checkpoints", Path(config.run.dir), size, (config.train.keep_last + 1) * size)
+        spaces.append(
+            _measure("checkpoints", Path(config.run.dir), size, (config.train.keep_last + 1) * size)
         )
-        if any(is_url(name) for one in config.data.sets.values() for name in expand(one.shards)):
+        if any(
+            is_url(name)
+            for data_set in config.data.sets.values()
+            for name in expand(data_set.shards)
+        ):
             limit = config.data.cache.max_gb * 1e9
-            rooms.append(
-                _room("shard cache", config.data.cache.folder(), 0, limit - _taken(config))
+            spaces.append(
+                _measure("shard cache", config.data.cache.folder(), 0, limit - _taken(config))
             )
-    return [asdict(room) for room in rooms]
+    return [asdict(space) for space in spaces]
 
 
 def checkpoint_bytes(config: Config) -> float:
@@ -67,43 +72,43 @@ def checkpoint_bytes(config: Config) -> float:
     )
 
 
-def judge(found: Mapping[RankPlace, list[dict[str, Any]]]) -> HealthCheck:
-    """``found``: of one rank of each machine."""
+def assess(collected: Mapping[RankPlace, list[dict[str, Any]]]) -> HealthCheck:
+    """``collected``: by one rank of each machine."""
     faults, least = {}, dict[str, float]()
-    for place, rooms in found.items():
+    for place, spaces in collected.items():
         failures, warnings = [], []
-        for room in (Room(**one) for one in rooms):
-            least[room.what] = min(room.free, least.get(room.what, room.free))
-            where = f"{room.what} ({room.path})"
-            if room.fault:
-                failures.append(f"{where}: {room.fault}")
-            elif room.free < room.needed:
+        for space in (FolderSpace(**fields) for fields in spaces):
+            least[space.what] = min(space.free, least.get(space.what, space.free))
+            where = f"{space.what} ({space.path})"
+            if space.fault:
+                failures.append(f"{where}: {space.fault}")
+            elif space.free < space.needed:
                 failures.append(
-                    f"{where}: {_size(room.free)} free, {_size(room.needed)} are needed"
+                    f"{where}: {_size(space.free)} free, {_size(space.needed)} are needed"
                 )
-            elif room.free < room.wished:
+            elif space.free < space.wished:
                 warnings.append(
-                    f"{where}: {_size(room.free)} free, {_size(room.wished)} would be better"
+                    f"{where}: {_size(space.free)} free, {_size(space.wished)} would be better"
                 )
         if failures or warnings:
             faults[place] = (FAILED if failures else WARNING, ", ".join(failures + warnings))
     if faults:
-        return complain("room", faults, found)
+        return complain("disk space", faults, collected)
     return HealthCheck(
-        "room",
+        "disk space",
         OK,
         ", ".join(f"{_size(free)} for {what}" for what, free in least.items()) + " at least",
     )
 
 
-def _room(what: str, path: Path, needed: float, wished: float) -> Room:
+def _measure(what: str, path: Path, needed: float, wished: float) -> FolderSpace:
     at = path.absolute()
     while not at.exists() and at != at.parent:
         at = at.parent
     try:
         free = float(shutil.disk_usage(at).free)
     except OSError as error:
-        return Room(
+        return FolderSpace(
             what=what,
             path=str(path),
             free=0.0,
@@ -112,7 +117,9 @@ def _room(what: str, path: Path, needed: float, wished: float) -> Room:
             fault=f"cannot be looked at ({error.strerror})",
         )
     fault = "" if at.is_dir() and os.access(at, os.W_OK | os.X_OK) else f"{at} cannot be written to"
-    return Room(what=what, path=str(path), free=free, needed=needed, wished=wished, fault=fault)
+    return FolderSpace(
+        what=what, path=str(path), free=free, needed=needed, wished=wished, fault=fault
+    )
 
 
 def _shared(config: Config | None, ranks: int) -> tuple[float, float]:

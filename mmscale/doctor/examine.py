@@ -1,6 +1,4 @@
-"""All checks, on all ranks, before there is a process group; ends in the same report on each of
-them.
-"""
+"""All checks, on all ranks, before there is a process group. All ranks end with one report."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ from mmscale.parallel.ranks import read_environment
 
 @dataclass(frozen=True)
 class HealthReport:
-    """What was found. ``machines``: their names, in the order of their ranks."""
+    """The verdicts. ``machines``: their names, in the order of their ranks."""
 
     ranks: int
     machines: list[str]
@@ -55,7 +53,7 @@ class HealthReport:
 
 
 def preflight(config: Config, store: dist.Store) -> None:
-    """`examine` before a run; the first rank tells what is not as it should be.
+    """`examine` before a run. The first rank reports what is not as it should be.
 
     Raises:
         UserError: a check failed, on the first rank. The others leave with exit status 2.
@@ -72,8 +70,8 @@ def preflight(config: Config, store: dist.Store) -> None:
             report(f"{check.verdict}: {check.name}: {check.text}")
     if failed:
         raise UserError(
-            f"preflight: {failed[0].name}: {failed[0].text}; `mmscale doctor` tells all (DOCTOR=0 "
-            "leaves this out)"
+            f"preflight: {failed[0].name}: {failed[0].text}; `mmscale doctor` reports all "
+            "checks (DOCTOR=0 leaves this out)"
         )
 
 
@@ -84,10 +82,10 @@ def examine(
     clock: network.Clock = time.time,
     patience_s: float = 60.0,
 ) -> HealthReport:
-    """Look at this rank's machine, tell the others, and judge together. Called on every rank.
+    """Check this rank's machine, report to the others, and assess together. Called on every rank.
 
     Args:
-        config: the run whose data and room are looked at; None: only what any run needs.
+        config: the run whose data and disk space are checked; None: only what any run needs.
         store: what `mmscale.parallel.ranks.meet_ranks` gave.
         clock: this machine's, seconds since 1970.
         patience_s: how long to wait for another rank before it counts as the sick one.
@@ -102,20 +100,20 @@ def examine(
         examination = _Examination(exchange, config, clock, local_rank)
         checks = examination.run()
         if rank == 0:
-            told = [asdict(check) for check in checks]
-            exchange.announce("report", [examination.machines, told, time.perf_counter() - began])
-        machines, told, seconds = exchange.listen("report")
-        exchange.tell("bye", 0)
+            sent = [asdict(check) for check in checks]
+            exchange.announce("report", [examination.machines, sent, time.perf_counter() - began])
+        machines, received, seconds = exchange.listen("report")
+        exchange.report("bye", 0)
         if rank == 0:  # whose process may keep the store
-            exchange.hear("bye", examination.answered)
+            exchange.gather("bye", examination.answered)
     except RuntimeError as error:
         raise UserError(
-            f"rank 0 does not answer ({str(error).splitlines()[0]}); its own output tells why"
+            f"rank 0 does not answer ({str(error).splitlines()[0]}); its own output shows why"
         ) from None
     return HealthReport(
         world,
         machines,
-        [HealthCheck(**one | {"machines": tuple(one["machines"])}) for one in told],
+        [HealthCheck(**check | {"machines": tuple(check["machines"])}) for check in received],
         seconds,
     )
 
@@ -132,25 +130,21 @@ class _Examination:
         clock: network.Clock,
         local_rank: int,
     ) -> None:
-        self._exchange, self._config, self._clock, self._local_rank = (
-            exchange,
-            config,
-            clock,
-            local_rank,
-        )
+        self._exchange, self._config = exchange, config
+        self._clock, self._local_rank = clock, local_rank
         self._places: list[RankPlace] = []
-        self._mine: list[int] = []  # ranks of this machine; the first of them speaks for it
+        self._mine: list[int] = []  # ranks of this machine; the first of them reports for it
         self.machines: list[str] = []
         self.answered: list[int] = []
 
     def run(self) -> list[HealthCheck]:
         exchange, address = self._exchange, network.own_address()
         with network.Listener(address, self._clock) as listener:
-            exchange.tell("here", [socket.gethostname(), _boot()])
+            exchange.report("here", [socket.gethostname(), _boot()])
             if exchange.rank == 0:
                 exchange.announce(
                     "places",
-                    _name_places(exchange.hear("here", range(exchange.world)), exchange.world),
+                    _name_places(exchange.gather("here", range(exchange.world)), exchange.world),
                 )
             self._places = [
                 RankPlace(number, name) for number, name in enumerate(exchange.listen("places"))
@@ -160,115 +154,121 @@ class _Examination:
             )
             mine = self._places[exchange.rank].machine
             self._mine = [place.rank for place in self._places if place.machine == mine]
-            exchange.tell("found", self._look() | {"at": [address, listener.port]})
-            found, checks = self._hear_found()
-            reached = self._reach(found)
+            exchange.report("collected", self._collect() | {"at": [address, listener.port]})
+            collected, checks = self._gather_collected()
+            reached = self._reach(collected)
             if exchange.rank == 0:
-                checks += self._judge(found, reached)
+                checks += self._assess(collected, reached)
                 is_sound = all(check.verdict != FAILED for check in checks)
                 exchange.announce("measure_rates", is_sound and exchange.world > 1)
             to_measure = exchange.listen("measure_rates")  # until then others may ask the listener
         if to_measure:
-            checks += self._measure(found)
+            checks += self._measure(collected)
         return checks
 
     @property
-    def _speaks(self) -> bool:
+    def _reports_for_machine(self) -> bool:
         return self._exchange.rank == self._mine[0]
 
-    def _look(self) -> dict[str, Any]:
-        """Everything that needs no other rank. GPUs and rooms are looked at once a machine."""
-        looks: dict[str, Callable[[], Any]] = {}
-        if self._speaks:
-            looks["gpus"] = gpus.look
-            looks["room"] = lambda: disk_space.look(self._config, len(self._mine))
+    def _collect(self) -> dict[str, Any]:
+        """Everything that needs no other rank. GPUs and disk space are checked once per machine."""
+        collectors: dict[str, Callable[[], Any]] = {}
+        if self._reports_for_machine:
+            collectors["gpus"] = gpus.collect
+            collectors["disk space"] = lambda: disk_space.collect(self._config, len(self._mine))
         if self._config is not None:
             config = self._config
-            looks["shards"] = lambda: shards.look(config)
-        found = {}
-        for name, look in looks.items():
-            self._exchange.tell("at", name)  # if it hangs, the first rank knows where
-            found[name] = look()
-        driver = gpus.driver_of(found["gpus"]) if "gpus" in found else ""
-        return found | {"versions": versions.look(driver)}
+            collectors["shards"] = lambda: shards.collect(config)
+        facts = {}
+        for name, collect in collectors.items():
+            self._exchange.report("at", name)  # if it hangs, the first rank knows where
+            facts[name] = collect()
+        driver = gpus.driver_of(facts["gpus"]) if "gpus" in facts else ""
+        return facts | {"versions": versions.collect(driver)}
 
-    def _hear_found(self) -> tuple[dict[RankPlace, dict[str, Any]], list[HealthCheck]]:
-        """On the first rank: what all found, and who is missing."""
+    def _gather_collected(self) -> tuple[dict[RankPlace, dict[str, Any]], list[HealthCheck]]:
+        """On the first rank: what all ranks collected, and which of them are missing."""
         exchange = self._exchange
         if exchange.rank != 0:
             return {}, []
         came = [place for place in self._places if place.machine]
-        told = exchange.hear("found", [place.rank for place in came])
+        facts = exchange.gather("collected", [place.rank for place in came])
         faults = [f"rank {place.rank} did not come" for place in self._places if not place.machine]
-        silent = [place for place in came if place.rank not in told]
+        silent = [place for place in came if place.rank not in facts]
         faults += [
             f"rank {place.rank} on {place.machine} hangs at: "
             f"{exchange.now('at', place.rank) or 'its start'}"
             for place in silent
         ]
-        self.answered = list(told)
+        self.answered = list(facts)
         if faults:
             more = f", and {len(faults) - 4} more" if len(faults) > 4 else ""
             sick = tuple(dict.fromkeys(place.machine for place in silent))
             check = HealthCheck("ranks", FAILED, "; ".join(faults[:4]) + more, sick)
         else:
-            check = HealthCheck("ranks", OK, f"all {len(told)} have come")
-        return {place: told[place.rank] for place in came if place.rank in told}, [check]
+            check = HealthCheck("ranks", OK, f"all {len(facts)} have come")
+        return {place: facts[place.rank] for place in came if place.rank in facts}, [check]
 
-    def _reach(self, found: dict[RankPlace, dict[str, Any]]) -> dict[RankPlace, dict[str, Any]]:
-        """On the first rank: what every machine's first rank says of the others."""
+    def _reach(self, collected: dict[RankPlace, dict[str, Any]]) -> dict[RankPlace, dict[str, Any]]:
+        """On the first rank: what every machine's first rank reports of the others."""
         exchange = self._exchange
         if exchange.rank == 0:
             exchange.announce(
-                "peers", {place.machine: found[place]["at"] for place in _speakers(found)}
+                "peers",
+                {place.machine: collected[place]["at"] for place in _first_ranks(collected)},
             )
         peers = exchange.listen("peers")
-        if self._speaks:
-            exchange.tell(
+        if self._reports_for_machine:
+            exchange.report(
                 "reached",
                 network.reach({name: tuple(at) for name, at in peers.items()}, self._clock),
             )
         if exchange.rank != 0:
             return {}
-        firsts = _speakers(found)
-        told = exchange.hear("reached", [place.rank for place in firsts])
-        return {place: told[place.rank] for place in firsts if place.rank in told}
+        firsts = _first_ranks(collected)
+        reached = exchange.gather("reached", [place.rank for place in firsts])
+        return {place: reached[place.rank] for place in firsts if place.rank in reached}
 
-    def _judge(
-        self, found: dict[RankPlace, dict[str, Any]], reached: dict[RankPlace, dict[str, Any]]
+    def _assess(
+        self, collected: dict[RankPlace, dict[str, Any]], reached: dict[RankPlace, dict[str, Any]]
     ) -> list[HealthCheck]:
-        firsts = _speakers(found)
+        firsts = _first_ranks(collected)
         checks = [
-            versions.judge({place: one["versions"] for place, one in found.items()}),
-            gpus.judge({place: found[place]["gpus"] for place in firsts}),
-            network.judge_network(reached),
-            network.judge_clocks(
-                {place: told[self.machines[0]] for place, told in reached.items()}
+            versions.assess({place: facts["versions"] for place, facts in collected.items()}),
+            gpus.assess({place: collected[place]["gpus"] for place in firsts}),
+            network.assess_network(reached),
+            network.assess_clocks(
+                {place: peers[self.machines[0]] for place, peers in reached.items()}
             ),
-            disk_space.judge({place: found[place]["room"] for place in firsts}),
+            disk_space.assess({place: collected[place]["disk space"] for place in firsts}),
         ]
         if self._config is not None:
-            checks.append(shards.judge({place: one["shards"] for place, one in found.items()}))
+            checks.append(
+                shards.assess({place: facts["shards"] for place, facts in collected.items()})
+            )
         return checks
 
-    def _measure(self, found: dict[RankPlace, dict[str, Any]]) -> list[HealthCheck]:
+    def _measure(self, collected: dict[RankPlace, dict[str, Any]]) -> list[HealthCheck]:
         """All-reduces in a process group of their own; called on every rank."""
         exchange = self._exchange
         try:
             rates, gpu = self._measured()
-            exchange.tell("rates", {"rates": rates, "gpu": gpu})
+            exchange.report("rates", {"rates": rates, "gpu": gpu})
         except RuntimeError as error:
-            exchange.tell("rates", {"fault": str(error).splitlines()[0]})
+            exchange.report("rates", {"fault": str(error).splitlines()[0]})
         if exchange.rank != 0:
             return []
-        told = exchange.hear("rates", [place.rank for place in self._places])
+        replies = exchange.gather("rates", [place.rank for place in self._places])
         for place in self._places:
-            fault = told[place.rank].get("fault") if place.rank in told else "hangs"
+            fault = replies[place.rank].get("fault") if place.rank in replies else "hangs"
             if fault:
                 text = f"{place.machine}: rank {place.rank}: {fault}"
                 return [HealthCheck("all-reduce", FAILED, text, (place.machine,))]
-        by_machine = {place.machine: told[place.rank]["rates"] for place in _speakers(found)}
-        return [bandwidth.judge(by_machine, told[0]["gpu"], len(self._places) // len(by_machine))]
+        by_machine = {
+            place.machine: replies[place.rank]["rates"] for place in _first_ranks(collected)
+        }
+        per_machine = len(self._places) // len(by_machine)
+        return [bandwidth.assess(by_machine, replies[0]["gpu"], per_machine)]
 
     def _measured(self) -> tuple[dict[str, float], str]:
         exchange = self._exchange
@@ -298,9 +298,7 @@ class _Examination:
 
 
 def _boot() -> str:
-    """What no two machines share, and containers of one machine do; empty where the kernel does not
-    tell.
-    """
+    """What no two machines share, and containers of one machine do; empty where it is hidden."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -324,8 +322,8 @@ def _name_places(here: dict[int, list[str]], world: int) -> list[str]:
     return names
 
 
-def _speakers(found: dict[RankPlace, dict[str, Any]]) -> list[RankPlace]:
-    """The first rank of every machine, which looked at GPUs and rooms for all; none where it is
+def _first_ranks(collected: dict[RankPlace, dict[str, Any]]) -> list[RankPlace]:
+    """The first rank of every machine, which checked GPUs and disk space for all; none where it is
     silent.
     """
-    return sorted(place for place, one in found.items() if "gpus" in one)
+    return sorted(place for place, facts in collected.items() if "gpus" in facts)

@@ -1,4 +1,4 @@
-"""Are the GPUs all there, alike, free and sound? By nvidia-smi, asked once a machine."""
+"""Are the GPUs all there, alike, free and sound? By nvidia-smi, asked once per machine."""
 
 from __future__ import annotations
 
@@ -31,12 +31,14 @@ class GpuReading:
     total: float  # bytes
     free: float  # bytes
     driver: str
-    ecc_errors: int  # uncorrected, since the driver was loaded; 0 where the device does not count
+    # Uncorrected, since the driver was loaded; 0 where the device does not count.
+    ecc_errors: int
     slowed: str  # by heat, by the power supply, or empty
-    number: str  # the machine's own, whatever CUDA_VISIBLE_DEVICES makes of it
+    # The machine's own, whatever CUDA_VISIBLE_DEVICES makes of it.
+    number: str
 
 
-def look() -> dict[str, Any]:
+def collect() -> dict[str, Any]:
     """``gpus``: the machine's, of them those that CUDA_VISIBLE_DEVICES names; none without
     nvidia-smi. ``fault``: why they cannot be asked. ``usable``: how many PyTorch sees, None if
     slices (MIG) are named, which are not listed."""
@@ -52,10 +54,10 @@ def look() -> dict[str, Any]:
         facts = _ask(_FACTS)
     except (OSError, subprocess.SubprocessError) as error:
         output = getattr(error, "stdout", None)
-        said = output.decode() if isinstance(output, bytes) else output or str(error)
+        text = output.decode() if isinstance(output, bytes) else output or str(error)
         return {
             "gpus": [],
-            "fault": f"nvidia-smi fails: {' '.join(said.split())[:200]}",
+            "fault": f"nvidia-smi fails: {' '.join(text.split())[:200]}",
             "usable": usable,
         }
     try:
@@ -102,24 +104,26 @@ def _is(name: str, row: list[str]) -> bool:
     return name == row[4] or (name.startswith("GPU-") and row[5].startswith(name))
 
 
-def driver_of(found: Mapping[str, Any]) -> str:
+def driver_of(collected: Mapping[str, Any]) -> str:
     """Version of the machine's GPU driver, or empty."""
-    return found["gpus"][0]["driver"] if found["gpus"] else ""
+    return collected["gpus"][0]["driver"] if collected["gpus"] else ""
 
 
-def judge(found: Mapping[RankPlace, Mapping[str, Any]]) -> HealthCheck:
-    """``found``: of one rank of each machine."""
+def assess(collected: Mapping[RankPlace, Mapping[str, Any]]) -> HealthCheck:
+    """``collected``: by one rank of each machine."""
     gpus = {
-        place: [GpuReading(**one) for one in machine["gpus"]] for place, machine in found.items()
+        place: [GpuReading(**fields) for fields in machine["gpus"]]
+        for place, machine in collected.items()
     }
-    if not any(gpus.values()) and not any(machine["fault"] for machine in found.values()):
+    if not any(gpus.values()) and not any(machine["fault"] for machine in collected.values()):
         return HealthCheck("gpus", OK, "none; training runs on CPUs")
     kinds = {
-        place: f"{len(some)} x {some[0].name}" if some else "none" for place, some in gpus.items()
+        place: f"{len(readings)} x {readings[0].name}" if readings else "none"
+        for place, readings in gpus.items()
     }
     norm = usual(kinds)
     faults = {}
-    for place, machine in found.items():
+    for place, machine in collected.items():
         failures, warnings = [], []
         if machine["fault"]:
             failures.append(machine["fault"])
@@ -137,20 +141,21 @@ def judge(found: Mapping[RankPlace, Mapping[str, Any]]) -> HealthCheck:
             if gpu.slowed:
                 warnings.append(f"GPU {number} is slowed by {gpu.slowed}")
             if gpu.free < 0.9 * gpu.total:
-                taken = f"GPU {number}: {(gpu.total - gpu.free) / 1e9:.1f} of {gpu.total / 1e9:.0f} GB are taken"
-                (failures if gpu.free < 0.5 * gpu.total else warnings).append(taken)
+                taken = f"{(gpu.total - gpu.free) / 1e9:.1f} of {gpu.total / 1e9:.0f} GB"
+                grave = gpu.free < 0.5 * gpu.total
+                (failures if grave else warnings).append(f"GPU {number}: {taken} are taken")
         if failures or warnings:
             faults[place] = (FAILED if failures else WARNING, ", ".join(failures + warnings))
     if faults:
-        return complain("gpus", faults, found)
-    memory = min(gpu.total for some in gpus.values() for gpu in some)
+        return complain("gpus", faults, collected)
+    memory = min(gpu.total for readings in gpus.values() for gpu in readings)
     return HealthCheck(
         "gpus", OK, f"{norm} in every machine, {memory / 1e9:.0f} GB each, free and sound"
     )
 
 
 def _ask(fields: tuple[str, ...]) -> list[list[str]]:
-    """One row a GPU."""
+    """One row per GPU."""
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=True)
     rows = [[cell.strip() for cell in row] for row in csv.reader(done.stdout.splitlines())]

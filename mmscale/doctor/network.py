@@ -1,6 +1,6 @@
 """Does every machine reach every other, and do their clocks agree?
 
-Each machine listens at the address that collectives would use, and says its time to whoever
+Each machine listens at the address that collectives would use, and sends its time to whoever
 connects. The difference of two clocks follows from the shortest of a few round trips, with half of
 it as the error (Cristian, "Probabilistic clock synchronization", 1989).
 """
@@ -81,18 +81,17 @@ def own_address() -> str:
         except OSError as error:
             raise UserError(
                 f"GLOO_SOCKET_IFNAME={interface}: no IPv4 address of it here ({error.strerror}); "
-                "NETWORK_INTERFACE and "
-                "GLOO_SOCKET_IFNAME name an interface of `ip address`"
+                "NETWORK_INTERFACE and GLOO_SOCKET_IFNAME name an interface of `ip address`"
             ) from None
     try:
-        family, _, _, _, found = socket.getaddrinfo(
+        family, _, _, _, address = socket.getaddrinfo(
             socket.gethostname(), None, type=socket.SOCK_STREAM
         )[0]
         with socket.socket(family) as probe:
-            probe.bind((found[0], 0))
+            probe.bind((address[0], 0))
     except OSError:  # as Gloo does
         return "127.0.0.1"
-    return str(found[0])
+    return str(address[0])
 
 
 def interface_address(interface: str) -> str:
@@ -117,26 +116,26 @@ def reach(peers: Mapping[str, tuple[str, int]], clock: Clock) -> dict[str, dict[
         )
 
 
-def judge_network(found: Mapping[RankPlace, Mapping[str, Mapping[str, Any]]]) -> HealthCheck:
-    """``found``: of one rank of each machine, what `reach` gave. Named are those that most of the
+def assess_network(reached: Mapping[RankPlace, Mapping[str, Mapping[str, Any]]]) -> HealthCheck:
+    """``reached``: by one rank of each machine, what `reach` gave. Named are those that most of the
     others miss.
     """
-    if len(found) == 1:
+    if len(reached) == 1:
         return HealthCheck("network", OK, "one machine")
     broken = [
-        (place.machine, name, one["fault"])
-        for place, told in found.items()
-        for name, one in told.items()
-        if one["fault"]
+        (place.machine, name, peer["fault"])
+        for place, peers in reached.items()
+        for name, peer in peers.items()
+        if peer["fault"]
     ]
     if not broken:
-        return HealthCheck("network", OK, f"{len(found)} machines, each reaches every other")
+        return HealthCheck("network", OK, f"{len(reached)} machines, each reaches every other")
     missed: dict[str, set[tuple[str, str]]] = {}
-    for one, other, fault in broken:
+    for machine, peer, fault in broken:
         # An address that means "this machine" on every machine is the fault of the one that gives
         # it.
-        for blamed in (other,) if fault.startswith("127.") else (one, other):
-            missed.setdefault(blamed, set()).add((one, other))
+        for blamed in (peer,) if fault.startswith("127.") else (machine, peer):
+            missed.setdefault(blamed, set()).add((machine, peer))
     most = max(len(pairs) for pairs in missed.values())
     sick = tuple(name for name, pairs in missed.items() if len(pairs) == most)
     lines = [f"{a} does not reach {b}: {fault}" for a, b, fault in broken]
@@ -145,15 +144,13 @@ def judge_network(found: Mapping[RankPlace, Mapping[str, Mapping[str, Any]]]) ->
     return HealthCheck("network", FAILED, "; ".join(lines[:4]) + more + remedy, sick)
 
 
-def judge_clocks(found: Mapping[RankPlace, Mapping[str, Any]]) -> HealthCheck:
-    """``found``: of one rank of each machine, how far the first machine's clock is ``ahead`` of its
-    own.
-    """
-    offsets = {place: -one["ahead"] for place, one in found.items() if not one["fault"]}
+def assess_clocks(reached: Mapping[RankPlace, Mapping[str, Any]]) -> HealthCheck:
+    """``reached``: by one rank of each machine, how far the first machine's clock is ``ahead``."""
+    offsets = {place: -first["ahead"] for place, first in reached.items() if not first["fault"]}
     if len(offsets) < 2:
         return HealthCheck("clocks", OK, "one machine")
     norm = statistics.median_low(offsets.values()) if len(offsets) > 2 else offsets[min(offsets)]
-    error = max(found[place]["error"] for place in offsets)
+    error = max(reached[place]["error"] for place in offsets)
     faults = {}
     for place, offset in offsets.items():
         apart = offset - norm

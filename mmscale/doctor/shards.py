@@ -18,45 +18,45 @@ from mmscale.errors import UserError
 _PROBE = 512  # bytes, a tar header
 
 
-def look(config: Config) -> dict[str, dict[str, Any]]:
+def collect(config: Config) -> dict[str, dict[str, Any]]:
     """By data set: ``digest`` of its shards, how many ``shards``, or the ``fault`` why they cannot
     be read.
     """
-    return {name: _look_at(one, config) for name, one in config.data.sets.items()}
+    return {name: _read_set(data_set, config) for name, data_set in config.data.sets.items()}
 
 
-def judge(found: Mapping[RankPlace, Mapping[str, Mapping[str, Any]]]) -> HealthCheck:
+def assess(collected: Mapping[RankPlace, Mapping[str, Mapping[str, Any]]]) -> HealthCheck:
     """A set that a rank cannot read, or sees otherwise than the others, fails."""
     faults, shards, later = dict[RankPlace, tuple[str, str]](), 0, list[str]()
-    for name in dict.fromkeys(name for sets in found.values() for name in sets):
-        told = {place: sets[name] for place, sets in found.items()}
-        sound = {place: one["digest"] for place, one in told.items() if not one["fault"]}
+    for name in dict.fromkeys(name for sets in collected.values() for name in sets):
+        seen = {place: sets[name] for place, sets in collected.items()}
+        sound = {place: facts["digest"] for place, facts in seen.items() if not facts["fault"]}
         norm = usual(sound) if sound else ""
-        for place, one in told.items():
-            if one["fault"]:
-                faults[place] = (FAILED, f"{name}: {one['fault']}")
-            elif one["digest"] != norm:
+        for place, facts in seen.items():
+            if facts["fault"]:
+                faults[place] = (FAILED, f"{name}: {facts['fault']}")
+            elif facts["digest"] != norm:
                 faults[place] = (
                     FAILED,
-                    f"{name}: other shards ({one['digest'][:12]}) than the others see "
+                    f"{name}: other shards ({facts['digest'][:12]}) than the others see "
                     f"({norm[:12]})",
                 )
         if sound and not norm:
             later.append(name)
-        shards += max((one["shards"] for one in told.values()), default=0)
+        shards += max((facts["shards"] for facts in seen.values()), default=0)
     if faults:
-        return complain("shards", faults, found)
+        return complain("shards", faults, collected)
     text = f"{shards} shards, the same from every rank"
     return HealthCheck(
         "shards", OK, text + (f"; built at the start: {', '.join(later)}" if later else "")
     )
 
 
-def _look_at(one: SetConfig, config: Config) -> dict[str, Any]:
-    if config.data.prepare and not any(Path(name).exists() for name in one.shards):
+def _read_set(data_set: SetConfig, config: Config) -> dict[str, Any]:
+    if config.data.prepare and not any(Path(name).exists() for name in data_set.shards):
         return {"digest": "", "shards": 0, "fault": None}
     try:
-        manifests = open_manifests(one.shards, config.data.cache)
+        manifests = open_manifests(data_set.shards, config.data.cache)
         for manifest in manifests:
             for shard in {0, len(manifest.shards) - 1}:
                 _read_ends(manifest, shard, config.data.cache.retries)
@@ -77,18 +77,18 @@ def _read_ends(manifest: Manifest, shard: int, retries: int) -> None:
     if isinstance(place.base, str):
         try:
             with RemoteFile(join_url(place.base, name), retries) as file:
-                got, found = file.readinto(bytearray(_PROBE)), file.size
+                got, size_now = file.readinto(bytearray(_PROBE)), file.size
         except RemoteFault as fault:
             raise UserError(f"shard {name} cannot be fetched ({fault})") from None
     else:
         try:
             with open(place.base / name, "rb", buffering=0) as file:
-                found = os.fstat(file.fileno()).st_size
+                size_now = os.fstat(file.fileno()).st_size
                 got = min(
                     len(file.read(_PROBE)),
                     len(os.pread(file.fileno(), _PROBE, max(0, size - _PROBE))),
                 )
         except OSError as error:
             raise UserError(f"shard {name} cannot be read ({error.strerror})") from None
-    if found != size or not got:
-        raise UserError(f"shard {name} has {found} bytes, {size} when it was indexed")
+    if size_now != size or not got:
+        raise UserError(f"shard {name} has {size_now} bytes, {size} when it was indexed")

@@ -14,9 +14,9 @@ from mmscale.version import __version__
 _MAY_DIFFER = ("driver",)
 
 
-def look(driver: str) -> dict[str, str]:
+def collect(driver: str) -> dict[str, str]:
     """Name and version of what a rank runs; ``driver`` is the GPU driver's, empty if not known."""
-    found = {
+    known = {
         "mmscale": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -24,30 +24,30 @@ def look(driver: str) -> dict[str, str]:
         "nccl": ".".join(map(str, torch.cuda.nccl.version())) if torch.cuda.is_available() else "",
         "driver": driver,
     }
-    return {name: version for name, version in found.items() if version}
+    return {name: version for name, version in known.items() if version}
 
 
-def judge(found: Mapping[RankPlace, Mapping[str, str]]) -> HealthCheck:
+def assess(collected: Mapping[RankPlace, Mapping[str, str]]) -> HealthCheck:
     """Different versions fail, different drivers warn; the minority is named."""
     faults: dict[RankPlace, tuple[str, str]] = {}
     norms: dict[str, str] = {}
-    for name in dict.fromkeys(name for versions in found.values() for name in versions):
-        # The driver is asked for once a machine.
-        told = {place: versions.get(name, "") for place, versions in found.items()}
+    for name in dict.fromkeys(name for versions in collected.values() for name in versions):
+        # The driver is asked for once per machine.
+        by_place = {place: versions.get(name, "") for place, versions in collected.items()}
         if name in _MAY_DIFFER:
-            told = {place: version for place, version in told.items() if version}
-        norms[name] = usual(told)
-        for place, version in told.items():
+            by_place = {place: version for place, version in by_place.items() if version}
+        norms[name] = usual(by_place)
+        for place, version in by_place.items():
             if version != norms[name]:
                 verdict = WARNING if name in _MAY_DIFFER else FAILED
-                before, said = faults.get(place, (OK, ""))
+                before, lines = faults.get(place, (OK, ""))
                 line = f"{name} {version or 'none'}, the others {norms[name] or 'none'}"
                 faults[place] = (
                     max(before, verdict, key=(OK, WARNING, FAILED).index),
-                    f"{said}, {line}".strip(", "),
+                    f"{lines}, {line}".strip(", "),
                 )
     if faults:
-        return complain("versions", faults, found)
+        return complain("versions", faults, collected)
     return HealthCheck(
         "versions", OK, ", ".join(f"{name} {version}" for name, version in norms.items())
     )

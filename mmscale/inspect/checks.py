@@ -30,7 +30,7 @@ class QualityCheck:
         name: in tables and JSON.
         modality: whose section and noun it has.
         severity: of a sample that is found; how the warning is marked.
-        one, many: what is the matter, after "1 picture" or "3 pictures".
+        singular, plural: what is the matter, after "1 picture" or "3 pictures".
         meaning: how it is measured.
         remedy: what to do.
         finds: from the table to its samples, bool.
@@ -40,8 +40,8 @@ class QualityCheck:
     name: str
     modality: Modality
     severity: Severity
-    one: str
-    many: str
+    singular: str
+    plural: str
     meaning: str
     remedy: str
     finds: Callable[[pandas.DataFrame], pandas.Series]
@@ -53,8 +53,8 @@ CHECKS = [
         name="image_broken",
         modality="image",
         severity="serious",
-        one="cannot be decoded",
-        many="cannot be decoded",
+        singular="cannot be decoded",
+        plural="cannot be decoded",
         meaning="decoding it in full fails",
         remedy="Replace or remove them; training leaves their places empty and stops above "
         "data.max_bad_fraction.",
@@ -65,8 +65,8 @@ CHECKS = [
         name="image_blank",
         modality="image",
         severity="check",
-        one="is blank",
-        many="are blank",
+        singular="is blank",
+        plural="are blank",
         meaning=f"at 64 x 64 pixels no colour channel spans more than {BLANK_CONTRAST} of 255",
         remedy="Look at them; a missing download or a wrong mask often leaves one flat colour.",
         finds=lambda t: t["image_contrast"] <= BLANK_CONTRAST,
@@ -75,8 +75,8 @@ CHECKS = [
         name="image_tiny",
         modality="image",
         severity="check",
-        one="is tiny",
-        many="are tiny",
+        singular="is tiny",
+        plural="are tiny",
         meaning=f"the shorter side is below {TINY_SIDE} pixels",
         remedy="Leave them out, or check that they are not thumbnails or tracking pixels taken for "
         "pictures.",
@@ -86,8 +86,8 @@ CHECKS = [
         name="image_long",
         modality="image",
         severity="note",
-        one="is very long and narrow",
-        many="are very long and narrow",
+        singular="is very long and narrow",
+        plural="are very long and narrow",
         meaning=f"one side is over {LONG_ASPECT:g} times the other",
         remedy="Set media.max_image_tokens to keep their shape; a fixed square would squeeze them.",
         finds=lambda t: (
@@ -99,8 +99,8 @@ CHECKS = [
         name="audio_broken",
         modality="audio",
         severity="serious",
-        one="cannot be decoded",
-        many="cannot be decoded",
+        singular="cannot be decoded",
+        plural="cannot be decoded",
         meaning="decoding it in full fails",
         remedy="Replace or remove them; training leaves their places empty and stops above "
         "data.max_bad_fraction.",
@@ -111,8 +111,8 @@ CHECKS = [
         name="audio_silent",
         modality="audio",
         severity="serious",
-        one="is silent",
-        many="are silent",
+        singular="is silent",
+        plural="are silent",
         meaning=f"no sample is above {SILENT_PEAK_DB:g} dB of full scale",
         remedy="Remove them or record them again; a transcript of silence teaches the model to "
         "invent words.",
@@ -122,8 +122,8 @@ CHECKS = [
         name="audio_quiet",
         modality="audio",
         severity="check",
-        one="is nearly silent",
-        many="are nearly silent",
+        singular="is nearly silent",
+        plural="are nearly silent",
         meaning=f"the level (root mean square) is below {QUIET_LEVEL_DB:g} dB of full scale",
         remedy="Listen to some; raise their level, or remove them if only noise is left.",
         finds=lambda t: (t["audio_level"] < QUIET_LEVEL_DB) & (t["audio_peak"] > SILENT_PEAK_DB),
@@ -132,8 +132,8 @@ CHECKS = [
         name="audio_clipped",
         modality="audio",
         severity="check",
-        one="is clipped",
-        many="are clipped",
+        singular="is clipped",
+        plural="are clipped",
         meaning=f"{CLIPPED_SAMPLES} samples or more stand at full scale in runs of three or more",
         remedy="Listen to some; record again at a lower gain if you can. Clipping cannot be "
         "undone.",
@@ -143,8 +143,8 @@ CHECKS = [
         name="audio_short",
         modality="audio",
         severity="check",
-        one="is very short",
-        many="are very short",
+        singular="is very short",
+        plural="are very short",
         meaning=f"less than {SHORT_S:g} s",
         remedy="Check how they were cut; a word takes 0.2 s or more.",
         finds=lambda t: t["audio_seconds"] < SHORT_S,
@@ -153,8 +153,8 @@ CHECKS = [
         name="text_broken",
         modality="text",
         severity="serious",
-        one="cannot be read",
-        many="cannot be read",
+        singular="cannot be read",
+        plural="cannot be read",
         meaning="its bytes differ from the index, or are not UTF-8",
         remedy="Copy the shard again, or index it anew.",
         finds=lambda t: t["text_fault"].notna(),
@@ -164,8 +164,8 @@ CHECKS = [
         name="text_empty",
         modality="text",
         severity="check",
-        one="is empty",
-        many="are empty",
+        singular="is empty",
+        plural="are empty",
         meaning="nothing but white space",
         remedy="Remove the samples, or give them a text; as a target it teaches the model to say "
         "nothing.",
@@ -175,8 +175,8 @@ CHECKS = [
         name="text_replaced",
         modality="text",
         severity="check",
-        one="holds replacement characters (�)",
-        many="hold replacement characters (�)",
+        singular="holds replacement characters (�)",
+        plural="hold replacement characters (�)",
         meaning="a character was lost in an earlier conversion",
         remedy="Convert the source again with its true encoding.",
         finds=lambda t: t["text_replacements"] > 0,
@@ -185,8 +185,8 @@ CHECKS = [
         name="label_broken",
         modality="label",
         severity="serious",
-        one="cannot be read",
-        many="cannot be read",
+        singular="cannot be read",
+        plural="cannot be read",
         meaning="its cls or json differs from the index, or is not JSON",
         remedy="Copy the shard again, or index it anew.",
         finds=lambda t: t["cls_fault"].notna() | t["json_fault"].notna(),

@@ -33,7 +33,7 @@ _REACH = 1000
 class Overlap:
     """Samples of set ``part`` that are also in set ``whole``, which was named before it.
 
-    ``samples`` and ``others`` are rows of the table: ``others[i]`` is the first of ``whole`` that
+    ``samples`` and ``matches`` are rows of the table: ``matches[i]`` is the first of ``whole`` that
     equals ``samples[i]``. ``near``: they are alike, not equal.
     """
 
@@ -42,7 +42,7 @@ class Overlap:
     whole: str
     near: bool
     samples: NDArray[np.int64]
-    others: NDArray[np.int64]
+    matches: NDArray[np.int64]
 
 
 def add_groups(table: pandas.DataFrame) -> None:
@@ -83,7 +83,7 @@ def overlaps(table: pandas.DataFrame, names: list[str], modality: str) -> Iterat
                     whole=whole,
                     near=True,
                     samples=near.samples[new],
-                    others=near.others[new],
+                    matches=near.matches[new],
                 )
 
 
@@ -102,14 +102,14 @@ def _overlap(table: pandas.DataFrame, modality: str, part: str, whole: str, near
     theirs = grouped[grouped["set"] == whole]
     first = dict(zip(theirs[column][::-1], theirs.index[::-1], strict=True))
     mine = grouped[(grouped["set"] == part) & grouped[column].isin(list(first))]
-    others = np.array([first[group] for group in mine[column]], dtype=np.int64)
+    matches = np.array([first[group] for group in mine[column]], dtype=np.int64)
     return Overlap(
         modality=modality,
         part=part,
         whole=whole,
         near=near,
         samples=mine.index.to_numpy(dtype=np.int64),
-        others=others,
+        matches=matches,
     )
 
 
@@ -136,13 +136,13 @@ def _look_alikes(table: pandas.DataFrame) -> pandas.Series:
     colours = np.frombuffer(b"".join(table["image_colours"].iloc[rows]), np.uint8)
     colours = colours.reshape(len(rows), 3 * CELLS * CELLS)
     parent = np.arange(len(rows))
-    for ones, others in _neighbours(hashes):
-        apart = parent[ones] != parent[others]
-        ones, others = ones[apart], others[apart]
-        near = _differing_bits(hashes[ones], hashes[others]) <= NEAR_BITS
-        ones, others = ones[near], others[near]
-        near = np.abs(colours[ones].astype(np.int16) - colours[others]).mean(axis=1) <= NEAR_COLOUR
-        _unite(parent, ones[near], others[near])
+    for left, right in _neighbours(hashes):
+        apart = parent[left] != parent[right]
+        left, right = left[apart], right[apart]
+        near = _differing_bits(hashes[left], hashes[right]) <= NEAR_BITS
+        left, right = left[near], right[near]
+        near = np.abs(colours[left].astype(np.int16) - colours[right]).mean(axis=1) <= NEAR_COLOUR
+        _unite(parent, left[near], right[near])
     roots = pd.Series(pd.NA, index=table.index, dtype="Int64")
     roots.iloc[rows] = parent
     return _groups(roots)
@@ -166,20 +166,20 @@ def _neighbours(
             yield order[places], order[places + distance]
 
 
-def _differing_bits(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> NDArray[np.int64]:
-    return np.unpackbits((one ^ other).view(np.uint8).reshape(-1, 8), axis=1).sum(
+def _differing_bits(left: NDArray[np.uint64], right: NDArray[np.uint64]) -> NDArray[np.int64]:
+    return np.unpackbits((left ^ right).view(np.uint8).reshape(-1, 8), axis=1).sum(
         axis=1, dtype=np.int64
     )
 
 
-def _unite(parent: NDArray[np.int64], ones: NDArray[np.int64], others: NDArray[np.int64]) -> None:
+def _unite(parent: NDArray[np.int64], left: NDArray[np.int64], right: NDArray[np.int64]) -> None:
     """Join the groups of each pair. ``parent`` is every member's first relative, before and
     after.
     """
-    for one, other in zip(ones.tolist(), others.tolist(), strict=True):
-        a, b = _root(parent, one), _root(parent, other)
+    for member, relative in zip(left.tolist(), right.tolist(), strict=True):
+        a, b = _root(parent, member), _root(parent, relative)
         parent[max(a, b)] = min(a, b)
-    while len(ones) and (parent != parent[parent]).any():
+    while len(left) and (parent != parent[parent]).any():
         parent[:] = parent[parent]
 
 

@@ -65,10 +65,10 @@ def find(
     table: pandas.DataFrame, sets: list[NamedSet], labels: list[Label], overlaps: list[Overlap]
 ) -> list[Finding]:
     """Everything worth knowing, the gravest first. ``table`` has its groups and checks added."""
-    names = [one.name for one in sets]
+    names = [named_set.name for named_set in sets]
     label_fields = [label.field for label in labels]
     modalities = compared(labels)
-    found = [
+    findings = [
         *_across(table, overlaps),
         *_single(table, names),
         *_left_out(sets),
@@ -79,7 +79,7 @@ def find(
         *_rates(table, names),
         *_subsets(sets),
     ]
-    return sorted(found, key=lambda finding: _ORDER[finding.severity])
+    return sorted(findings, key=lambda finding: _ORDER[finding.severity])
 
 
 def compared(labels: list[Label]) -> list[str]:
@@ -107,7 +107,7 @@ def _across(table: pandas.DataFrame, overlaps: list[Overlap]) -> Iterator[Findin
         grave = modality != "text" or bool(
             table[["image_bytes", "audio_bytes"]].isna().all(axis=None)
         )
-        pairs = zip(overlap.samples.tolist(), overlap.others.tolist(), strict=True)
+        pairs = zip(overlap.samples.tolist(), overlap.matches.tolist(), strict=True)
         yield Finding(
             code=f"overlap_{modality}_{'alike' if overlap.near else 'same'}",
             severity=("check" if overlap.near else "serious") if grave else "note",
@@ -116,7 +116,8 @@ def _across(table: pandas.DataFrame, overlaps: list[Overlap]) -> Iterator[Findin
             remedy=f"Take them out of one of the two; a score on {overlap.part} would partly "
             "measure memory."
             if grave
-            else f"Their media may differ; look at some, and take them out of {overlap.part} if not.",
+            else "Their media may differ; look at some, and take them out of "
+            f"{overlap.part} if not.",
             examples=[list(pair) for pair in islice(pairs, EXAMPLES)],
         )
 
@@ -127,7 +128,7 @@ def _single(table: pandas.DataFrame, names: list[str]) -> Iterator[Finding]:
             rows = table.index[table[check.name] & (table["set"] == name)].tolist()
             if rows:
                 noun = _NOUNS[check.modality][len(rows) != 1]
-                says = check.one if len(rows) == 1 else check.many
+                says = check.singular if len(rows) == 1 else check.plural
                 yield Finding(
                     code=check.name,
                     severity=check.severity,
@@ -140,19 +141,19 @@ def _single(table: pandas.DataFrame, names: list[str]) -> Iterator[Finding]:
 
 
 def _left_out(sets: list[NamedSet]) -> Iterator[Finding]:
-    for one in sets:
-        count = one.problem_count
+    for named_set in sets:
+        count = named_set.problem_count
         members = "member" if count == 1 else "members"
         if count:
             yield Finding(
                 code="index_problems",
                 severity="serious",
                 count=count,
-                title=f"{count:,} {members} of {one.name} could not be used when it was indexed",
+                title=f"{count:,} {members} of {named_set.name} could not be used when it was "
+                "indexed",
                 remedy="Their samples are in no figure of this page and in no training; repair "
-                "them, then run "
-                "`mmscale data index` again.",
-                lines=list(one.problems(PROBLEMS)),
+                "them, then run `mmscale data index` again.",
+                lines=list(named_set.problems(PROBLEMS)),
             )
 
 
@@ -256,7 +257,7 @@ def _unseen(label: Label, names: list[str], part: int, whole: int) -> Iterator[F
 
 
 def _imbalance(label: Label, place: int, name: str) -> Iterator[Finding]:
-    counts = {value: found[place] for value, found in label.counts.items() if found[place]}
+    counts = {value: by_set[place] for value, by_set in label.counts.items() if by_set[place]}
     if len(counts) < 2:
         return
     most, least = max(counts, key=lambda v: counts[v]), min(counts, key=lambda v: counts[v])
@@ -288,8 +289,7 @@ def _lacking(table: pandas.DataFrame, names: list[str]) -> Iterator[Finding]:
                     count=len(lacking),
                     title=f"{len(lacking):,} {'sample' if len(lacking) == 1 else 'samples'} of "
                     f"{name} {'has' if len(lacking) == 1 else 'have'} no {_NOUNS[modality][0]}; "
-                    "the "
-                    "others have one",
+                    "the others have one",
                     remedy="Complete them if they should have one; tasks that need it pass over "
                     "them.",
                     examples=[[row] for row in lacking[:EXAMPLES]],
@@ -314,23 +314,21 @@ def _rates(table: pandas.DataFrame, names: list[str]) -> Iterator[Finding]:
             title=f"Sound comes at {len(rates)} sample rates: "
             f"{_enumerate(f'{rate:,} Hz' for rate in rates[:6])}",
             remedy="All is resampled for training; a model may still hear which rate a clip had, "
-            "so see that no label "
-            "goes with one.",
+            "so see that no label goes with one.",
         )
 
 
 def _subsets(sets: Iterable[NamedSet]) -> Iterator[Finding]:
-    for one in sets:
-        if one.is_subset:
+    for named_set in sets:
+        if named_set.is_subset:
             yield Finding(
                 code="subset",
                 severity="note",
-                count=len(one.looked_at),
-                title=f"Only {len(one.looked_at):,} of the {len(one.dataset):,} samples of "
-                f"{one.name} were looked at",
+                count=len(named_set.looked_at),
+                title=f"Only {len(named_set.looked_at):,} of the {len(named_set.dataset):,} "
+                f"samples of {named_set.name} were looked at",
                 remedy="Amounts are of all; everything else is of the drawn samples, and finds "
-                "too few duplicates. Run "
-                "without --sample to look at all.",
+                "too few duplicates. Run without --sample to look at all.",
             )
 
 

@@ -48,7 +48,7 @@ def free_texts(table: pandas.DataFrame, labels: list[Label]) -> list[str]:
     labels.
     """
     taken = {label.field for label in labels}
-    found = []
+    fields = []
     for field in ["text", *(name for name in table.columns if name.startswith("json."))]:
         values = _filled(table[field])
         if (
@@ -56,8 +56,8 @@ def free_texts(table: pandas.DataFrame, labels: list[Label]) -> list[str]:
             and values.nunique() > 1
             and values.str.contains(r"[^\W\d_]{2}").mean() > 0.5
         ):
-            found.append(field)
-    return found
+            fields.append(field)
+    return fields
 
 
 def contradictions(table: pandas.DataFrame, same: str, field: str) -> list[list[int]]:

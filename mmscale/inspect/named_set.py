@@ -29,7 +29,7 @@ class NamedSet:
     Attributes:
         name: what the page calls it.
         source: the folder or pattern it was opened from.
-        corpus: its samples.
+        dataset: its samples.
         looked_at: int64, the samples that are decoded, ascending.
     """
 
@@ -78,8 +78,8 @@ def open_sets(
     """Open every source under its name; of each, draw ``sample`` samples to look at, or take all
     (None).
 
-    Without ``names`` a set is called as its folder is, with as much of the path as tells the
-    folders apart.
+    Without ``names`` a set is called as its folder is, with as much of the path as
+    distinguishes the folders.
 
     Raises `UserError` when a source has no index, or names and sources do not pair up.
     """
@@ -142,7 +142,7 @@ def _names_of(sources: list[str]) -> list[str]:
     parts = [Path(source).absolute().parts for source in sources]
     deepest = max(map(len, parts), default=0)
     for depth in range(1, deepest + 1):
-        names = ["/".join(one[-depth:]) for one in parts]
+        names = ["/".join(folders[-depth:]) for folders in parts]
         if len(set(names)) == len(names):
             return names
     raise UserError(f"{sources[-1]}: named twice; name each folder only once")

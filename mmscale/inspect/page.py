@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mmscale.inspect.report import QualityReport
 
 COLOURS = 6
-"""Colours of the style sheet that tell sets apart; more sets share them."""
+"""Colours of the style sheet that distinguish sets; more sets share them."""
 SHOWN_VALUES = 12
 """Values of a label that are seen without a click."""
 
@@ -57,9 +57,8 @@ def render(report: QualityReport) -> str:
     page: str = environment.get_template("report.html").render(
         report=report,
         version=__version__,
-        style=jinja2.utils.markupsafe.Markup(
-            style
-        ),  # our own file; it stands in <style>, where entities mean nothing
+        # Our own file; it stands in <style>, where entities mean nothing.
+        style=jinja2.utils.markupsafe.Markup(style),
         policy=policy,
         colours=COLOURS,
         shown_values=SHOWN_VALUES,

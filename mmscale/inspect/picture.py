@@ -54,7 +54,7 @@ def perceptual_hash(pixels: NDArray[np.uint8]) -> int:
     """64-bit hash of uint8 [3, SIDE, SIDE]: signs of the lowest frequencies of its brightness.
 
     The discrete cosine transform's LOW x LOW lowest frequencies without the constant one in either
-    direction, each bit telling whether one is above their median (Zauner, "Implementation and
+    direction, each bit showing whether one is above their median (Zauner, "Implementation and
     benchmarking of perceptual image hash functions", 2010). Pictures that look alike differ in few
     bits.
     """

@@ -1,4 +1,4 @@
-"""Gathers everything a report says, from opened sets to finished figures; `page` only lays it
+"""Gathers everything a report shows, from opened sets to finished figures; `page` only lays it
 out.
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # Of all sets together, so that the page stays a few megabytes.
 THUMBNAILS, CLIPS, TEXTS = 70, 12, 24
 
-# Columns that tell whether there is anything of a modality.
+# Columns that show whether there is anything of a modality.
 _COLUMNS = {
     "image": ["image_bytes"],
     "audio": ["audio_bytes"],
@@ -62,13 +62,15 @@ class QualityReport:
     Attributes:
         checks: those that apply to the data; ``check_counts`` their samples, by check and set.
         repeated: samples too many, by kind of duplicate (``image_same``, ``text_alike``, …) and
-        set. pairs: every two sets; ``shared`` samples of the first that are in the second, by kind
-        and pair. scripts: texts by field, script and set.
+            set.
+        pairs: every two sets; ``shared`` samples of the first that are in the second, by kind and
+            pair.
+        scripts: texts by field, script and set.
     """
 
     sets: list[NamedSet]
     amounts: list[Amount]
-    told: list[FindingWithExamples]
+    findings: list[FindingWithExamples]
     checks: list[QualityCheck]
     check_counts: dict[str, list[int]]
     repeated: dict[str, list[int]]
@@ -90,15 +92,19 @@ class QualityReport:
 
     def as_json(self) -> dict[str, Any]:
         """Everything but the exhibits, for programs."""
-        names = [one.name for one in self.sets]
+        names = [named_set.name for named_set in self.sets]
         return {
             "sets": [
-                {"name": one.name, "source": one.source, "digests": one.dataset.digests}
+                {
+                    "name": named_set.name,
+                    "source": named_set.source,
+                    "digests": named_set.dataset.digests,
+                }
                 | asdict(amount)
-                | {"looked_at": len(one.looked_at), "problems": one.problem_count}
-                for one, amount in zip(self.sets, self.amounts, strict=True)
+                | {"looked_at": len(named_set.looked_at), "problems": named_set.problem_count}
+                for named_set, amount in zip(self.sets, self.amounts, strict=True)
             ],
-            "warnings": [_finding_json(told) for told in self.told],
+            "warnings": [_finding_json(shown) for shown in self.findings],
             "checks": {
                 name: dict(zip(names, counts, strict=True))
                 for name, counts in self.check_counts.items()
@@ -123,9 +129,9 @@ class QualityReport:
             "scripts": {
                 field: {
                     script: dict(zip(names, counts, strict=True))
-                    for script, counts in found.items()
+                    for script, counts in by_script.items()
                 }
-                for field, found in self.scripts.items()
+                for field, by_script in self.scripts.items()
             },
         }
 
@@ -134,15 +140,17 @@ def build_report(
     sets: list[NamedSet], table: pandas.DataFrame, seed: int, progress: bool
 ) -> QualityReport:
     """Draw every conclusion from ``table``, to which groups and checks must have been added."""
-    names = [one.name for one in sets]
+    names = [named_set.name for named_set in sets]
     labels = find_labels(table, names)
     modalities = compared(labels)
     exhibitor = _Exhibitor(sets, table, labels, seed)
-    across = [found for modality in modalities for found in overlaps(table, names, modality)]
-    findings = find(table, sets, labels, across)
+    across = [overlap for modality in modalities for overlap in overlaps(table, names, modality)]
+    conclusions = find(table, sets, labels, across)
     with tqdm(desc="draw", unit="sample", disable=not progress) as bar:
         exhibitor.bar = bar
-        told = [FindingWithExamples(finding, exhibitor.examples(finding)) for finding in findings]
+        findings = [
+            FindingWithExamples(finding, exhibitor.examples(finding)) for finding in conclusions
+        ]
         pictures = exhibitor.gallery("image", "image_hash", THUMBNAILS)
         clips = exhibitor.gallery("audio", "audio_hash", CLIPS)
         texts = exhibitor.gallery("text", "text_hash", TEXTS) if "text" in modalities else []
@@ -157,8 +165,8 @@ def build_report(
     texts_of = {field: table[field] for field in free_texts(table, labels)}
     return QualityReport(
         sets=sets,
-        amounts=[count(one.dataset) for one in sets],
-        told=told,
+        amounts=[count(named_set.dataset) for named_set in sets],
+        findings=findings,
         checks=checks,
         check_counts={check.name: _by_set(table, names, check.name) for check in checks},
         repeated=_repeated(table, names, kinds),
@@ -185,7 +193,7 @@ class _Exhibitor:
     def __init__(
         self, sets: list[NamedSet], table: pandas.DataFrame, labels: list[Label], seed: int
     ) -> None:
-        self._sets = {one.name: one for one in sets}
+        self._sets = {named_set.name: named_set for named_set in sets}
         self._table, self._seed = table, seed
         self._says = ["text", *(label.field for label in labels)]
         self._thumbnails: dict[int, Thumbnail | None] = {}
@@ -207,20 +215,20 @@ class _Exhibitor:
         set.
         """
         shown = []
-        for name, one in self._sets.items():
+        for name, named_set in self._sets.items():
             rows = self._table.index[
                 (self._table["set"] == name) & self._table[column].notna()
             ].to_numpy()
             if not len(rows):
                 continue
             number = min(len(rows), max(1, most // len(self._sets)))
-            key = derive_key("inspect gallery", self._seed, modality, *one.dataset.digests)
+            key = derive_key("inspect gallery", self._seed, modality, *named_set.dataset.digests)
             drawn = np.sort(rows[Permutation(key, len(rows))(np.arange(number))])
             exhibits = [
                 self._exhibit(row, picture=modality == "image", sound=modality == "audio")
                 for row in drawn.tolist()
             ]
-            shown.append((one, exhibits))
+            shown.append((named_set, exhibits))
         return shown
 
     def _exhibit(self, row: int, picture: bool, sound: bool, detail: str = "") -> Exhibit:
@@ -243,8 +251,8 @@ class _Exhibitor:
         )
 
 
-def _finding_json(told: FindingWithExamples) -> dict[str, Any]:
-    finding = told.finding
+def _finding_json(shown: FindingWithExamples) -> dict[str, Any]:
+    finding = shown.finding
     return {
         "code": finding.code,
         "severity": finding.severity,
@@ -252,7 +260,8 @@ def _finding_json(told: FindingWithExamples) -> dict[str, Any]:
         "title": finding.title,
         "remedy": finding.remedy,
         "examples": [
-            [{"set": one.set, "key": one.key} for one in group] for group in told.examples
+            [{"set": exhibit.set, "key": exhibit.key} for exhibit in group]
+            for group in shown.examples
         ],
         "lines": finding.lines,
     }
@@ -276,11 +285,11 @@ def _shared(
     return {
         kind: [
             sum(
-                len(found.samples)
-                for found in across
-                if kind.startswith(found.modality)
-                and (found.part, found.whole) == pair
-                and (kind.endswith("_alike") or not found.near)
+                len(overlap.samples)
+                for overlap in across
+                if kind.startswith(overlap.modality)
+                and (overlap.part, overlap.whole) == pair
+                and (kind.endswith("_alike") or not overlap.near)
             )
             for pair in pairs
         ]
@@ -342,5 +351,8 @@ def _chart(
     return histogram(
         title,
         unit,
-        [(name, one.to_numpy(dtype=np.float64)) for name, one in zip(names, of_sets, strict=True)],
+        [
+            (name, of_set.to_numpy(dtype=np.float64))
+            for name, of_set in zip(names, of_sets, strict=True)
+        ],
     )

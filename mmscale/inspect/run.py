@@ -35,9 +35,9 @@ def inspect(
         html: the page; a single file that needs no other.
         names: what the sets are called, one for each source; None: as their folders.
         sample: look at so many samples of each set, drawn under ``seed``; None: at all.
-        table: also write what was found of every sample to this Parquet file.
+        table: also write the measures of every sample to this Parquet file.
         seed: draws the subset and the samples that are shown.
-        workers: processes; None: one a core; 0: this one alone. The result does not depend on it.
+        workers: processes; None: one per core; 0: this one alone. The result does not depend on it.
         progress: show bars on stderr.
 
     Raises `UserError` when a source has no index, a file cannot be written, or pandas, pyarrow or
@@ -48,12 +48,12 @@ def inspect(
     for path in (html, table):
         _check_writable(path)
     sets = open_sets(sources, names or [], sample, seed)
-    found = build_table(scan_samples(sets, workers, progress))
-    add_groups(found)
-    run_checks(found)
-    report = build_report(sets, found, seed, progress)
+    samples = build_table(scan_samples(sets, workers, progress))
+    add_groups(samples)
+    run_checks(samples)
+    report = build_report(sets, samples, seed, progress)
     if table is not None:
-        write_sample_table(found, table)
+        write_sample_table(samples, table)
     _write(html, render(report))
     return {"html": str(html), "table": str(table) if table else None} | report.as_json()
 

@@ -21,7 +21,7 @@ from mmscale.inspect.sound import measure_sound
 from mmscale.inspect.text import EXCERPT, measure_text, scalars
 
 ScannedSample = dict[str, Any]
-"""What was found of one sample, by column of the table."""
+"""The measures of one sample, by column of the table."""
 
 # Samples handed to a process at a time, and below which starting processes costs more than it
 # saves.
@@ -37,20 +37,21 @@ def scan_samples(
     """One row for every sample to be looked at, in the order of the sets; the same for any
     ``workers``.
 
-    ``workers`` processes share the work (None: one a core; 0: this one alone). ``progress`` shows a
-    bar.
+    ``workers`` processes share the work (None: one per core; 0: this one alone). ``progress`` shows
+    a bar.
 
     Raises `UserError` when the system ends a worker, naming the folder.
     """
     jobs = [
-        (number, one.looked_at[start : start + _CHUNK])
-        for number, one in enumerate(sets)
-        for start in range(0, len(one.looked_at), _CHUNK)
+        (number, named_set.looked_at[start : start + _CHUNK])
+        for number, named_set in enumerate(sets)
+        for start in range(0, len(named_set.looked_at), _CHUNK)
     ]
     total = sum(len(samples) for _, samples in jobs)
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if total > _WORTH_PROCESSES else 0
-    names, datasets = [one.name for one in sets], [one.dataset for one in sets]
+    names = [named_set.name for named_set in sets]
+    datasets = [named_set.dataset for named_set in sets]
     with tqdm(total=total, desc="inspect", unit="sample", disable=not progress) as bar:
         for rows in (
             _in_processes(jobs, names, datasets, workers)
@@ -64,8 +65,8 @@ def scan_samples(
 def _here(
     jobs: list[ScanJob], names: list[str], datasets: list[Dataset]
 ) -> Iterator[list[ScannedSample]]:
-    looker = _Scanner(names, datasets)
-    return map(looker, jobs)
+    scanner = _Scanner(names, datasets)
+    return map(scanner, jobs)
 
 
 def _in_processes(
@@ -74,19 +75,16 @@ def _in_processes(
     # Spawned: this process may hold threads (of torch, of the cache) that a fork would cut off.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _start, (names, datasets)) as pool:
-        waiting = [pool.submit(_look, job) for job in jobs]
+        waiting = [pool.submit(_scan, job) for job in jobs]
         for (number, samples), future in zip(jobs, waiting, strict=True):
             try:
                 yield future.result()
             except BrokenProcessPool:
-                first, last = (
-                    datasets[number].key(int(samples[0])),
-                    datasets[number].key(int(samples[-1])),
-                )
+                dataset = datasets[number]
+                first, last = dataset.key(int(samples[0])), dataset.key(int(samples[-1]))
                 raise UserError(
                     f"{names[number]}: a worker process was ended near samples {first!r} to "
-                    f"{last!r}, perhaps for "
-                    "memory; try fewer with --workers 1"
+                    f"{last!r}, perhaps for memory; try fewer with --workers 1"
                 ) from None
             except BaseException:
                 pool.shutdown(cancel_futures=True)
@@ -94,14 +92,14 @@ def _in_processes(
 
 
 class _Scanner:
-    """Looks at a job's samples; one in each process."""
+    """Scans a job's samples; one in each process."""
 
     def __init__(self, names: list[str], datasets: list[Dataset]) -> None:
-        self._names, self._corpora = names, datasets
+        self._names, self._datasets = names, datasets
 
     def __call__(self, job: ScanJob) -> list[ScannedSample]:
         number, samples = job
-        dataset = self._corpora[number]
+        dataset = self._datasets[number]
         facts = {
             field: dataset.facts(field, samples)
             for field in ("image", "audio", "text", "cls", _JSON)
@@ -115,7 +113,7 @@ class _Scanner:
             }
             for field, column in facts.items():
                 if column["offset"][place]:
-                    row |= _look_at_field(dataset, field, sample, column[place])
+                    row |= _scan_field(dataset, field, sample, column[place])
             rows.append(row)
         return rows
 
@@ -123,20 +121,20 @@ class _Scanner:
 ScanJob = tuple[int, NDArray[np.int64]]
 """Number of the set, and samples of it."""
 
-_looker: _Scanner | None = None
+_process_scanner: _Scanner | None = None
 
 
 def _start(names: list[str], datasets: list[Dataset]) -> None:
-    global _looker
-    _looker = _Scanner(names, datasets)
+    global _process_scanner
+    _process_scanner = _Scanner(names, datasets)
 
 
-def _look(job: ScanJob) -> list[ScannedSample]:
-    assert _looker is not None
-    return _looker(job)
+def _scan(job: ScanJob) -> list[ScannedSample]:
+    assert _process_scanner is not None
+    return _process_scanner(job)
 
 
-def _look_at_field(dataset: Dataset, field: str, sample: int, facts: np.void) -> ScannedSample:
+def _scan_field(dataset: Dataset, field: str, sample: int, facts: np.void) -> ScannedSample:
     """Columns of one field. A field that cannot be read or decoded has its reason in
     ``<field>_fault``.
     """

@@ -1,4 +1,4 @@
-"""The table of a report: one row a sample, one column a measure."""
+"""The table of a report: one row per sample, one column per measure."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def import_extra(module: str) -> Any:
 
 
 def build_table(rows: Iterable[dict[str, Any]]) -> pandas.DataFrame:
-    """The rows of `look.scan_samples` as a table of `COLUMNS` and the most frequent ``json.<path>``
+    """The rows of `scan_samples` as a table of `COLUMNS` and the most frequent ``json.<path>``
     columns.
     """
     pd = import_extra("pandas")

@@ -18,7 +18,7 @@ EXCERPT = 200
 MAX_PATHS, MAX_DEPTH = 64, 6
 """Scalars of one JSON document that are looked at, and how deep they may lie."""
 
-# A second script is told from this share of the letters on; below it, it is a loan word or a name.
+# A second script is reported from this share of the letters on; below, it is a loan word or name.
 _MIXED = 0.2
 # Zero width, and part of many emoji and scripts.
 _JOINERS = "\u200d\u200c"
@@ -85,28 +85,28 @@ def scalars(document: bytes) -> dict[str, str]:
         tree = json.loads(document)
     except (ValueError, RecursionError):
         raise SampleFault("json: not valid JSON") from None
-    found: dict[str, str] = {}
-    _collect(tree, (), found)
-    return found
+    values: dict[str, str] = {}
+    _collect(tree, (), values)
+    return values
 
 
-def _collect(tree: Any, path: tuple[str, ...], found: dict[str, str]) -> None:
+def _collect(tree: Any, path: tuple[str, ...], values: dict[str, str]) -> None:
     if isinstance(tree, dict) and len(path) < MAX_DEPTH:
         for name, value in tree.items():
-            _collect(value, (*path, name), found)
-    elif path and len(found) < MAX_PATHS:
+            _collect(value, (*path, name), values)
+    elif path and len(values) < MAX_PATHS:
         if isinstance(tree, bool):
-            found[".".join(path)] = "true" if tree else "false"
+            values[".".join(path)] = "true" if tree else "false"
         elif isinstance(tree, str | int | float):
             # A lone surrogate, which JSON can hold and UTF-8 cannot, becomes a question mark.
-            found[".".join(path)] = str(tree)[:EXCERPT].encode("utf-8", "replace").decode()
+            values[".".join(path)] = str(tree)[:EXCERPT].encode("utf-8", "replace").decode()
 
 
 @lru_cache(maxsize=1 << 16)
 def _letter_script(letter: str) -> str | None:
     if not letter.isalpha():
         return None
-    # "FULLWIDTH LATIN CAPITAL LETTER A" and the like are told by their plain form.
+    # "FULLWIDTH LATIN CAPITAL LETTER A" and the like are recognised by their plain form.
     printable = unicodedata.normalize("NFKC", letter)[0]
     first = unicodedata.name(printable, "OTHER").split()[0]
     return _NAMES.get(first, first.title())

@@ -17,12 +17,13 @@ from mmscale.errors import UserError
 from mmscale.messages import report
 
 _OBJECT_STORE_BYTES = 100_000_000  # nothing large travels through it
-_TOLD_EVERY_S = 60.0
+_REPORT_EVERY_S = 60.0
 _SETTINGS = {
     "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths in a config are relative to where the command was given
+    # Paths in a config are relative to where the command was given.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
-    # a trial that fails by its settings has no score to tell
+    # A trial that fails by its settings has no score to report.
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -78,7 +79,7 @@ def ray_cluster(config: RayConfig, quiet: bool = True, trains: bool = False) -> 
             f"Ray cluster {where}: cannot be reached ({reason}); is it up, and the address right?"
         ) from None
     if address:
-        report(f"on the Ray cluster at {address}: {tell_cluster(ray)}")
+        report(f"on the Ray cluster at {address}: {describe_cluster(ray)}")
     try:
         yield ray
     finally:
@@ -86,10 +87,10 @@ def ray_cluster(config: RayConfig, quiet: bool = True, trains: bool = False) -> 
             ray.shutdown()
 
 
-def tell_cluster(ray: Any) -> str:
+def describe_cluster(ray: Any) -> str:
     """The nodes that are up and what each has, for people."""
     return "; ".join(
-        f"{node['NodeManagerAddress']} {_tell(node['Resources'])}"
+        f"{node['NodeManagerAddress']} {_describe(node['Resources'])}"
         for node in ray.nodes()
         if node["Alive"]
     )
@@ -100,39 +101,45 @@ def placement_fault(ray: Any, processes: list[dict[str, float]]) -> str:
     cluster; else empty.
     """
     free = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    for needs in sorted(processes, key=lambda one: (-one.get("GPU", 0), -one.get("CPU", 0))):
+    for needs in sorted(processes, key=_by_size):
         node = next(
             (
-                one
-                for one in free
-                if all(one.get(kind, 0) >= amount for kind, amount in needs.items())
+                resources
+                for resources in free
+                if all(resources.get(kind, 0) >= amount for kind, amount in needs.items())
             ),
             None,
         )
         if node is None:
-            counts = Counter(map(_tell, processes))
-            wanted = " and ".join(f"{count} × ({each})" for each, count in counts.items())
-            return f"waits for room for {wanted}; the cluster has {tell_cluster(ray) or 'no node'}"
+            counts = Counter(map(_describe, processes))
+            wanted = " and ".join(f"{count} × ({needs})" for needs, count in counts.items())
+            return (
+                f"waits for room for {wanted}; the cluster has {describe_cluster(ray) or 'no node'}"
+            )
         for kind, amount in needs.items():
             node[kind] -= amount
     return ""
 
 
+def _by_size(process: dict[str, float]) -> tuple[float, float]:
+    """Sorts the largest first."""
+    return -process.get("GPU", 0), -process.get("CPU", 0)
+
+
 def wait_for_room(ray: Any, processes: list[dict[str, float]], wait_s: float, whose: str) -> None:
-    """Wait until the cluster can hold ``processes`` at all, and say so. Raises `UserError` after
+    """Wait until the cluster can hold ``processes`` at all, and report it. Raises `UserError` after
     ``wait_s`` seconds.
     """
-    began, told = time.monotonic(), -math.inf
+    began, reported_at = time.monotonic(), -math.inf
     while fault := placement_fault(ray, processes):
         waited = time.monotonic() - began
         if waited >= wait_s:
             raise UserError(
                 f"{whose} {fault}; add machines, ask for fewer processes, or lower ray.cpus or "
-                "ray.gpus (waited "
-                f"{waited:.0f} s, ray.wait_s)"
+                f"ray.gpus (waited {waited:.0f} s, ray.wait_s)"
             )
-        if waited - told > _TOLD_EVERY_S:
-            told = waited
+        if waited - reported_at > _REPORT_EVERY_S:
+            reported_at = waited
             report(f"{whose} {fault}")
         time.sleep(min(2.0, wait_s - waited + 0.01))
 
@@ -151,6 +158,6 @@ def _passed_on() -> dict[str, str]:
     return out
 
 
-def _tell(resources: dict[str, float]) -> str:
+def _describe(resources: dict[str, float]) -> str:
     parts = [f"{resources[kind]:g} {kind}" for kind in ("CPU", "GPU") if resources.get(kind)]
     return ", ".join(parts) or "no CPU"

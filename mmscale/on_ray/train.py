@@ -64,4 +64,4 @@ def _work(sent: dict[str, Any]) -> dict[str, Any]:
         print(f"mmscale: error: rank {os.environ['RANK']}: {error}", flush=True)
         return {"failed": str(error)}  # not raised: a new start would meet it again
     except SystemExit:
-        return {"failed": "the first rank tells why"}
+        return {"failed": "the first rank reports why"}

@@ -28,12 +28,12 @@ def make_trainer(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    count: Any = workers  # declared otherwise than it is read
+    count: Any = workers  # Ray declares an int, and reads a pair too
     return TorchTrainer(
         work,
         train_loop_config=sent,
         scaling_config=ScalingConfig(
-            num_workers=count, use_gpu="GPU" in process, resources_per_worker=process,
+            num_workers=count, use_gpu="GPU" in process, resources_per_worker=process
         ),
         run_config=RunConfig(
             name=name, storage_path=storage,
@@ -55,16 +55,16 @@ def meet_anew() -> None:
     """Agree on an address at which the ranks of this worker group meet; called on all of them
     before each run.
 
-    Ray tells every worker its rank; the store of an earlier process group must not be met again.
+    Ray gives every worker its rank. The store of an earlier process group must not be met again.
     """
     from ray.train.collective import broadcast_from_rank_zero
 
-    found = None
+    chosen = None
     if os.environ["RANK"] == "0":
         import ray.util
 
         with socket.socket() as probe:
             probe.bind(("", 0))
-            found = ray.util.get_node_ip_address(), probe.getsockname()[1]
-    address, port = broadcast_from_rank_zero(found)
+            chosen = ray.util.get_node_ip_address(), probe.getsockname()[1]
+    address, port = broadcast_from_rank_zero(chosen)
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)

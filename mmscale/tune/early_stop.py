@@ -1,5 +1,5 @@
-"""Who goes on and who is stopped, by the schedulers of Ray Tune, which take up what an earlier
-driver knew.
+"""Which trials continue and which are stopped, by the schedulers of Ray Tune, which take up what an
+earlier driver knew.
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ class _RememberedHalving(AsyncHyperBandScheduler):
         super().__init__(
             time_attr="step", metric="score", mode=config.tune.better(), max_t=config.train.steps,
             grace_period=config.tune.first_rung(config.train.steps),
-            reduction_factor=config.tune.reduction,
-            brackets=brackets,
+            reduction_factor=config.tune.reduction, brackets=brackets,
         )  # fmt: skip
         self._seed, self._records = config.seed, records
         for trial in records.trials.values():
@@ -55,7 +54,7 @@ class _RememberedHalving(AsyncHyperBandScheduler):
         self._recall(trial, self._records.trials[trial.config["trial"]["number"]])
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        # A score that is no number compares with nothing; Ray would let it go on for ever.
+        # A score that is no number compares with nothing. Ray would never stop its trial.
         if math.isnan(result.get("score", 0.0)):
             return str(self.STOP)
         return str(super().on_trial_result(tune_controller, trial, result))
@@ -82,8 +81,7 @@ class _Population(PopulationBasedTraining):
         super().__init__(
             time_attr="step", metric="score", mode=better,
             perturbation_interval=config.tune.stops(config.train.steps)[0],
-            custom_explore_fn=self._near,
-            log_config=False, require_attrs=False,
+            custom_explore_fn=self._near, log_config=False, require_attrs=False,
         )  # fmt: skip
         self._worst = math.inf if better == "min" else -math.inf
         self._space, self._seed = space, config.seed

@@ -14,10 +14,15 @@ from mmscale.tune.records import Trial
 from mmscale.tune.space import Point
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; color: #222; }
+body {
+  font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem;
+  color: #222;
+}
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-table { border-collapse: collapse; font-size: 13px; } td, th { padding: .25rem .7rem; text-align: right; }
-th { border-bottom: 2px solid #888; } tr:nth-child(even) { background: #f4f4f4; } tr.best { background: #d9f2dd; }
+table { border-collapse: collapse; font-size: 13px; }
+td, th { padding: .25rem .7rem; text-align: right; }
+th { border-bottom: 2px solid #888; }
+tr:nth-child(even) { background: #f4f4f4; } tr.best { background: #d9f2dd; }
 td:last-child, th:last-child { text-align: left; } div.wide { overflow-x: auto; }
 """
 _MOST_POINTS = 100  # of one curve
@@ -33,7 +38,7 @@ def write_page(
     losses: dict[int, list[tuple[int, float]]],
     config: Config,
 ) -> None:
-    """Write ``path``. ``lines``: of HTML, told first; ``names``: the searched keys; ``losses``: by
+    """Write ``path``. ``lines``: of HTML, shown first; ``names``: the searched keys; ``losses``: by
     trial.
     """
     from plotly.offline import get_plotlyjs
@@ -49,7 +54,7 @@ def write_page(
         "<h2>Score over steps</h2>",
         _draw(
             _curves(
-                {one.number: sorted(one.scores.items()) for one in trials},
+                {trial.number: sorted(trial.scores.items()) for trial in trials},
                 trials,
                 best,
                 config.tune.metric,
@@ -105,12 +110,12 @@ def _axis(name: str, config: Config, points: list[Point]) -> dict[str, Any]:
     bottom, top = scale(low), scale(high)
     absent = bottom - 0.15 * (top - bottom)
     ticks_at = [bottom + (top - bottom) * part / 4 for part in range(5)]
-    told = [f"{10**tick if parameter.scale == 'log' else tick:.3g}" for tick in ticks_at]
+    tick_texts = [f"{10**tick if parameter.scale == 'log' else tick:.3g}" for tick in ticks_at]
     if None in values:
-        ticks_at, told, bottom = [absent, *ticks_at], ["–", *told], absent
+        ticks_at, tick_texts, bottom = [absent, *ticks_at], ["–", *tick_texts], absent
     return {
         "label": label, "values": [absent if value is None else scale(value) for value in values],
-        "range": [bottom, top], "tickvals": ticks_at, "ticktext": told,
+        "range": [bottom, top], "tickvals": ticks_at, "ticktext": tick_texts,
     }  # fmt: skip
 
 
@@ -121,17 +126,16 @@ def _curves(curves: dict[int, Any], trials: list[Trial], best: Trial, label: str
     longest = max(map(len, curves.values()), default=0)
     group = max(1, -(-longest // _MOST_POINTS))
     # The best one is drawn last, above the others.
-    for trial in sorted(trials, key=lambda one: one.number == best.number):
+    for trial in sorted(trials, key=lambda trial: trial.number == best.number):
         curve = _thin(list(curves.get(trial.number, [])), group)
         if not curve:
             continue
-        told = {"color": "#1a7f37", "width": 3} if trial is best else {"width": 1}
+        line = {"color": "#1a7f37", "width": 3} if trial is best else {"width": 1}
         figure.add_trace(
             graph_objects.Scatter(
                 x=[step for step, _ in curve], y=[score for _, score in curve], name=trial.name,
-                line=told,
-                opacity=1.0 if trial is best else 0.6, mode="lines+markers" if len(curve) < 20 else
-                "lines",
+                line=line, opacity=1.0 if trial is best else 0.6,
+                mode="lines+markers" if len(curve) < 20 else "lines",
             )
         )  # fmt: skip
     return figure.update_layout(
@@ -165,8 +169,8 @@ def _table(names: list[str], trials: list[Trial], best: Trial, config: Config) -
     ]
     rows = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>"]
     for trial in sorted(trials, key=order):
-        cells = [trial.name, trial.status, str(trial.steps), _tell(trial.score)]
-        cells += [_tell(trial.point.get(name)) for name in names]
+        cells = [trial.name, trial.status, str(trial.steps), _cell_text(trial.score)]
+        cells += [_cell_text(trial.point.get(name)) for name in names]
         cells.append(trial.reason)
         kind = ' class="best"' if trial is best else ""
         rows.append(
@@ -175,7 +179,7 @@ def _table(names: list[str], trials: list[Trial], best: Trial, config: Config) -
     return f'<div class="wide"><table>{"".join(rows)}</table></div>'
 
 
-def _tell(value: Any) -> str:
+def _cell_text(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

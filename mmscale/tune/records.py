@@ -2,7 +2,7 @@
 when it happened.
 
 The search, the early stopping and the report are all functions of these lines, so a driver that was
-killed goes on from them; nothing is pickled.
+killed resumes from them; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -27,13 +27,12 @@ class Trial:
 
     number: int
     point: Point
-    scores: dict[int, float] = field(default_factory=dict)  # by finished steps, each scored once
-    seconds: dict[int, float] = field(
-        default_factory=dict
-    )  # spent to get there since the score before
-    parents: list[tuple[int, int]] = field(
-        default_factory=list
-    )  # (trial, step) whose weights it went on from
+    # By finished steps, each scored once.
+    scores: dict[int, float] = field(default_factory=dict)
+    # Spent to get there since the score before.
+    seconds: dict[int, float] = field(default_factory=dict)
+    # (trial, step) from whose weights it continued.
+    parents: list[tuple[int, int]] = field(default_factory=list)
     trained: int = 0  # steps, those of lost starts not counted
     at: int = 0  # steps of its weights now
     status: str = "open"  # open, finished, stopped, failed
@@ -71,7 +70,7 @@ class Records:
     Args:
         folder: the search's run.dir.
         job: what must be equal for old trials to count.
-        resume: go on with the trials that are there.
+        resume: continue the trials that are there.
 
     Raises:
         UserError: there are trials and ``resume`` was not asked for, there is no search and it was,
@@ -82,13 +81,12 @@ class Records:
         self._path = folder / FILE
         self.trials: dict[int, Trial] = {}
         lines = read_lines(self._path)
-        if (
-            len(lines) == 1
-        ):  # a search that came to no trial, such as one whose cluster was not there
+        # A search that came to no trial, such as one whose cluster was not there.
+        if len(lines) == 1:
             lines = []
         if lines and not resume:
             raise UserError(
-                f"{folder}: holds the trials of a search; add --resume to go on with it, or choose "
+                f"{folder}: holds the trials of a search; add --resume to continue it, or choose "
                 "another run.dir"
             )
         if resume and not self._path.exists():
@@ -98,8 +96,7 @@ class Records:
             changed = sorted(name for name in {*job, *before} if job.get(name) != before.get(name))
             raise UserError(
                 f"--resume: {self._path} was made with another {', '.join(changed)}; restore that, "
-                "or choose another "
-                "run.dir"
+                "or choose another run.dir"
             )
         lines = lines or [{"job": job}]
         for line in lines[1:]:
@@ -115,20 +112,20 @@ class Records:
 
     def score(self, number: int, step: int, score: float, seconds: float, node: str) -> None:
         """A trial was scored after ``step`` steps."""
-        told = score if math.isfinite(score) else None  # JSON has no NaN
+        finite = score if math.isfinite(score) else None  # JSON has no NaN
         self._add(
             {
                 "event": "score",
                 "number": number,
                 "step": step,
-                "score": told,
+                "score": finite,
                 "seconds": seconds,
                 "node": node,
             }
         )
 
     def exchange(self, number: int, parent: int, step: int, point: Point) -> None:
-        """A trial goes on from the weights of ``parent`` at ``step``, with other values."""
+        """A trial continues from the weights of ``parent`` at ``step``, with other values."""
         self._add(
             {"event": "exchange", "number": number, "parent": parent, "step": step, "point": point}
         )
@@ -163,7 +160,7 @@ class Records:
             trial.point = line["point"]
             trial.parents.append((line["parent"], line["step"]))
             trial.at = line["step"]
-            # The curve it goes on from is the other's.
+            # The curve up to there is the parent's.
             trial.scores = {
                 step: score for step, score in parent.scores.items() if step <= line["step"]
             }

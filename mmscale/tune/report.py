@@ -34,22 +34,27 @@ def write_report(
     tree = to_tree(space.config(best.point))
     tree["run"]["dir"] = str(Path(config.run.dir) / "best")
     del tree["tune"]
-    head = f"# {best.name} of {len(trials)}: {config.tune.metric} {best.score:.6g} after {best.steps} steps\n"
+    head = (
+        f"# {best.name} of {len(trials)}: {config.tune.metric} {best.score:.6g} "
+        f"after {best.steps} steps\n"
+    )
     if best.parents:
-        head += "# It took over others' weights on the way (tune.jsonl); trained from the start it may end elsewhere.\n"
+        head += (
+            "# It took over others' weights on the way (tune.jsonl); trained from the start it may "
+            "end elsewhere.\n"
+        )
     text = head + write_yaml(tree)
     write_durably(path, text)
     write_table(folder / "trials.parquet", space, trials)
     lines = [
         f"{len(trials)} trials by {config.tune.search} and {config.tune.scheduler}; best: "
-        f"{best.name}, "
-        f"{config.tune.metric} {best.score:.4g} after {best.steps} steps.",
+        f"{best.name}, {config.tune.metric} {best.score:.4g} after {best.steps} steps.",
         f"mmscale train {path}",
         rate_holds(config, best),
     ]
     if larger.scores:
         lines.append(
-            f"Larger model: {larger.told(config.tune.better(), found_rate(config, best))}."
+            f"Larger model: {larger.describe(config.tune.better(), best_rate(config, best))}."
         )
     losses = {trial.number: _losses(folder / "trials" / trial.name) for trial in trials}
     write_page(
@@ -86,7 +91,7 @@ def write_table(path: Path, space: Space, trials: list[Trial]) -> None:
     pandas.DataFrame(rows).to_parquet(path, index=False)
 
 
-def found_rate(config: Config, best: Trial) -> float:
+def best_rate(config: Config, best: Trial) -> float:
     """The best trial's peak learning rate."""
     return float(best.point.get("train.optimizer.lr", config.train.optimizer.lr))
 
@@ -95,17 +100,15 @@ def rate_holds(config: Config, best: Trial) -> str:
     """How the rate that was found carries over to wider models."""
     width = int(best.point.get("model.width", config.model.width))
     base = int(best.point.get("model.base_width", config.model.base_width))
-    rate = found_rate(config, best)
+    rate = best_rate(config, best)
     if base:
         return (
             f"Rate {rate:.3g} was found with model.base_width={base}: keep both, and a wider model "
-            "trains its matrices "
-            f"at rate × {base} / width by itself (muP, docs/optimisers.md)."
+            f"trains its matrices at rate × {base} / width by itself (muP, docs/optimisers.md)."
         )
     return (
         f"Rate {rate:.3g} was found at width {width} without muP: for a wider model set "
-        f"model.base_width={width}, "
-        "which scales it (docs/optimisers.md)."
+        f"model.base_width={width}, which scales it (docs/optimisers.md)."
     )
 
 

@@ -1,6 +1,6 @@
 """A search, from its space to its best settings.
 
-run.dir/tune.jsonl      what happened, as it happened; --resume goes on from it
+run.dir/tune.jsonl      what happened, as it happened; --resume continues from it
 run.dir/trials/         a run.dir for each trial
 run.dir/best.yaml       the best trial's config, for `mmscale train`
 run.dir/trials.parquet  a row for each trial
@@ -41,9 +41,8 @@ class TuneResult:
     best_score: float
     best_point: Point
     best_config: str  # path of best.yaml
-    transfer: list[
-        dict[str, float | None]
-    ]  # rate, score of the larger model; None: it could not be trained
+    # Rate, score of the larger model; None: it could not be trained.
+    transfer: list[dict[str, float | None]]
 
 
 def tune(config: Config, resume: bool = False) -> TuneResult:
@@ -51,8 +50,8 @@ def tune(config: Config, resume: bool = False) -> TuneResult:
 
     Raises:
         UserError: a space or metric that is wrong, no room on the cluster, or no trial that gave a
-        score. KeyboardInterrupt: from the keyboard, after the trials were told to stop; ``resume``
-        goes on.
+        score. KeyboardInterrupt: from the keyboard, after the trials were stopped; ``resume``
+        continues them.
     """
     import_ray()
     from mmscale.tune.report import write_report
@@ -82,14 +81,14 @@ def tune(config: Config, resume: bool = False) -> TuneResult:
             if best is None:
                 raise UserError(
                     f"{folder}: no trial gave a score; the first one's reason: "
-                    f"{next((one.reason for one in trials if one.reason), 'unknown')}"
+                    f"{next((trial.reason for trial in trials if trial.reason), 'unknown')}"
                 )
             larger = Transfer()
-            report = partial(
+            write = partial(
                 write_report, folder=folder, config=config, space=space, trials=trials, best=best
             )
-            path = report(larger=larger)
-            if larger_model:  # now that nothing found can be lost
+            path = write(larger=larger)
+            if larger_model:  # now that no result can be lost
                 larger = transfer_rates(
                     ray=ray,
                     config=config,
@@ -98,9 +97,9 @@ def tune(config: Config, resume: bool = False) -> TuneResult:
                     overrides=larger_model,
                     folder=folder,
                 )
-                report(larger=larger)
+                write(larger=larger)
     count = {
-        status: sum(one.status == status for one in trials)
+        status: sum(trial.status == status for trial in trials)
         for status in ("finished", "stopped", "failed")
     }
     return TuneResult(
@@ -109,7 +108,7 @@ def tune(config: Config, resume: bool = False) -> TuneResult:
         finished=count["finished"],
         stopped=count["stopped"],
         failed=count["failed"],
-        steps=sum(one.trained for one in trials),
+        steps=sum(trial.trained for trial in trials),
         best_trial=best.name,
         best_score=best.score,
         best_point=best.point,
@@ -163,8 +162,8 @@ def _run_trials(
             **chosen,
         ),
         run_config=ray_tune.RunConfig(
-            name="search", storage_path=str(folder / "ray"), callbacks=[watch], stop=GiveUp(watch),
-            verbose=0,
+            name="search", storage_path=str(folder / "ray"), callbacks=[watch],
+            stop=GiveUp(watch), verbose=0,
             failure_config=ray_tune.FailureConfig(max_failures=max_failures),
         ),
     )  # fmt: skip
@@ -176,15 +175,15 @@ def _run_trials(
     if watch.fault:
         raise UserError(watch.fault)
     if left:
-        report(f"{left} trials are not done; the same command with --resume goes on")
+        report(f"{left} trials are not done; the same command with --resume continues them")
         raise KeyboardInterrupt
 
 
 def most_at_once(ray: Any, needs: list[dict[str, float]]) -> int:
     """Trials for which the cluster has room, by its sums."""
     have = ray.cluster_resources()
-    kinds = {kind for one in needs for kind in one}
-    room = min(have.get(kind, 0) / sum(one.get(kind, 0) for one in needs) for kind in kinds)
+    kinds = {kind for process in needs for kind in process}
+    room = min(have.get(kind, 0) / sum(process.get(kind, 0) for process in needs) for kind in kinds)
     return max(1, int(room + 1e-6))
 
 
@@ -217,7 +216,7 @@ def check_metric(config: Config) -> None:
         return
     name, dot, value = metric.rpartition(".")
     if not dot or name not in config.eval:
-        known = ", ".join(f"{one}.…" for one in config.eval) or "none, since eval is empty"
+        known = ", ".join(f"{task}.…" for task in config.eval) or "none, since eval is empty"
         raise UserError(
             f"tune.metric: {metric}: neither loss nor <name>.<value> of eval; names: {known}"
         )

@@ -16,15 +16,16 @@ from mmscale.errors import UserError
 from mmscale.tune.records import Records, Trial
 from mmscale.tune.space import Point, Space, format_point
 
-_MOST_DRAWS = 1000  # points in a row that break a rule between keys, before the space is given up
+# Points in a row that break a rule between keys, before the space is given up.
+_MOST_DRAWS = 1000
 
 
 class Search(Searcher):
     """Hands out trials: first those that were begun and are open, then new ones until there are
     ``tune.trials``.
 
-    What it suggests is ``{"trial": {"number": n, "point": {…}}}``. Points that break a rule between
-    keys are passed over.
+    What it suggests is ``{"trial": {"number": n, "point": {…}}}``. Points that break a rule
+    between keys are passed over.
     """
 
     def __init__(self, config: Config, space: Space, records: Records) -> None:
@@ -82,9 +83,8 @@ class Search(Searcher):
 
     def _points_of(self) -> _Random | _Grid | _Tpe:
         kind, done = self._config.tune.search, list(self._records.trials.values())
-        if (
-            kind == "random" or self._config.tune.scheduler == "pbt"
-        ):  # a population has no time to learn from
+        # A population has no time to learn from.
+        if kind == "random" or self._config.tune.scheduler == "pbt":
             return _Random(self._space, self._config.seed)
         if kind == "grid":
             return _Grid(self._space, self._fits, len(done), self._config.tune.trials)
@@ -102,8 +102,7 @@ class Search(Searcher):
             self._points.refuse()
         raise UserError(
             f"tune.space: {_MOST_DRAWS} points in a row break a rule between keys, the last one: "
-            f"{reason}; narrow the "
-            "space, or tie keys together with 'when'"
+            f"{reason}; narrow the space, or tie keys together with 'when'"
         )
 
     def _fits(self, point: Point) -> str:
@@ -161,16 +160,16 @@ class _Tpe(_Random):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.TPESampler(
-                n_startup_trials=max(4, min(10, config.tune.trials // 3)), multivariate=True,
-                group=True,
-                constant_liar=True, seed=prf.derive_key(config.seed, "tpe", len(done)) % (1 << 32),
+                n_startup_trials=max(4, min(10, config.tune.trials // 3)),
+                multivariate=True, group=True, constant_liar=True,
+                seed=prf.derive_key(config.seed, "tpe", len(done)) % (1 << 32),
             )  # fmt: skip
         falls = config.tune.better() == "min"
         self._study = optuna.create_study(
             sampler=sampler, direction="minimize" if falls else "maximize"
         )
         self._asked: optuna.Trial | None = None
-        self._told: dict[int, optuna.Trial] = {}
+        self._pending: dict[int, optuna.Trial] = {}
         for trial in done:
             self._take_up(trial)
             self.learn(trial)
@@ -183,7 +182,7 @@ class _Tpe(_Random):
         if self._asked is None:
             self._take_up(trial)
         else:
-            self._told[trial.number], self._asked = self._asked, None
+            self._pending[trial.number], self._asked = self._asked, None
 
     def refuse(self) -> None:
         assert self._asked is not None
@@ -191,7 +190,7 @@ class _Tpe(_Random):
         self._asked = None
 
     def learn(self, trial: Trial) -> None:
-        asked = self._told.pop(trial.number)
+        asked = self._pending.pop(trial.number)
         if trial.status == "failed" or not math.isfinite(trial.score):
             self._study.tell(asked, state=optuna.trial.TrialState.FAIL)
             return
@@ -211,4 +210,4 @@ class _Tpe(_Random):
         self._study.enqueue_trial(point)
         asked = self._study.ask()
         self._space.suggest(asked)
-        self._told[trial.number] = asked
+        self._pending[trial.number] = asked

@@ -22,11 +22,10 @@ if TYPE_CHECKING:
 
 Point = dict[str, Any]
 
-_RESAMPLED = (
-    0.25  # share of the values that an exchange draws anew (Jaderberg et al., 2017, use it too)
-)
+# Share of the values that an exchange draws anew (Jaderberg et al., 2017, use it too).
+_RESAMPLED = 0.25
 _FACTORS = (0.8, 1.25)  # by which it changes the others
-_TOLD_CHOICES = (bool, int, float, str)  # what Optuna takes as it is
+_OPTUNA_CHOICES = (bool, int, float, str)  # what Optuna takes as it is
 
 
 class Space:
@@ -44,11 +43,15 @@ class Space:
                 "tune.space: nothing to search; name keys and their values, as "
                 "configs/tune/digits.yaml does"
             )
-        self._whole = {name: self._is_whole(name, one) for name, one in self._parameters.items()}
-        for name, one in self._parameters.items():
-            for value in one.choices or one.range:
-                self._try_value(name, int(value) if one.range and self._whole[name] else value)
-            for other, wanted in one.when.items():
+        self._whole = {
+            name: self._is_whole(name, parameter) for name, parameter in self._parameters.items()
+        }
+        for name, parameter in self._parameters.items():
+            for value in parameter.choices or parameter.range:
+                self._try_value(
+                    name, int(value) if parameter.range and self._whole[name] else value
+                )
+            for other, wanted in parameter.when.items():
                 self._check_condition(name, other, wanted)
 
     def __iter__(self) -> Iterator[str]:
@@ -57,66 +60,66 @@ class Space:
     def describe(self) -> dict[str, str]:
         """Each key with its values, for people and for comparing two spaces."""
         out = {}
-        for name, one in self._parameters.items():
+        for name, parameter in self._parameters.items():
             values = (
-                f"{one.range[0]:g} … {one.range[1]:g} ({one.scale})"
-                if one.range
-                else ", ".join(map(str, one.choices))
+                f"{parameter.range[0]:g} … {parameter.range[1]:g} ({parameter.scale})"
+                if parameter.range
+                else ", ".join(map(str, parameter.choices))
             )
-            out[name] = values + (f" when {one.when}" if one.when else "")
+            out[name] = values + (f" when {parameter.when}" if parameter.when else "")
         return out
 
     def draw(self, seed: int, number: int) -> Point:
         """Trial ``number`` of a random search: a function of both, whoever asks and when."""
         draws = prf.Draws(prf.derive_key(seed, "tune", number))
-        return self._fill(lambda name, one: self._at(name, one, draws.uniform()))
+        return self._fill(lambda name, parameter: self._at(name, parameter, draws.uniform()))
 
     def suggest(self, trial: optuna.Trial) -> Point:
         """The point Optuna's sampler chooses for ``trial``."""
 
-        def value(name: str, one: ParameterConfig) -> Any:
-            if one.choices:
-                if all(isinstance(choice, _TOLD_CHOICES) for choice in one.choices):
-                    return trial.suggest_categorical(name, one.choices)
-                at = trial.suggest_categorical(name, [str(choice) for choice in one.choices])
-                return next(choice for choice in one.choices if str(choice) == at)
-            low, high = one.range
+        def value(name: str, parameter: ParameterConfig) -> Any:
+            if parameter.choices:
+                if all(isinstance(choice, _OPTUNA_CHOICES) for choice in parameter.choices):
+                    return trial.suggest_categorical(name, parameter.choices)
+                at = trial.suggest_categorical(name, [str(choice) for choice in parameter.choices])
+                return next(choice for choice in parameter.choices if str(choice) == at)
+            low, high = parameter.range
             if self._whole[name]:
-                return trial.suggest_int(name, int(low), int(high), log=one.scale == "log")
-            return trial.suggest_float(name, low, high, log=one.scale == "log")
+                return trial.suggest_int(name, int(low), int(high), log=parameter.scale == "log")
+            return trial.suggest_float(name, low, high, log=parameter.scale == "log")
 
         return self._fill(value)
 
     def grid(self) -> Iterator[Point]:
         """Every combination, each once."""
         axes = []
-        for name, one in self._parameters.items():
-            axes.append([(name, value) for value in self._grid_values(name, one)])
+        for name, parameter in self._parameters.items():
+            axes.append([(name, value) for value in self._grid_values(name, parameter)])
         given = set()
         for combination in itertools.product(*axes):
             chosen = dict(combination)
-            point = self._fill(lambda name, one, chosen=chosen: chosen[name])  # type: ignore[misc]
-            told = repr(point)
-            if told not in given:
-                given.add(told)
+            point = self._fill(lambda name, _, chosen=chosen: chosen[name])  # type: ignore[misc]
+            text = repr(point)
+            if text not in given:
+                given.add(text)
                 yield point
 
     def explore(self, point: Point, seed: int, number: int) -> Point:
-        """Values near ``point``'s, for a trial that goes on from another's weights
+        """Values near ``point``'s, for a trial that continues from another's weights
         (population-based training).
 
         ``number``: of such exchanges so far.
         """
         draws = prf.Draws(prf.derive_key(seed, "explore", number))
 
-        def value(name: str, one: ParameterConfig) -> Any:
+        def value(name: str, parameter: ParameterConfig) -> Any:
             anew, turn = draws.uniform() < _RESAMPLED, draws.uniform()
             if anew or name not in point:
-                return self._at(name, one, turn)
-            if one.choices:
-                at = one.choices.index(point[name]) + (1 if turn < 0.5 else -1)
-                return one.choices[min(max(at, 0), len(one.choices) - 1)]
-            low, high = one.range
+                return self._at(name, parameter, turn)
+            if parameter.choices:
+                at = parameter.choices.index(point[name]) + (1 if turn < 0.5 else -1)
+                return parameter.choices[min(max(at, 0), len(parameter.choices) - 1)]
+            low, high = parameter.range
             moved = min(max(point[name] * _FACTORS[turn < 0.5], low), high)
             return round(moved) if self._whole[name] else moved
 
@@ -146,56 +149,63 @@ class Space:
     def _fill(self, value: Any) -> Point:
         """Ask ``value(name, parameter)`` for every key whose condition holds."""
         point: Point = {}
-        for name, one in self._parameters.items():
-            if all(_is_one_of(point.get(other), wanted) for other, wanted in one.when.items()):
-                point[name] = value(name, one)
+        for name, parameter in self._parameters.items():
+            if all(
+                _is_one_of(point.get(other), wanted) for other, wanted in parameter.when.items()
+            ):
+                point[name] = value(name, parameter)
         return point
 
-    def _at(self, name: str, one: ParameterConfig, share: float) -> Any:
+    def _at(self, name: str, parameter: ParameterConfig, share: float) -> Any:
         """The value at ``share`` in [0, 1] of the way through the parameter's values."""
-        if one.choices:
-            return one.choices[min(int(share * len(one.choices)), len(one.choices) - 1)]
-        low, high = one.range
+        if parameter.choices:
+            return parameter.choices[
+                min(int(share * len(parameter.choices)), len(parameter.choices) - 1)
+            ]
+        low, high = parameter.range
         if self._whole[name]:
             # Every whole number is as likely as its neighbour, the ends too.
             low, high = low - 0.5, math.nextafter(high + 0.5, low)
-        if one.scale == "log":
-            low = max(low, one.range[0] / 2)
-            found = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+        if parameter.scale == "log":
+            low = max(low, parameter.range[0] / 2)
+            value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
         else:
-            found = low + share * (high - low)
-        found = min(max(found, one.range[0]), one.range[1])
-        return round(found) if self._whole[name] else found
+            value = low + share * (high - low)
+        value = min(max(value, parameter.range[0]), parameter.range[1])
+        return round(value) if self._whole[name] else value
 
-    def _grid_values(self, name: str, one: ParameterConfig) -> list[Any]:
-        return one.choices or [
-            self._at(name, one, at / max(1, one.points - 1)) for at in range(one.points)
+    def _grid_values(self, name: str, parameter: ParameterConfig) -> list[Any]:
+        return parameter.choices or [
+            self._at(name, parameter, at / max(1, parameter.points - 1))
+            for at in range(parameter.points)
         ]
 
     def _check_condition(self, name: str, other: str, wanted: Any) -> None:
         """Every value that ``name`` waits for is one that ``other`` may take."""
-        one = self._parameters[other]
+        parameter = self._parameters[other]
         for value in wanted if isinstance(wanted, list) and wanted else [wanted]:
-            if one.range and self._whole[other]:
+            if parameter.range and self._whole[other]:
                 taken = (
                     isinstance(value, int | float)
                     and value % 1 == 0
-                    and one.range[0] <= value <= one.range[1]
+                    and parameter.range[0] <= value <= parameter.range[1]
                 )
-            elif one.range and self._config.tune.search != "grid":
+            elif parameter.range and self._config.tune.search != "grid":
                 taken = False  # hit by chance alone
             else:
-                taken = value in self._grid_values(other, one) and wanted != []
+                taken = value in self._grid_values(other, parameter) and wanted != []
             if not taken:
                 raise UserError(
                     f"tune.space.{name}.when: {other} is never {value!r}; name one of its values: "
                     f"{self.describe()[other]}"
                 )
 
-    def _is_whole(self, name: str, one: ParameterConfig) -> bool:
+    def _is_whole(self, name: str, parameter: ParameterConfig) -> bool:
         kind = key_type(name)
         if kind is None:
-            self._try_value(name, (one.choices or one.range)[0])  # tells which part is unknown
+            self._try_value(
+                name, (parameter.choices or parameter.range)[0]
+            )  # reports which part is unknown
             raise UserError(f"tune.space.{name}: no such key; mmscale train --keys lists them")
         if name == "train.steps":
             raise UserError(
@@ -206,10 +216,12 @@ class Space:
             raise UserError(
                 f"tune.space.{name}: says how and where to search; remove it from the space"
             )
-        if one.range and kind not in (int, float):
+        if parameter.range and kind not in (int, float):
             raise UserError(f"tune.space.{name}: takes no range of numbers; give choices: [...]")
-        if kind is int and any(value != int(value) for value in one.range):
-            raise UserError(f"tune.space.{name}.range: {one.range}: this key takes whole numbers")
+        if kind is int and any(value != int(value) for value in parameter.range):
+            raise UserError(
+                f"tune.space.{name}.range: {parameter.range}: this key takes whole numbers"
+            )
         return kind is int
 
     def _try_value(self, name: str, value: Any, where: str = "tune.space") -> None:

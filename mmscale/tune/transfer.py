@@ -1,5 +1,5 @@
-"""Does the rate that was found hold for a larger model? The best trial's rate, its half and its
-double, tried on it.
+"""Does the best rate hold for a larger model? The best trial's rate, its half and its double, tried
+on it.
 
 With muP (``model.base_width``; Yang et al., 2022) it should; without, the best rate falls as the
 width grows.
@@ -34,14 +34,16 @@ class Transfer:
         """For JSON."""
         return [{"rate": rate, "score": score} for rate, score in self.scores.items()]
 
-    def told(self, better: str, found: float) -> str:
+    def describe(self, better: str, rate_found: float) -> str:
         """One line for people."""
         done = {rate: score for rate, score in self.scores.items() if score is not None}
         if not done:
             return "the larger model could not be trained at any of the rates"
         best = (min if better == "min" else max)(done, key=lambda rate: done[rate])
         verdict = (
-            "the rate holds" if best == found else f"the rate does not hold: {best:.3g} is better"
+            "the rate holds"
+            if best == rate_found
+            else f"the rate does not hold: {best:.3g} is better"
         )
         listed = ", ".join(f"{rate:.3g}: {score:.4g}" for rate, score in done.items())
         return f"with {format_point(self.overrides)}, {verdict} ({listed})"
@@ -75,14 +77,14 @@ def transfer_rates(
     """Train the larger model, which ``overrides`` make, at the three rates, on the cluster; what is
     done stays.
 
-    Whatever fails has no score and is told in a line.
+    Whatever fails has no score and is reported in a line.
     """
     from mmscale.on_ray.connect import process_needs, wait_for_room
     from mmscale.tune.trial import TrialJob
 
     tune = config.tune
-    found = float(best.point.get(RATE, config.train.optimizer.lr))
-    larger = Transfer(overrides, dict.fromkeys((found * factor for factor in FACTORS), None))
+    best_rate = float(best.point.get(RATE, config.train.optimizer.lr))
+    larger = Transfer(overrides, dict.fromkeys((best_rate * factor for factor in FACTORS), None))
     steps = int(overrides.get("train.steps", config.train.steps))
     process = process_needs(ray, config.ray)
     process["CPU"] *= tune.workers  # in one process
@@ -103,17 +105,16 @@ def transfer_rates(
     try:
         wait_for_room(ray, [process], config.ray.wait_s, "the larger model")
         for factor in FACTORS:
-            rate = found * factor
+            rate = best_rate * factor
             made = space.config({**best.point, **overrides, RATE: rate}, "tune.transfer")
             waiting.append((rate, remote.remote(made, job, f"rate-{factor:g}")))
     except UserError as error:
         report(f"no score of the larger model: {error}")
-    for rate, one in waiting:
+    for rate, score in waiting:
         try:
-            larger.scores[rate] = ray.get(one)
-        except (
-            ray.exceptions.RayError
-        ) as error:  # raised there, out of memory, or a process or machine was lost
+            larger.scores[rate] = ray.get(score)
+        # Raised there, out of memory, or a process or machine was lost.
+        except ray.exceptions.RayError as error:
             lines = str(getattr(error, "cause", None) or error).strip().splitlines()
             report(f"no score of the larger model at rate {rate:.3g}: {lines[-1].strip()[:300]}")
     return larger

@@ -1,8 +1,8 @@
 """One trial, as it runs on a worker of the cluster: train to the next stop, score, report; again
-until told to stop.
+until it is stopped.
 
 Everything a trial knows lies in its run.dir, which every machine of the cluster must see. A trial
-that is started again, on whatever machine, goes on from its newest checkpoint.
+that is started again, on whatever machine, resumes from its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class TrialJob:
     workers: int
     process: dict[str, float]  # its CPUs and GPUs
     max_failures: int
-    keep_all: bool  # a checkpoint for every stop stays: others may go on from it
+    keep_all: bool  # a checkpoint of every stop stays: other trials may continue from it
     plugins: tuple[str, ...] = ()  # of the search's config
 
 
@@ -60,8 +60,7 @@ def run_trial(
         if not (Path(job.folder) / FILE).is_file():
             raise UserError(
                 f"{socket.gethostname()} does not see {job.folder}; put run.dir where all machines "
-                "of the cluster "
-                "see it"
+                "of the cluster see it"
             )
         import_plugins(job.plugins, job.directory)
         config = config_of(sampled["trial"]["point"])
@@ -94,8 +93,8 @@ def claim_folder(folder: Path, config: Config, job: TrialJob, taken_over: bool =
     """Empty ``folder`` unless it is this very config's, scored by this metric: another's scores
     must not be believed.
 
-    The first line of its scores says whose they are. ``taken_over``: what lies there is to be gone
-    on from.
+    The first line of its scores names their config. ``taken_over``: what lies there is to be
+    continued.
     """
     tree = to_tree(config)
     for name in ("run", "tune", "ray"):  # where, and how many: the run is the same
@@ -120,9 +119,8 @@ def trial_config(config: Config, folder: Path, job: TrialJob) -> Config:
     config.train.resume = "auto"
     config.train.keep_last, config.train.keep_best = 1, False
     config.train.keep_every = job.stops[0] if job.keep_all else 0
-    config.parallel.threads = config.parallel.threads or max(
-        1, int(job.process["CPU"])
-    )  # the machine is shared with others
+    # The machine is shared with other trials.
+    config.parallel.threads = config.parallel.threads or max(1, int(job.process["CPU"]))
     tokenizer = Path(job.folder) / "tokenizer.json"
     if tokenizer.is_file() and not config.model.init_from:
         config.data.tokenizer.file = str(tokenizer)
@@ -132,22 +130,22 @@ def trial_config(config: Config, folder: Path, job: TrialJob) -> Config:
 def train_to_stops(
     config: Config, job: TrialJob, meet: Callable[[], None] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Train, on every rank; after each stop give ``step``, ``score``, ``seconds`` and ``node``, or
+    """Train, on every rank; after each stop yield ``step``, ``score``, ``seconds`` and ``node``, or
     why it ``failed``.
 
-    The folder is one that `claim_folder` has seen. The last score of an earlier start is given
-    again: nobody may have heard it. ``meet`` is called before each run.
+    The folder is one that `claim_folder` has seen. The last score of an earlier start is
+    yielded again: it may not have been received. ``meet`` is called before each run.
     """
     from mmscale.train.loop import train
     from mmscale.train.prepare import finished_steps
 
     folder, first = Path(config.run.dir), os.environ.get("RANK", "0") == "0"
     done = finished_steps(folder)
-    told = [row for row in read_lines(folder / _SCORES)[1:] if row["step"] <= done]
-    if told:
-        yield told[-1]
+    scored = [row for row in read_lines(folder / _SCORES)[1:] if row["step"] <= done]
+    if scored:
+        yield scored[-1]
     for stop in job.stops:
-        if told and stop <= told[-1]["step"]:
+        if scored and stop <= scored[-1]["step"]:
             continue
         began = time.perf_counter()
         try:
@@ -190,8 +188,7 @@ def _run_on_workers(config: Config, job: TrialJob, folder: Path) -> None:
     make_trainer(
         _work, {"config": config, "job": job}, workers=job.workers, process=job.process,
         max_failures=job.max_failures, storage=str(Path(job.folder) / "ray" / "workers"),
-        name=folder.name,
-        callbacks=[TuneReportCallback()],
+        name=folder.name, callbacks=[TuneReportCallback()],
     ).fit()  # fmt: skip
 
 
@@ -214,16 +211,16 @@ def _take_over(folder: Path, pointer: Any) -> dict[str, Any] | None:
     if pointer is None:
         return None
     with pointer.as_directory() as place:
-        told = json.loads((Path(place) / _POINTER).read_text())
-    parent = Path(told["folder"])
+        origin = json.loads((Path(place) / _POINTER).read_text())
+    parent = Path(origin["folder"])
     if parent == folder:
         return None
-    source = parent / "checkpoints" / f"step-{told['step']:08d}"
+    source = parent / "checkpoints" / f"step-{origin['step']:08d}"
     if not source.is_dir():
-        raise UserError(f"{source}: is gone, and {folder.name} was to go on from it")
+        raise UserError(f"{source}: is gone, and {folder.name} was to continue from it")
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(source, folder / "checkpoints" / source.name)
     for path in parent.iterdir():
         if path.is_file() and path.name != _SCORES:
             shutil.copyfile(path, folder / path.name)
-    return {"parent": parent.name, "step": told["step"]}
+    return {"parent": parent.name, "step": origin["step"]}

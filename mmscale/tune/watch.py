@@ -1,5 +1,5 @@
-"""The driver's ear: writes down what the trials report, shows progress, and tells what a trial
-waits for.
+"""In the driver: records what the trials report, shows progress, and reports what a trial waits
+for.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mmscale.on_ray.connect import placement_fault
 from mmscale.tune.records import Records, Trial
 from mmscale.tune.space import format_point
 
-_PATIENCE_S = 10.0  # without a running trial, until it is told why
+_PATIENCE_S = 10.0  # without a running trial, until the reason is reported
 
 
 class Watch(Callback):
@@ -38,13 +38,12 @@ class Watch(Callback):
         self._tune, self._wait_s, self._steps = config.tune, config.ray.wait_s, config.train.steps
         self._numbers: dict[str, int] = {}
         self._idle_since: float | None = None
-        self._told_at = 0.0
-        self.fault = ""  # why the search cannot go on
+        self._reported_at = 0.0
+        self.fault = ""  # why the search cannot continue
         over = [trial for trial in records.trials.values() if trial.status != "open"]
         self._bar = tqdm(
             total=total + len(over), initial=len(over), unit="trial", desc="tune",
-            dynamic_ncols=True,
-            file=sys.stderr, disable=not config.run.progress,
+            dynamic_ncols=True, file=sys.stderr, disable=not config.run.progress,
         )  # fmt: skip
         self._show()
 
@@ -52,7 +51,7 @@ class Watch(Callback):
         return {}  # Ray keeps its parts for a restore of its own; the records do that here
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Nothing running for a while: say what is waited for."""
+        """Nothing running for a while: report what is waited for."""
         states = {trial.status for trial in trials}
         if "PENDING" not in states or "RUNNING" in states:
             self._idle_since = None
@@ -60,13 +59,13 @@ class Watch(Callback):
         now = time.monotonic()
         self._idle_since = self._idle_since or now
         waited = now - self._idle_since
-        if waited < _PATIENCE_S or now - self._told_at < 6 * _PATIENCE_S:
+        if waited < _PATIENCE_S or now - self._reported_at < 6 * _PATIENCE_S:
             return
         fault = placement_fault(self._ray, self._needs)
         if not fault:
             return
-        self._told_at = now
-        self._say(
+        self._reported_at = now
+        self._report(
             f"mmscale: a trial {fault}; for {waited:.0f} of ray.wait_s={self._wait_s:g} seconds"
         )
         if waited >= self._wait_s:
@@ -100,7 +99,7 @@ class Watch(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It came to its end or was stopped."""
         if self.fault:
-            return  # all were stopped, to go on another time
+            return  # all were stopped, to be resumed another time
         number = self._numbers[trial.trial_id]
         known = self._records.trials[number]
         self._end(number, "finished" if known.steps >= self._steps else "stopped")
@@ -125,7 +124,7 @@ class Watch(Callback):
             return
         self._records.end(number, status, reason)
         if reason:
-            self._say(f"mmscale: {trial.name} failed ({format_point(trial.point)}): {reason}")
+            self._report(f"mmscale: {trial.name} failed ({format_point(trial.point)}): {reason}")
         self._bar.update(1)
         self._show()
 
@@ -137,12 +136,12 @@ class Watch(Callback):
                 f"{format_point(best.point)}"
             )
 
-    def _say(self, line: str) -> None:
+    def _report(self, line: str) -> None:
         tqdm.write(line, file=sys.stderr)
 
 
 class GiveUp(Stopper):
-    """Ends the search when ``watch`` says that it cannot go on."""
+    """Ends the search when ``watch`` reports that it cannot continue."""
 
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
@@ -152,7 +151,7 @@ class GiveUp(Stopper):
         return False
 
     def stop_all(self) -> bool:
-        """Whether the search cannot go on."""
+        """Whether the search cannot continue."""
         return bool(self._watch.fault)
 
 

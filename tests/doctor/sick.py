@@ -29,7 +29,7 @@ def main() -> None:
         next(iter(config.data.sets.values())).shards[0] += "/absent"
         config.run.dir = "/proc/run"
     if is_sick and fault == "hangs":
-        shards.look = lambda config: time.sleep(600)
+        shards.collect = lambda config: time.sleep(600)
     # Only a rank that hangs is to be waited for in vain, and long enough for all that a busy
     # machine needs before.
     report = examine(

@@ -18,18 +18,17 @@ CONFIG = "configs/train/digits.yaml"
 
 
 def start_two(port, *module):
-    """Start ``python -m module…`` as two ranks that meet at ``port``, each alone on its machine."""
+    """Start ``python -m module…`` as two ranks, one per machine, that meet at ``port``."""
     variables = {
-        **os.environ, "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR":
-        "127.0.0.1",
-        "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+        **os.environ, "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": f"{ROOT}:{ROOT}/tests:{ROOT}/tests/doctor",
     }  # fmt: skip
     return [
         subprocess.Popen(
             [sys.executable, "-m", *module], cwd=ROOT, env=variables | {"RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for rank in (0, 1)
     ]  # fmt: skip
@@ -51,32 +50,32 @@ def test_a_sound_machine(small_run, tmp_path):
     )
     checks = by_name(report)
     assert list(checks) == [
-        "ranks", "versions", "gpus", "network", "clocks", "room", "shards", "all-reduce",
+        "ranks", "versions", "gpus", "network", "clocks", "disk space", "shards", "all-reduce",
     ]  # fmt: skip
     assert "GB/s by Gloo" in checks["all-reduce"]["text"] and "1 shards" in checks["shards"]["text"]
     assert not list(tmp_path.iterdir()), "it only looks"
 
 
 def test_without_a_launcher_and_without_a_config():
-    told = run_module(["mmscale", "doctor"]).stdout
-    assert "shared memory" in told and "all-reduce" not in told and "shards" not in told
+    output = run_module(["mmscale", "doctor"]).stdout
+    assert "shared memory" in output and "all-reduce" not in output and "shards" not in output
 
 
 def test_the_sick_machine_is_named(small_run, tmp_path, port):
-    """Another torch, a clock of 100 s ahead, no room for the run, a shard that only one rank
+    """Another torch, a clock of 100 s ahead, no folder for the run, a shard that only one rank
     reaches.
     """
     first, second = start_two(port, "sick", "many", CONFIG, *small_run, f"run.dir={tmp_path}")
-    told, complaint = first.communicate(timeout=patience(15))
+    output, complaint = first.communicate(timeout=patience(15))
     second.communicate(timeout=patience(15))
     assert first.returncode == second.returncode == 0, complaint
-    report = json.loads(told)
+    report = json.loads(output)
     checks = by_name(report)
     assert report["machines"] == ["sound", "sick"] and report["verdict"] == "failed"
     for name, text in {
         "versions": "torch 1.0, the others 2.",
         "clocks": "100.0 s ahead",
-        "room": "checkpoints (/proc/run)",
+        "disk space": "checkpoints (/proc/run)",
         "shards": "/absent",
     }.items():
         assert checks[name]["verdict"] == "failed" and checks[name]["machines"] == ["sick"], checks[
@@ -90,18 +89,18 @@ def test_the_sick_machine_is_named(small_run, tmp_path, port):
 def test_a_rank_that_hangs_is_named(small_run, tmp_path, port):
     first, second = start_two(port, "sick", "hangs", CONFIG, *small_run, f"run.dir={tmp_path}")
     try:
-        told, complaint = first.communicate(timeout=patience(15))
+        output, complaint = first.communicate(timeout=patience(15))
     finally:
         second.kill()
         second.communicate()
     assert first.returncode == 0, complaint
-    ranks = by_name(json.loads(told))["ranks"]
+    ranks = by_name(json.loads(output))["ranks"]
     assert ranks["verdict"] == "failed" and ranks["machines"] == ["sick"]
     assert "rank 1 on sick hangs at: shards" in ranks["text"]
 
 
 def test_a_run_does_not_begin_on_a_sick_machine(small_run, tmp_path, port):
-    small = [one for one in small_run if not one.startswith("data.sets.digits.shards")]
+    small = [word for word in small_run if not word.startswith("data.sets.digits.shards")]
     command = [
         "mmscale",
         "train",

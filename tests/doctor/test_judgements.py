@@ -1,4 +1,4 @@
-"""What the single checks make of what was found, without ranks: GPUs that are not here, rates no
+"""What the single checks make of collected facts, without ranks: GPUs that are not here, rates no
 CPU has.
 """
 
@@ -27,7 +27,7 @@ def smi(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
 
     def answer(facts, health, status=0):
-        """``facts``: a line a GPU, without its number and UUID."""
+        """``facts``: a line per GPU, without its number and UUID."""
         lines = facts.removesuffix("\\n").split("\\n")
         facts = (
             "\\n".join(f"{line}, {number}, GPU-{number}abc" for number, line in enumerate(lines))
@@ -39,7 +39,7 @@ def smi(tmp_path, monkeypatch):
             f"esac\nexit {status}\n"
         )
         tool.chmod(0o755)
-        return gpus.look()
+        return gpus.collect()
 
     return answer
 
@@ -51,11 +51,11 @@ SOUND = "0, Not Active, Not Active\\n"
 def test_gpus(smi):
     sound = smi(H100 * 2, SOUND * 2)
     assert gpus.driver_of(sound) == "550.54.15"
-    check = gpus.judge(dict.fromkeys(PLACES, sound))
+    check = gpus.assess(dict.fromkeys(PLACES, sound))
     assert check.verdict == OK and "2 x NVIDIA H100 80GB HBM3" in check.text
 
     def judged(facts, health, **more):
-        return gpus.judge(dict.fromkeys(PLACES, sound) | {PLACES[1]: smi(facts, health, **more)})
+        return gpus.assess(dict.fromkeys(PLACES, sound) | {PLACES[1]: smi(facts, health, **more)})
 
     lost = judged(H100, SOUND)
     assert (lost.verdict, lost.machines) == (FAILED, ("b",)) and "1 x NVIDIA H100" in lost.text
@@ -82,7 +82,7 @@ def test_only_visible_gpus_are_judged(smi, monkeypatch):
     def judged(visible, seen):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
-        return gpus.judge({PLACES[0]: smi(facts, health)})
+        return gpus.assess({PLACES[0]: smi(facts, health)})
 
     for visible in ("0,2", "GPU-2,GPU-0abc"):
         check = judged(visible, 2)
@@ -96,10 +96,10 @@ def test_only_visible_gpus_are_judged(smi, monkeypatch):
     assert few.verdict == FAILED and "PyTorch sees 1 of its 2 GPUs" in few.text
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert "PyTorch sees 1 of its 2 GPUs" in gpus.judge({PLACES[0]: smi(H100 * 2, SOUND * 2)}).text
+    assert "PyTorch sees 1 of its 2 GPUs" in gpus.assess({PLACES[0]: smi(H100 * 2, SOUND * 2)}).text
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert (
-        "PyTorch sees none of its 2 GPUs" in gpus.judge({PLACES[0]: smi(H100 * 2, SOUND * 2)}).text
+        "PyTorch sees none of its 2 GPUs" in gpus.assess({PLACES[0]: smi(H100 * 2, SOUND * 2)}).text
     )
 
 
@@ -113,12 +113,15 @@ def test_machines_are_told_apart_by_more_than_their_names():
 
 def test_versions_name_the_minority():
     same = {"torch": "2.13", "driver": "550.1"}
-    found = {RankPlace(rank, "a" if rank < 2 else "b"): dict(same) for rank in range(3)}
-    assert versions.judge(found).verdict == OK
-    found[RankPlace(2, "b")]["driver"] = "560.1"
-    assert (versions.judge(found).verdict, versions.judge(found).machines) == (WARNING, ("b",))
-    found[RankPlace(1, "a")]["torch"] = "2.12"
-    check = versions.judge(found)
+    collected = {RankPlace(rank, "a" if rank < 2 else "b"): dict(same) for rank in range(3)}
+    assert versions.assess(collected).verdict == OK
+    collected[RankPlace(2, "b")]["driver"] = "560.1"
+    assert (versions.assess(collected).verdict, versions.assess(collected).machines) == (
+        WARNING,
+        ("b",),
+    )
+    collected[RankPlace(1, "a")]["torch"] = "2.12"
+    check = versions.assess(collected)
     assert (
         check.verdict == FAILED
         and "a: torch 2.12, the others 2.13 (1 of its 2 ranks)" in check.text
@@ -126,7 +129,7 @@ def test_versions_name_the_minority():
 
 
 def reached(**faults):
-    """What three machines say of each other; ``ab`` is what a says of b."""
+    """What three machines report of each other; ``ab`` is what a reports of b."""
     return {
         place: {
             name: {"fault": faults.get(place.machine + name), "ahead": 0.0, "error": 1e-4}
@@ -137,8 +140,8 @@ def reached(**faults):
 
 
 def test_network_names_whom_most_miss():
-    assert network.judge_network(reached()).verdict == OK
-    cut = network.judge_network(
+    assert network.assess_network(reached()).verdict == OK
+    cut = network.assess_network(
         reached(ab="10.0.0.2: timed out", cb="10.0.0.2: timed out", ba="10.0.0.1: timed out")
     )
     assert (cut.verdict, cut.machines) == (FAILED, ("b",)) and "a does not reach b" in cut.text
@@ -146,10 +149,10 @@ def test_network_names_whom_most_miss():
 
 def test_clocks_name_the_one_that_differs_even_the_first():
     def clocks(*ahead):
-        return network.judge_clocks(
+        return network.assess_clocks(
             {
-                place: {"fault": None, "ahead": one, "error": 1e-3}
-                for place, one in zip(PLACES, ahead, strict=False)
+                place: {"fault": None, "ahead": seconds, "error": 1e-3}
+                for place, seconds in zip(PLACES, ahead, strict=False)
             }
         )
 
@@ -165,11 +168,11 @@ def test_clocks_name_the_one_that_differs_even_the_first():
 
 def test_clocks_are_compared_over_a_socket():
     with network.Listener("127.0.0.1", lambda: 1000.0) as listener:
-        told = network.reach({"b": ("127.0.0.1", listener.port)}, lambda: 990.0)["b"]
+        peer = network.reach({"b": ("127.0.0.1", listener.port)}, lambda: 990.0)["b"]
     assert (
-        told["fault"] is None
-        and told["ahead"] == pytest.approx(10.0, abs=0.5)
-        and 0 < told["error"] < 0.5
+        peer["fault"] is None
+        and peer["ahead"] == pytest.approx(10.0, abs=0.5)
+        and 0 < peer["error"] < 0.5
     )
     gone = network.reach({"b": ("127.0.0.1", listener.port)}, lambda: 0.0)["b"]
     assert "127.0.0.1" in gone["fault"]
@@ -191,7 +194,7 @@ def test_rates_against_data_sheets():
             m: {"all": all_, "inside": i, "pairs": p}
             for m, i, p in zip("abc", inside, pairs, strict=True)
         }
-        return bandwidth.judge(rates, name, 8)
+        return bandwidth.assess(rates, name, 8)
 
     assert judged(330e9, [400e9] * 3, [340e9] * 3).verdict == OK
     wire = judged(30e9, [400e9] * 3, [340e9, 30e9, 340e9])
@@ -202,7 +205,7 @@ def test_rates_against_data_sheets():
     inner = judged(100e9, [400e9, 400e9, 20e9], [340e9, 340e9, 100e9])
     assert (inner.verdict, inner.machines) == (FAILED, ("c",))
     assert bandwidth.is_slow(30e9, name, 3, 8) and not bandwidth.is_slow(330e9, name, 3, 8)
-    assert bandwidth.judge({"a": {"all": 1e9, "inside": 1e9}}, "", 2).verdict == OK
+    assert bandwidth.assess({"a": {"all": 1e9, "inside": 1e9}}, "", 2).verdict == OK
 
 
 @pytest.mark.parametrize("count", [3, 4, 5, 6, 7])
@@ -223,7 +226,7 @@ def test_a_slow_machine_among_any_number_is_named(count, monkeypatch):
 
     for slow in range(count):
         rates = {str(at): measured(at, slow) for at in range(count)}
-        assert bandwidth.judge(rates, name, 2).machines == (str(slow),)
+        assert bandwidth.assess(rates, name, 2).machines == (str(slow),)
 
 
 def test_a_full_disk(tmp_path):
@@ -235,7 +238,7 @@ def test_a_full_disk(tmp_path):
         model=model_config(vocab_size=320),
         data=DataConfig(),
     )
-    assert disk_space.judge({PLACES[0]: disk_space.look(config, 1)}).verdict == OK
+    assert disk_space.assess({PLACES[0]: disk_space.collect(config, 1)}).verdict == OK
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(tmp_path)],
         capture_output=True,
@@ -244,7 +247,7 @@ def test_a_full_disk(tmp_path):
     if mounted.returncode:
         pytest.skip(f"a file system cannot be mounted here: {mounted.stderr.decode().strip()}")
     try:
-        check = disk_space.judge({PLACES[0]: disk_space.look(config, 1)})
+        check = disk_space.assess({PLACES[0]: disk_space.collect(config, 1)})
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
     assert (check.verdict, check.machines) == (FAILED, ("a",)) and "0.1 MB free" in check.text

@@ -38,8 +38,8 @@ class Inspected:
 
     def warning(self, code: str) -> dict[str, Any]:
         """The one warning of this code."""
-        (found,) = [one for one in self.result["warnings"] if one["code"] == code]
-        return found
+        (warning,) = [warning for warning in self.result["warnings"] if warning["code"] == code]
+        return warning
 
 
 def picture(number: int, size: tuple[int, int] = (96, 80)) -> Image.Image:

@@ -81,14 +81,14 @@ def test_only_the_planted_kinds_of_warning_appear(inspected):
     assert codes - {"label_imbalance"} == expected
 
 
-def test_the_same_picture_with_two_labels_is_told(inspected):
+def test_the_same_picture_with_two_labels_is_reported(inspected):
     warning = inspected.warning("contradiction_image")
     assert warning["examples"] == [
         [{"set": "train", "key": "t00"}, {"set": "test", "key": "same-picture"}]
     ]
 
 
-def test_the_indexs_own_problems_are_told(inspected):
+def test_the_indexs_own_problems_are_reported(inspected):
     assert inspected.result["sets"][1]["problems"] == 1
     (line,) = inspected.warning("index_problems")["lines"]
     assert "unreadable" in line and "JSON" in line
@@ -175,7 +175,7 @@ def test_another_seed_shows_other_samples(inspected, planted, tmp_path):
     assert html.read_bytes() != inspected.html.read_bytes()
 
 
-def test_a_subset_is_drawn_by_a_key_and_told(planted, tmp_path):
+def test_a_subset_is_drawn_by_a_key_and_reported(planted, tmp_path):
     pandas = pytest.importorskip("pandas")
     drawn = []
     for name in ("a", "b"):
@@ -192,7 +192,7 @@ def test_a_subset_is_drawn_by_a_key_and_told(planted, tmp_path):
     assert drawn[0] == drawn[1] and len(set(drawn[0])) == 7
 
 
-def test_a_shard_that_changed_is_told_as_broken_not_as_a_crash(planted, tmp_path):
+def test_a_shard_that_changed_is_reported_as_broken_not_as_a_crash(planted, tmp_path):
     folder = tmp_path / "train"
     folder.mkdir()
     for path in (planted / "train").rglob("*"):
@@ -215,8 +215,10 @@ def test_folders_of_one_name_are_told_apart_by_their_path(planted, tmp_path):
         (tmp_path / parent / "train").symlink_to(planted / "train")
     sources = [str(tmp_path / parent / "train") for parent in ("a", "b")]
     result = inspect(sources, tmp_path / "r.html", workers=0, progress=False)
-    assert [one["name"] for one in result["sets"]] == ["a/train", "b/train"]
-    (warning,) = [one for one in result["warnings"] if one["code"] == "overlap_audio_same"]
+    assert [named_set["name"] for named_set in result["sets"]] == ["a/train", "b/train"]
+    (warning,) = [
+        warning for warning in result["warnings"] if warning["code"] == "overlap_audio_same"
+    ]
     assert warning["count"] == 30
 
 
@@ -258,7 +260,7 @@ def test_the_command_prints_one_json_result(planted, tmp_path):
         ["mmscale", "data", "inspect", *folders, "--html", str(html), *names, "--json"]
     )
     result = json.loads(done.stdout)
-    assert [one["name"] for one in result["sets"]] == ["first", "<second>"]
+    assert [named_set["name"] for named_set in result["sets"]] == ["first", "<second>"]
     assert Path(result["html"]) == html
     page = html.read_text(encoding="utf-8")
     assert "&lt;second&gt;" in page and "<second>" not in page

@@ -35,8 +35,8 @@ def encoded(pixels: np.ndarray, kind: str, size: int, **options) -> bytes:
     return file.getvalue()
 
 
-def differing(one: int, other: int) -> int:
-    return (one ^ other).bit_count()
+def differing(left: int, right: int) -> int:
+    return (left ^ right).bit_count()
 
 
 def test_the_hash_survives_scaling_encoding_and_light():
@@ -96,11 +96,11 @@ def test_pictures_alike_are_those_that_comparing_all_pairs_finds():
             colour = abs(rows[i]["image_colours"][0] - rows[j]["image_colours"][0])
             if differing(hashes[i], hashes[j]) <= NEAR_BITS and colour <= NEAR_COLOUR:
                 old, new = parent[i], parent[j]
-                parent = [new if one == old else one for one in parent]
+                parent = [new if root == old else root for root in parent]
     expected = {tuple(i for i in range(60) if parent[i] == root) for root in set(parent)}
     expected = {group for group in expected if len(group) > 1}
-    found = {tuple(rows.index) for _, rows in table[groups.notna()].groupby("image_alike")}
-    assert found == expected
+    groups_found = {tuple(rows.index) for _, rows in table[groups.notna()].groupby("image_alike")}
+    assert groups_found == expected
     assert len(expected) > 5
 
 
@@ -134,15 +134,15 @@ def wav(samples: np.ndarray, kind: str = "WAV") -> bytes:
 
 def test_a_full_scale_sine_has_its_textbook_level():
     sine = np.sin(2 * np.pi * 440 * np.arange(8000) / 8000)
-    found = measure_sound(wav(sine * 0.5), 8000)
-    assert found["audio_level"] == pytest.approx(-9.03, abs=0.01)
-    assert found["audio_peak"] == pytest.approx(-6.02, abs=0.01)
-    assert found["audio_clipped_samples"] == 0
+    measures = measure_sound(wav(sine * 0.5), 8000)
+    assert measures["audio_level"] == pytest.approx(-9.03, abs=0.01)
+    assert measures["audio_peak"] == pytest.approx(-6.02, abs=0.01)
+    assert measures["audio_clipped_samples"] == 0
 
 
 def test_silence_is_at_the_floor():
-    found = measure_sound(wav(np.zeros(100)), 8000)
-    assert found["audio_level"] == found["audio_peak"] == FLOOR_DB
+    measures = measure_sound(wav(np.zeros(100)), 8000)
+    assert measures["audio_level"] == measures["audio_peak"] == FLOOR_DB
 
 
 def test_only_plateaus_at_full_scale_are_clipping():
@@ -199,8 +199,8 @@ def test_scalars_have_dotted_paths_and_lists_are_left_out():
     document = json.dumps(
         {"a": {"b": 1, "c": [1, 2], "d": None}, "e": True, "f": "x" * 1000}
     ).encode()
-    found = scalars(document)
-    assert found == {"a.b": "1", "e": "true", "f": "x" * 200}
+    values = scalars(document)
+    assert values == {"a.b": "1", "e": "true", "f": "x" * 200}
 
 
 @pytest.mark.parametrize("document", [b"{", b"[" * 100_000, b'"\xff"', b"9" * 5000])

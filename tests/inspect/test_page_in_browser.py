@@ -80,15 +80,15 @@ def test_every_picture_is_decoded(browser):
 
 
 def test_every_clip_can_be_played(browser):
-    found = browser.execute_async_script(
+    clips = browser.execute_async_script(
         "const done = arguments[0], clips = [...document.querySelectorAll('audio')];"
         "const ready = a => new Promise(go => a.readyState >= 1 ? go() : (a.onloadedmetadata = "
         "a.onerror = go));"
         "Promise.all(clips.map(ready)).then(() => done(clips.map(a => [a.duration, a.error ? "
         "a.error.code : null])));"
     )
-    assert len(found) == 12
-    assert all(error is None and 0.3 < duration < 1.1 for duration, error in found)
+    assert len(clips) == 12
+    assert all(error is None and 0.3 < duration < 1.1 for duration, error in clips)
     assert browser.execute_async_script(
         "const done = arguments[0], clip = document.querySelector('audio'); clip.muted = true;"
         "clip.play().then(() => done(true), error => done(error.message));"

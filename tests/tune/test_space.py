@@ -1,4 +1,4 @@
-"""The space: what it gives is in it and the same whoever asks; what is wrong is told in a line."""
+"""The space: what it gives is in it and the same whoever asks; a fault is reported in a line."""
 
 import math
 
@@ -84,13 +84,13 @@ def test_conditions_that_can_hold_are_taken():
 
 def test_exploring_stays_inside_and_near():
     space, point = space_of(), {RATE: 0.09, LAYERS: 4, STEM: "cnn", WIDTH: 64, "model.untied": []}
-    found = [space.explore(point, 0, number) for number in range(100)]
-    assert all(1e-4 <= one[RATE] <= 1e-1 and one[LAYERS] in (2, 3, 4) for one in found)
-    factors = [one[RATE] / 0.09 for one in found]
+    points = [space.explore(point, 0, number) for number in range(100)]
+    assert all(1e-4 <= point[RATE] <= 1e-1 and point[LAYERS] in (2, 3, 4) for point in points)
+    factors = [point[RATE] / 0.09 for point in points]
     assert (
-        sum(abs(one - 0.8) < 1e-6 or abs(one - 1 / 0.9) < 1e-6 for one in factors) > 60
+        sum(abs(factor - 0.8) < 1e-6 or abs(factor - 1 / 0.9) < 1e-6 for factor in factors) > 60
     )  # the upper end stops it
-    assert all((WIDTH in one) == (one[STEM] == "cnn") for one in found)
+    assert all((WIDTH in point) == (point[STEM] == "cnn") for point in points)
 
 
 def test_pbt_with_several_workers_is_refused():
@@ -102,7 +102,7 @@ def test_pbt_with_several_workers_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("entry", "told"),
+    ("entry", "reason"),
     [
         (
             "train.optimiser.lr: {range: [1, 2]}",
@@ -134,9 +134,9 @@ def test_pbt_with_several_workers_is_refused():
         *(
             (
                 f"{other}, model.stem_width: {{choices: [32], when: {{{when}}}}}",
-                f"is never {told}; name one of",
+                f"is never {reason}; name one of",
             )
-            for other, when, told in (
+            for other, when, reason in (
                 ("model.image_stem: {choices: [patch, cnn]}", "model.image_stem: cnnn", "'cnnn'"),
                 (
                     "model.image_stem: {choices: [patch, cnn]}",
@@ -151,11 +151,11 @@ def test_pbt_with_several_workers_is_refused():
         ),
     ],
 )
-def test_what_is_wrong_is_told_in_a_line(entry, told):
+def test_what_is_wrong_is_reported_in_a_line(entry, reason):
     with pytest.raises(UserError) as error:
         Space(load_config("configs/train/digits.yaml", [f"tune.space={{{entry}}}"]))
     assert (
-        told in str(error.value)
+        reason in str(error.value)
         and "\n" not in str(error.value)
         and "tune.space" in str(error.value)
     )

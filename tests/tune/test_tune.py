@@ -33,7 +33,10 @@ from mmscale.tune.transfer import _train_larger, check_transfer, transfer_rates
 from mmscale.tune.trial import TrialJob
 
 RATE = "train.optimizer.lr"
-SPACE = f"tune.space={{{RATE}: {{range: [1.0e-4, 1.0e-1], scale: log}}, model.image_stem: {{choices: [patch, cnn]}}}}"
+SPACE = (
+    f"tune.space={{{RATE}: {{range: [1.0e-4, 1.0e-1], scale: log}}, "
+    "model.image_stem: {choices: [patch, cnn]}}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +67,9 @@ def lines(folder: Path, event: str) -> list[dict]:
 def scores(folder: Path) -> dict:
     """By (trial, step), each once."""
     rows = lines(folder, "score")
-    found = {(row["number"], row["step"]): row["score"] for row in rows}
-    assert len(found) == len(rows)
-    return found
+    by_step = {(row["number"], row["step"]): row["score"] for row in rows}
+    assert len(by_step) == len(rows)
+    return by_step
 
 
 @pytest.fixture(scope="module")
@@ -122,20 +125,19 @@ def test_trials_import_the_plug_ins_of_the_searchs_config(ray, small_run, tmp_pa
 def test_a_killed_worker_changes_nothing(ray, calm, small_run, tmp_path):
     killed = []
 
-    def kill_one():
+    def kill_worker():
         while not killed:
             time.sleep(0.05)
             if (tmp_path / "run" / "tune.jsonl").exists() and scores(tmp_path / "run"):
                 for pid in workers(os.getpid())[:1]:
-                    with contextlib.suppress(
-                        ProcessLookupError
-                    ):  # it has ended by itself: another time
+                    # It may have ended by itself: another time.
+                    with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
                         killed.append(pid)
 
-    thread = threading.Thread(target=kill_one, daemon=True)
+    thread = threading.Thread(target=kill_worker, daemon=True)
     thread.start()
-    # Stops on the way, so that there is something to go on from.
+    # Stops on the way, so that there is something to resume from.
     config = search_config(
         tmp_path / "run",
         small_run,
@@ -145,13 +147,13 @@ def test_a_killed_worker_changes_nothing(ray, calm, small_run, tmp_path):
     )
     result = tune(config)
     assert killed and result.failed == 0
-    # reduction=100 stops all but the best at step 3: those that went on end where the calm ones
+    # reduction=100 stops all but the best at step 3: those that continued end where the calm ones
     # did.
     ends = {key: score for key, score in scores(tmp_path / "run").items() if key[1] == 9}
     assert ends and ends.items() <= scores(calm[0]).items()
 
 
-def test_a_killed_driver_goes_on(ray, calm, small_run, tmp_path):
+def test_a_killed_driver_resumes(ray, calm, small_run, tmp_path):
     folder = tmp_path / "run"
     overrides = [
         *small_run,
@@ -181,9 +183,8 @@ def test_a_killed_driver_goes_on(ray, calm, small_run, tmp_path):
         assert time.monotonic() < deadline, "workers outlive their driver"
         time.sleep(0.1)
     with (folder / "tune.jsonl").open("a") as file:
-        file.write(
-            '{"event": "score", "num'
-        )  # as a driver leaves it that is killed while it writes
+        # As a driver leaves it that is killed while it writes.
+        file.write('{"event": "score", "num')
     with pytest.raises(UserError, match="--resume"):
         tune(search_config(folder, small_run, "tune.scheduler=none"))
     with pytest.raises(UserError, match=r"another .*space"):
@@ -205,34 +206,34 @@ def test_a_killed_driver_goes_on(ray, calm, small_run, tmp_path):
     assert result.trials == 5 and scores(calm[0]).items() <= scores(folder).items()
 
 
-def test_the_worse_go_on_from_the_better_ones_weights(ray, small_run, tmp_path):
+def test_the_worse_continue_from_the_better_ones_weights(ray, small_run, tmp_path):
     config = search_config(
         tmp_path, small_run, "tune.scheduler=pbt", "tune.first_stop=2", "tune.trials=4",
-        "tune.concurrent=4",
-        "ray.cpus=0.5", f"tune.space={{{RATE}: {{range: [1.0e-4, 1.0], scale: log}}}}",
+        "tune.concurrent=4", "ray.cpus=0.5",
+        f"tune.space={{{RATE}: {{range: [1.0e-4, 1.0], scale: log}}}}",
         "train.optimizer.warmup_steps=0",
     )  # fmt: skip
     result = tune(config)
-    # One that goes on from a trial that is ahead leaves out steps; all come to the end.
+    # A trial that continues from one that is ahead leaves out steps; all come to the end.
     assert result.finished == 4
     assert all(metrics(folder)[-1]["step"] == 8 for folder in (tmp_path / "trials").glob("trial-*"))
     exchanges = lines(tmp_path, "exchange")
     assert exchanges, "nobody took over anything"
-    known = {}  # a trial that went on from an earlier step is scored there again
+    known = {}  # a trial that continued from an earlier step is scored there again
     for row in map(json.loads, (tmp_path / "tune.jsonl").read_text().splitlines()):
         if row.get("event") == "score":
             known.setdefault(row["number"], []).append(row["score"])
         elif row.get("event") == "exchange":
             assert min(known[row["parent"]]) <= known[row["number"]][-1]
-    one = exchanges[-1]  # whose parent did not change afterwards
+    last = exchanges[-1]  # whose parent did not change afterwards
     child, parent = (
-        metrics(tmp_path / "trials" / f"trial-{one[name]:04d}") for name in ("number", "parent")
+        metrics(tmp_path / "trials" / f"trial-{last[name]:04d}") for name in ("number", "parent")
     )
-    assert child[one["step"] - 1]["loss"] == parent[one["step"] - 1]["loss"]
+    assert child[last["step"] - 1]["loss"] == parent[last["step"] - 1]["loss"]
     assert [row["step"] for row in child] == list(range(9))
 
 
-def test_trials_that_cannot_be_trained_are_told_and_passed_over(
+def test_trials_that_cannot_be_trained_are_reported_and_passed_over(
     ray, small_run, small_digits, tmp_path, capfd
 ):
     space = (
@@ -240,17 +241,14 @@ def test_trials_that_cannot_be_trained_are_told_and_passed_over(
     )
     config = search_config(
         tmp_path, small_run, space, "tune.search=grid", "train.max_skipped=0",
-        "train.optimizer.warmup_steps=0",
-        "tune.metric=spoken digits.accuracy", "tune.scheduler=none",
+        "train.optimizer.warmup_steps=0", "tune.metric=spoken digits.accuracy",
+        "tune.scheduler=none",
     )  # fmt: skip
     config.model.kv_heads = 2
     config.eval["spoken digits"].shards = [f"{small_digits}/test"]
     result = tune(config)
-    assert (result.trials, result.finished, result.failed) == (
-        2,
-        1,
-        1,
-    )  # three heads do not share two keys
+    # Three heads do not share two keys.
+    assert (result.trials, result.finished, result.failed) == (2, 1, 1)
     failed = next(row for row in lines(tmp_path, "end") if row["status"] == "failed")
     assert "not finite" in failed["reason"] and "not finite" in capfd.readouterr().err
     assert 0 <= result.best_score <= 1
@@ -258,11 +256,11 @@ def test_trials_that_cannot_be_trained_are_told_and_passed_over(
     wrong.eval["spoken digits"].shards = [f"{tmp_path}/nothing"]
     with pytest.raises(UserError, match=r"nothing: neither a folder nor"):
         tune(wrong)
-    assert not lines(tmp_path / "4", "trial"), "told before a trial was begun"
+    assert not lines(tmp_path / "4", "trial"), "refused before a trial was begun"
 
 
 @pytest.mark.parametrize(
-    ("metric", "told"),
+    ("metric", "reason"),
     [
         ("nothing.accuracy", r"nothing\.accuracy: neither loss nor"),
         ("spoken digits.acuracy", "spoken digits has no acuracy; it has accuracy, macro_f1"),
@@ -271,8 +269,10 @@ def test_trials_that_cannot_be_trained_are_told_and_passed_over(
         ("image to speech.", "image to speech has no value; it has recall@1, recall@5"),
     ],
 )
-def test_a_metric_that_is_none_is_told_before_anything_begins(small_run, tmp_path, metric, told):
-    with pytest.raises(UserError, match=rf"tune\.metric: {told}"):
+def test_a_metric_that_is_none_is_refused_before_anything_begins(
+    small_run, tmp_path, metric, reason
+):
+    with pytest.raises(UserError, match=rf"tune\.metric: {reason}"):
         tune(search_config(tmp_path / "run", small_run, f"tune.metric={metric}"))
     assert not (tmp_path / "run").exists()
 
@@ -299,7 +299,7 @@ def test_the_rate_is_tried_on_a_larger_model(ray, small_run, tmp_path):
                 tmp_path / "wrong", small_run, "tune.transfer=[model.heads=3, model.kv_heads=2]"
             )
         )
-    assert not (tmp_path / "wrong").exists(), "told before anything began"
+    assert not (tmp_path / "wrong").exists(), "refused before anything began"
     rate = result.best_point[RATE]
     assert [row["rate"] for row in result.transfer] == [rate / 2, rate, 2 * rate]
     larger = load_config(tmp_path / "transfer" / "rate-1" / "config.yaml")
@@ -314,25 +314,25 @@ def test_a_larger_model_that_cannot_be_trained_has_no_score(
 ):
     shutil.copytree(calm[0], tmp_path / "run")
 
-    def go_on(larger):
+    def resume(larger):
         overrides = ["tune.scheduler=none", f"tune.transfer=[{larger}]"]
         return tune(search_config(tmp_path / "run", small_run, *overrides), resume=True)
 
-    result = go_on("model.hidden=100000000000000")  # raises in the worker
+    result = resume("model.hidden=100000000000000")  # raises in the worker
     assert [row["score"] for row in result.transfer] == [None] * 3
     assert capfd.readouterr().err.count("no score of the larger model at rate") == 3
     assert (
         "could not be trained at any of the rates" in (tmp_path / "run" / "tune.html").read_text()
     )
 
-    def cut_off(*_):
+    def cut_off(**_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("mmscale.tune.run.transfer_rates", cut_off)
     for name in ("best.yaml", "trials.parquet", "tune.html"):
         (tmp_path / "run" / name).unlink()
     with pytest.raises(KeyboardInterrupt):
-        go_on("model.layers=3")
+        resume("model.layers=3")
     assert all(
         (tmp_path / "run" / name).is_file() for name in ("best.yaml", "trials.parquet", "tune.html")
     )
@@ -348,7 +348,7 @@ def test_a_larger_model_that_some_points_rule_out(ray, small_run, tmp_path, capf
     )
     space = Space(config)
     larger = check_transfer(config, space)
-    found = transfer_rates(
+    transfer = transfer_rates(
         ray=ray,
         config=config,
         space=space,
@@ -356,14 +356,14 @@ def test_a_larger_model_that_some_points_rule_out(ray, small_run, tmp_path, capf
         overrides=larger,
         folder=tmp_path,
     )
-    assert [row["score"] for row in found.rows()] == [None] * 3
+    assert [row["score"] for row in transfer.rows()] == [None] * 3
     assert (
         "tune.transfer: model.kv_heads: 2 does not divide model.heads=3" in capfd.readouterr().err
     )
 
 
 def test_a_folder_of_another_config_or_metric_is_not_believed(small_run, small_digits, tmp_path):
-    """Runs of the larger model have the same folders whatever the search found."""
+    """Runs of the larger model have the same folders whatever the search's result."""
     job = TrialJob(
         folder=str(tmp_path),
         directory=os.getcwd(),
@@ -384,7 +384,7 @@ def test_a_folder_of_another_config_or_metric_is_not_believed(small_run, small_d
     first = score(1e-3)
     made = (folder / "checkpoints" / "step-00000002").stat().st_mtime_ns
     with (folder / "stops.jsonl").open("a") as file:
-        file.write('{"step": 2, "sc')  # as it is left by one that is killed while it writes
+        file.write('{"step": 2, "sc')  # as a trial leaves it that is killed meanwhile
     assert score(1e-3) == first
     assert (folder / "checkpoints" / "step-00000002").stat().st_mtime_ns == made, (
         "what is done stays"
@@ -415,20 +415,19 @@ def test_a_second_driver_is_refused_until_the_first_is_gone(small_run, tmp_path,
     finally:
         first.kill()
         first.communicate()
-    with pytest.raises(
-        UserError, match="holds no search yet"
-    ):  # it got as far as reading the records
-        tune(search_config(tmp_path, small_run), resume=True)
-
-
-def test_no_room_is_told(ray, small_run, tmp_path):
+    # It got as far as reading the records.
     with pytest.raises(UserError, match="holds no search yet"):
         tune(search_config(tmp_path, small_run), resume=True)
-    for workers, told in ((1, r"1 × \(64 CPU\)"), (2, r"2 × \(64 CPU\) and 1 × \(0.01 CPU\)")):
+
+
+def test_no_room_is_reported(ray, small_run, tmp_path):
+    with pytest.raises(UserError, match="holds no search yet"):
+        tune(search_config(tmp_path, small_run), resume=True)
+    for workers, needs in ((1, r"1 × \(64 CPU\)"), (2, r"2 × \(64 CPU\) and 1 × \(0.01 CPU\)")):
         config = search_config(
             tmp_path, small_run, "ray.cpus=64", "ray.wait_s=0", f"tune.workers={workers}"
         )
-        with pytest.raises(UserError, match=rf"room for {told}; the cluster has \S+ \d+ CPU"):
+        with pytest.raises(UserError, match=rf"room for {needs}; the cluster has \S+ \d+ CPU"):
             tune(config)  # the second time without --resume: nothing was tried
 
 
@@ -443,7 +442,7 @@ def remembered(tmp_path, count=9):
     return Records(tmp_path, {}, resume=True)
 
 
-def test_a_search_that_came_to_no_trial_is_gone_on_with(tmp_path):
+def test_a_search_that_came_to_no_trial_is_resumed(tmp_path):
     """launch/ray/rayjob.yaml tries again with --resume where tune.jsonl is there."""
     Records(tmp_path, {"metric": "loss"}, resume=False)
     records = Records(tmp_path, {"metric": "a.accuracy"}, resume=True)
@@ -455,14 +454,13 @@ def test_a_search_that_came_to_no_trial_is_gone_on_with(tmp_path):
     assert not Records(tmp_path, {}, resume=True).trials
 
 
-def test_records_hold_any_text_and_a_damaged_line_is_told(tmp_path):
+def test_records_hold_any_text_and_a_damaged_line_is_reported(tmp_path):
     job, point = {"config": "a\u2028b\u0085c"}, {"data.tokenizer.file": "\u2029"}
     Records(tmp_path, job, resume=False).begin(0, point)
     path = tmp_path / "tune.jsonl"
     whole = path.read_bytes()
-    path.write_bytes(
-        whole + '{"reason": "é'.encode()[:-1]
-    )  # a driver was killed within a character
+    # A driver was killed within a character.
+    path.write_bytes(whole + '{"reason": "é'.encode()[:-1])
     assert Records(tmp_path, job, resume=True).trials == {0: Trial(number=0, point=point)}
     assert path.read_bytes() == whole
     with pytest.raises(UserError, match="holds the trials of a search"):
@@ -484,21 +482,24 @@ def test_rungs_outlive_their_driver(small_run, tmp_path, scheduler):
     live = make_scheduler(config, space, Records(tmp_path / "new", {}, resume=False))
     for trial in records.trials.values():
         live._records.trials[trial.number] = Trial(number=trial.number, point=trial.point)
-        one = SimpleNamespace(trial_id=trial.name, config={"trial": {"number": trial.number}})
-        live.on_trial_add(None, one)
+        ray_trial = SimpleNamespace(trial_id=trial.name, config={"trial": {"number": trial.number}})
+        live.on_trial_add(None, ray_trial)
         for step, score in trial.scores.items():
-            live.on_trial_result(None, one, {"step": step, "score": score})
+            live.on_trial_result(None, ray_trial, {"step": step, "score": score})
     again = make_scheduler(config, space, records)
     decisions = {}
     for number in range(20, 60):
         for scheduler_, kept in ((live, live._records), (again, records)):
             kept.trials[number] = Trial(number=number, point={})
-            one = SimpleNamespace(trial_id=f"new-{number}", config={"trial": {"number": number}})
-            scheduler_.on_trial_add(None, one)
-            told = scheduler_.on_trial_result(None, one, {"step": 1, "score": 0.5 + number / 20})
-            decisions.setdefault(number, []).append(told)
-    assert all(one == other for one, other in decisions.values())
-    assert {"STOP", "CONTINUE"} == {one for one, _ in decisions.values()}
+            ray_trial = SimpleNamespace(
+                trial_id=f"new-{number}", config={"trial": {"number": number}}
+            )
+            scheduler_.on_trial_add(None, ray_trial)
+            result = {"step": 1, "score": 0.5 + number / 20}
+            decision = scheduler_.on_trial_result(None, ray_trial, result)
+            decisions.setdefault(number, []).append(decision)
+    assert all(before == after for before, after in decisions.values())
+    assert {"STOP", "CONTINUE"} == {before for before, _ in decisions.values()}
 
 
 def test_a_large_grid_is_looked_at_as_far_as_it_is_run(small_run, tmp_path, monkeypatch):
@@ -538,7 +539,7 @@ def test_tpe_learns_from_earlier_drivers(small_run, tmp_path):
 
 def workers(driver: int) -> list[int]:
     """Process numbers of Ray's trials under ``driver``'s Ray."""
-    found = []
+    pids = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and b"ray::ImplicitFunc" in read(entry / "cmdline"):
             ancestors, pid = [], int(entry.name)
@@ -546,8 +547,8 @@ def workers(driver: int) -> list[int]:
                 pid = int(read(Path(f"/proc/{pid}/stat")).rpartition(b")")[2].split()[1] or 0)
                 ancestors.append(pid)
             if driver in ancestors:
-                found.append(int(entry.name))
-    return found
+                pids.append(int(entry.name))
+    return pids
 
 
 def alive(pid: int) -> bool:
