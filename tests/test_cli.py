@@ -54,12 +54,12 @@ def test_train_names_a_release_and_a_field_that_no_sample_has(capsys, in_root, s
     release = tmp_path / "release"
     release.mkdir()
     (release / "manifest.json").write_text("{}")
-    message = complaint(capsys, "train", CONFIG, *small_run, f"run.dir={release}")
-    assert f"run.dir={release}: is a release" in message and os.listdir(release) == [
+    refusal = complaint(capsys, "train", CONFIG, *small_run, f"run.dir={release}")
+    assert f"run.dir={release}: is a release" in refusal and os.listdir(release) == [
         "manifest.json"
     ]
     tasks = "[{input: [image], target: json.digit}, {input: [image], target: json.digt}]"
-    message = complaint(
+    refusal = complaint(
         capsys,
         "train",
         CONFIG,
@@ -68,12 +68,12 @@ def test_train_names_a_release_and_a_field_that_no_sample_has(capsys, in_root, s
         f"data.sets.digits.tasks={tasks}",
     )
     assert (
-        "data.sets.digits.tasks: no sample has json.digt; the first one's JSON has " in message
-        and "digit" in message
+        "data.sets.digits.tasks: no sample has json.digt; the first one's JSON has " in refusal
+        and "digit" in refusal
     )
 
 
-def test_options_that_cannot_be_are_told_with_what_can(capsys, in_root, tmp_path):
+def test_options_that_cannot_be_are_named_with_what_can(capsys, in_root, tmp_path):
     assert "--ranks starts processes here, --ray on a cluster" in complaint(
         capsys, "train", CONFIG, "--ray", "2", "--ranks", "2"
     )
@@ -170,19 +170,19 @@ def test_eval_and_export_explain(capsys, in_root, tmp_path):
 def test_resume_refuses_what_does_not_fit(small_run, small_digits, tmp_path):
     """And leaves what run.dir says as it was: export and eval read it beside the old weights."""
 
-    def files_of_run() -> dict[str, bytes]:
+    def contents() -> dict[str, bytes]:
         paths = [*tmp_path.glob("*.yaml"), *tmp_path.glob("*.json"), *tmp_path.glob("data/*")]
         return {str(path.relative_to(tmp_path)): path.read_bytes() for path in paths}
 
     command = ["mmscale", "train", CONFIG, *small_run, f"run.dir={tmp_path}", "train.steps=2"]
     run_module(command)
-    before = files_of_run()
+    before = contents()
     assert before.keys() > {"config.yaml", "classes.json", "tokenizer.json", "data/history.json"}
-    accepted = [f"data.sets.digits.shards={small_digits}/test", "data.accept_changes=true"]
+    other_shards = [f"data.sets.digits.shards={small_digits}/test", "data.accept_changes=true"]
     for more, expected in (
         (["seed=5"], "was trained on other data or another order"),
         (["model.hidden=64"], "was model.* changed since it was saved?"),
-        ([*accepted, "model.hidden=64"], "was model.* changed since it was saved?"),
+        ([*other_shards, "model.hidden=64"], "was model.* changed since it was saved?"),
         (["data.seq_len=128"], "its packing changed"),
         (["train.resume=never"], "choose another run.dir"),
         (["train.steps=1"], "is past train.steps=1"),
@@ -190,7 +190,7 @@ def test_resume_refuses_what_does_not_fit(small_run, small_digits, tmp_path):
         done = run_module([*command, *more], check=False)
         assert done.returncode == 2 and expected in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
-        assert files_of_run() == before, more
+        assert contents() == before, more
 
 
 def test_a_checkpoint_that_cannot_be_written_is_one_line(small_run, tmp_path):
@@ -224,9 +224,9 @@ def test_every_command_has_help_and_json():
         if not leaves:
             yield parser
 
-    parsers = list(visit(build_parser()))
-    assert len(parsers) == 15
-    assert all("--json" in leaf.format_help() for leaf in parsers)
+    leaves = list(visit(build_parser()))
+    assert len(leaves) == 15
+    assert all("--json" in leaf.format_help() for leaf in leaves)
 
 
 def test_every_verb_has_its_file():
