@@ -184,10 +184,10 @@ def _samples(shards: Path) -> int:
 
 def main() -> None:
     torch.set_num_threads(1)
-    side, folder, *share = sys.argv[1:]
+    function, folder, *share = sys.argv[1:]
     sides = {
-        side.__name__: side
-        for side in (
+        function.__name__: function
+        for function in (
             mmscale_pictures,
             mmscale_float,
             libjpeg_pictures,

@@ -113,12 +113,8 @@ def most_resident_mb() -> float:
 
 
 def main() -> None:
-    folder, size, seq_len, sequences = (
-        Path(sys.argv[1]),
-        sys.argv[2],
-        int(sys.argv[3]),
-        int(sys.argv[4]),
-    )
+    folder, size = Path(sys.argv[1]), sys.argv[2]
+    seq_len, sequences = int(sys.argv[3]), int(sys.argv[4])
     config = bench_config(folder, size, seq_len, sequences)
     tree = to_tree(config)
     for override in sys.argv[5:]:

@@ -49,10 +49,8 @@ def gru(
         # In the place of the states, which have its size and its gradient.
         before = from_input[:, : state_weight.shape[1]]
         from_state = F.linear(before, state_weight, state_bias)
-        (reset, update, new), (reset_, update_, new_) = (
-            from_input.chunk(3, 1),
-            from_state.chunk(3, 1),
-        )
+        reset, update, new = from_input.chunk(3, 1)
+        reset_, update_, new_ = from_state.chunk(3, 1)
         update = (update + update_).sigmoid()
         new = (new + (reset + reset_).sigmoid() * new_).tanh()
         outs.append((1 - update) * new + update * before)

@@ -177,12 +177,8 @@ class FusionTransformer(nn.Module):
         the stem's parameters a gradient of exactly zero.
         """
         x = self.embedding(batch.tokens_BL).flatten(0, 1)
-        image, audio, frames, chunks = (
-            batch.image_N3HW,
-            batch.audio_NFM,
-            batch.audio_frames_N,
-            batch.audio_chunks,
-        )
+        image, audio = batch.image_N3HW, batch.audio_NFM
+        frames, chunks = batch.audio_frames_N, batch.audio_chunks
         if image.shape[0] == 0:
             image = image.new_zeros(1, *image.shape[1:])
         if audio.shape[0] == 0:

@@ -78,10 +78,8 @@ class Metrics:
         if ranks.is_first:
             for name in ("metrics.jsonl", "skipped.jsonl"):
                 cut_lines(folder / name, start)
-            self._file, self._skips = (
-                JsonlLog(folder / "metrics.jsonl"),
-                JsonlLog(folder / "skipped.jsonl"),
-            )
+            self._file = JsonlLog(folder / "metrics.jsonl")
+            self._skips = JsonlLog(folder / "skipped.jsonl")
             if self._quarantine.exists():
                 cut_lines(self._quarantine, start)
             self._bar = tqdm(

@@ -131,10 +131,8 @@ def expected_vocabulary(config: Config) -> int:
     begins with if it is there, else of the size that one is trained to."""
     if config.model.vocab_size:
         return config.model.vocab_size
-    path, size = (
-        config.data.tokenizer.file or config.model.init_from,
-        config.data.tokenizer.vocab_size,
-    )
+    path = config.data.tokenizer.file or config.model.init_from
+    size = config.data.tokenizer.vocab_size
     if path and Path(path).exists():
         size = len(prepare_tokenizer(config))
     return padded_vocabulary(size)
