@@ -184,7 +184,7 @@ def _samples(shards: Path) -> int:
 
 def main() -> None:
     torch.set_num_threads(1)
-    function, folder, *share = sys.argv[1:]
+    side, folder, *share = sys.argv[1:]
     sides = {
         function.__name__: function
         for function in (
