@@ -47,11 +47,11 @@ def main() -> None:
         picture, clip = data.read("image", row), data.read("audio", row)  # or paths of files
         label, probability = model.classify(WORDS["en"], image=picture, prompt="digit")[0]
         heard = model.transcribe(clip, prompt="word", max_new_tokens=8)
-        shown, said = data.text("json.label", row), data.text("json.word", row)
+        shown, spoken = data.text("json.label", row), data.text("json.word", row)
         right["picture"] += label == shown
-        right["clip"] += heard == said
+        right["clip"] += heard == spoken
         print(f"{data.key(row)}: shows {label!r} ({probability:.0%}), it is {shown!r}; ", end="")
-        print(f"says {heard!r}, it is {said!r}")
+        print(f"says {heard!r}, it is {spoken!r}")
 
     picture, text = model.embed(image=data.read("image", 0)), model.embed(text="a handwritten one")
     print(f"embeddings: {len(picture)} numbers, lengths {np.linalg.norm([picture, text], axis=1)}")

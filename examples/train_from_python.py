@@ -48,15 +48,27 @@ def small_config(folder: Path) -> Config:
         run=RunConfig(dir=str(folder / "run"), tensorboard=False),
         media=MediaConfig(image_height=16, image_width=16, image_patch=8),
         model=ModelConfig(
-            width=64, layers=2, heads=4, kv_heads=2, head_dim=16, hidden=128, stem_width=16,
-            embed_dim=32, image_stem="cnn",
+            width=64,
+            layers=2,
+            heads=4,
+            kv_heads=2,
+            head_dim=16,
+            hidden=128,
+            stem_width=16,
+            embed_dim=32,
+            image_stem="cnn",
         ),
         data=DataConfig(
-            seq_len=256, sequences=2, workers=0, tokenizer=TokenizerConfig(vocab_size=320),
+            seq_len=256,
+            sequences=2,
+            workers=0,
+            tokenizer=TokenizerConfig(vocab_size=320),
             sets={"digits": SetConfig(shards=[str(folder / "digits" / "train")], tasks=TASKS)},
         ),
         train=TrainConfig(
-            steps=150, micro_batch=2, precision="fp32",
+            steps=150,
+            micro_batch=2,
+            precision="fp32",
             optimizer=OptimizerConfig(lr=4e-3, warmup_steps=10),
         ),
         parallel=ParallelConfig(threads=1),  # more only wait for each other in so small a model
@@ -68,7 +80,7 @@ def small_config(folder: Path) -> Config:
                 input=["audio"], prompt="word", target="json.word", shards=held_out
             ),
         },
-    )  # fmt: skip
+    )
     config.check()  # rules between keys, as for a file
     return config
 

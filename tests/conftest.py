@@ -115,12 +115,12 @@ def small_run(small_digits: Path) -> list[str]:
         "data.seq_len=256",
         "data.sequences=4",
         "data.contrast_sequences=2",
-        "data.sets.digits.tasks=[{input: [image], prompt: digit, target: json.label},"
-        " {input: [audio], prompt: word, target: json.word},"
-        " {input: [image], prompt: caption, target: text, weight: 0.2},"
-        " {objective: contrastive, between: [image, audio, text], match: json.digit, weight: 0.5},"
-        " {objective: ctc, input: [audio], target: json.digit, weight: 0.03},"
-        " {objective: classify, input: [image], target: json.digit, weight: 0.5}]",
+        "data.sets.digits.tasks=[{input: [image], prompt: digit, target: json.label}, "
+        "{input: [audio], prompt: word, target: json.word}, "
+        "{input: [image], prompt: caption, target: text, weight: 0.2}, "
+        "{objective: contrastive, between: [image, audio, text], match: json.digit, weight: 0.5}, "
+        "{objective: ctc, input: [audio], target: json.digit, weight: 0.03}, "
+        "{objective: classify, input: [image], target: json.digit, weight: 0.5}]",
         "data.workers=0",
         "model={width: 32, layers: 2, heads: 2, kv_heads: 1, head_dim: 16, hidden: 48, stem_width: "
         "8, embed_dim: 16,"

@@ -51,7 +51,7 @@ def rank(folder: Path, rounds: int, rest: float) -> None:
     ]
     spare = [tensor.clone() for tensor in local]
     store = CheckpointStore(folder / "checkpoints", RetentionPolicy(rounds + 1))
-    found: dict[str, list[float]] = {side: [] for side in _SIDES}
+    seconds: dict[str, list[float]] = {side: [] for side in _SIDES}
 
     def copy() -> None:
         for new, old in zip(spare, local, strict=True):
@@ -93,29 +93,29 @@ def rank(folder: Path, rounds: int, rest: float) -> None:
         for number in range(1, rounds + 1):
             times, size = round_(number)
             for side, value in zip(_SIDES, times, strict=True):
-                found[side].append(value)
+                seconds[side].append(value)
     leave_ranks()
     if ranks.is_first:
-        _tell(found, size)
+        _report(seconds, size)
 
 
 def _run(command: list[str]) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
-def _tell(found: dict[str, list[float]], size: int) -> None:
+def _report(seconds: dict[str, list[float]], size: int) -> None:
     print(
-        f"{size / 1e9:.2f} GB in two files, {len(found['dd'])} rounds; seconds: median (least to "
+        f"{size / 1e9:.2f} GB in two files, {len(seconds['dd'])} rounds; seconds: median (least to "
         "most)\n"
     )
     for side in _SIDES:
         print(
-            f"{side:5}  {statistics.median(found[side]):.3f} ({min(found[side]):.3f} to "
-            f"{max(found[side]):.3f})"
+            f"{side:5}  {statistics.median(seconds[side]):.3f} ({min(seconds[side]):.3f} to "
+            f"{max(seconds[side]):.3f})"
         )
     print()
     for what, beside, goal in (("stall", "copy", "< 1.5"), ("save", "dd", "<= 1.3")):
-        ratios = [a / b for a, b in zip(found[what], found[beside], strict=True)]
+        ratios = [a / b for a, b in zip(seconds[what], seconds[beside], strict=True)]
         print(
             f"{what} / {beside}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to "
             f"{max(ratios):.2f}); goal {goal}"

@@ -13,7 +13,8 @@ first pass. Sides:
   float32       the same, with pictures in normalised float32, which training leaves to the device
   libjpeg       libjpeg-turbo alone: the decoding calls that mmscale makes, and nothing else
   webdataset    the webdataset library with Pillow, or with soundfile and the same spectrogram
-  open_clip     open_clip's own training pipeline; needs an environment with open_clip_torch and torchvision
+  open_clip     open_clip's own training pipeline; needs an environment with open_clip_torch and
+                torchvision
 """
 
 from __future__ import annotations
@@ -50,20 +51,20 @@ class Side:
 
     def __init__(self, command: list[str], processes: int = 1) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        shares = [
+        commands = [
             [*command, str(n), str(processes)] if processes > 1 else command
             for n in range(processes)
         ]
         self._processes = [
             subprocess.Popen(
-                one,
+                part,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
                 env=environment,
             )
-            for one in shares
+            for part in commands
         ]
         self.versions, *_ = (self._answer(process) for process in self._processes)
 
@@ -79,8 +80,11 @@ class Side:
             process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
         answers = [self._answer(process) for process in self._processes]
-        rate = sum(one["samples"] / one["seconds"] for one in answers)
-        return {"samples_s": rate, "sound": sum(one["sound_s"] / one["seconds"] for one in answers)}
+        rate = sum(answer["samples"] / answer["seconds"] for answer in answers)
+        return {
+            "samples_s": rate,
+            "sound": sum(answer["sound_s"] / answer["seconds"] for answer in answers),
+        }
 
     def close(self) -> None:
         """End the processes."""
@@ -148,11 +152,11 @@ def bench(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             try:
                 for _ in range(arguments.rounds):
                     for name, side in sides.items():
-                        found = side.measure(workers, max(1, samples // 8), samples)
-                        rates.setdefault(name, {}).setdefault(workers, []).append(found)
+                        measured = side.measure(workers, max(1, samples // 8), samples)
+                        rates.setdefault(name, {}).setdefault(workers, []).append(measured)
                 for name, side in sides.items():
                     versions |= {
-                        f"{name}: {package}": told for package, told in side.versions.items()
+                        f"{name}: {package}": version for package, version in side.versions.items()
                     }
             finally:
                 for side in sides.values():
@@ -183,7 +187,7 @@ def first_batch(folder: Path) -> dict[str, dict[str, float]]:
     """Seconds from the start of a fresh process to its first batch, and of these those that torch
     takes to import.
     """
-    found = {}
+    first_batches = {}
     for workers in (0, 1):
         times = []
         for _ in range(3):
@@ -194,15 +198,15 @@ def first_batch(folder: Path) -> dict[str, dict[str, float]]:
                 str(workers),
             ]
             began = time.time()
-            told = json.loads(
+            answer = json.loads(
                 subprocess.run(command, check=True, capture_output=True, text=True).stdout
             )
-            times.append((told["at"] - began, told["torch_s"]))
-        found[str(workers)] = {
+            times.append((answer["at"] - began, answer["torch_s"]))
+        first_batches[str(workers)] = {
             "seconds": median(t for t, _ in times),
             "torch_s": median(t for _, t in times),
         }
-    return found
+    return first_batches
 
 
 def report(result: dict[str, Any]) -> str:
@@ -219,8 +223,8 @@ def report(result: dict[str, Any]) -> str:
             if name not in rates:
                 lines.append(f"{name:22}{'not measured':>22}   give --open-clip-python")
                 continue
-            one, two = (
-                median(found["samples_s"] for found in rates[name][workers]) for workers in WORKERS
+            single, double = (
+                median(rate["samples_s"] for rate in rates[name][workers]) for workers in WORKERS
             )
             ratios = (
                 ""
@@ -230,25 +234,27 @@ def report(result: dict[str, Any]) -> str:
                     _ratio(rates[names[0]][workers], rates[name][workers]) for workers in WORKERS
                 )
             )
-            lines.append(f"{name:22}{one:>22.0f}{two:>12.0f}{ratios}")
+            lines.append(f"{name:22}{single:>22.0f}{double:>12.0f}{ratios}")
     hours = [
-        median(found["sound"] for found in rates[SPEECH_SIDES[0]][workers]) for workers in WORKERS
+        median(rate["sound"] for rate in rates[SPEECH_SIDES[0]][workers]) for workers in WORKERS
     ]
     lines += ["", f"speech: {hours[0]:,.0f} and {hours[1]:,.0f} seconds of sound a second"]
-    for workers, told in result["first_batch"].items():
+    for workers, times in result["first_batch"].items():
         lines.append(
-            f"first batch of a fresh process, {workers} workers: {told['seconds']:.2f} s, "
-            f"{told['torch_s']:.2f} s of it import torch"
+            f"first batch of a fresh process, {workers} workers: {times['seconds']:.2f} s, "
+            f"{times['torch_s']:.2f} s of it import torch"
         )
     seen = sorted(
-        {entry.partition(": ")[2] + " " + told for entry, told in result["versions"].items()}
+        {entry.partition(": ")[2] + " " + version for entry, version in result["versions"].items()}
     )
     return "\n".join([*lines, "versions: " + ", ".join(seen)])
 
 
-def _ratio(ours: list[dict[str, float]], others: list[dict[str, float]]) -> str:
-    found = [one["samples_s"] / other["samples_s"] for one, other in zip(ours, others, strict=True)]
-    return f"{median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+def _ratio(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> str:
+    ratios = [
+        our["samples_s"] / their["samples_s"] for our, their in zip(ours, theirs, strict=True)
+    ]
+    return f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 if __name__ == "__main__":

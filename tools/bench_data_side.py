@@ -186,12 +186,16 @@ def main() -> None:
     torch.set_num_threads(1)
     side, folder, *share = sys.argv[1:]
     sides = {
-        one.__name__: one
-        for one in (
-            mmscale_pictures, mmscale_float, libjpeg_pictures, webdataset_pictures, mmscale_speech,
+        function.__name__: function
+        for function in (
+            mmscale_pictures,
+            mmscale_float,
+            libjpeg_pictures,
+            webdataset_pictures,
+            mmscale_speech,
             webdataset_speech,
         )
-    }  # fmt: skip
+    }
     packages = ["torch", "pillow", "simplejpeg", "webdataset", "soundfile", "tokenizers"]
     answer(sides[side](Path(folder), *map(int, share)), packages)
 

@@ -5,16 +5,16 @@
     python tools/bench_model.py gpu --size 1b --sequences 8 --profile
     python tools/bench_model.py gpu --size 10b parallel.checkpointing=full train.optimizer.name=muon
 
-step     `base` in bf16 on packed pictures, captions and speech: forward, backward, clipping and update, beside plain
-         bf16 matrix products in the same process and beside open_clip's ViT-B/32 training step in
-         turn
-memory   the peak of `small` for sequences of 1,024 to 8,192 tokens, each in a fresh process, above that of the model
-         at rest
-gpu      the same step on one GPU, as a share of its rated bf16 speed (MFU), and its peak memory; further arguments are
-         keys of the config
+step     `base` in bf16 on packed pictures, captions and speech: forward, backward, clipping and
+         update, beside plain bf16 matrix products in the same process and beside open_clip's
+         ViT-B/32 training step in turn
+memory   the peak of `small` for sequences of 1,024 to 8,192 tokens, each in a fresh process, above
+         that of the model at rest
+gpu      the same step on one GPU, as a share of its rated bf16 speed (MFU), and its peak memory;
+         further arguments are keys of the config
 
 Model FLOPs: three times the forward pass over real tokens; padding and recomputation are not
-    counted.
+counted.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Side:
         self.facts = self._answer()
 
     def step(self, how: str = "step") -> dict[str, Any]:
-        """Make one; ``profile``: and tell which kernels took how long."""
+        """Make one; ``profile``: and report which kernels took how long."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{how}\n")
         self._process.stdin.flush()
@@ -107,22 +107,23 @@ def step(folder: Path, arguments: argparse.Namespace) -> None:
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     for round_ in range(arguments.rounds + 2):
         for name, side in sides.items():
-            found = side.step()
+            row = side.step()
             if round_ >= 2:  # the first two compile and warm up
-                rows[name].append(found)
+                rows[name].append(row)
     print(f"base, bf16, median of {arguments.rounds} rounds (least to most)")
     rates = {
-        name: [row["flops"] / row["seconds"] / 1e9 for row in found] for name, found in rows.items()
+        name: [row["flops"] / row["seconds"] / 1e9 for row in side_rows]
+        for name, side_rows in rows.items()
     }
     products = [row["matmul"] / 1e9 for row in rows["mmscale"]]
     for name, rate in rates.items():
-        print(f"  {name:<24}{told(rate, 0)} GFLOP/s")
-    print(f"  {'bf16 matrix products':<24}{told(products, 0)} GFLOP/s")
+        print(f"  {name:<24}{spread(rate, 0)} GFLOP/s")
+    print(f"  {'bf16 matrix products':<24}{spread(products, 0)} GFLOP/s")
     share = [rate / product for rate, product in zip(rates["mmscale"], products, strict=True)]
-    print(f"  mmscale over matrix products    {told(share, 2)}")
+    print(f"  mmscale over matrix products    {spread(share, 2)}")
     if "open_clip ViT-B/32" in rates:
         over = [a / b for a, b in zip(rates["mmscale"], rates["open_clip ViT-B/32"], strict=True)]
-        print(f"  mmscale over open_clip          {told(over, 2)}")
+        print(f"  mmscale over open_clip          {spread(over, 2)}")
     padding = median(row["padding"] for row in rows["mmscale"])
     print(f"  positions that are padding      {padding:.1%}")
     print("versions:", {**sides["mmscale"].facts, **(list(sides.values())[-1].facts)})
@@ -136,16 +137,14 @@ def memory(folder: Path, arguments: argparse.Namespace) -> None:
     last: tuple[int, float] | None = None
     for seq_len in (1024, 2048, 4096, 8192):
         side = ours(folder, "small", seq_len, 1, compiled=False)
-        found = [side.step() for _ in range(3)][-1]
+        row = [side.step() for _ in range(3)][-1]
         side.close()
-        above = found["peak_mb"] - side.facts["base_mb"]
+        above = row["peak_mb"] - side.facts["base_mb"]
         growth = (
-            f"   x {above / last[1]:.2f} for x {found['tokens'] / last[0]:.2f} tokens"
-            if last
-            else ""
+            f"   x {above / last[1]:.2f} for x {row['tokens'] / last[0]:.2f} tokens" if last else ""
         )
-        print(f"  {seq_len:>6} positions, {found['tokens']:>6} tokens   {above:7.0f} MB{growth}")
-        last = found["tokens"], above
+        print(f"  {seq_len:>6} positions, {row['tokens']:>6} tokens   {above:7.0f} MB{growth}")
+        last = row["tokens"], above
 
 
 def gpu(folder: Path, arguments: argparse.Namespace) -> None:
@@ -157,23 +156,23 @@ def gpu(folder: Path, arguments: argparse.Namespace) -> None:
     known = known_gpu(name)
     for _ in range(arguments.warm_up):
         side.step()
-    found = [side.step() for _ in range(arguments.rounds)]
-    rate = median(row["flops"] / row["seconds"] for row in found)
-    tokens = median(row["tokens"] / row["seconds"] for row in found)
+    rows = [side.step() for _ in range(arguments.rounds)]
+    rate = median(row["flops"] / row["seconds"] for row in rows)
+    tokens = median(row["tokens"] / row["seconds"] for row in rows)
     mfu = (
         f"{rate / known.bf16:.1%} of the rated {known.bf16 / 1e12:.0f}"
         if known
         else "rated speed not known"
     )
     way = " ".join([f"{arguments.sequences} x {arguments.seq_len}", *arguments.keys])
-    seconds, padding = (median(row[kind] for row in found) for kind in ("seconds", "padding"))
+    seconds, padding = (median(row[kind] for row in rows) for kind in ("seconds", "padding"))
     print(
         f"{arguments.size}, {way}, on {name}: {rate / 1e12:.0f} TFLOP/s ({mfu}), {tokens:,.0f} "
-        "tokens/s, "
-        f"{seconds:.3f} s a step, {padding:.1%} padding, peak {found[-1]['peak_mb'] / 1024:.1f} GiB"
+        f"tokens/s, {seconds:.3f} s a step, {padding:.1%} padding, peak "
+        f"{rows[-1]['peak_mb'] / 1024:.1f} GiB"
     )
     print(
-        f"  products alone: {median(row['matmul'] for row in found) / 1e12:.0f} TFLOP/s; "
+        f"  products alone: {median(row['matmul'] for row in rows) / 1e12:.0f} TFLOP/s; "
         f"{side.facts}"
     )
     if arguments.profile:
@@ -199,7 +198,7 @@ def write_shards(source: Path, folder: Path) -> None:
     build_index(folder / "speech", MediaConfig(), progress=False)
 
 
-def told(values: list[float], digits: int) -> str:
+def spread(values: list[float], digits: int) -> str:
     """Median, least and most."""
     return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 

@@ -107,18 +107,14 @@ def most_resident_mb() -> float:
     """Largest memory so far: of the GPU if there is one, else the process's resident set."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    told = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    assert told is not None
-    return int(told[1]) / 1024
+    peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    assert peak is not None
+    return int(peak[1]) / 1024
 
 
 def main() -> None:
-    folder, size, seq_len, sequences = (
-        Path(sys.argv[1]),
-        sys.argv[2],
-        int(sys.argv[3]),
-        int(sys.argv[4]),
-    )
+    folder, size = Path(sys.argv[1]), sys.argv[2]
+    seq_len, sequences = int(sys.argv[3]), int(sys.argv[4])
     config = bench_config(folder, size, seq_len, sequences)
     tree = to_tree(config)
     for override in sys.argv[5:]:
@@ -140,8 +136,12 @@ def main() -> None:
         if ranks.device.type == "cuda"
         else platform.processor() or "CPU"
     )
-    told = {"device": device_name, "python": platform.python_version(), "torch": version("torch")}
-    print(json.dumps(told | {"base_mb": base_mb}), flush=True)
+    environment = {
+        "device": device_name,
+        "python": platform.python_version(),
+        "torch": version("torch"),
+    }
+    print(json.dumps(environment | {"base_mb": base_mb}), flush=True)
     for number, order in enumerate(sys.stdin):
         profiler = profile() if order.strip() == "profile" else None
         batch, tokens = batches[number % _BATCHES], steps[number % _BATCHES].tokens

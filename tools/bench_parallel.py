@@ -1,7 +1,7 @@
 """What splitting the work and the training loop cost; ratios within one run.
 
-    python tools/bench_parallel.py scaling     weak scaling from one process to two, FSDP beside plain PyTorch DDP
-    python tools/bench_parallel.py loop        the loop's own share of a step
+    python tools/bench_parallel.py scaling   weak scaling from one process to two, FSDP and DDP
+    python tools/bench_parallel.py loop      the loop's own share of a step
 
 Both train `base` in bf16 on the CPU, one thread a process. `scaling`: every process reads one
 sequence of 512 tokens a step, so two do twice the work of one; the efficiency is one's time over
@@ -86,18 +86,18 @@ def rank(kind: str, tokens: int) -> None:
 def scaling(rounds: int, tokens: int) -> None:
     """Launches in turn."""
     kinds: list[tuple[str, int]] = [("fsdp", 1), ("fsdp", 2), ("ddp", 1), ("ddp", 2)]
-    found: dict[tuple[str, int], list[float]] = {kind: [] for kind in kinds}
+    seconds: dict[tuple[str, int], list[float]] = {kind: [] for kind in kinds}
     for _ in range(rounds):
         for kind in kinds:
-            found[kind].append(step_seconds(*kind, tokens))
+            seconds[kind].append(step_seconds(*kind, tokens))
     print(f"{tokens} tokens a process and step")
     for name in ("fsdp", "ddp"):
-        one, two = found[name, 1], found[name, 2]
-        ratios = [a / b for a, b in zip(one, two, strict=True)]
+        single, double = seconds[name, 1], seconds[name, 2]
+        ratios = [a / b for a, b in zip(single, double, strict=True)]
         print(
-            f"{name}: {statistics.median(one):.2f} s with one process, "
-            f"{statistics.median(two):.2f} s with two; "
-            f"efficiency {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+            f"{name}: {statistics.median(single):.2f} s with one process, "
+            f"{statistics.median(double):.2f} s with two; efficiency "
+            f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
         )
 
 

@@ -112,7 +112,7 @@ def measure(folder: Path, first: bool) -> dict[str, float]:
     samples, start = 0, draws.integer(0, epoch)
     began = time.perf_counter()
     for step in range(start, start + 200):
-        samples += sum(len(one.samples) for one in plan.step(step).sequences)
+        samples += sum(len(sequence.samples) for sequence in plan.step(step).sequences)
         plan.share(step, 0, 8)
     each = (time.perf_counter() - began) / samples
     filled = plan.sets[0].counts
@@ -132,9 +132,9 @@ def most_resident_mb() -> float:
     """The largest resident set so far. Not ``ru_maxrss``, which a process inherits from the one
     that started it.
     """
-    told = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    assert told is not None
-    return int(told[1]) / 1024
+    peak = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    assert peak is not None
+    return int(peak[1]) / 1024
 
 
 def report(samples: int, first: dict[str, float], runs: list[dict[str, float]]) -> None:

@@ -54,8 +54,8 @@ def measured(size: str, way: str) -> dict[str, Any]:
     )
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
 
 
 def rank(size: str, way: str) -> None:
@@ -70,10 +70,10 @@ def rank(size: str, way: str) -> None:
     strategy = build_strategy(config, ranks)
     strategy.model.train()
     batch = dry_batch(config, SEQUENCES).to(ranks.device)
-    found = asdict(measure_step(strategy, batch))
+    step = asdict(measure_step(strategy, batch))
     leave_ranks()
     if ranks.is_first:
-        print(json.dumps(found))
+        print(json.dumps(step))
 
 
 def main() -> None:
@@ -93,11 +93,11 @@ def main() -> None:
         for way in WAYS:
             real = measured(size, way)
             plan = dry_run(config_of(size, way), 2, SEQUENCES, fused=False)
-            told = real["memory"]["total"]
+            real_total = real["memory"]["total"]
             print(
-                f"{size + ', ' + way:<32}{plan.memory['total'] / 1e6:>9,.1f} MB{told / 1e6:>9,.1f} "
-                "MB"
-                f"{plan.memory['total'] / told:>8.3f}{plan.flops / real['flops']:>14.4f}"
+                f"{size + ', ' + way:<32}{plan.memory['total'] / 1e6:>9,.1f} "
+                f"MB{real_total / 1e6:>9,.1f} "
+                f"MB{plan.memory['total'] / real_total:>8.3f}{plan.flops / real['flops']:>14.4f}"
             )
 
 

@@ -1,10 +1,11 @@
 """What it takes to release a large model: memory and time of export, verify and opening.
 
-    python tools/bench_release.py --folder /data/scratch                     # 10 B parameters: 62 GB of disk
+    # 10 B parameters: 62 GB of disk
+    python tools/bench_release.py --folder /data/scratch
     python tools/bench_release.py --folder /tmp/x --model configs/model/base.yaml
 
 Makes a run whose checkpoint is sharded over ranks as FSDP shards it (its numbers are drawn once and
-repeated), then starts a fresh process for each step and tells that process's peak memory (maximum
+repeated), then starts a fresh process for each step and reports that process's peak memory (maximum
 resident set, mapped files included) and wall time. Files are dropped from the page cache before
 they are opened. Everything is deleted afterwards.
 """
@@ -37,10 +38,12 @@ _SPARE_BYTES = 8 << 30
 _STEPS = {
     "export, signed": (
         "from mmscale.cli import main; main(['export', '{run}', '--out', '{out}', '--dtype', "
-        "'{dtype}',"
-        " '--sign-key', '{keys}/private.pem'])"
+        "'{dtype}', '--sign-key', '{keys}/private.pem'])"
     ),
-    "verify": "from mmscale.cli import main; main(['verify', '{out}', '--public-key', '{keys}/public.pem'])",
+    "verify": (
+        "from mmscale.cli import main; "
+        "main(['verify', '{out}', '--public-key', '{keys}/public.pem'])"
+    ),
     "open": "m = mmscale.load('{out}', verify=False)",
     "open and read one block": (
         "m = mmscale.load('{out}', verify=False); print(sum(p.detach().double().sum().item()"

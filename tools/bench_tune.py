@@ -29,27 +29,30 @@ CONFIG = "configs/tune/fsdd.yaml"
 
 
 @dataclass(frozen=True)
-class Found:
+class CurvePoint:
     """The best score that was known when ``steps`` of all trials together were spent."""
 
     steps: int
     score: float
 
 
-def search(folder: Path, arguments: argparse.Namespace, *overrides: str) -> list[Found]:
+def search(folder: Path, arguments: argparse.Namespace, *overrides: str) -> list[CurvePoint]:
     """Run one search; its best score over the steps spent."""
     config = load_config(
         CONFIG,
         [
-            f"run.dir={folder}", f"train.steps={arguments.steps}",
+            f"run.dir={folder}",
+            f"train.steps={arguments.steps}",
             f"train.checkpoint_every={arguments.steps}",
             f"train.optimizer.warmup_steps={arguments.steps // 10}",
             f"data.sequences={arguments.sequences}",
-            "data.workers=0", "tune.search=random", *overrides,
+            "data.workers=0",
+            "tune.search=random",
+            *overrides,
         ],
-    )  # fmt: skip
+    )
     tune(config)
-    spent, best, found = 0, 0.0, []
+    spent, best, curve = 0, 0.0, []
     at: dict[int, int] = {}
     for line in (folder / "tune.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -58,29 +61,32 @@ def search(folder: Path, arguments: argparse.Namespace, *overrides: str) -> list
             at[row["number"]] = row["step"]
             if row["step"] == arguments.steps:  # a score on the way is no result
                 best = max(best, row["score"])
-                found.append(Found(spent, best))
-    return found
+                curve.append(CurvePoint(spent, best))
+    return curve
 
 
-def best_within(curve: list[Found], steps: int) -> float:
+def best_within(curve: list[CurvePoint], steps: int) -> float:
     """The best score of a search when ``steps`` were spent; 0 before the first."""
-    return max((one.score for one in curve if one.steps <= steps), default=0.0)
+    return max((point.score for point in curve if point.steps <= steps), default=0.0)
 
 
 def gain(arguments: argparse.Namespace) -> None:
     """Print the table of both searches, and draw it."""
     budget = arguments.trials * arguments.steps
-    curves: dict[str, list[list[Found]]] = {"random": [], "asha": []}
+    curves: dict[str, list[list[CurvePoint]]] = {"random": [], "asha": []}
     with tempfile.TemporaryDirectory() as place:
         for seed in range(arguments.seeds):
             for name, scheduler in (("random", "none"), ("asha", "asha")):
                 more = arguments.trials if name == "random" else 4 * arguments.trials
                 curves[name].append(
                     search(
-                        Path(place) / f"{name}-{seed}", arguments, f"tune.scheduler={scheduler}",
-                        f"tune.trials={more}", f"seed={seed}",
+                        Path(place) / f"{name}-{seed}",
+                        arguments,
+                        f"tune.scheduler={scheduler}",
+                        f"tune.trials={more}",
+                        f"seed={seed}",
                     )
-                )  # fmt: skip
+                )
     print(
         f"{'seed':<6}{'random':>10}{'asha':>10}   asha reached random's score after this share of "
         "its steps"
@@ -88,10 +94,10 @@ def gain(arguments: argparse.Namespace) -> None:
     rows = []
     for seed, (plain, early) in enumerate(zip(curves["random"], curves["asha"], strict=True)):
         end = best_within(plain, budget)
-        reached = next((one.steps for one in early if one.score >= end), None)
+        reached = next((point.steps for point in early if point.score >= end), None)
         rows.append((end, best_within(early, budget), reached))
-        told = "not" if reached is None else f"{reached / budget:.0%}"
-        print(f"{seed:<6}{end:>10.3f}{rows[-1][1]:>10.3f}   {told}")
+        share = "not" if reached is None else f"{reached / budget:.0%}"
+        print(f"{seed:<6}{end:>10.3f}{rows[-1][1]:>10.3f}   {share}")
     print(
         f"{'mean':<6}{mean(row[0] for row in rows):>10.3f}{mean(row[1] for row in rows):>10.3f}   "
         f"of {budget} steps"
@@ -100,7 +106,7 @@ def gain(arguments: argparse.Namespace) -> None:
         plot(curves, budget, arguments.plot)
 
 
-def plot(curves: dict[str, list[list[Found]]], budget: int, path: Path) -> None:
+def plot(curves: dict[str, list[list[CurvePoint]]], budget: int, path: Path) -> None:
     """Best score over steps spent, a line a seed and the mean of each kind."""
     import matplotlib
 
@@ -109,13 +115,13 @@ def plot(curves: dict[str, list[list[Found]]], budget: int, path: Path) -> None:
 
     figure, panel = pyplot.subplots(figsize=(6.5, 3.6))
     grid = [budget * part / 200 for part in range(201)]
-    for (name, found), color in zip(curves.items(), ("tab:gray", "tab:green"), strict=True):
-        for curve in found:
+    for (name, of_kind), color in zip(curves.items(), ("tab:gray", "tab:green"), strict=True):
+        for curve in of_kind:
             panel.plot(
                 grid, [best_within(curve, int(step)) for step in grid], color=color, alpha=0.3, lw=1
             )
-        means = [mean(best_within(curve, int(step)) for curve in found) for step in grid]
-        panel.plot(grid, means, color=color, lw=2.5, label=f"{name}, mean of {len(found)} seeds")
+        means = [mean(best_within(curve, int(step)) for curve in of_kind) for step in grid]
+        panel.plot(grid, means, color=color, lw=2.5, label=f"{name}, mean of {len(of_kind)} seeds")
     panel.set_xlabel("training steps spent, all trials together")
     panel.set_ylabel("best held-out accuracy")
     panel.set_ylim(bottom=0)
@@ -142,11 +148,11 @@ def cost(arguments: argparse.Namespace) -> None:
             tuned = time.perf_counter() - began
             began = time.perf_counter()
             for at in range(arguments.trials):
-                one = load_config(folder / "tune" / "trials" / f"trial-{at:04d}" / "config.yaml")
-                one.run.dir = str(folder / f"bare-{at}")
+                config = load_config(folder / "tune" / "trials" / f"trial-{at:04d}" / "config.yaml")
+                config.run.dir = str(folder / f"bare-{at}")
                 path = folder / f"bare-{at}.yaml"
-                path.write_text(dump_config(one), encoding="utf-8")
-                for command in (["train", str(path)], ["eval", one.run.dir, "--task", "digits"]):
+                path.write_text(dump_config(config), encoding="utf-8")
+                for command in (["train", str(path)], ["eval", config.run.dir, "--task", "digits"]):
                     subprocess.run(
                         [sys.executable, "-m", "mmscale", *command], check=True, capture_output=True
                     )

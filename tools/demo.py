@@ -42,7 +42,7 @@ def main() -> None:
     run_dir, release = Path(arguments.run_dir), Path(arguments.run_dir) / "release"
     overrides = [f"run.dir={run_dir}", *arguments.overrides]
 
-    tell(
+    report(
         f"1/4  Train {CONFIG} with FSDP2 on {arguments.processes} processes (the data is built on "
         "first use)"
     )
@@ -61,15 +61,15 @@ def main() -> None:
         OMP_NUM_THREADS="1",
     )
 
-    tell("2/4  Evaluate on held-out samples: unseen writers, unheard voices")
+    report("2/4  Evaluate on held-out samples: unseen writers, unheard voices")
     scores = json.loads(call(["-m", "mmscale", "eval", str(run_dir), "--json"], capture=True))
 
-    tell("3/4  Export a release")
+    report("3/4  Export a release")
     if release.exists():
         shutil.rmtree(release)
     call(["-m", "mmscale", "export", str(run_dir), "--out", str(release)])
 
-    tell("4/4  Open the release again and recognise one picture and one clip")
+    report("4/4  Open the release again and recognise one picture and one clip")
     recognised = recognise(release)
 
     print()
@@ -123,7 +123,7 @@ def table(scores: dict[str, dict[str, object]]) -> str:
     return format_table(scores)
 
 
-def tell(text: str) -> None:
+def report(text: str) -> None:
     """Announce a stage above any progress bar."""
     tqdm.write(f"\n== {text}", file=sys.stderr)
 

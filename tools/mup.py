@@ -33,11 +33,17 @@ def config_of(shards: str, width: int, lr: float, base_width: int, steps: int) -
     """Two blocks of heads of 32, next-token prediction on headlines."""
     config = Config(
         model=ModelConfig(
-            width=width, layers=2, heads=width // 32, kv_heads=width // 32, head_dim=32, hidden=3 *
-            width,
-            stem_width=4, embed_dim=4, base_width=base_width,
+            width=width,
+            layers=2,
+            heads=width // 32,
+            kv_heads=width // 32,
+            head_dim=32,
+            hidden=3 * width,
+            stem_width=4,
+            embed_dim=4,
+            base_width=base_width,
         )
-    )  # fmt: skip
+    )
     config.data.sets = {"titles": SetConfig(shards=[shards], tasks=[TaskConfig(target="text")])}
     config.data.seq_len, config.data.sequences, config.data.workers = 256, 4, 0
     config.data.tokenizer.vocab_size = 2048
@@ -56,8 +62,8 @@ def final_loss(config: Config, folder: Path) -> float:
     config.run.dir = str(folder)
     train(config)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    found = mean(row["loss"] for row in rows[-_LAST:])
-    return min(found, _NOT_LEARNED) if found == found else _NOT_LEARNED
+    loss = mean(row["loss"] for row in rows[-_LAST:])
+    return min(loss, _NOT_LEARNED) if loss == loss else _NOT_LEARNED
 
 
 def plot(losses: dict[str, dict[int, dict[float, float]]], path: Path) -> None:
@@ -81,7 +87,10 @@ def plot(losses: dict[str, dict[int, dict[float, float]]], path: Path) -> None:
         panel.legend()
     panels[0].set_ylabel("final loss, nats a token")
     lowest = min(
-        loss for by_width in losses.values() for one in by_width.values() for loss in one.values()
+        loss
+        for by_width in losses.values()
+        for by_rate in by_width.values()
+        for loss in by_rate.values()
     )
     panels[0].set_ylim(lowest - 0.1, lowest + 1.5)
     figure.tight_layout()
@@ -107,8 +116,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, width, rate) in enumerate(tqdm(runs, unit="run", file=sys.stderr)):
             config = config_of(arguments.shards, width, rate, kinds[name], arguments.steps)
-            found = final_loss(config, Path(folder) / str(number))
-            losses[name].setdefault(width, {})[rate] = found
+            loss = final_loss(config, Path(folder) / str(number))
+            losses[name].setdefault(width, {})[rate] = loss
     for name, by_width in losses.items():
         print(
             f"{name:<10}"

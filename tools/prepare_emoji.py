@@ -42,7 +42,9 @@ def read_splits(source: Path) -> preparation.Splits:
         )
     held_out = {hashlib.sha256(fields["png"]).digest() for _, fields in splits["test"]}
     kept = [
-        one for one in splits["train"] if hashlib.sha256(one[1]["png"]).digest() not in held_out
+        sample
+        for sample in splits["train"]
+        if hashlib.sha256(sample[1]["png"]).digest() not in held_out
     ]
     print(f"left out of train, the same picture as in test: {len(splits['train']) - len(kept)}")
     return {"train": kept, "test": splits["test"]}

@@ -27,17 +27,17 @@ class ModalityShares:
     @classmethod
     def of(cls, config: Config) -> ModalityShares:
         """By the weights of the config's sets, and what their tasks read."""
-        total = sum(one.weight for one in config.data.sets.values()) or 1.0
+        total = sum(data_set.weight for data_set in config.data.sets.values()) or 1.0
         shares = {"image": 0.0, "audio": 0.0}
-        for one in config.data.sets.values():
+        for data_set in config.data.sets.values():
             kinds = {
                 name.partition(".")[0]
-                for task in one.tasks
+                for task in data_set.tasks
                 for name in task.fields()
                 if is_media(name)
             }
             for kind in kinds:
-                shares[kind] += one.weight / total / len(kinds)
+                shares[kind] += data_set.weight / total / len(kinds)
         return cls(shares["image"], shares["audio"])
 
 
@@ -88,6 +88,6 @@ def _add(
     ids = (draws.uniforms(count + 1) * (config.model.vocab_size - 1)).astype(np.int64)
     at = builder.add_text(ids[:-1])
     # Text beside media is always taught, as in nearly every run; then what the tasks teach besides.
-    used = {task.objective for one in config.data.sets.values() for task in one.tasks}
+    used = {task.objective for data_set in config.data.sets.values() for task in data_set.tasks}
     for objective in ("next_token", *sorted(used - {"next_token"})):
         OBJECTIVES[objective].lay_dry(builder, at, ids[1:])

@@ -47,7 +47,9 @@ class DryBuilder(Builder):
     def fill(self, model: FusionTransformer, config: Config) -> None:
         """See `Builder`. There is nothing to fill."""
 
-    def replicate(self, module: nn.Module, **settings: Any) -> DryDistributedDataParallel:  # type: ignore[override]
+    def replicate(  # type: ignore[override]
+        self, module: nn.Module, **settings: Any
+    ) -> DryDistributedDataParallel:
         """See `Builder`."""
         return DryDistributedDataParallel(module, **settings)
 
@@ -86,9 +88,11 @@ def dry_operators(fake: FakeTensorMode, batch: Batch, fused: bool) -> Operators:
     sizes: Any = order.batch_sizes.tolist()  # the one of its tensors that is read
     order = dataclasses.replace(faked(fake, order), batch_sizes=sizes)
     recurrent: dict[str, Any] = {
-        "time_major": lambda *unused: order, "gru": dry_gru.gru,
-        "pack": dry_gru.pack, "unpack": dry_gru.unpack,
-    }  # fmt: skip
+        "time_major": lambda *unused: order,
+        "gru": dry_gru.gru,
+        "pack": dry_gru.pack,
+        "unpack": dry_gru.unpack,
+    }
     if fused:
         plan = AttentionPlan("fused")
         return Operators(

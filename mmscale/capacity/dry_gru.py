@@ -45,11 +45,12 @@ def gru(
     outs = []
     for first in range(0, len(weights), 4):
         input_weight, state_weight, input_bias, state_bias = weights[first : first + 4]
-        given = F.linear(data, input_weight, input_bias)
+        from_input = F.linear(data, input_weight, input_bias)
         # In the place of the states, which have its size and its gradient.
-        before = given[:, : state_weight.shape[1]]
-        kept = F.linear(before, state_weight, state_bias)
-        (reset, update, new), (reset_, update_, new_) = given.chunk(3, 1), kept.chunk(3, 1)
+        before = from_input[:, : state_weight.shape[1]]
+        from_state = F.linear(before, state_weight, state_bias)
+        reset, update, new = from_input.chunk(3, 1)
+        reset_, update_, new_ = from_state.chunk(3, 1)
         update = (update + update_).sigmoid()
         new = (new + (reset + reset_).sigmoid() * new_).tanh()
         outs.append((1 - update) * new + update * before)

@@ -60,13 +60,19 @@ def dry_run(
     kind = STRATEGIES[config.parallel.strategy]
     assert kind.stand_in(config, world).config is config, "run what stands in for it"
     order = {
-        "world": world, "sequences": sequences, "passes": passes, "fused": fused, "config":
-        dump_config(config),
-    }  # fmt: skip
+        "world": world,
+        "sequences": sequences,
+        "passes": passes,
+        "fused": fused,
+        "config": dump_config(config),
+    }
     done = subprocess.run(
         [sys.executable, "-m", "mmscale.capacity.dry_run"],
-        input=json.dumps(order), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        input=json.dumps(order),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode == 2:
         raise UserError(done.stderr.strip().splitlines()[-1])
     if done.returncode:
@@ -78,16 +84,22 @@ def embeds_first(config: Config) -> bool:
     """Whether a step embeds all of its micro-batches once more before their passes
     (`mmscale.train.contrast`).
     """
-    tasks = [task for one in config.data.sets.values() for task in one.tasks]
+    tasks = [task for data_set in config.data.sets.values() for task in data_set.tasks]
     return config.data.contrast_sequences > 1 and any(
         task.objective == "contrastive" for task in tasks
     )
 
 
 def measure_step(
-    strategy: Any, batch: Any, passes: int = 1, embed: bool = False, offload: bool = False,
-    attacks: int = 0, attack: Callable[[], Any] | None = None,
-) -> DryStep:  # fmt: skip
+    strategy: Any,
+    batch: Any,
+    passes: int = 1,
+    *,
+    embed: bool = False,
+    offload: bool = False,
+    attacks: int = 0,
+    attack: Callable[[], Any] | None = None,
+) -> DryStep:
     """Track a step of ``passes`` micro-batches like ``batch``, of real or fake tensors.
 
     At most two passes are run: those between the first and the last hold the same, gradients that
@@ -153,7 +165,7 @@ def _largest_shard(model: Any) -> int:
     """Bytes of this rank's share of the largest unit that FSDP gathers at once."""
     from torch.distributed.fsdp import FSDPModule
 
-    units: list[Any] = [one for one in model.modules() if isinstance(one, FSDPModule)]
+    units: list[Any] = [module for module in model.modules() if isinstance(module, FSDPModule)]
     parts = [list(unit.parameters()) for unit in units if unit is not model]
     inner = {id(parameter) for part in parts for parameter in part}
     parts.append([parameter for parameter in model.parameters() if id(parameter) not in inner])
@@ -203,7 +215,12 @@ def _fake_step(config: Config, world: int, sequences: int, passes: int, fused: b
     from mmscale.parallel.strategy import build_strategy
 
     ranks = Ranks(
-        0, world, 0, 1, torch.device("cpu"), config.parallel.tensor * config.parallel.context
+        rank=0,
+        world=world,
+        local_rank=0,
+        local_world=1,
+        device=torch.device("cpu"),
+        parts=config.parallel.tensor * config.parallel.context,
     )
     config.parallel.compile = False
     batch, fake = dry_batch(config, sequences), FakeTensorMode(allow_non_fake_inputs=True)
@@ -214,13 +231,20 @@ def _fake_step(config: Config, world: int, sequences: int, passes: int, fused: b
         strategy.model.train()
         offload = config.parallel.offload == "cpu"
         batch, adversarial = batch.with_tensors(fake.from_tensor), config.train.adversarial
+        embed = embeds_first(config)
         if not adversarial.on:
-            return measure_step(strategy, batch, passes, embeds_first(config), offload)
+            return measure_step(strategy, batch, passes, embed=embed, offload=offload)
         # As an attack leaves them.
         batch = replace(batch, image_N3HW=batch.image_N3HW.float())
         attack = partial(_attack, config, strategy, batch)
         return measure_step(
-            strategy, batch, passes, embeds_first(config), offload, adversarial.steps, attack
+            strategy,
+            batch,
+            passes,
+            embed=embed,
+            offload=offload,
+            attacks=adversarial.steps,
+            attack=attack,
         )
 
 

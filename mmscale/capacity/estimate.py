@@ -23,7 +23,7 @@ class Assumptions:
 
     Attributes:
         efficiency: share of the rated bf16 products that a step's arithmetic reaches while it
-            computes (torchtitan and OLMo-core tell 0.4 to 0.55 of whole steps on H100).
+            computes (torchtitan and OLMo-core report 0.4 to 0.55 of whole steps on H100).
         overlap: share of the computing time behind which gathering and summing can hide.
         pictures, clips: a loader worker's samples a second (docs/benchmarks.md).
     """
@@ -34,9 +34,9 @@ class Assumptions:
     clips: float = 1600.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Of one way to run; times in seconds a step, memory in bytes a rank."""
+    """Of one way to run; times in seconds per step, memory in bytes per rank."""
 
     memory: dict[str, int]
     host: int  # what is offloaded
@@ -101,11 +101,22 @@ def estimate(
     tokens = config.data.seq_len * config.data.sequences
     model = 3.0 * sum(forward.values()) * config.data.sequences / micro
     return Estimate(
-        dry.memory, dry.host, needed, needed <= gpu.memory, model, computed, compute_s,
-        exchange.hideable_s + exchange.exposed_s, exposed_s,
-        update_s, data_s, data_exposed_s, step_s, tokens / step_s, model / (step_s * world *
-        gpu.bf16),
-    )  # fmt: skip
+        memory=dry.memory,
+        host=dry.host,
+        needed=needed,
+        fits=needed <= gpu.memory,
+        model_flops=model,
+        computed_flops=computed,
+        compute_s=compute_s,
+        exchange_s=exchange.hideable_s + exchange.exposed_s,
+        exposed_s=exposed_s,
+        update_s=update_s,
+        data_s=data_s,
+        data_exposed_s=data_exposed_s,
+        step_s=step_s,
+        tokens_per_s=tokens / step_s,
+        mfu=model / (step_s * world * gpu.bf16),
+    )
 
 
 def _attention_and_all(config: Config, batch: Batch) -> dict[str, float]:

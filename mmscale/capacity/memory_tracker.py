@@ -75,11 +75,13 @@ class Tracker(TorchDispatchMode):
         if formula is not None:
             self.flops += formula(*args, **(kwargs or {}), out_val=out)
         if sends:
-            given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
-            self.sent[func._schema.name] += max((one.nbytes for one in given), default=0)
-        for one in tree_leaves(out):
-            if isinstance(one, Tensor):
-                self._see(one, "buffers" if sends else None)
+            inputs = [
+                tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)
+            ]
+            self.sent[func._schema.name] += max((tensor.nbytes for tensor in inputs), default=0)
+        for output in tree_leaves(out):
+            if isinstance(output, Tensor):
+                self._see(output, "buffers" if sends else None)
         return out
 
     def _see(self, tensor: Tensor, kind: str | None) -> None:

@@ -12,16 +12,16 @@ from mmscale.model.count import count_parameters
 from mmscale.registry import STRATEGIES
 
 
-def facts_of(planner: Planner, way: Candidate, told: Estimate, tokens: float) -> dict[str, Any]:
+def facts_of(planner: Planner, way: Candidate, estimate: Estimate, tokens: float) -> dict[str, Any]:
     """Everything a plan says."""
     config = planner.config
-    seconds = tokens / told.tokens_per_s
+    seconds = tokens / estimate.tokens_per_s
     return {
         "gpus": planner.world,
         "gpu": planner.gpu.name,
         "parameters": count_parameters(config.model, config.media),
         "settings": way.lines(config),
-        **asdict(told),
+        **asdict(estimate),
         "tokens": tokens,
         "days": seconds / 86_400,
         "gpu_hours": seconds / 3_600 * planner.world,
@@ -33,12 +33,12 @@ def describe(planner: Planner, facts: dict[str, Any]) -> str:
     """The plan of one way."""
     gpu, assume, mix = planner.gpu, facts["assumptions"], facts["assumptions"]["mix"]
     lines = [
-        f"{facts['gpus']} x {gpu.name}, {planner.per_node} a machine: "
+        f"{facts['gpus']} x {gpu.name}, {planner.per_node} per machine: "
         f"{' '.join(facts['settings'])}",
         "",
     ]
     lines += [f"  {part:<16}{count:>18,} parameters" for part, count in facts["parameters"].items()]
-    lines += ["", "memory of a rank at its peak"]
+    lines += ["", "peak memory per rank"]
     kinds = {kind: size for kind, size in facts["memory"].items() if kind != "total"}
     lines += [
         f"  {kind:<16}{size / 1e9:>10.2f} GB"
@@ -53,14 +53,12 @@ def describe(planner: Planner, facts: dict[str, Any]) -> str:
     lines += [
         f"  {'tensors in all':<16}{facts['memory']['total'] / 1e9:>10.2f} GB",
         f"  {'with the rest':<16}{facts['needed'] / 1e9:>10.2f} GB of {gpu.memory / 1e9:.0f} (5 % "
-        "lost by the "
-        "allocator, 1.5 GB of CUDA and NCCL)",
+        "lost by the allocator, 1.5 GB of CUDA and NCCL)",
         f"  {verdict}",
         "",
         "a step",
         f"  {'arithmetic':<16}{facts['model_flops']:>10.3g} FLOPs of the model; "
-        f"{facts['computed_flops']:.3g} computed "
-        "on a rank",
+        f"{facts['computed_flops']:.3g} computed per rank",
         f"  {'compute':<16}{facts['compute_s']:>10.3f} s",
         f"  {'communication':<16}{facts['exchange_s']:>10.3f} s, of which {facts['exposed_s']:.3f} "
         "s are not hidden",
@@ -68,33 +66,27 @@ def describe(planner: Planner, facts: dict[str, Any]) -> str:
         f"  {'data':<16}{facts['data_s']:>10.3f} s of loading, of which "
         f"{facts['data_exposed_s']:.3f} s are not hidden",
         f"  {'in all':<16}{facts['step_s']:>10.3f} s, {facts['tokens_per_s']:,.0f} tokens/s, "
-        f"{facts['mfu']:.1%} of the "
-        "rated FLOP/s",
+        f"{facts['mfu']:.1%} of the rated FLOP/s",
         "",
         f"{facts['tokens']:.3g} tokens: {facts['days']:,.1f} days, {facts['gpu_hours']:,.0f} GPU "
         "hours",
         "",
         "assumed",
         f"  segments with pictures {mix['image']:.0%}, with clips {mix['audio']:.0%} (by the sets' "
-        "weights); all "
-        "positions used",
+        "weights); all positions used",
         f"  products reach {assume['efficiency']:.0%} of {gpu.bf16 / 1e12:,.0f} TFLOP/s; "
-        "communication hides behind "
-        f"{assume['overlap']:.0%} of compute",
-        f"  {gpu.link / 1e9:,.0f} GB/s within a machine, {gpu.network / 1e9:,.1f} GB/s a GPU "
-        "between machines, "
-        f"{gpu.memory_rate / 1e12:.2f} TB/s of memory",
+        f"communication hides behind {assume['overlap']:.0%} of compute",
+        f"  {gpu.link / 1e9:,.0f} GB/s within a machine, {gpu.network / 1e9:,.1f} GB/s per GPU "
+        f"between machines, {gpu.memory_rate / 1e12:.2f} TB/s of memory",
         f"  a loader worker decodes {assume['pictures']:,.0f} pictures or {assume['clips']:,.0f} "
-        "clips a second; "
-        f"{planner.config.data.workers} workers a rank",
+        f"clips per second; {planner.config.data.workers} workers per rank",
     ]
     if planner.config.parallel.float8:
         lines.append("  8-bit products take the time of bf16 ones")
     if facts["host"]:
         lines.append(
-            f"  {facts['host'] / 1e9:,.2f} GB a rank are offloaded to its host; sending them and "
-            "updating them there "
-            "take time that is not counted"
+            f"  {facts['host'] / 1e9:,.2f} GB per rank are offloaded to its host; sending them and "
+            "updating them there take time that is not counted"
         )
     note = STRATEGIES[facts["settings"][0].partition("=")[2]].plan_note
     if note:

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 
 from mmscale.capacity.dry_batch import dry_batch
 from mmscale.capacity.dry_run import dry_run
@@ -32,6 +32,7 @@ class Candidate:
     strategy: str
     micro_batch: int
     checkpointing: str
+    _: KW_ONLY
     replicas: int = 1
     tensor: int = 1
     offload: str = "none"
@@ -39,7 +40,7 @@ class Candidate:
 
     def lines(self, config: Config) -> list[str]:
         """As ``key=value`` overrides of ``config``, also where only that sets a key."""
-        found = [
+        settings = [
             f"parallel.strategy={self.strategy}",
             f"parallel.checkpointing={self.checkpointing}",
             f"train.micro_batch={self.micro_batch}",
@@ -47,16 +48,16 @@ class Candidate:
         for name in _OTHERS:
             value = getattr(self, name)
             if not value == getattr(_USUAL, name) == getattr(config.parallel, name):
-                found.append(f"parallel.{name}={value}")
-        return found
+                settings.append(f"parallel.{name}={value}")
+        return settings
 
 
 _OTHERS, _USUAL = ("replicas", "tensor", "offload", "deepspeed_config"), ParallelConfig()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Planner:
-    """Plans one config on ``world`` GPUs of one kind, ``per_node`` a machine."""
+    """Plans one config on ``world`` GPUs of one kind, ``per_node`` per machine."""
 
     config: Config
     world: int
@@ -71,11 +72,11 @@ class Planner:
         name = parallel.strategy
         if name == "auto":
             name = usual_strategy(self.world)
-        others = {key: getattr(parallel, key) for key in _OTHERS}
-        return Candidate(name, self.config.train.micro_batch, parallel.checkpointing, **others)
+        split = {key: getattr(parallel, key) for key in _OTHERS}
+        return Candidate(name, self.config.train.micro_batch, parallel.checkpointing, **split)
 
     def evaluate(self, way: Candidate) -> Estimate:
-        """By a dry run, once a way. Raises `UserError` if the config cannot run this way."""
+        """By a dry run, once per way. Raises `UserError` if the config cannot run this way."""
         if way in self._known:
             return self._known[way]
         config = copy.deepcopy(self.config)
@@ -102,44 +103,50 @@ class Planner:
         stand_in: StandIn = STRATEGIES[way.strategy].stand_in(config, self.world)
         passes = 1 if stand_in.one_pass else -(-per_rank // micro)
         dry = dry_run(stand_in.config, self.world, micro, passes=passes).beside(stand_in)
-        told = self._known[way] = estimate(
-            stand_in.config, dry, dry_batch(config, micro), world=self.world, per_node=self.per_node,
+        figures = self._known[way] = estimate(
+            stand_in.config,
+            dry,
+            dry_batch(config, micro),
+            world=self.world,
+            per_node=self.per_node,
             gpu=self.gpu,
             assume=self.assume,
-        )  # fmt: skip
-        return told
+        )
+        return figures
 
-    def search(self, tell: Callable[[str], None]) -> list[tuple[Candidate, Estimate]]:
+    def search(self, report: Callable[[str], None]) -> list[tuple[Candidate, Estimate]]:
         """Ways that fit, the fastest first: the config's own, checkpointing, then replicas and
         larger micro-batches of the best.
 
         Without offloading, whose time is not counted, if that fits; with it only where the config
         asks for it.
         """
-        found: dict[Candidate, Estimate] = {}
+        estimates: dict[Candidate, Estimate] = {}
         usual = [Candidate(name, 1, how) for name in _tried(self.world) for how in _HOWS]
-        self._try([self.own_way(), *usual], found, tell)
-        if self.config.parallel.offload == "cpu" and all(told.host for _, told in _fitting(found)):
+        self._try([self.own_way(), *usual], estimates, report)
+        if self.config.parallel.offload == "cpu" and all(
+            figures.host for _, figures in _fitting(estimates)
+        ):
             # Also on one GPU, by a strategy that is for several.
             names = [name for name in _tried(2) if "cpu" in STRATEGIES[name].offloads]
             ways = [Candidate(name, 1, how, offload="cpu") for name in names for how in _HOWS]
-            self._try(ways, found, tell)
-        if self.world > 1 and not _fitting(found):
+            self._try(ways, estimates, report)
+        if self.world > 1 and not _fitting(estimates):
             names = [name for name in _tried(self.world) if "tensor" in STRATEGIES[name].parts]
             sizes = [size for size in (2, 4, 8) if size <= self.per_node]
-            ways = [Candidate(name, 1, "full", 1, size) for name in names for size in sizes]
-            self._try(ways, found, tell)
+            ways = [Candidate(name, 1, "full", tensor=size) for name in names for size in sizes]
+            self._try(ways, estimates, report)
         last_s = math.inf
         for _ in range(2):
-            best = _fitting(found)
+            best = _fitting(estimates)
             if not best:
                 break
-            way, told = best[0]
-            if told.step_s > _WORTH * last_s:
+            way, figures = best[0]
+            if figures.step_s > _WORTH * last_s:
                 break  # the round before gained next to nothing
-            last_s = told.step_s
+            last_s = figures.step_s
             # Activations grow with the micro-batch; weights, moments and gradients do not.
-            room = self.gpu.memory - told.needed > 0.9 * told.memory.get("activations", 0)
+            room = self.gpu.memory - figures.needed > 0.9 * figures.memory.get("activations", 0)
             ways = []
             per_rank = (
                 self.config.data.sequences * way.tensor * self.config.parallel.context // self.world
@@ -150,7 +157,9 @@ class Planner:
             alone = "replicas" in STRATEGIES[way.strategy].parts and way.tensor == 1
             if alone and way.replicas == 1 and nodes > 1 and self.world % self.per_node == 0:
                 ways.append(replace(way, replicas=nodes))
-            state = told.memory.get("weights", 0) + told.memory.get("optimiser", 0) + told.host
+            state = (
+                figures.memory.get("weights", 0) + figures.memory.get("optimiser", 0) + figures.host
+            )
             whole = alone and self.world > 1 and self.config.parallel.context == 1
             if whole and state * self.world // way.replicas < self.gpu.memory:
                 ways += [
@@ -158,11 +167,14 @@ class Planner:
                     for name in _tried(self.world, whole_fits=True)
                     if name not in _tried(self.world)
                 ]
-            self._try(ways, found, tell)
-        return _fitting(found)
+            self._try(ways, estimates, report)
+        return _fitting(estimates)
 
     def _try(
-        self, ways: list[Candidate], found: dict[Candidate, Estimate], tell: Callable[[str], None]
+        self,
+        ways: list[Candidate],
+        estimates: dict[Candidate, Estimate],
+        report: Callable[[str], None],
     ) -> None:
         def attempt(way: Candidate) -> Estimate | UserError:
             try:
@@ -170,16 +182,16 @@ class Planner:
             except UserError as error:
                 return error  # a way that this config does not allow
 
-        ways = [one for one in dict.fromkeys(ways) if one not in found]
+        ways = [way for way in dict.fromkeys(ways) if way not in estimates]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for way, told in zip(ways, pool.map(attempt, ways), strict=True):
+            for way, result in zip(ways, pool.map(attempt, ways), strict=True):
                 settings = " ".join(way.lines(self.config))
-                if isinstance(told, UserError):
-                    tell(f"{settings}: is refused: {told}")
+                if isinstance(result, UserError):
+                    report(f"{settings}: is refused: {result}")
                     continue
-                found[way] = told
-                state = f"{told.step_s:.2f} s a step" if told.fits else "does not fit"
-                tell(f"{settings}: {told.needed / 1e9:.1f} GB, {state}")
+                estimates[way] = result
+                state = f"{result.step_s:.2f} s per step" if result.fits else "does not fit"
+                report(f"{settings}: {result.needed / 1e9:.1f} GB, {state}")
 
 
 def _tried(world: int, *, whole_fits: bool = False) -> list[str]:
@@ -187,6 +199,6 @@ def _tried(world: int, *, whole_fits: bool = False) -> list[str]:
     return [name for name, kind in STRATEGIES.all().items() if kind.is_tried(world, whole_fits)]
 
 
-def _fitting(found: dict[Candidate, Estimate]) -> list[tuple[Candidate, Estimate]]:
-    fitting = [(way, told) for way, told in found.items() if told.fits]
+def _fitting(estimates: dict[Candidate, Estimate]) -> list[tuple[Candidate, Estimate]]:
+    fitting = [(way, figures) for way, figures in estimates.items() if figures.fits]
     return sorted(fitting, key=lambda pair: (pair[1].host > 0, pair[1].step_s))

@@ -87,7 +87,11 @@ def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
     config.model.vocab_size = expected_vocabulary(config)
     resolve_towers(config)
     planner = Planner(
-        config, arguments.gpus, arguments.gpus_per_node, gpu, Assumptions(arguments.efficiency)
+        config=config,
+        world=arguments.gpus,
+        per_node=arguments.gpus_per_node,
+        gpu=gpu,
+        assume=Assumptions(arguments.efficiency),
     )
     own = planner.own_way()
     try:

@@ -94,7 +94,7 @@ def attack(
 
 
 def first_places(batch: Batch, media: MediaConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Flat position of the first token of every picture, int64 [N], and of every clip: what tells
+    """Flat position of the first token of every picture, int64 [N], and of every clip. It tells
     items apart however they are batched."""
     columns = batch.image_N3HW.shape[3] // media.image_patch
     per_image = batch.image_N3HW.shape[2] // media.image_patch * columns
@@ -112,9 +112,9 @@ def first_places(batch: Batch, media: MediaConfig) -> tuple[NDArray[np.int64], N
 
 
 def _firsts(owner_T: NDArray[np.int64], at_T: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    found = np.full(count, np.iinfo(np.int64).max)
-    np.minimum.at(found, owner_T, at_T)
-    return found
+    first_N = np.full(count, np.iinfo(np.int64).max)
+    np.minimum.at(first_N, owner_T, at_T)
+    return first_N
 
 
 def never_empty(batch: Batch, media: MediaConfig) -> Batch:

@@ -13,7 +13,7 @@ picture or clip (a span) also see their whole span. ``visible`` is that rule; ev
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cache
 from math import prod
 from typing import Any
@@ -31,9 +31,8 @@ _DENSE_LENGTH = 1024  # of sequences, up to which a GPU that needs no gradients 
 # Of a group's segments, up to which attention is written out; its probabilities are kept for the
 # backward pass.
 _PLAIN_LENGTH = 512
-_GROUP_SLACK = (
-    0.7  # a group's shortest segment is at least this share of its longest, or within 8 positions
-)
+# A group's shortest segment is at least this share of its longest, or within 8 positions.
+_GROUP_SLACK = 0.7
 
 
 def visible(
@@ -72,6 +71,7 @@ class AttentionPlan:
     """How to attend within one batch; made once per forward pass and used by every block."""
 
     path: str
+    _: KW_ONLY
     dense_mask: Tensor | None = None  # bool [B, 1, L, L]
     block_mask: Any = None
     groups: list[SegmentGroup] | None = None
@@ -133,9 +133,8 @@ def _block_mask(segment: Tensor, span: Tensor, positions: Positions) -> Any:
         return visible(segment[b, q], segment[b, k], span[b, q], span[b, k], q >= k)
 
     batch, length = segment.shape
-    make = _compiled(
-        create_block_mask, segment.device.type
-    )  # which never has the whole mask in memory
+    # Compiled, it never has the whole mask in memory.
+    make = _compiled(create_block_mask, segment.device.type)
     return make(rule, batch, None, queries, length, device=segment.device)
 
 

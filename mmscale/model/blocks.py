@@ -27,7 +27,7 @@ from mmscale.model.rotary import rotate
 MODALITIES = ("text", "image", "audio")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class BlockInputs:
     """Where the positions of a batch are and what they hold; the same for every block."""
 
@@ -46,9 +46,14 @@ def block_inputs(
     """Of a packed batch."""
     modality = (batch.kind_BL.long() - 1).clamp(min=0)
     return BlockInputs(
-        positions.mine(cos), positions.mine(sin), plan, positions.mine(modality),
-        (batch.text_at_T, batch.image_at_T, batch.audio_at_T), batch.dropout_key_B, positions,
-    )  # fmt: skip
+        cos=positions.mine(cos),
+        sin=positions.mine(sin),
+        plan=plan,
+        modality_BL=positions.mine(modality),
+        routes=(batch.text_at_T, batch.image_at_T, batch.audio_at_T),
+        dropout_key_B=batch.dropout_key_B,
+        positions=positions,
+    )
 
 
 class RMSNorm(nn.Module):

@@ -31,5 +31,5 @@ def count_parameters(config: ModelConfig, media: MediaConfig) -> dict[str, int]:
     counts = dict.fromkeys(_PARTS, 0)
     for name, parameter in model.named_parameters():
         counts[next(part for part, word in _PARTS.items() if word in name)] += parameter.numel()
-    found = {part: count for part, count in counts.items() if count}
-    return {**found, "total": sum(found.values())}
+    present = {part: count for part, count in counts.items() if count}
+    return {**present, "total": sum(present.values())}

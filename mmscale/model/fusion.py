@@ -49,10 +49,9 @@ class FusionTransformer(nn.Module):
         super().__init__()
         assert config.vocab_size > 0, "resolve model.vocab_size from the tokenizer first"
         self.config, self.media = config, media
-        self.run_block: Callable[..., Tensor] = (
-            _run  # `mmscale.parallel` may compute activations again
-        )
-        self.positions = Positions()  # and may compute some of the positions elsewhere
+        # `mmscale.parallel` may compute activations again, and some of the positions elsewhere.
+        self.run_block: Callable[..., Tensor] = _run
+        self.positions = Positions()
         self._tied_factor = width_ratio(config)  # of logits made by the embedding
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.image_stem = IMAGE_STEMS[config.image_stem](config, media)
@@ -107,10 +106,12 @@ class FusionTransformer(nn.Module):
         length_R = (batch.segment_BL > 0).sum(1)
         row = torch.arange(len(length_R), device=length_R.device)
         cache = Cache(
-            length_R, batch.position_BL3[row, length_R - 1, 0] + 1, layers=self.config.layers,
+            length_R,
+            batch.position_BL3[row, length_R - 1, 0] + 1,
+            layers=self.config.layers,
             extra=extra,
             recurrent=self.config.fusion == "rnn",
-        )  # fmt: skip
+        )
         x = self._through_blocks(self._inputs(batch), self._places(batch, None), cache)
         return x[row, length_R - 1], cache
 
@@ -118,15 +119,15 @@ class FusionTransformer(nn.Module):
         """Read one more token of each row, int64 [R]; returns the output there, [R, D]."""
         position = cache.clock_R[:, None, None].expand(-1, 1, 3)
         cos, sin = rotary_angles(position, self.config.head_dim, self.config.rope_theta)
-        every, none = torch.arange(len(token_R), device=token_R.device), token_R[:0]
+        rows, none = torch.arange(len(token_R), device=token_R.device), token_R[:0]
         places = BlockInputs(
-            cos,
-            sin,
-            AttentionPlan("cached"),
-            torch.zeros_like(token_R)[:, None],
-            (every, none, none),
-            token_R,
-            Positions(),
+            cos=cos,
+            sin=sin,
+            plan=AttentionPlan("cached"),
+            modality_BL=torch.zeros_like(token_R)[:, None],
+            routes=(rows, none, none),
+            dropout_key_B=token_R,
+            positions=Positions(),
         )
         x = self._through_blocks(self.embedding(token_R)[:, None], places, cache)
         cache.clock_R = cache.clock_R + 1
@@ -159,11 +160,14 @@ class FusionTransformer(nn.Module):
     def _loss_inputs(self, hidden_BLD: Tensor, contrast: ContrastTerms | None) -> LossInputs:
         hidden_TD = hidden_BLD.flatten(0, 1)
         return LossInputs(
-            hidden_TD=hidden_TD, words_TD=hidden_TD * self._tied_factor,
-            table_VD=self.embedding.weight, smoothing=self.config.label_smoothing,
-            positions=self.positions, contrast=contrast,
+            hidden_TD=hidden_TD,
+            words_TD=hidden_TD * self._tied_factor,
+            table_VD=self.embedding.weight,
+            smoothing=self.config.label_smoothing,
+            positions=self.positions,
+            contrast=contrast,
             many_logits=self.operators.many_logits,
-        )  # fmt: skip
+        )
 
     def _inputs(self, batch: Batch) -> Tensor:
         """Text, picture and sound vectors in their places, [B, L, D].
@@ -173,12 +177,8 @@ class FusionTransformer(nn.Module):
         the stem's parameters a gradient of exactly zero.
         """
         x = self.embedding(batch.tokens_BL).flatten(0, 1)
-        image, audio, frames, chunks = (
-            batch.image_N3HW,
-            batch.audio_NFM,
-            batch.audio_frames_N,
-            batch.audio_chunks,
-        )
+        image, audio = batch.image_N3HW, batch.audio_NFM
+        frames, chunks = batch.audio_frames_N, batch.audio_chunks
         if image.shape[0] == 0:
             image = image.new_zeros(1, *image.shape[1:])
         if audio.shape[0] == 0:

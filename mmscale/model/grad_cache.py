@@ -24,7 +24,7 @@ class ContrastTerms:
     float32.
     """
 
-    loss: Tensor  # scalar, the part of the step's loss that is told here
+    loss: Tensor  # scalar, the part of the step's loss that is reported here
     unit_grad_TE: Tensor  # gradient with regard to the micro-batch's embeddings
     log_scale_grad: Tensor  # [1], likewise; zero but for one micro-batch of the step
     bias_grad: Tensor  # [1]
@@ -64,12 +64,17 @@ class StepEmbeddings:
             shift = bias.detach().float().requires_grad_()
             real = self.weight_S[rows] > 0
             loss = contrastive_loss(
-                unit, scale, shift,
+                unit,
+                scale,
+                shift,
                 # A row without an embedding is nobody's candidate.
-                group_T=torch.where(real, self.group_S[rows], -1 - torch.arange(len(real),
-                device=real.device)),
-                task_T=self.task_S[rows], side_T=self.side_S[rows], match_T=self.match_S[rows],
+                group_T=torch.where(
+                    real, self.group_S[rows], -1 - torch.arange(len(real), device=real.device)
+                ),
+                task_T=self.task_S[rows],
+                side_T=self.side_S[rows],
+                match_T=self.match_S[rows],
                 weight_T=self.weight_S[rows],
-            )  # fmt: skip
+            )
             unit_grad, scale_grad, shift_grad = torch.autograd.grad(loss, (unit, scale, shift))
         return loss.detach(), unit_grad, scale_grad, shift_grad

@@ -1,8 +1,8 @@
 """What the model must know of an objective: its loss, its weights, its outputs in evaluation.
 
-Data's half is `mmscale.data.objective`; the two meet in the objective's block of a `Batch`. Each loss
-is a sum that is already divided by the whole step's count, so that the sums of all micro-batches of
-all ranks add up to the step's loss.
+Data's half is `mmscale.data.objective`; the two meet in the objective's block of a `Batch`. Each
+loss is a sum that is already divided by the whole step's count, so that the sums of all
+micro-batches of all ranks add up to the step's loss.
 
 Shape suffixes: T positions, V vocabulary, D model width.
 """

@@ -31,8 +31,7 @@ def import_transformers() -> Any:
     except ImportError:
         raise UserError(
             "model.image_stem=pretrained and model.audio_stem=pretrained need the transformers "
-            "library; "
-            "pip install 'mmscale[pretrained]'"
+            "library; pip install 'mmscale[pretrained]'"
         ) from None
     return transformers
 
@@ -140,8 +139,7 @@ class Tower(Stem):
                 if name != "position_ids" or buffer is None:
                     raise UserError(
                         f"model: its tower keeps {name} beside its weights, which is not "
-                        "supported; "
-                        "use one such as SigLIP, CLIP or DINOv2"
+                        "supported; use one such as SigLIP, CLIP or DINOv2"
                     )
                 self._numbered.append((module, buffer.shape[-1]))
         if not trained:

@@ -4,14 +4,14 @@ muP for Adam (Yang et al., "Tensor Programs V", 2022, table 3), with ``model.bas
 width at which it is the standard parametrisation. A weight's rule follows from which of its sides
 grow with the model's width:
 
-=========  =======================================  ==================  =====================================
-rule       parameters                               learning rate       initial deviation
-=========  =======================================  ==================  =====================================
-hidden     matrices of blocks, of the GRU stem      x base / width [1]      as always: 1 / sqrt(fan-in)
-output     embed_head, class heads                  x base / width      x sqrt(base / width)
-input      embedding, convolutions and projections  x 1                 as always
-           of the stems, norms, biases, scalars
-=========  =======================================  ==================  =====================================
+======  =======================================  ==================  ===========================
+rule    parameters                               learning rate       initial deviation
+======  =======================================  ==================  ===========================
+hidden  matrices of blocks, of the GRU stem      x base / width [1]  as always: 1 / sqrt(fan-in)
+output  embed_head, class heads                  x base / width      x sqrt(base / width)
+input   embedding, convolutions and projections  x 1                 as always
+        of the stems, norms, biases, scalars
+======  =======================================  ==================  ===========================
 
 [1] By AdamW. Every optimiser has its own factor: `mmscale.optim.optimizer_kind`.
 

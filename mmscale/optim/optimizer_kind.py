@@ -1,4 +1,4 @@
-"""What an optimiser tells of itself, so that nothing else needs to know its name."""
+"""What an optimiser says of itself, so that nothing else needs to know its name."""
 
 from __future__ import annotations
 

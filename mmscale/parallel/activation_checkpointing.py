@@ -42,8 +42,8 @@ def set_activation_checkpointing(model: FusionTransformer, how: str) -> None:
 def _keep_weights(run: Any, block: nn.Module, *arguments: Any) -> Any:
     """``run(block, …)``, which computes again with the weights of now.
 
-    `mmscale.parallel.compute_copies.run_in` puts copies in another type into the model, for the forward
-    pass alone.
+    `mmscale.parallel.compute_copies.run_in` puts copies in another type into the model, for the
+    forward pass alone.
     """
     weights: dict[str, Tensor] = dict(block.named_parameters())
     if all(weight.is_leaf for weight in weights.values()):

@@ -18,7 +18,7 @@ from mmscale.model.fusion import FusionTransformer
 
 
 def compile_blocks(model: FusionTransformer, device: torch.device) -> None:
-    """Compile on first use; a minute or so, once a machine. Raises `UserError` where there is no
+    """Compile on first use; a minute or so, once per machine. Raises `UserError` where there is no
     C++ compiler.
     """
     compiler = os.environ.get("CXX", "g++")

@@ -16,13 +16,13 @@ class StandIn:
     config: Config  # the config itself, or one under a strategy that divides the same things
     # Nothing waits whole for the last pass: one micro-batch shows what all of a step's hold.
     one_pass: bool = False
-    memory: Mapping[str, int] = field(default_factory=dict)  # bytes of a rank, by kind
+    memory: Mapping[str, int] = field(default_factory=dict)  # bytes per rank, by kind
     host: int = 0  # bytes in the memory of its host
 
 
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """What a rank sends in a step, and over what."""
+    """What each rank sends per step, and over what."""
 
     # Bytes given to collectives in the step's last micro-batch and the update, by operator.
     sent: Mapping[str, int]
@@ -50,5 +50,5 @@ class CommunicationTime:
 
 
 def sent_share(ranks: int) -> float:
-    """Of the bytes that so many ranks gather or sum: what a rank sends."""
+    """Of the bytes that so many ranks gather or sum: what each rank sends."""
     return (ranks - 1) / ranks if ranks > 1 else 0.0

@@ -18,12 +18,12 @@ _BUILDS_S = 600.0  # longer than any compilation takes
 _POLL_S = 0.5
 
 
-def clear_stale_lock(extension: str, tell: bool) -> None:
+def clear_stale_lock(extension: str, reports: bool) -> None:
     """Wait for another process that compiles ``extension``; remove its lock when it cannot be at
     work any more.
     """
     lock = Path(_get_build_directory(extension, verbose=False)) / "lock"
-    told = not tell
+    reported = not reports
     while True:
         try:
             age = time.time() - lock.stat().st_mtime
@@ -32,11 +32,10 @@ def clear_stale_lock(extension: str, tell: bool) -> None:
         if age > _BUILDS_S:
             lock.unlink(missing_ok=True)
             return
-        if not told:
-            told = True
+        if not reported:
+            reported = True
             report(
-                f"another process compiles {extension} ({lock}); if it was killed, remove "
-                "that file, which "
-                f"happens by itself in {(_BUILDS_S - age) / 60:.0f} min"
+                f"another process compiles {extension} ({lock}); if it was killed, remove that "
+                f"file, which happens by itself in {(_BUILDS_S - age) / 60:.0f} min"
             )
         time.sleep(_POLL_S)

@@ -1,4 +1,4 @@
-"""What DeepSpeed is told: this run's config, and the user's own JSON where the two do not
+"""What DeepSpeed gets: this run's config, and the user's own JSON where the two do not
 contradict.
 """
 
@@ -70,16 +70,16 @@ def _offload(config: Config) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
             f"parallel.deepspeed_config: {path} cannot be read ({error.strerror})"
         ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"parallel.deepspeed_config: {path} is no JSON ({error})") from None
-    if not isinstance(found, dict):
+    if not isinstance(tree, dict):
         raise UserError(f"parallel.deepspeed_config: {path} holds no JSON object")
-    return found
+    return tree
 
 
 def _merge(

@@ -35,13 +35,12 @@ def use_float8(model: FusionTransformer, recipe: str, device: torch.device) -> N
     if not emulated and (
         device.type != "cuda" or torch.cuda.get_device_capability(device) < _CAPABILITY
     ):
-        found = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
-        raise no_products(recipe, found)
+        device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
+        raise no_products(recipe, device_name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logging.getLogger("torchao").setLevel(
-            logging.ERROR
-        )  # of kernels that were built for other machines
+        # It warns of kernels that were built for other machines.
+        logging.getLogger("torchao").setLevel(logging.ERROR)
         try:
             from torchao.float8 import Float8LinearConfig, convert_to_float8_training
         except ImportError as error:
@@ -54,13 +53,12 @@ def use_float8(model: FusionTransformer, recipe: str, device: torch.device) -> N
         )
 
 
-def no_products(recipe: str, found: str) -> UserError:
+def no_products(recipe: str, device_name: str) -> UserError:
     """What to say of a device that is too old."""
     return UserError(
-        f"parallel.float8={recipe}: {found} has no 8-bit floating-point products, which come with "
-        "compute "
-        "capability 8.9 (Ada, Hopper and later); leave it empty, or use emulated to see what it "
-        "does to the curve"
+        f"parallel.float8={recipe}: {device_name} has no 8-bit floating-point products, which come "
+        "with compute capability 8.9 (Ada, Hopper and later); leave it empty, or use emulated to "
+        "see what it does to the curve"
     )
 
 

@@ -75,7 +75,7 @@ class DirectReduceScatter(_Direct):
         """Done when it returns. Summed in an order that depends on the rank alone, so it can be
         repeated.
         """
-        assert op == dist.ReduceOp.SUM, "FSDP is told to sum"
+        assert op == dist.ReduceOp.SUM, "FSDP is set to sum"
         parts = input_tensor.view(group.size(), -1)
         output_tensor.copy_(parts[group.rank()])
         pieces = list(range(0, len(output_tensor), _PIECE))
@@ -92,8 +92,8 @@ class DirectReduceScatter(_Direct):
                 expected.append((own, other, dist.irecv(other, group=group, group_src=source)))
                 if len(expected) == 2:
                     _add(*expected.pop(0))
-            for one in expected:
-                _add(*one)
+            for pending in expected:
+                _add(*pending)
             for work in sent:
                 assert work is not None
                 work.wait()

@@ -25,17 +25,17 @@ def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
             mesh, placements = gradient.device_mesh, gradient.placements
             groups = tuple(
                 mesh.get_group(axis)
-                for axis, one in enumerate(placements)
-                if not one.is_replicate()
+                for axis, placement in enumerate(placements)
+                if not placement.is_replicate()
             )
-            assert not any(one.is_partial() for one in placements)
+            assert not any(placement.is_partial() for placement in placements)
             split_alike[groups].append(gradient.to_local())
         elif gradient is not None:
             split_alike[()].append(gradient)
     squares = []
     for groups, gradients in split_alike.items():
         norms = torch._foreach_norm(
-            [one for one in gradients if one.numel()] or [gradients[0].new_zeros(1)]
+            [gradient for gradient in gradients if gradient.numel()] or [gradients[0].new_zeros(1)]
         )
         square = torch.stack([norm.float() for norm in norms]).square().sum()
         for group in groups:

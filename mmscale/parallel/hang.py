@@ -1,4 +1,4 @@
-"""What to tell when a collective does not end: which one, on which rank, and where the record of
+"""What to report when a collective does not end: which one, on which rank, and where the record of
 the last ones lies.
 
 PyTorch's flight recorder keeps the last collectives of every process. NCCL's own watchdog dumps it
@@ -43,7 +43,10 @@ def explain(error: RuntimeError, rank: int, timeout_s: float, folder: Path) -> s
     unended = [entry for entry in entries if not entry.get("retired", True)]
     what = _describe([*entries, *unended][-1]) if entries else "a collective"
     if not timed_out:
-        return f"rank {rank}: another rank ended while this one was in {what}; that rank's own message tells why"
+        return (
+            f"rank {rank}: another rank ended while this one was in {what}; that rank's own "
+            "message says why"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"rank-{rank}.json"
@@ -53,18 +56,17 @@ def explain(error: RuntimeError, rank: int, timeout_s: float, folder: Path) -> s
         where = f"this rank's last collectives could not be written ({fault.strerror})"
     return (
         f"rank {rank} waited in {what} longer than parallel.timeout_s={timeout_s:g}: another rank "
-        "hangs, is gone, or "
-        f"is that far behind; {where}, and the rank whose file is missing or ends earlier is the "
-        "one to look at"
+        f"hangs, is gone, or is that far behind; {where}, and the rank whose file is missing or "
+        "ends earlier is the one to look at"
     )
 
 
 def _recorded() -> list[dict[str, Any]]:
     try:
-        found = json.loads(
+        trace = json.loads(
             getattr(_distributed_c10d, _DUMP)(includeCollectives=True, onlyActive=False)
         )
-        entries: list[dict[str, Any]] = found.get("entries", [])
+        entries: list[dict[str, Any]] = trace.get("entries", [])
     except (RuntimeError, ValueError, AttributeError):
         return []
     return entries
@@ -72,4 +74,5 @@ def _recorded() -> list[dict[str, Any]]:
 
 def _describe(entry: dict[str, Any]) -> str:
     name, group = entry["profiling_name"], entry["process_group"][-1]
-    return f"{name} of {entry.get('input_sizes', [])} (number {entry['collective_seq_id']} of group {group!r})"
+    number, sizes = entry["collective_seq_id"], entry.get("input_sizes", [])
+    return f"{name} of {sizes} (number {number} of group {group!r})"

@@ -1,7 +1,7 @@
 """A rank ends when its launcher does: a killed launcher must not leave ranks behind that write into
 the run's folder.
 
-torchrun, accelerate and deepspeed end their ranks when they are told to stop, not when they are
+torchrun, accelerate and deepspeed end their ranks when they are asked to stop, not when they are
 killed. Ray's workers look for its daemon now and then and end in good order, which on a busy
 machine has taken more than a minute. The kernel's parent-death signal is no help: it is sent when
 the *thread* ends that started the process.
@@ -54,6 +54,7 @@ def _end() -> None:
     with contextlib.suppress(OSError):
         os.write(
             2,
-            b"mmscale: error: the launcher is gone; this rank ends, and the last checkpoint stands\n",
+            b"mmscale: error: the launcher is gone; this rank ends, "
+            b"and the last checkpoint stands\n",
         )
     os._exit(_LOST)

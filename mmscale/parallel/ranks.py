@@ -26,7 +26,7 @@ _PATIENCE = timedelta(days=7)
 _LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ranks:
     """This process's place. ``local_*`` count the processes of this machine.
 
@@ -84,8 +84,7 @@ def meet_ranks(timeout_s: float) -> dist.Store:
         where = f"MASTER_ADDR={os.environ['MASTER_ADDR']} MASTER_PORT={os.environ['MASTER_PORT']}"
         raise UserError(
             f"{where}: the ranks cannot meet there ({str(error).splitlines()[0]}); check that the "
-            "first one runs and "
-            "the others reach it"
+            "first one runs and the others reach it"
         ) from None
     store.set_timeout(timedelta(seconds=timeout_s))
     return store
@@ -107,8 +106,8 @@ def join_ranks(config: ParallelConfig, store: dist.Store | None = None) -> Ranks
     if world % (parts * config.replicas):
         raise UserError(
             f"parallel.tensor={config.tensor}, context={config.context}, "
-            f"replicas={config.replicas}: their product "
-            f"does not divide the {world} ranks that were started"
+            f"replicas={config.replicas}: their product does not divide the {world} ranks that "
+            "were started"
         )
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
@@ -118,9 +117,8 @@ def join_ranks(config: ParallelConfig, store: dist.Store | None = None) -> Ranks
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-        torch.backends.cudnn.allow_tf32 = (
-            False  # of convolutions; fp32 means fp32, as it does for products
-        )
+        # Of convolutions: fp32 means fp32, as it does for products.
+        torch.backends.cudnn.allow_tf32 = False
         backend = "cpu:gloo,cuda:nccl"
     else:
         device, backend = torch.device("cpu"), "gloo"
@@ -134,28 +132,37 @@ def join_ranks(config: ParallelConfig, store: dist.Store | None = None) -> Ranks
         made = dist.new_group(list(range(part, world, parts)))
         group = made if part == rank % parts else group
     slow_group = dist.new_group(backend="gloo", timeout=_PATIENCE) if world > 1 else None
-    return Ranks(rank, world, local_rank, local_world, device, parts, group, slow_group)
+    return Ranks(
+        rank=rank,
+        world=world,
+        local_rank=local_rank,
+        local_world=local_world,
+        device=device,
+        parts=parts,
+        data_group=group,
+        slow_group=slow_group,
+    )
 
 
 def on_first_rank(act: Callable[[], Result], ranks: Ranks) -> Result | None:
     """What ``act`` returns on the first rank; None on the others, which wait for it. Called on
     every rank.
 
-    Raises `UserError` on the first rank if ``act`` does, and `SystemExit` on the others: telling it
-        once is enough.
+    Raises `UserError` on the first rank if ``act`` does, and `SystemExit` on the others: one
+        report is enough.
     """
-    result, said = None, [""]
+    result, message = None, [""]
     if ranks.is_first:
         try:
             result = act()
         except UserError as error:
-            said = [str(error)]
+            message = [str(error)]
     if ranks.world > 1:
-        dist.broadcast_object_list(said, src=0, group=ranks.slow_group)
-    if said[0]:
+        dist.broadcast_object_list(message, src=0, group=ranks.slow_group)
+    if message[0]:
         if not ranks.is_first:
             raise SystemExit(2)
-        raise UserError(said[0])
+        raise UserError(message[0])
     return result
 
 
@@ -196,7 +203,7 @@ def read_environment() -> tuple[int, int, int, int]:
     if not (0 <= rank < world and local_rank >= 0 and local_world >= 1):
         raise UserError(
             f"RANK={rank} of WORLD_SIZE={world}, LOCAL_RANK={local_rank} of "
-            f"LOCAL_WORLD_SIZE={local_world}: ranks "
-            "count from 0 to one less than their number; start with torchrun"
+            f"LOCAL_WORLD_SIZE={local_world}: ranks count from 0 to one less than their number; "
+            "start with torchrun"
         )
     return rank, world, local_rank, local_world

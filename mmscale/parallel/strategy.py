@@ -202,8 +202,8 @@ def check_strategy(config: Config, name: str) -> None:
 
 
 def check_initial_weights(config: Config, name: str) -> None:
-    """Refuse to begin a run with others' weights where the strategy ``name`` cannot; it can go on
-    with such a run. ``auto`` can, whatever it will mean.
+    """Refuse to begin a run with others' weights where the strategy ``name`` cannot. It can
+    continue such a run. ``auto`` can begin it, whatever it will mean.
     """
     if name == "auto" or STRATEGIES[name].takes_weights:
         return
@@ -211,8 +211,7 @@ def check_initial_weights(config: Config, name: str) -> None:
         if getattr(config.model, key):
             raise UserError(
                 f"model.{key}: {name} cannot begin with others' weights; begin with "
-                "parallel.strategy=fsdp, and go on "
-                "with any strategy from its first checkpoint"
+                "parallel.strategy=fsdp, and continue with any strategy from its first checkpoint"
             )
 
 

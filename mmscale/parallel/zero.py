@@ -2,9 +2,9 @@
 (Rajbhandari et al., 2020).
 
 `deepspeed.initialize` gets our optimiser, so that rates, decays and moments are those of every
-other strategy, and the same rule decides whether a step is taken. DeepSpeed keeps weights and moments in
-flat float32 pieces; `zero_pieces.py` knows which piece belongs to which parameter, so checkpoints
-hold named tensors as they do elsewhere.
+other strategy, and the same rule decides whether a step is taken. DeepSpeed keeps weights and
+moments in flat float32 pieces. `zero_pieces.py` knows which piece belongs to which parameter, so
+checkpoints hold named tensors as they do elsewhere.
 
 DeepSpeed reads the gradients' norm on the host in every step, and leaves a step out itself if the
 norm is not finite.
@@ -39,9 +39,9 @@ from mmscale.parallel.zero_costs import stand_in
 from mmscale.parallel.zero_pieces import Pieces
 from mmscale.registry import OPTIMIZERS
 
-# DeepSpeed asks the environment for the rank on this machine; a process that was started by itself
-# is told it here.
-_told_local_rank = False
+# DeepSpeed reads the rank on this machine from the environment. For a process without a launcher
+# the variable is set here.
+_set_local_rank = False
 
 
 class ZeroStrategy(Strategy):
@@ -99,8 +99,8 @@ class ZeroStrategy(Strategy):
     @torch.no_grad()
     def embeddings(self, batch: Batch) -> dict[str, Tensor]:
         """See `Strategy`."""
-        found: dict[str, Tensor] = self._engine.module(batch, None, True)
-        return found
+        embeddings: dict[str, Tensor] = self._engine.module(batch, None, True)
+        return embeddings
 
     def forward_backward(
         self, batch: Batch, last: bool, contrast: ContrastTerms | None = None
@@ -145,7 +145,8 @@ class ZeroStrategy(Strategy):
         load(tensors)
         for prefix, kind in self._kinds().items():
             for name in self._shapes:
-                self._pieces.write(kind, name, tensors[f"{prefix}.{name}"].full_tensor().cpu())  # type: ignore[attr-defined]
+                tensor: Any = tensors[f"{prefix}.{name}"]
+                self._pieces.write(kind, name, tensor.full_tensor().cpu())
         self._pieces.refresh()
 
     @classmethod
@@ -168,13 +169,13 @@ class ZeroStrategy(Strategy):
 
 
 def forget_groups() -> None:
-    """Called when the ranks part: DeepSpeed would go on using their groups in this process's next
-    run.
+    """Called when the ranks part: DeepSpeed would keep using their groups in the next run of this
+    process.
     """
-    global _told_local_rank
-    if _told_local_rank:
+    global _set_local_rank
+    if _set_local_rank:
         os.environ.pop("LOCAL_RANK", None)
-        _told_local_rank = False
+        _set_local_rank = False
     comm, groups = sys.modules.get("deepspeed.comm.comm"), sys.modules.get("deepspeed.utils.groups")
     if comm is None or groups is None:
         return
@@ -217,11 +218,11 @@ def check_zero(config: Config, name: str) -> None:
 
 
 def _import_deepspeed(ranks: Ranks) -> Any:
-    global _told_local_rank
+    global _set_local_rank
     if ranks.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if "LOCAL_RANK" not in os.environ:
-        os.environ["LOCAL_RANK"], _told_local_rank = str(ranks.local_rank), True
+        os.environ["LOCAL_RANK"], _set_local_rank = str(ranks.local_rank), True
     try:
         import deepspeed
     except ImportError:
@@ -230,7 +231,7 @@ def _import_deepspeed(ranks: Ranks) -> Any:
             "'mmscale[deepspeed]'"
         ) from None
     if ranks.device.type == "cpu":
-        clear_stale_lock("deepspeed_shm_comm", tell=ranks.is_first)
+        clear_stale_lock("deepspeed_shm_comm", reports=ranks.is_first)
     deepspeed.init_distributed()  # finds the process group we joined
     return deepspeed
 

@@ -30,7 +30,9 @@ def stand_in(stage: int, config: Config, world: int) -> StandIn:
     JSON that contradicts the config.
     """
     compute = COMPUTE_TYPES[config.train.precision]
-    ranks = Ranks(0, world, 0, 1, torch.device("cpu"), 1)
+    ranks = Ranks(
+        rank=0, world=world, local_rank=0, local_world=1, device=torch.device("cpu"), parts=1
+    )
     zero = deepspeed_settings(config, ranks, compute)["zero_optimization"]
     updated_there, kept_there = _waits(zero, "optimizer"), _waits(zero, "param")
     sharded = copy.deepcopy(config)

@@ -42,7 +42,7 @@ class Adversary:
         length = batch.tokens_BL.shape[1]
         keys, on = [], []
         for kind, first_N in zip(("image", "audio"), first_places(batch, self._media), strict=True):
-            found = [
+            item_keys = [
                 prf.derive_key(
                     self._seed,
                     "adversarial",
@@ -53,9 +53,12 @@ class Adversary:
                 )
                 for at in first_N.tolist()
             ]
-            keys.append(found)
+            keys.append(item_keys)
             on.append(
-                [prf.Draws(prf.derive_key(key, "chosen")).uniform() < self._share for key in found]
+                [
+                    prf.Draws(prf.derive_key(key, "chosen")).uniform() < self._share
+                    for key in item_keys
+                ]
             )
         return ItemKeys(keys[0], keys[1], on[0], on[1])
 

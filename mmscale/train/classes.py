@@ -29,9 +29,9 @@ def find_classes(config: Config) -> dict[str, list[str]]:
     """
     path = Path(config.run.dir) / _NAME
     tasks = [
-        (one.shards, task)
-        for one in config.data.sets.values()
-        for task in one.tasks
+        (data_set.shards, task)
+        for data_set in config.data.sets.values()
+        for task in data_set.tasks
         if task.objective == "classify"
     ]
     heads = list(dict.fromkeys(task.head_name() for _, task in tasks))
@@ -44,13 +44,13 @@ def find_classes(config: Config) -> dict[str, list[str]]:
     kept = _read(path) if path.exists() else {}
     classes: dict[str, list[str]] = {}
     for head in heads:
-        given = config.model.classes.get(head)
-        if given and kept.get(head, given) != given:
+        configured = config.model.classes.get(head)
+        if configured and kept.get(head, configured) != configured:
             raise UserError(
-                f"model.classes.{head}: are not those the run began with ({path}); "
-                "restore them, or choose another run.dir"
+                f"model.classes.{head}: are not those the run began with ({path}); restore them, "
+                "or choose another run.dir"
             )
-        classes[head] = given or kept.get(head) or _in_data(config, head, tasks)
+        classes[head] = configured or kept.get(head) or _in_data(config, head, tasks)
     return classes
 
 
@@ -70,19 +70,19 @@ def _read(path: Path) -> dict[str, list[str]]:
 
 
 def _in_data(config: Config, head: str, tasks: list[tuple[list[str], TaskConfig]]) -> list[str]:
-    found: set[str] = set()
+    labels: set[str] = set()
     for shards, task in tasks:
         if task.head_name() != head:
             continue
         for label in iterate_texts(Dataset.open(shards, config.data.cache), task.target):
-            found.add(label)
-            if len(found) > _MOST:
+            labels.add(label)
+            if len(labels) > _MOST:
                 raise UserError(
                     f"model.classes.{head}: {task.target} has more than {_MOST:,} different "
                     "values; is it a class?"
                 )
-    if not found:
+    if not labels:
         raise UserError(
             f"model.classes.{head}: no sample has a class; name the classes, or give other shards"
         )
-    return sorted(found)
+    return sorted(labels)

@@ -33,28 +33,25 @@ def contrast_terms(
     if group_sequences == 1 or not step.counts["contrastive"]:
         return [None] * len(batches)
     passes = [strategy.embeddings(batch) for batch in batches]
-    table = _gather(ranks, step, batches, [found["unit"] for found in passes])
+    table = _gather(ranks, step, batches, [embeddings["unit"] for embeddings in passes])
     log_scale, bias = passes[0]["log_scale"], passes[0]["bias"]
 
     mine = {number for batch in batches for number in batch.sequences}
     loss = torch.zeros((), device=log_scale.device)
     unit_grad = torch.zeros_like(table.unit_SE)
-    scale_grad, bias_grad = (
-        torch.zeros_like(log_scale, dtype=torch.float32),
-        torch.zeros_like(bias, dtype=torch.float32),
-    )
+    scale_grad = torch.zeros_like(log_scale, dtype=torch.float32)
+    bias_grad = torch.zeros_like(bias, dtype=torch.float32)
     for first in range(0, len(step.sequences), group_sequences):
         members = range(first, first + group_sequences)
         rows = slice(_before(step, first), _before(step, first + group_sequences))
         if not mine.intersection(members) or rows.start == rows.stop:
             continue
         group_loss, unit_grad[rows], of_scale, of_bias = table.gradients(rows, log_scale, bias)
-        if first in mine:  # told, and taught to the scale and the bias, by one rank
-            loss, scale_grad, bias_grad = (
-                loss + group_loss,
-                scale_grad + of_scale,
-                bias_grad + of_bias,
-            )
+        # One rank reports the group's loss, and teaches it to the scale and the bias.
+        if first in mine:
+            loss = loss + group_loss
+            scale_grad = scale_grad + of_scale
+            bias_grad = bias_grad + of_bias
 
     nothing = torch.zeros_like(loss), torch.zeros_like(scale_grad), torch.zeros_like(bias_grad)
     terms: list[ContrastTerms | None] = []
@@ -91,6 +88,10 @@ def _gather(
     dist.all_reduce(all_numbers, group=ranks.data_group)
     group, task, side, match = all_facts.unbind(1)
     return StepEmbeddings(
-        unit_SE=all_numbers[:, :-1], group_S=group, task_S=task, side_S=side, match_S=match,
+        unit_SE=all_numbers[:, :-1],
+        group_S=group,
+        task_S=task,
+        side_S=side,
+        match_S=match,
         weight_S=all_numbers[:, -1],
-    )  # fmt: skip
+    )

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 def gc_frozen() -> Iterator[None]:
     """Within, the collector passes over all that exists now: modules, model, plan.
 
-    To look through those takes a rank a sixth of a second each time that enough new objects have
-    gathered, in which the others wait for it; nothing of them becomes garbage while the loop runs
-    (`gc.freeze`, Python 3.7).
+    To look through those takes a sixth of a second per rank, each time that enough new objects have
+    gathered, and the other ranks wait meanwhile. Nothing of them becomes garbage while the loop
+    runs (`gc.freeze`, Python 3.7).
     """
     gc.collect()
     gc.freeze()

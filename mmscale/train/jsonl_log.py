@@ -1,4 +1,4 @@
-"""Files of JSON lines that tell of steps: metrics.jsonl, skipped.jsonl, quarantine.jsonl."""
+"""Files of JSON lines that report steps: metrics.jsonl, skipped.jsonl, quarantine.jsonl."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class JsonlLog:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._left, self._told = path, b"", False
+        self._path, self._left, self._reported = path, b"", False
         try:
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115
         except OSError as error:
@@ -34,20 +34,19 @@ class JsonlLog:
         self.flush()
 
     def flush(self, durably: bool = False) -> None:
-        """Write what waits; ``durably``: to the disk. Tells, once, that it cannot."""
+        """Write what waits; ``durably``: to the disk. Warns, once, if it cannot."""
         try:
             while self._left:
                 self._left = self._left[self._file.write(self._left) :]
             if durably:
                 os.fsync(self._file.fileno())
-            self._told = False
+            self._reported = False
         except OSError as error:
-            if not self._told:
-                self._told = True
+            if not self._reported:
+                self._reported = True
                 warn(
-                    f"{self._path}: cannot be written ({error.strerror}); its "
-                    "lines wait in memory, "
-                    "free space"
+                    f"{self._path}: cannot be written ({error.strerror}); its lines wait in "
+                    "memory, free space"
                 )
 
     def close(self) -> None:

@@ -52,7 +52,7 @@ class TrainResult:
     parameters: int
     tokens: int
     seconds: float
-    exit_code: int  # 0: all steps are done; else the run was told to stop, and saved
+    exit_code: int  # 0: all steps are done; else the run was asked to stop, and saved
 
 
 def train(
@@ -128,7 +128,8 @@ def _train(config: Config, ranks: Ranks, until: int | None, began: float) -> Tra
         raise UserError(run.store.failure)
     if run.metrics.stop_code and ranks.is_first:
         report(
-            f"stopped as told after step {run.finished - 1}, and saved; the same command resumes it"
+            f"stopped on request after step {run.finished - 1}, and saved; "
+            "the same command resumes it"
         )
     return TrainResult(
         run_dir=config.run.dir,
@@ -161,13 +162,20 @@ def _open_run(config: Config, ranks: Ranks, until: int | None) -> _Run:
 
     adversary = Adversary(config, strategy)
     data = MicroBatches(
-        plan, Assembler(config, plan, tokenizer), steps=end, micro_batch=train.micro_batch,
-        rank=ranks.data_rank, world=ranks.data_world,
-    )  # fmt: skip
+        plan,
+        Assembler(config, plan, tokenizer),
+        steps=end,
+        micro_batch=train.micro_batch,
+        rank=ranks.data_rank,
+        world=ranks.data_world,
+    )
     steps = iterate_steps(
-        data, state.step, workers=config.data.workers, prefetch=config.data.prefetch,
+        data,
+        state.step,
+        workers=config.data.workers,
+        prefetch=config.data.prefetch,
         pin_memory=ranks.device.type == "cuda",
-    )  # fmt: skip
+    )
     taken = state.step - state.skipped
     return _Run(
         config=config,

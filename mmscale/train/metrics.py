@@ -78,24 +78,27 @@ class Metrics:
         if ranks.is_first:
             for name in ("metrics.jsonl", "skipped.jsonl"):
                 cut_lines(folder / name, start)
-            self._file, self._skips = (
-                JsonlLog(folder / "metrics.jsonl"),
-                JsonlLog(folder / "skipped.jsonl"),
-            )
+            self._file = JsonlLog(folder / "metrics.jsonl")
+            self._skips = JsonlLog(folder / "skipped.jsonl")
             if self._quarantine.exists():
                 cut_lines(self._quarantine, start)
             self._bar = tqdm(
-                total=config.train.steps, initial=start, unit="step", desc="train",
+                total=config.train.steps,
+                initial=start,
+                unit="step",
+                desc="train",
                 dynamic_ncols=True,
-                disable=not config.run.progress, mininterval=0.5, file=sys.stderr,
-            )  # fmt: skip
+                disable=not config.run.progress,
+                mininterval=0.5,
+                file=sys.stderr,
+            )
             self._trackers = Trackers(config.run, start)
 
     def reduce(
         self, losses: dict[str, Tensor], batches: list[Batch], wait: float, stop_code: int
     ) -> Tensor:
         """Packed `StepSums` of all ranks, from this rank's losses and micro-batches, its ``wait``
-        for data, the ``stop_code`` of a stop it was told of.
+        for data, the ``stop_code`` of a stop it was asked for.
 
         Writes down what is broken in the batches.
         """
@@ -240,10 +243,8 @@ class Metrics:
         if self.skipped > self._config.train.max_skipped:
             raise UserError(
                 f"step {step}: loss or gradient is not finite or spikes, for the {self.skipped}. "
-                "time; more than "
-                f"train.max_skipped={self._config.train.max_skipped}. The steps and their samples "
-                f"are in {path}; "
-                "lower train.optimizer.lr, or look at the samples"
+                f"time; more than train.max_skipped={self._config.train.max_skipped}. The steps "
+                f"and their samples are in {path}; lower train.optimizer.lr, or look at the samples"
             )
 
     def _check_bad_fraction(self) -> None:
@@ -252,6 +253,5 @@ class Metrics:
         if self.bad > max(limit * self.seen, 1.0 if limit > 0 else 0.0):
             raise UserError(
                 f"{self.bad} of {self.seen} samples could not be used, more than "
-                f"data.max_bad_fraction={limit:g}; "
-                f"the reasons are in {self._quarantine}"
+                f"data.max_bad_fraction={limit:g}; the reasons are in {self._quarantine}"
             )

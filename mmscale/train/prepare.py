@@ -53,7 +53,7 @@ def record(config: Config, plan: Plan, ranks: Ranks) -> None:
         folder = Path(config.run.dir)
         try:
             write_classes(folder, config.model.classes)
-            plan.history.save({one.name: one.dataset for one in plan.sets})
+            plan.history.save({planned.name: planned.dataset for planned in plan.sets})
             write_durably(folder / "config.yaml", dump_config(config))
         except OSError as error:
             raise UserError(
@@ -69,31 +69,34 @@ def prepare_data(config: Config) -> None:
     if config.data.prepare == "digits":
         from mmscale.demo.digits import build_digits
 
-        roots = {Path(shards).parent for one in config.data.sets.values() for shards in one.shards}
+        roots = {
+            Path(shards).parent
+            for data_set in config.data.sets.values()
+            for shards in data_set.shards
+        }
         for root in sorted(roots):
             build_digits(root, progress=config.run.progress)
 
 
 def prepare_tokenizer(config: Config) -> Tokenizer:
     """The configured tokenizer, or one trained on every text the tasks read."""
-    given = Tokenizer.load(config.data.tokenizer.file) if config.data.tokenizer.file else None
+    configured = Tokenizer.load(config.data.tokenizer.file) if config.data.tokenizer.file else None
     if config.model.init_from:
         theirs = initial_tokenizer(Path(config.model.init_from))
-        if given is not None and given.digest != theirs.digest:
+        if configured is not None and configured.digest != theirs.digest:
             raise UserError(
                 f"data.tokenizer.file={config.data.tokenizer.file}: is not the tokenizer of "
-                "model.init_from, whose "
-                "embeddings mean its own tokens; leave it empty"
+                "model.init_from, whose embeddings mean its own tokens; leave it empty"
             )
         return theirs
-    if given is not None:
-        return given
+    if configured is not None:
+        return configured
     texts: list[str] = []
-    for one in config.data.sets.values():
-        dataset = Dataset.open(one.shards, config.data.cache)
-        for field in text_fields(one.tasks):
+    for data_set in config.data.sets.values():
+        dataset = Dataset.open(data_set.shards, config.data.cache)
+        for field in text_fields(data_set.tasks):
             texts.extend(iterate_texts(dataset, field))
-        texts += [task.prompt for task in one.tasks if task.prompt]
+        texts += [task.prompt for task in data_set.tasks if task.prompt]
     return Tokenizer.train(texts, config.data.tokenizer.vocab_size)
 
 
@@ -128,10 +131,8 @@ def expected_vocabulary(config: Config) -> int:
     begins with if it is there, else of the size that one is trained to."""
     if config.model.vocab_size:
         return config.model.vocab_size
-    path, size = (
-        config.data.tokenizer.file or config.model.init_from,
-        config.data.tokenizer.vocab_size,
-    )
+    path = config.data.tokenizer.file or config.model.init_from
+    size = config.data.tokenizer.vocab_size
     if path and Path(path).exists():
         size = len(prepare_tokenizer(config))
     return padded_vocabulary(size)
@@ -163,24 +164,26 @@ def _first_rank(config: Config, resume_step: int) -> Plan:
     if plan.steps is not None and plan.steps < config.train.steps:
         raise UserError(
             f"train.steps={config.train.steps}: after {plan.steps} steps every set was repeated "
-            "max_epochs times; "
-            "lower train.steps, or raise max_epochs of a set"
+            "max_epochs times; lower train.steps, or raise max_epochs of a set"
         )
-    _tell(plan, config)
+    _report(plan, config)
     return plan
 
 
-def _tell(plan: Plan, config: Config) -> None:
-    """What the run will see, a line for each set on stderr."""
+def _report(plan: Plan, config: Config) -> None:
+    """What the run will see, one line per set on stderr."""
     epochs = plan.epochs(config.train.steps)
-    for one in plan.sets:
-        sequences = one.order.sequences_per_epoch
+    for planned in plan.sets:
+        sequences = planned.order.sequences_per_epoch
         line = (
-            f"mmscale: {one.name}: {one.counts.samples:,} of {len(one.dataset):,} samples in "
-            f"{sequences:,} sequences, "
-            f"{one.counts.tokens / (sequences * plan.seq_len):.1%} full, "
-            f"{epochs[one.name]:.1f} epochs in {config.train.steps:,} steps"
+            f"mmscale: {planned.name}: {planned.counts.samples:,} of {len(planned.dataset):,} "
+            f"samples in {sequences:,} sequences, "
+            f"{planned.counts.tokens / (sequences * plan.seq_len):.1%} full, "
+            f"{epochs[planned.name]:.1f} epochs in {config.train.steps:,} steps"
         )
-        if one.counts.oversize:
-            line += f"; {one.counts.oversize:,} samples longer than data.seq_len={plan.seq_len} are left out"
+        if planned.counts.oversize:
+            line += (
+                f"; {planned.counts.oversize:,} samples longer than data.seq_len={plan.seq_len} "
+                "are left out"
+            )
         write_line(line)

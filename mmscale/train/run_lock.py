@@ -71,7 +71,7 @@ def _take(folder: Path, patience_s: float, doing: str) -> int | None:
         raise UserError(
             f"run.dir={folder}: cannot be written to ({error.strerror}); choose another folder"
         ) from None
-    began, told = time.monotonic(), False
+    began, reported = time.monotonic(), False
     while True:
         try:
             held = try_lock_of_process(handle)
@@ -90,8 +90,8 @@ def _take(folder: Path, patience_s: float, doing: str) -> int | None:
                 f"run.dir={folder}: another {doing} in it ({holder}); stop that one, or choose "
                 "another folder"
             )
-        if not told:
-            told = True
+        if not reported:
+            reported = True
             report(
                 f"{folder}: another {doing} in it ({holder}); waiting {patience_s:.0f} s "
                 "for it to end"

@@ -23,8 +23,8 @@ class StepSums(Generic[Loss]):
     losses: dict[str, Loss]
     broken: float  # samples that could not be used
     samples: float
-    interrupted: float  # ranks that were told to stop by the keyboard
-    stopped: float  # ranks that were told to stop by another signal
+    interrupted: float  # ranks that were asked to stop by the keyboard
+    stopped: float  # ranks that were asked to stop by another signal
     # Per rank, seconds. A rank fills its own place and leaves the others 0.
     work_s: list[float]
     wait_s: list[float]

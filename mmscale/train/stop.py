@@ -1,4 +1,4 @@
-"""Being told to stop: save, and leave with a code by which launchers know to start the run again.
+"""A request to stop: save, and leave with a code by which launchers know to start the run again.
 
 SIGTERM and SIGUSR1 come before a preemption or a time limit, SIGINT from the keyboard. The wish
 travels with the sums of a step, so that every rank stops after the same one.
@@ -29,7 +29,7 @@ class StopSignal:
         self._grace_s = grace_s
         self._before: dict[int, object] = {}
         self._timer: threading.Timer | None = None
-        self.code = 0  # 0: go on
+        self.code = 0  # 0: continue
 
     def __enter__(self) -> StopSignal:
         # Elsewhere than in the main thread Python takes no signals: a tuner's worker is stopped by
@@ -59,6 +59,9 @@ class StopSignal:
         self._timer.start()
 
     def _too_late(self, name: str) -> None:
-        line = f"mmscale: error: {name}: not saved within train.grace_s={self._grace_s:g}; the last checkpoint stands\n"
+        line = (
+            f"mmscale: error: {name}: not saved within train.grace_s={self._grace_s:g}; "
+            "the last checkpoint stands\n"
+        )
         os.write(sys.stderr.fileno(), line.encode())
         os._exit(1)

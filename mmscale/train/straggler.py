@@ -63,7 +63,6 @@ class RankTimes:
         if means[slowest] > max(_SLOW * usual, usual + _LEAST_S):
             self._quiet = 10 * _WINDOW
             warn(
-                f"step {step}: rank {slowest} ({self._hosts[slowest]}) {name} "
-                f"{means[slowest]:.3f} s "
-                f"a step, the median rank {usual:.3f} s; all wait for it"
+                f"step {step}: rank {slowest} ({self._hosts[slowest]}) {name} {means[slowest]:.3f} "
+                f"s per step, the median rank {usual:.3f} s; all wait for it"
             )

@@ -12,7 +12,7 @@ from mmscale.registry import TRACKERS
 
 
 class RunTracker(Protocol):
-    """A kind of tracker is a class without arguments, of which a run on its first rank makes one."""
+    """A kind of tracker is a class without arguments. The first rank of a run makes an instance."""
 
     def open(self, folder: Path, start: int) -> None:
         """Called once: ``folder`` is run.dir, ``start`` the step that the run begins or resumes

@@ -9,14 +9,20 @@ def test_every_attack_step_is_a_forward_and_a_backward_pass():
     attention.
     """
     config = small_config(strategy="fsdp")
-    told = {}
+    estimates = {}
     for steps in (0, 1, 3):
         config.train.adversarial.image, config.train.adversarial.steps = float(steps), max(1, steps)
         planned = planner(config, world=2)
-        told[steps] = planned.evaluate(planned.own_way())
-    plain, once, thrice = told[0].computed_flops, told[1].computed_flops, told[3].computed_flops
+        estimates[steps] = planned.evaluate(planned.own_way())
+    plain, once, thrice = (
+        estimates[0].computed_flops,
+        estimates[1].computed_flops,
+        estimates[3].computed_flops,
+    )
     assert 1.6 * plain < once < 1.8 * plain
     assert thrice - plain == pytest.approx(3 * (once - plain))
-    assert told[3].compute_s > told[1].compute_s > told[0].compute_s
-    assert told[3].model_flops == told[0].model_flops
-    assert told[3].exchange_s > 2 * told[0].exchange_s, "weights are gathered for every pass"
+    assert estimates[3].compute_s > estimates[1].compute_s > estimates[0].compute_s
+    assert estimates[3].model_flops == estimates[0].model_flops
+    assert estimates[3].exchange_s > 2 * estimates[0].exchange_s, (
+        "weights are gathered for every pass"
+    )

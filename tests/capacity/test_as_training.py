@@ -21,14 +21,20 @@ def plan(*overrides):
     """Facts of a plan on two GPUs, by a dry run that is made up."""
     return _plan(
         Namespace(
-            config="configs/train/digits.yaml", overrides=overrides, gpus=2, gpu="h100",
+            config="configs/train/digits.yaml",
+            overrides=overrides,
+            gpus=2,
+            gpu="h100",
             gpus_per_node=8,
-            efficiency=0.5, tokens=None, json=True, no_search=True,
+            efficiency=0.5,
+            tokens=None,
+            json=True,
+            no_search=True,
         )
-    )  # fmt: skip
+    )
 
 
-def test_a_deepspeed_json_tells_the_strategy(made_up, stage_2):
+def test_a_deepspeed_json_names_the_strategy(made_up, stage_2):
     facts = plan(f"parallel.deepspeed_config={stage_2}")
     assert facts["settings"][0] == "parallel.strategy=zero2"
 
@@ -49,8 +55,8 @@ def tower(folder):
 
 
 def test_a_pretrained_tower_is_planned(made_up, tmp_path):
-    one, other = plan(), plan(*(f"{key}={value}" for key, value in tower(tmp_path).items()))
-    assert 0 < other["parameters"]["total"] < one["parameters"]["total"]
+    plain, pretrained = plan(), plan(*(f"{key}={value}" for key, value in tower(tmp_path).items()))
+    assert 0 < pretrained["parameters"]["total"] < plain["parameters"]["total"]
 
 
 def test_a_checkpoint_with_a_pretrained_tower_has_a_size(tmp_path):

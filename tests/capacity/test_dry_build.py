@@ -42,8 +42,13 @@ def run_toy(name):
     }  # fmt: skip
     return subprocess.run(
         [sys.executable, str(ROOT / "tests" / "capacity" / "toy_strategies.py")],
-        cwd=ROOT, input=json.dumps(order), capture_output=True, text=True, timeout=patience(30), check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        input=json.dumps(order),
+        capture_output=True,
+        text=True,
+        timeout=patience(30),
+        check=False,
+    )
 
 
 def test_nothing_in_the_package_is_replaced_by_mocks():
@@ -99,8 +104,8 @@ def test_one_that_asks_for_it_is_searched(made_up, register):
 
     register("wanted", Wanted)
     for world, expected in ((2, False), (4, True)):
-        found, _ = look(planner(small_config(), world))
-        assert ("wanted" in {way.strategy for way, _ in found}) is expected
+        estimates, _ = look(planner(small_config(), world))
+        assert ("wanted" in {way.strategy for way, _ in estimates}) is expected
 
 
 def test_a_strategy_with_a_stand_in_is_not_run_itself():

@@ -48,7 +48,9 @@ def small_config(seq_len: int = 512, **parallel) -> Config:
 
 
 def planner(config: Config, world: int = 8, **gpu) -> Planner:
-    return Planner(config, world, 4, replace(GPU, **gpu), Assumptions())
+    return Planner(
+        config=config, world=world, per_node=4, gpu=replace(GPU, **gpu), assume=Assumptions()
+    )
 
 
 # Of sequences of real steps: bf16 is emulated, slowly, on CPUs without it.
@@ -121,10 +123,10 @@ def test_gradients_that_wait_for_the_last_pass_are_whole():
 
     config = small_config(checkpointing="full")
     count = count_parameters(config.model, config.media)["total"]
-    one, two, many = (dry_run(config, 8, 1, passes=passes) for passes in (1, 2, 5))
-    assert two.memory["gradients"] == pytest.approx(4 * count, rel=0.02)
-    assert two == many
-    assert (two.flops, two.sent) == (one.flops, one.sent), "both are of one pass"
+    single, double, many = (dry_run(config, 8, 1, passes=passes) for passes in (1, 2, 5))
+    assert double.memory["gradients"] == pytest.approx(4 * count, rel=0.02)
+    assert double == many
+    assert (double.flops, double.sent) == (single.flops, single.sent), "both are of one pass"
 
 
 def test_groups_that_span_passes_embed_once_more():
@@ -142,10 +144,10 @@ def test_groups_that_span_passes_embed_once_more():
 
 
 def test_weights_and_moments_are_divided_by_the_ranks():
-    one, many = (dry_run(small_config(), world, 1).memory for world in (1, 8))
+    alone, many = (dry_run(small_config(), world, 1).memory for world in (1, 8))
     for kind in ("weights", "optimiser"):
-        assert many[kind] == pytest.approx(one[kind] / 8, rel=0.02)
-    assert one["optimiser"] == 2 * one["weights"]
+        assert many[kind] == pytest.approx(alone[kind] / 8, rel=0.02)
+    assert alone["optimiser"] == 2 * alone["weights"]
 
 
 def test_sent_bytes_are_those_of_the_parameters():
@@ -167,37 +169,39 @@ def test_the_search_finds_what_fits_and_is_fastest(capsys):
     needed = [
         planner(config).evaluate(Candidate("fsdp", 1, how)).needed for how in ("none", "selective")
     ]
-    found = planner(config, memory=sum(needed) / 2).search(lambda line: None)
-    assert found and all(told.fits for _, told in found)
-    assert [told.step_s for _, told in found] == sorted(told.step_s for _, told in found)
-    assert found[0][0].checkpointing != "none", "which does not fit"
+    estimates = planner(config, memory=sum(needed) / 2).search(lambda line: None)
+    assert estimates and all(figures.fits for _, figures in estimates)
+    assert [figures.step_s for _, figures in estimates] == sorted(
+        figures.step_s for _, figures in estimates
+    )
+    assert estimates[0][0].checkpointing != "none", "which does not fit"
 
 
 def test_a_way_is_run_once(monkeypatch):
     once = planner(small_config())
-    told = once.evaluate(Candidate("fsdp", 1, "full"))
+    figures = once.evaluate(Candidate("fsdp", 1, "full"))
     monkeypatch.setattr(search, "dry_run", None)
-    assert once.evaluate(Candidate("fsdp", 1, "full")) is told
+    assert once.evaluate(Candidate("fsdp", 1, "full")) is figures
 
 
 def test_estimates_by_hand():
     config = small_config()
     dry, batch = dry_run(config, 8, 2), dry_batch(config, 2)
-    told = estimate(
+    figures = estimate(
         config, dry, batch, world=8, per_node=8, gpu=GPU, assume=Assumptions(efficiency=0.5)
     )
-    assert told.compute_s == pytest.approx(told.computed_flops / (0.5 * 989e12))
+    assert figures.compute_s == pytest.approx(figures.computed_flops / (0.5 * 989e12))
     sent = sum(
         size for name, size in dry.sent.items() if "allgather" in name or "reduce_scatter" in name
     )
-    assert told.exchange_s == pytest.approx(sent * 7 / 8 / 450e9)
-    assert told.tokens_per_s == pytest.approx(512 * 16 / told.step_s)
-    assert told.mfu == pytest.approx(told.model_flops / told.step_s / 8 / 989e12)
+    assert figures.exchange_s == pytest.approx(sent * 7 / 8 / 450e9)
+    assert figures.tokens_per_s == pytest.approx(512 * 16 / figures.step_s)
+    assert figures.mfu == pytest.approx(figures.model_flops / figures.step_s / 8 / 989e12)
     # 8 of 16 sequences would be two passes of two on four ranks.
     half = estimate(
         config, dry, batch, world=4, per_node=8, gpu=GPU, assume=Assumptions(efficiency=0.5)
     )
-    assert half.compute_s == pytest.approx(2 * told.compute_s)
+    assert half.compute_s == pytest.approx(2 * figures.compute_s)
 
 
 def test_the_mix_follows_the_weights():
@@ -273,7 +277,7 @@ def test_the_configs_plan_on_one_gpu_without_their_data(name):
 
 
 def test_ways_are_lines_to_paste():
-    assert Candidate("fsdp", 2, "full", 4).lines(Config()) == [
+    assert Candidate("fsdp", 2, "full", replicas=4).lines(Config()) == [
         "parallel.strategy=fsdp", "parallel.checkpointing=full", "train.micro_batch=2",
         "parallel.replicas=4",
     ]  # fmt: skip
@@ -291,8 +295,8 @@ def test_ways_are_lines_to_paste():
     ],
 )
 def test_gpus_are_known_by_what_the_driver_calls_them(driver_name, kind):
-    found = known_gpu(driver_name)
-    assert found is None if kind is None else found is GPUS[kind]
+    gpu = known_gpu(driver_name)
+    assert gpu is None if kind is None else gpu is GPUS[kind]
 
 
 def test_recurrent_layers_are_planned():

@@ -21,10 +21,9 @@ def test_memory_and_arithmetic_of_two_ranks(tmp_path):
     path.write_text(json.dumps({"zero_optimization": {"reduce_bucket_size": 2_000_000}}))
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = run_module([*torchrun, "tests/capacity/zero_ranks.py", str(path)], needs=90)
-    told = [
-        line for line in done.stdout.splitlines() if line.startswith('["zero')
-    ]  # DeepSpeed tells things too
-    real = {name: measured for name, *measured in map(json.loads, told)}
+    # DeepSpeed prints lines of its own.
+    lines = [line for line in done.stdout.splitlines() if line.startswith('["zero')]
+    real = {name: measured for name, *measured in map(json.loads, lines)}
     assert real.keys() == {"zero1", "zero2", "zero3"}
     for name, (peak, flops) in real.items():
         config = small_config(strategy=name, deepspeed_config=str(path))
@@ -34,7 +33,7 @@ def test_memory_and_arithmetic_of_two_ranks(tmp_path):
         assert dry.flops == pytest.approx(flops, rel=0.01), name
 
 
-def test_its_default_bucket_counts_and_is_told(tmp_path):
+def test_its_default_bucket_counts_and_is_reported(tmp_path):
     plan = [
         sys.executable,
         "-m",
@@ -47,8 +46,12 @@ def test_its_default_bucket_counts_and_is_told(tmp_path):
     ]
     done = subprocess.run(
         [*plan, "parallel.strategy=zero3"],
-        cwd=ROOT, capture_output=True, text=True, timeout=patience(15), check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=patience(15),
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "DeepSpeed divides as fsdp does" in done.stdout
     buffers = next(

@@ -39,7 +39,7 @@ def test_deepspeed_offloads_by_stage(tmp_path, how):
     path = tmp_path / "deepspeed.json"
     place = {"offload_optimizer": {"device": "cpu"}} if how == "json" else {}
     path.write_text(json.dumps({"zero_optimization": {"reduce_bucket_size": 1000, **place}}))
-    found = {}
+    steps = {}
     config = small_config(strategy="zero3", deepspeed_config=str(path))
     share = count_parameters(config.model, config.media)["total"] // 2
     config.parallel.offload = "cpu" if how == "key" else "none"
@@ -48,14 +48,14 @@ def test_deepspeed_offloads_by_stage(tmp_path, how):
     dry = dry_run(sharded, 2, 1)
     for stage in ("zero2", "zero3"):
         config.parallel.strategy = stage
-        found[stage] = dry.beside(STRATEGIES[stage].stand_in(config, 2))
-    added = {stage: one.memory["total"] - dry.memory["total"] for stage, one in found.items()}
+        steps[stage] = dry.beside(STRATEGIES[stage].stand_in(config, 2))
+    added = {stage: step.memory["total"] - dry.memory["total"] for stage, step in steps.items()}
     assert added["zero2"] == 2 * (1000 + 2048 * 256), "the bucket, and the largest gradient"
     assert added["zero3"] == 4 * 1000 + (2 * share if how == "json" else 0)
-    assert found["zero3"].host - dry.host == (2 * share if how == "key" else 0)
+    assert steps["zero3"].host - dry.host == (2 * share if how == "key" else 0)
 
 
-def test_a_plan_tells_what_it_does_not_count():
+def test_a_plan_reports_what_it_does_not_count():
     config = small_config(offload="cpu")
     planned = planner(config, world=2)
     way = planned.own_way()

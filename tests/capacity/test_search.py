@@ -25,8 +25,8 @@ def made_up(monkeypatch):
 
 
 def look(planned):
-    told = []
-    return planned.search(told.append), told
+    lines = []
+    return planned.search(lines.append), lines
 
 
 @pytest.fixture
@@ -57,12 +57,12 @@ def test_what_fits_is_found_and_its_lines_give_it(
     planned = planner(small_config(**parallel), world, memory=memory)
     own = planned.own_way()
     assert planned.evaluate(own).fits
-    found, told = look(planned)
-    assert own in [way for way, _ in found]
-    assert found[0][1].host == 0 and not [line for line in told if "refused" in line]
+    estimates, lines = look(planned)
+    assert own in [way for way, _ in estimates]
+    assert estimates[0][1].host == 0 and not [line for line in lines if "refused" in line]
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(planned.config))
-    for way, _ in found:
+    for way, _ in estimates:
         pasted = planner(load_config(path, way.lines(planned.config)), world, memory=memory)
         assert pasted.own_way() == way
 
@@ -70,17 +70,17 @@ def test_what_fits_is_found_and_its_lines_give_it(
 def test_only_offloaded_it_fits(made_up):
     """Nothing that holds the weights does; the search keeps offloading, and tries checkpointing."""
     planned = planner(small_config(offload="cpu"), 2, memory=4e9)
-    found, told = look(planned)
-    assert {way.checkpointing for way, _ in found} == {"none", "selective", "full"}
-    assert all(way.offload == "cpu" for way, _ in found)
-    assert sum("does not fit" in line for line in told) >= 3
+    estimates, lines = look(planned)
+    assert {way.checkpointing for way, _ in estimates} == {"none", "selective", "full"}
+    assert all(way.offload == "cpu" for way, _ in estimates)
+    assert sum("does not fit" in line for line in lines) >= 3
 
 
 def test_what_is_refused_is_not_called_too_large(made_up):
     config = small_config(float8="emulated")
-    _, told = look(planner(config, 8, memory=4e9))
-    refused = [line for line in told if "parallel.tensor=2" in line]
+    _, lines = look(planner(config, 8, memory=4e9))
+    refused = [line for line in lines if "parallel.tensor=2" in line]
     assert (
         refused and "is refused: parallel.float8=emulated: not with parallel.tensor=2" in refused[0]
     )
-    assert sum("does not fit" in line for line in told) == 3
+    assert sum("does not fit" in line for line in lines) == 3

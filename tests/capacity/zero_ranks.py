@@ -21,9 +21,9 @@ from mmscale.parallel.strategy import build_strategy
 
 def alive() -> Iterator[torch.Tensor]:
     """Every tensor of the process; DeepSpeed keeps some where no interface shows them."""
-    for thing in gc.get_objects():
-        if issubclass(type(thing), torch.Tensor):
-            yield thing
+    for object_ in gc.get_objects():
+        if issubclass(type(object_), torch.Tensor):
+            yield object_
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
         tracker = Tracker()
         with tracker:
             tracker.count(
-                "held", [one for one in alive() if id(one.untyped_storage()) not in before]
+                "held", [tensor for tensor in alive() if id(tensor.untyped_storage()) not in before]
             )
             step()
         if ranks.is_first:

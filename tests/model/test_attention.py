@@ -60,9 +60,9 @@ def test_paths_agree_with_the_naive_loop_forward_and_backward(seed, kinds, kv_he
     for path in ("dense", "grouped"):
         out = attend(q, k, v, make_plan(batch, path))
         torch.testing.assert_close(out * real, expected * real, rtol=1e-4, atol=1e-5)
-        found = torch.autograd.grad((out.cos() * real).sum(), (q, k, v))
-        for one, other in zip(found, gradients, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        own_gradients = torch.autograd.grad((out.cos() * real).sum(), (q, k, v))
+        for gradient, expected_gradient in zip(own_gradients, gradients, strict=True):
+            torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -78,9 +78,10 @@ def test_flex_agrees_forward():
 def rounding_of_nothing(q, k, v, out_grad):
     """What rounding may leave of the gradients of queries and keys where each query sees one key.
 
-    They are 0: the key's share is 1 whatever its score. They are counted as a difference of two equal
-    sums of products, of ``out_grad`` and ``v``, times a key or a query, over as many heads as share a
-    key; each sum is wrong by up to epsilon / 2 for each of its products. The norms bound all of them.
+    They are 0: the key's share is 1 whatever its score. They are counted as a difference of two
+    equal sums of products, of ``out_grad`` and ``v``, times a key or a query, over as many heads as
+    share a key; each sum is wrong by up to epsilon / 2 for each of its products. The norms bound
+    all of them.
     """
     width, sharing = q.shape[-1], q.shape[2] // k.shape[2]
     longest = [x.float().norm(dim=-1).max() for x in (q, k, v)]
@@ -109,23 +110,23 @@ def test_the_two_ways_of_a_group_agree(length, masked, heads, kv_heads):
         gradients = [torch.autograd.grad(out.float().cos().sum(), qkv) for out in outs]
         unseen = rounding_of_nothing(*qkv, outs[1].float().sin()) if length == 1 else 0
         floors = (0, unseen, unseen, 0)
-        for one, other, floor in zip(
+        for tensor, expected, floor in zip(
             *[(out, *gradient) for out, gradient in zip(outs, gradients, strict=True)],
             floors,
             strict=True,
         ):
-            assert one.shape == other.shape and one.dtype == dtype
-            assert (one - other).norm() <= max(most * other.norm(), floor), dtype
+            assert tensor.shape == expected.shape and tensor.dtype == dtype
+            assert (tensor - expected).norm() <= max(most * expected.norm(), floor), dtype
 
 
 def test_rule():
-    one, two, none = torch.tensor(1), torch.tensor(2), torch.tensor(0)
+    first, second, none = torch.tensor(1), torch.tensor(2), torch.tensor(0)
     yes, no = torch.tensor(True), torch.tensor(False)
-    assert visible(one, one, none, none, yes)
-    assert not visible(one, one, none, none, no), "text is causal"
-    assert visible(one, one, two, two, no), "a span sees its whole self"
-    assert not visible(one, one, one, two, no), "two spans do not see ahead"
-    assert not visible(one, two, one, one, yes), "never across segments"
+    assert visible(first, first, none, none, yes)
+    assert not visible(first, first, none, none, no), "text is causal"
+    assert visible(first, first, second, second, no), "a span sees its whole self"
+    assert not visible(first, first, first, second, no), "two spans do not see ahead"
+    assert not visible(first, second, first, first, yes), "never across segments"
 
 
 def test_a_batch_without_segments_gives_zeros():

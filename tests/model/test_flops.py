@@ -99,9 +99,11 @@ def test_a_tower_costs_what_its_architecture_says():
     vision = {"model_type": "vit", "hidden_size": 768, "num_hidden_layers": 12}
     speech = {"d_model": 1280, "encoder_layers": 32, "encoder_ffn_dim": 5120}
     config = model_config(
-        image_stem="pretrained", image_tower_config=json.dumps({"config": vision}),
-        audio_stem="pretrained", audio_tower_config=json.dumps({"config": speech}),
-    )  # fmt: skip
+        image_stem="pretrained",
+        image_tower_config=json.dumps({"config": vision}),
+        audio_stem="pretrained",
+        audio_tower_config=json.dumps({"config": speech}),
+    )
     media = MediaConfig(image_height=224, image_width=224, image_patch=16, frames_per_token=8)
     costs = Flops(config, media, 512)
     assert costs.per_image_token == 12 * (24 * 768**2 + 4 * 768 * 196)

@@ -75,10 +75,10 @@ def test_every_choice_computes_on_bf16_copies_of_its_parameters(choices):
     """As strategies without shards do: plain tensors stand in for the parameters."""
     model, batch = make_model(**choices), random_batch(1)
     copies = {name: parameter.bfloat16() for name, parameter in model.named_parameters()}
-    found = torch.stack(list(torch.func.functional_call(model, copies, (batch,)).values()))
+    losses = torch.stack(list(torch.func.functional_call(model, copies, (batch,)).values()))
     expected = torch.stack(list(model(batch).values()))
-    torch.testing.assert_close(found.float(), expected, rtol=0.05, atol=0.01)
-    found.sum().backward()
+    torch.testing.assert_close(losses.float(), expected, rtol=0.05, atol=0.01)
+    losses.sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
@@ -99,19 +99,19 @@ def test_padding_at_the_end_can_be_left_away(kinds, changes):
     trimmed = batch.trimmed()
     assert trimmed.tokens_BL.shape == (3, 256 if kinds else 128)
     model = make_model(dropout=0.2, **changes).train()
-    found = []
-    for one in (batch, trimmed):
-        loss = torch.stack(list(model(one).values()))
+    results = []
+    for padded in (batch, trimmed):
+        loss = torch.stack(list(model(padded).values()))
         model.zero_grad()
         loss.sum().backward()
-        found.append(
+        results.append(
             (loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters()})
         )
-    (loss, gradients), (same_loss, same_gradients) = found
+    (loss, gradients), (same_loss, same_gradients) = results
     assert torch.allclose(loss, same_loss, rtol=1e-5, atol=1e-7)
     for name, gradient in gradients.items():
-        # Eight epsilons of the largest element: what is small is left of sums over the same positions,
-        # whose terms are as large as the large ones' and cancel.
+        # Eight epsilons of the largest element: what is small is left of sums over the same
+        # positions, whose terms are as large as the large ones' and cancel.
         floor = 1e-6 * max(1.0, gradient.abs().max().item())
         assert torch.allclose(gradient, same_gradients[name], rtol=1e-4, atol=floor), name
 
@@ -124,16 +124,16 @@ def test_image_tokens_lie_where_the_kind_says():
 
 
 def test_initial_weights_depend_on_name_and_seed_only():
-    one, same, other = make_model(seed=1), make_model(seed=1), make_model(seed=2)
+    model, same, other = make_model(seed=1), make_model(seed=1), make_model(seed=2)
     deeper = make_model(seed=1, layers=3)
-    for name, parameter in one.named_parameters():
+    for name, parameter in model.named_parameters():
         assert torch.equal(parameter, dict(same.named_parameters())[name])
         if parameter.dim() > 1:
             assert not torch.equal(parameter, dict(other.named_parameters())[name])
     name = "blocks.0.attention.q_proj.weight"
-    assert torch.equal(one.get_parameter(name), deeper.get_parameter(name))
-    assert one.get_parameter(name).std().item() == pytest.approx(1 / math.sqrt(32), rel=0.1)
-    output = one.get_parameter("blocks.0.attention.o_proj.weight").std().item()
+    assert torch.equal(model.get_parameter(name), deeper.get_parameter(name))
+    assert model.get_parameter(name).std().item() == pytest.approx(1 / math.sqrt(32), rel=0.1)
+    output = model.get_parameter("blocks.0.attention.o_proj.weight").std().item()
     assert output == pytest.approx(1 / math.sqrt(32 * 2 * 2), rel=0.1)
 
 

@@ -55,8 +55,8 @@ def test_padding_does_not_reach_a_picture(stem, beside):
     module = IMAGE_STEMS[stem](config, MEDIA)
     module.load_state_dict(model.image_stem.state_dict())
     padded = np.full((len(SIZES), 3, 24, 48), beside, np.uint8)
-    for one, size in zip(padded, SIZES, strict=True):
-        one[:, : size[0], : size[1]] = picture(*size)
+    for pixels, size in zip(padded, SIZES, strict=True):
+        pixels[:, : size[0], : size[1]] = picture(*size)
     with torch.no_grad():
         together = module(torch.from_numpy(padded), torch.tensor(SIZES)).unflatten(1, (3, 6))
         for row, (height, width) in enumerate(SIZES):

@@ -26,16 +26,16 @@ class Peak(TorchDispatchMode):
         import weakref
 
         out = function(*args, **(kwargs or {}))
-        for one in tree_leaves(out):
-            if not isinstance(one, torch.Tensor):
+        for output in tree_leaves(out):
+            if not isinstance(output, torch.Tensor):
                 continue
-            storage = one.untyped_storage()
+            storage = output.untyped_storage()
             if storage._cdata in self._seen:
                 continue
             size, mark = storage.nbytes(), storage._cdata
             self._seen.add(mark)
             self.now += size
-            self.most, self.largest = max(self.most, self.now), max(self.largest, one.numel())
+            self.most, self.largest = max(self.most, self.now), max(self.largest, output.numel())
             weakref.finalize(storage, self._freed, mark, size)
         return out
 

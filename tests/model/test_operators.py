@@ -25,7 +25,9 @@ def counted(calls):
 
     usual = {field.name: getattr(Operators(), field.name) for field in fields(Operators)}
     many = usual.pop("many_logits")
-    return Operators(**{name: noting(name, one) for name, one in usual.items()}, many_logits=many)
+    return Operators(
+        **{name: noting(name, operator) for name, operator in usual.items()}, many_logits=many
+    )
 
 
 @pytest.mark.parametrize(
@@ -60,7 +62,7 @@ def test_many_logits_are_a_gpus_number(monkeypatch):
     monkeypatch.setattr(
         next_token,
         "rows_at_once",
-        lambda *given: sizes.append(objective.rows_at_once(*given)) or sizes[-1],
+        lambda *shape: sizes.append(objective.rows_at_once(*shape)) or sizes[-1],
     )
     few = model(batch)
     use_operators(model, Operators(many_logits=True))

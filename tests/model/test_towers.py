@@ -57,14 +57,23 @@ def save_vision(kind, folder):
 def save_whisper(folder):
     torch.manual_seed(2)
     config = transformers.WhisperConfig(
-        d_model=32, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=48,
+        d_model=32,
+        encoder_layers=2,
+        encoder_attention_heads=2,
+        encoder_ffn_dim=48,
         decoder_layers=1,
-        decoder_attention_heads=2, decoder_ffn_dim=48, vocab_size=100, num_mel_bins=80,
+        decoder_attention_heads=2,
+        decoder_ffn_dim=48,
+        vocab_size=100,
+        num_mel_bins=80,
         max_source_positions=50,
-        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
         suppress_tokens=[],
         begin_suppress_tokens=[],
-    )  # fmt: skip
+    )
     model = transformers.WhisperModel(config).eval()
     model.save_pretrained(folder)
     return model.get_encoder()
@@ -99,9 +108,9 @@ def test_a_vision_tower_gives_what_the_library_gives(kind, side, tmp_path):
         expected = theirs((pictures / 255 - 0.5) / 0.25, **own).last_hidden_state[
             :, -((side // 8) ** 2) :
         ]
-        found = stem(pictures)
+        tokens = stem(pictures)
         torch.testing.assert_close(
-            found, stem.norm(stem.project(stem.tower_norm(expected))), rtol=1e-4, atol=1e-5
+            tokens, stem.norm(stem.project(stem.tower_norm(expected))), rtol=1e-4, atol=1e-5
         )
     assert not any(parameter.requires_grad for parameter in stem.tower.parameters())
 
@@ -112,15 +121,15 @@ def test_what_a_folder_lacks_is_the_same_in_every_process(tmp_path):
     config = Config(
         model=model_config(image_stem="pretrained", image_tower=str(tmp_path)), media=MEDIA
     )
-    found = []
+    states = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        found.append(build(config).state_dict())
+        states.append(build(config).state_dict())
         assert torch.rand(1) == torch.rand(1, generator=torch.Generator().manual_seed(seed)), (
             "nobody's draws move"
         )
-    assert any("pooler" in name for name in found[0])
-    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+    assert any("pooler" in name for name in states[0])
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
 def test_whispers_encoder_gives_what_the_library_gives_whatever_stands_beside_a_clip(tmp_path):
@@ -139,14 +148,14 @@ def test_whispers_encoder_gives_what_the_library_gives_whatever_stands_beside_a_
         mel[row, count:] = 99.0  # what a batch pads with changes nothing
     with torch.no_grad():
         hidden = theirs(window.transpose(1, 2)).last_hidden_state
-        found = stem(mel, frames, [(0, 2, 80)]).unflatten(0, (2, 20))
-    assert found.shape == (2, 20, 32)
+        tokens = stem(mel, frames, [(0, 2, 80)]).unflatten(0, (2, 20))
+    assert tokens.shape == (2, 20, 32)
     pooled = torch.stack([hidden[0, 2 * n : min(2 * n + 2, 19)].mean(0) for n in range(10)])
     expected = stem.norm(stem.project(stem.tower_norm(pooled)))
-    torch.testing.assert_close(found[0, :10], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tokens[0, :10], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_folders_that_do_not_fit_are_told_in_one_line(tmp_path):
+def test_folders_that_do_not_fit_are_refused_in_one_line(tmp_path):
     save_vision("siglip", tmp_path / "siglip")
 
     def resolve(media=MEDIA, **changes):
@@ -211,13 +220,13 @@ def test_training_release_and_two_ranks(trained, tmp_path, small_run):
             json.loads(line)
             for line in (tmp_path / str(ranks) / "metrics.jsonl").read_text().splitlines()
         ]
-    for one, two in zip(rows[1], rows[2], strict=True):
-        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
-    found = weights(tmp_path / "1")
+    for alone, together in zip(rows[1], rows[2], strict=True):
+        assert together["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+    states = weights(tmp_path / "1")
     for stem, folder in (("image", "tower"), ("audio", "whisper")):
         original = load_file(next((tmp_path / folder).glob("*.safetensors")))
         compared = 0
-        for name, tensor in found.items():
+        for name, tensor in states.items():
             prefix = f"model.{stem}_stem.tower."
             source = original.get(
                 name.removeprefix(prefix), original.get("encoder." + name.removeprefix(prefix))
@@ -249,11 +258,13 @@ def test_an_attack_sees_through_a_frozen_tower(tmp_path):
         Config(
             media=MediaConfig(**(vars(MEDIA) | {"max_audio_s": 1.0})),
             model=model_config(
-                image_stem="pretrained", image_tower=str(tmp_path / "eye"),
-                audio_stem="pretrained", audio_tower=str(tmp_path / "ear"),
+                image_stem="pretrained",
+                image_tower=str(tmp_path / "eye"),
+                audio_stem="pretrained",
+                audio_tower=str(tmp_path / "ear"),
             ),
         )
-    )  # fmt: skip
+    )
     image = torch.full((1, 3, 16, 16), 99.0).add_(torch.arange(16.0)).requires_grad_()
     sound = torch.linspace(-1, 1, 8 * 80).reshape(1, 8, 80).requires_grad_()
     model.image_stem(image).square().sum().backward()
@@ -265,6 +276,5 @@ def test_an_attack_sees_through_a_frozen_tower(tmp_path):
         for stem in (model.image_stem, model.audio_stem)
         for p in stem.tower.parameters()
     )
-    assert (
-        model.image_stem(image.detach()).grad_fn is not None
-    )  # the projection behind it is trained
+    # The projection behind it is trained.
+    assert model.image_stem(image.detach()).grad_fn is not None

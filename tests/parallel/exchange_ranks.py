@@ -20,15 +20,15 @@ def main() -> None:
         world = group.size()
         for size in (1, 63, 64, 65, 1000):
             generator = torch.Generator().manual_seed(100 * ranks.rank + size)
-            given = torch.randn(world * size, generator=generator)
-            expected, found = torch.empty(size), torch.empty(size)
-            dist.reduce_scatter_tensor(expected, given, group=group)
-            gloo_collectives.DirectReduceScatter()(found, given, group, dist.ReduceOp.SUM)
+            inputs = torch.randn(world * size, generator=generator)
+            expected, summed = torch.empty(size), torch.empty(size)
+            dist.reduce_scatter_tensor(expected, inputs, group=group)
+            gloo_collectives.DirectReduceScatter()(summed, inputs, group, dist.ReduceOp.SUM)
             # Eight epsilons: more than the two roundings of three numbers' sum, in any order,
             # while partial sums are below 8.
-            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(summed, expected, rtol=1e-6, atol=1e-6)
             for kind in (torch.float32, torch.bfloat16):
-                mine = given[:size].to(kind)
+                mine = inputs[:size].to(kind)
                 whole, other = (
                     torch.empty(world * size, dtype=kind),
                     torch.empty(world * size, dtype=kind),

@@ -59,20 +59,19 @@ def check(way: str, ranks: Ranks) -> None:
     for rank in range(ranks.data_world):
         sum(alone(random_batch(rank, kinds=KINDS[rank])).values()).backward()
     torch.testing.assert_close(norm, clip_gradients(alone, 0.0), rtol=1e-4, atol=1e-6)
-    found = {name: whole(tensor) for name, tensor in strategy.state_tensors().items()}
+    state = {name: whole(tensor) for name, tensor in strategy.state_tensors().items()}
     for name, parameter in alone.named_parameters():
         torch.testing.assert_close(initial[f"model.{name}"], parameter.data, rtol=0, atol=0)
         # After one update the first moment is the gradient, times 1 - beta1.
-        gradient = found[f"exp_avg.{name}"] / (1.0 - config.train.optimizer.beta1)
+        gradient = state[f"exp_avg.{name}"] / (1.0 - config.train.optimizer.beta1)
         torch.testing.assert_close(
             gradient, parameter.grad, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
         )
         assert (
-            not torch.equal(found[f"model.{name}"], parameter.data) or not parameter.grad.any()
+            not torch.equal(state[f"model.{name}"], parameter.data) or not parameter.grad.any()
         ), name
-    os.write(
-        2, f"rank {ranks.rank}: gradients agree: {way}\n".encode()
-    )  # at once: four processes write
+    # In one call: four processes write.
+    os.write(2, f"rank {ranks.rank}: gradients agree: {way}\n".encode())
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

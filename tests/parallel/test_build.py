@@ -16,7 +16,11 @@ def test_a_model_is_split_before_it_has_memory_and_filled_after():
     def split(model):
         seen.append({parameter.device.type for parameter in model.parameters()})
 
-    built = Builder().build(config, Ranks(0, 1, 0, 1, torch.device("cpu")), split)
+    built = Builder().build(
+        config,
+        Ranks(rank=0, world=1, local_rank=0, local_world=1, device=torch.device("cpu")),
+        split,
+    )
     assert seen == [{"meta"}]
     expected = FusionTransformer(config.model, config.media)
     initialise(expected, config.model, config.seed)
@@ -26,8 +30,11 @@ def test_a_model_is_split_before_it_has_memory_and_filled_after():
         assert torch.equal(parameter, other), name
 
 
-def test_it_lies_where_it_is_told():
+def test_it_lies_where_it_was_sent():
     config = Config(model=model_config(), media=MEDIA)
-    ranks, there = Ranks(0, 1, 0, 1, torch.device("cpu")), torch.device("meta")
+    ranks, there = (
+        Ranks(rank=0, world=1, local_rank=0, local_world=1, device=torch.device("cpu")),
+        torch.device("meta"),
+    )
     built = Builder().build(config, ranks, device=there)
     assert {parameter.device for parameter in built.parameters()} == {there}

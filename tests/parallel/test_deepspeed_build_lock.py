@@ -19,12 +19,12 @@ def lock(tmp_path, monkeypatch):
 
 
 def test_an_old_lock_goes(lock):
-    clear_stale_lock("ours", tell=True)
+    clear_stale_lock("ours", reports=True)
     with open(lock, "w"):
         pass
     hour_ago = time.time() - 3600
     os.utime(lock, (hour_ago, hour_ago))
-    clear_stale_lock("ours", tell=True)
+    clear_stale_lock("ours", reports=True)
     assert not os.path.exists(lock)
 
 
@@ -32,7 +32,7 @@ def test_a_new_lock_is_waited_for(lock, capsys):
     with open(lock, "w"):
         pass
     threading.Timer(1.5, os.unlink, [lock]).start()
-    clear_stale_lock("ours", tell=True)
+    clear_stale_lock("ours", reports=True)
     assert not os.path.exists(lock)
     assert (
         f"another process compiles ours ({lock}); if it was killed, remove that file"

@@ -44,11 +44,12 @@ def test_what_agrees_changes_nothing(tmp_path, theirs):
 
 def test_what_adds_is_taken(tmp_path):
     theirs = {"wall_clock_breakdown": True, "zero_optimization": {"reduce_bucket_size": 10_000}}
-    found = settings(tmp_path, theirs)
+    merged = settings(tmp_path, theirs)
     assert (
-        found["wall_clock_breakdown"] and found["zero_optimization"]["reduce_bucket_size"] == 10_000
+        merged["wall_clock_breakdown"]
+        and merged["zero_optimization"]["reduce_bucket_size"] == 10_000
     )
-    assert found["zero_optimization"]["stage"] == 2
+    assert merged["zero_optimization"]["stage"] == 2
 
 
 @pytest.mark.parametrize(

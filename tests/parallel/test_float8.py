@@ -44,21 +44,20 @@ def runs(small_run, tmp_path_factory):
 
 
 def test_the_curve_is_near_that_of_bf16_and_not_the_same(runs):
-    plain, one = ([row["loss"] for row in metrics(runs / name)] for name in ("plain", "one"))
-    gaps = [abs(a / b - 1) for a, b in zip(plain, one, strict=True)]
-    assert 1e-5 < max(gaps) < 0.1 and sum(gaps) / len(gaps) < 0.03 and one[-1] < one[0]
+    plain, single = ([row["loss"] for row in metrics(runs / name)] for name in ("plain", "one"))
+    gaps = [abs(a / b - 1) for a, b in zip(plain, single, strict=True)]
+    assert 1e-5 < max(gaps) < 0.1 and sum(gaps) / len(gaps) < 0.03 and single[-1] < single[0]
 
 
 def test_two_ranks_compute_the_same(runs):
-    one, two = ([row["loss"] for row in metrics(runs / name)] for name in ("one", "two"))
-    gaps = [abs(a / b - 1) for a, b in zip(one, two, strict=True)]
+    single, double = ([row["loss"] for row in metrics(runs / name)] for name in ("one", "two"))
+    gaps = [abs(a / b - 1) for a, b in zip(single, double, strict=True)]
     # Other orders of summation move values to the next of few, and the curves apart from there.
     assert (
         gaps[0] < 1e-6 and max(gaps[:3]) < 0.01 and sum(gaps) / len(gaps) < 0.03 and max(gaps) < 0.1
     )
-    assert (
-        weights(runs / "one").keys() == weights(runs / "plain").keys()
-    )  # any of them goes on from any other
+    # A run of any of them can be resumed under any other.
+    assert weights(runs / "one").keys() == weights(runs / "plain").keys()
 
 
 def test_products_of_the_blocks_alone_are_converted():
@@ -81,15 +80,15 @@ def test_products_of_the_blocks_alone_are_converted():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (["train.precision=fp32"], "needs train.precision=bf16"),
         (["parallel.strategy=zero2"], "not with parallel.strategy=zero2"),
         (["parallel.tensor=2"], "not with parallel.tensor=2"),
     ],
 )
-def test_what_it_does_not_go_with_is_told(overrides, told):
-    with pytest.raises(UserError, match=told):
+def test_what_it_does_not_go_with_is_refused(overrides, message):
+    with pytest.raises(UserError, match=message):
         load_config(
             "configs/train/digits.yaml",
             ["parallel.float8=rowwise", "train.precision=bf16", *overrides],

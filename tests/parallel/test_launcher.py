@@ -18,16 +18,16 @@ FSDP = SAID | {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 ZERO = SAID | {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
 
 
-def settled(said, **keys):
+def settled(environment, **keys):
     config = Config()
     for key, value in keys.items():
         setattr(config.parallel, key, value)
-    apply_launcher_settings(config, said)
+    apply_launcher_settings(config, environment)
     return config.parallel
 
 
 @pytest.mark.parametrize(
-    ("said", "key", "value"),
+    ("environment", "key", "value"),
     [
         ({}, "strategy", "auto"),
         (SAID, "strategy", "ddp"),
@@ -47,23 +47,23 @@ def settled(said, **keys):
         ),
     ],
 )
-def test_what_accelerate_says_is_taken(said, key, value):
-    assert getattr(settled(said), key) == value
+def test_what_accelerate_says_is_taken(environment, key, value):
+    assert getattr(settled(environment), key) == value
 
 
 def test_deepspeed_means_zero2_only_where_the_config_is_open():
     """What its launcher sets (deepspeed/launcher/launch.py)."""
-    said = {"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "CROSS_RANK": "0", "CROSS_SIZE": "1"}
-    assert settled(said).strategy == "zero2"
+    environment = {"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "CROSS_RANK": "0", "CROSS_SIZE": "1"}
+    assert settled(environment).strategy == "zero2"
     for strategy in ("zero1", "zero3", "fsdp"):
-        assert settled(said, strategy=strategy).strategy == strategy
-    assert settled(said | ZERO).strategy == "zero3", "accelerate used DeepSpeed's launcher"
+        assert settled(environment, strategy=strategy).strategy == strategy
+    assert settled(environment | ZERO).strategy == "zero3", "accelerate used DeepSpeed's launcher"
     with pytest.raises(UserError, match=r"parallel\.tensor"):
-        settled(said, tensor=2)
+        settled(environment, tensor=2)
 
 
 @pytest.mark.parametrize(
-    ("said", "keys", "message"),
+    ("environment", "keys", "message"),
     [
         (
             FSDP,
@@ -127,9 +127,9 @@ def test_deepspeed_means_zero2_only_where_the_config_is_open():
         ({}, {"offload": "nvme"}, r"parallel\.offload_dir is empty"),
     ],
 )
-def test_a_contradiction_names_both_sides(said, keys, message):
+def test_a_contradiction_names_both_sides(environment, keys, message):
     with pytest.raises(UserError, match=message):
-        settled(said, **keys)
+        settled(environment, **keys)
 
 
 ACCELERATE = """\
@@ -207,9 +207,13 @@ def test_every_launcher_starts_the_same_training(name, tmp_path, small_run, port
     variables = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     done = subprocess.run(
         [sys.executable, *before, *run],
-        cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True, timeout=patience(20),
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=patience(20),
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [
         json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
@@ -223,7 +227,7 @@ def test_every_launcher_starts_the_same_training(name, tmp_path, small_run, port
 
 @pytest.mark.parametrize("strategy", ["zero3"])
 def test_one_process_needs_no_launcher(strategy, tmp_path, small_run):
-    """DeepSpeed asks for what only launchers tell."""
+    """DeepSpeed asks for what only launchers set."""
     run = ["configs/train/digits.yaml", *small_run, "train.steps=2", f"run.dir={tmp_path}"]
     run_module(["mmscale", "train", *run, f"parallel.strategy={strategy}"])
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -27,12 +27,12 @@ print(faults() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
 def test_freed_memory_is_used_again():
-    found = {}
+    freed = {}
     for how in ("keeps", "gives"):
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=True
         )
-        found[how] = int(done.stdout)
-    if found["gives"] < LAST * 8 * 10_000:
+        freed[how] = int(done.stdout)
+    if freed["gives"] < LAST * 8 * 10_000:
         pytest.skip("this machine's allocator keeps such memory by itself")
-    assert found["keeps"] < found["gives"] / 10, found
+    assert freed["keeps"] < freed["gives"] / 10, freed

@@ -17,7 +17,8 @@ def main():
     print("buffered", end=" ")
     threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
 
-    def work():  # lets go of the interpreter's lock and asks for it all the time, as Gloo's threads do once
+    def work():
+        # Releases the interpreter's lock and asks for it all the time, as Gloo's threads do once.
         x = torch.ones(100)
         while True:
             x + x

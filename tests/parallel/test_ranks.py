@@ -61,7 +61,9 @@ def test_single_under_several_ranks_is_a_contradiction():
     with pytest.raises(
         UserError, match=r"parallel\.strategy=single, but the launcher started 2 ranks"
     ):
-        build_strategy(config, Ranks(0, 2, 0, 2, torch.device("cpu")))
+        build_strategy(
+            config, Ranks(rank=0, world=2, local_rank=0, local_world=2, device=torch.device("cpu"))
+        )
 
 
 def test_ranks_of_one_modality_or_none_neither_hang_nor_change_the_gradients():
@@ -82,8 +84,12 @@ def test_ranks_of_one_modality_or_none_neither_hang_nor_change_the_gradients():
     }
     done = subprocess.run(
         [*launch, str(ROOT / "tests" / "parallel" / "mixed_ranks.py")],
-        env={**os.environ, **variables}, capture_output=True, text=True, timeout=patience(90), check=False,
-    )  # fmt: skip
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=patience(90),
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     for way in WAYS:
         assert done.stderr.count(f"gradients agree: {way}\n") == 4, way

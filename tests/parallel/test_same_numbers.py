@@ -68,7 +68,7 @@ BF16 = {
 }
 # Saved under one, continued under another.
 PAIRED = ("ddp x1", "fsdp x4", "zero3 x2", "tensor 2")
-PAIRS = [(one, other) for one in PAIRED for other in PAIRED if one != other]
+PAIRS = [(before, after) for before in PAIRED for after in PAIRED if before != after]
 if not ALL:
     PAIRS = list(pairwise([*PAIRED[1:], PAIRED[0]]))
     FEW = ("hybrid 2 x 2", "fsdp x2, offload", "context 2")  # offload: accumulated, too
@@ -91,9 +91,13 @@ def launch(jobs, folder):
         ]
         done = subprocess.run(
             [*command, str(ROOT / "tests" / "parallel" / "train_ways.py"), str(path)],
-            cwd=ROOT, capture_output=True, text=True, timeout=patience(120), check=False,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=patience(120),
+            check=False,
             env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        )  # fmt: skip
+        )
         assert done.returncode == 0, done.stderr[-4000:]
 
 
@@ -114,11 +118,11 @@ def runs(tmp_path_factory, small_run):
         "train.keep_last=3",
     ]  # fmt: skip
     # Tensor parallelism deals heads.
-    common = [one.replace("heads: 2, kv_heads: 1", "heads: 4, kv_heads: 2") for one in common]
-    found, jobs = {}, {}
+    common = [line.replace("heads: 2, kv_heads: 1", "heads: 4, kv_heads: 2") for line in common]
+    folders, jobs = {}, {}
 
     def add(name, precision, ranks, overrides):
-        path = found[name, precision] = folder / f"{precision} {name}"
+        path = folders[name, precision] = folder / f"{precision} {name}"
         extra = [f"train.precision={precision}", *overrides, f"run.dir={path}"]
         jobs.setdefault(ranks, []).append([*common, *extra])
 
@@ -128,14 +132,14 @@ def runs(tmp_path_factory, small_run):
             add(way, precision, ranks, overrides)
     launch(jobs, folder)
     jobs.clear()
-    for one, other in PAIRS:
-        ranks, overrides = FP32[other]
-        add((one, other), "fp32", ranks, overrides)
-        shutil.copytree(found[one, "fp32"], found[(one, other), "fp32"])
+    for before, after in PAIRS:
+        ranks, overrides = FP32[after]
+        add((before, after), "fp32", ranks, overrides)
+        shutil.copytree(folders[before, "fp32"], folders[(before, after), "fp32"])
         for step in (2 * THIRD, STEPS):
-            shutil.rmtree(found[(one, other), "fp32"] / "checkpoints" / f"step-{step:08d}")
+            shutil.rmtree(folders[(before, after), "fp32"] / "checkpoints" / f"step-{step:08d}")
     launch(jobs, folder)
-    return found
+    return folders
 
 
 def same_weights(folder, expected):
@@ -151,10 +155,10 @@ def same_weights(folder, expected):
 @pytest.mark.parametrize("way", FP32)
 def test_fp32(way, runs):
     reference = losses(runs["single", "fp32"])
-    found = losses(runs[way, "fp32"])
-    assert len(found) == STEPS
-    print(f"{way}: largest relative difference of a loss {difference(found, reference):.1e}")
-    assert found == pytest.approx(reference, rel=1e-4)
+    curve = losses(runs[way, "fp32"])
+    assert len(curve) == STEPS
+    print(f"{way}: largest relative difference of a loss {difference(curve, reference):.1e}")
+    assert curve == pytest.approx(reference, rel=1e-4)
     same_weights(runs[way, "fp32"], runs["single", "fp32"])
 
 
@@ -163,26 +167,26 @@ def test_bf16(way, runs):
     """bf16 rounds what is summed in another order: within 5 % at every step, and 1 % over the
     curve, as beside fp32.
     """
-    found = losses(runs[way, "bf16"])
+    curve = losses(runs[way, "bf16"])
     for precision in ("bf16", "fp32"):
         reference = losses(runs["single", precision])
         print(
             f"{way}: largest relative difference beside {precision} "
-            f"{difference(found, reference):.1e}"
+            f"{difference(curve, reference):.1e}"
         )
-        assert found == pytest.approx(reference, rel=0.05)
-        assert sum(found) == pytest.approx(sum(reference), rel=0.01)
+        assert curve == pytest.approx(reference, rel=0.05)
+        assert sum(curve) == pytest.approx(sum(reference), rel=0.01)
 
 
-@pytest.mark.parametrize(("one", "other"), PAIRS)
-def test_a_run_goes_on_under_another_strategy(one, other, runs):
+@pytest.mark.parametrize(("before", "after"), PAIRS)
+def test_a_run_continues_under_another_strategy(before, after, runs):
     """Weights, moments, averages, schedule and data: the curve after the change is the
     uninterrupted one's.
     """
-    folder = runs[(one, other), "fp32"]
+    folder = runs[(before, after), "fp32"]
     assert losses(folder) == pytest.approx(losses(runs["single", "fp32"]), rel=1e-4)
     same_weights(folder, runs["single", "fp32"])
 
 
-def difference(found, reference):
-    return max(abs(a - b) / abs(b) for a, b in zip(found, reference, strict=True))
+def difference(curve, reference):
+    return max(abs(a - b) / abs(b) for a, b in zip(curve, reference, strict=True))

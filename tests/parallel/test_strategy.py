@@ -33,7 +33,9 @@ def test_an_unknown_name_is_an_error():
     with pytest.raises(AssertionError, match="no strategy is named 'zero4'"):
         check_parallel(config.parallel)
     with pytest.raises(AssertionError, match="no strategy is named 'zero4'"):
-        build_strategy(config, Ranks(0, 1, 0, 1, torch.device("cpu")))
+        build_strategy(
+            config, Ranks(rank=0, world=1, local_rank=0, local_world=1, device=torch.device("cpu"))
+        )
 
 
 @pytest.mark.parametrize(

@@ -36,12 +36,12 @@ def test_bench_data_measures_every_side(real_data):
     sides = ["mmscale_pictures", "mmscale_float", "libjpeg_pictures", "webdataset_pictures"]
     assert list(result["rates"]) == [*sides, "mmscale_speech", "webdataset_speech"]
     for rates in result["rates"].values():
-        assert all(one["samples_s"] > 0 for workers in ("1", "2") for one in rates[workers])
+        assert all(rate["samples_s"] > 0 for workers in ("1", "2") for rate in rates[workers])
     assert result["amount"] == {"samples": 16, "photographs": 16, "clips": 40, "rounds": 1}
-    assert all(told["seconds"] > told["torch_s"] > 0 for told in result["first_batch"].values())
+    assert all(times["seconds"] > times["torch_s"] > 0 for times in result["first_batch"].values())
 
 
-def test_bench_plan_tells_every_figure(tmp_path):
+def test_bench_plan_reports_every_figure(tmp_path):
     lines = run_tool(
         "tools/bench_plan.py", "--samples", "60000", "--folder", str(tmp_path)
     ).splitlines()
@@ -51,7 +51,7 @@ def test_bench_plan_tells_every_figure(tmp_path):
     ), "the same index again"
 
 
-def test_bench_release_tells_every_step_and_cleans_up(tmp_path):
+def test_bench_release_reports_every_step_and_cleans_up(tmp_path):
     more = ["--model", "configs/model/tiny.yaml", "--ranks", "3"]
     lines = run_tool("tools/bench_release.py", "--folder", str(tmp_path), *more).splitlines()
     rows = [line for line in lines if line.startswith("|") and "GiB" in line]

@@ -57,7 +57,7 @@ def prepared(name: str, out: Path) -> dict[str, dict[str, Sample]]:
     return splits
 
 
-def told(samples: dict[str, Sample]) -> list[dict]:
+def facts_of(samples: dict[str, Sample]) -> list[dict]:
     return [json.loads(sample["json"]) for sample in samples.values()]
 
 
@@ -67,9 +67,9 @@ def test_fsdd(tmp_path):
         "train": 2700,
         "test": 300,
     }
-    assert {facts["index"] for facts in told(splits["test"])} == set(range(5))
-    assert {facts["index"] for facts in told(splits["train"])} == set(range(5, 50))
-    assert set(Counter(facts["digit"] for facts in told(splits["test"])).values()) == {30}
+    assert {facts["index"] for facts in facts_of(splits["test"])} == set(range(5))
+    assert {facts["index"] for facts in facts_of(splits["train"])} == set(range(5, 50))
+    assert set(Counter(facts["digit"] for facts in facts_of(splits["test"])).values()) == {30}
     sample = splits["train"]["7_jackson_32"]
     assert sorted(sample) == ["json", "txt", "wav"]
     assert sample["txt"] == b"seven"
@@ -89,7 +89,7 @@ def test_emoji(tmp_path):
         "test": 382,
     }
     groups = {
-        split: {facts["group"] for facts in told(samples)} for split, samples in splits.items()
+        split: {facts["group"] for facts in facts_of(samples)} for split, samples in splits.items()
     }
     assert len(groups["test"]) > 100 and not groups["train"] & groups["test"]
     pictures = {
@@ -119,7 +119,7 @@ def test_thucnews(tmp_path):
         split: {sample["txt"] for sample in samples.values()} for split, samples in splits.items()
     }
     assert not titles["train"] & titles["test"]
-    assert set(Counter(facts["label"] for facts in told(splits["test"])).values()) == {1000}
+    assert set(Counter(facts["label"] for facts in facts_of(splits["test"])).values()) == {1000}
     sample = splits["train"]["dev-00000"]
     assert sample["txt"].decode() == "体验2D巅峰 倚天屠龙记十大创新概览"
     assert json.loads(sample["json"]) == {"label": "游戏", "class": "game"}

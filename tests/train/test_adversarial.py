@@ -34,8 +34,8 @@ def test_the_same_curve_on_any_number_of_ranks(tmp_path, small_run, reference, r
     """A gradient of almost 0 may turn its sign with the order of a sum, so the curves are close,
     not equal.
     """
-    found = train(tmp_path / "run", small_run, ranks, *ON, *overrides)
-    assert found == pytest.approx(reference, rel=1e-3)
+    curve = train(tmp_path / "run", small_run, ranks, *ON, *overrides)
+    assert curve == pytest.approx(reference, rel=1e-3)
 
 
 def test_it_makes_steps_harder_and_bf16_works(tmp_path, small_run, reference):
@@ -64,7 +64,9 @@ def test_ranks_without_pictures_or_sound_take_part(tmp_path, small_run, small_di
         for name, kind in tasks.items()
     }
     overrides = [
-        one for one in small_run if not one.startswith(("data.sets", "data.seq", "data.contrast"))
+        override
+        for override in small_run
+        if not override.startswith(("data.sets", "data.seq", "data.contrast"))
     ]
     more = [
         f"data.sets={json.dumps(sets)}",

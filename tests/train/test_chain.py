@@ -76,12 +76,12 @@ def test_a_chain_of_kills_on_changing_ranks_and_workers_is_the_uninterrupted_run
             assert len(metrics(chaos)) < STEPS, "it was killed before its end"
         else:
             run_module(["mmscale", *command], ranks=ranks)
-    found = metrics(chaos)
-    assert [row["step"] for row in found] == list(range(STEPS))
-    for one, other in zip(found, expected, strict=True):
-        assert one["tokens"] == other["tokens"]
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
-        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+    rows = metrics(chaos)
+    assert [row["step"] for row in rows] == list(range(STEPS))
+    for row, expected_row in zip(rows, expected, strict=True):
+        assert row["tokens"] == expected_row["tokens"]
+        assert row["loss"] == pytest.approx(expected_row["loss"], rel=1e-5)
+        assert row["grad_norm"] == pytest.approx(expected_row["grad_norm"], rel=1e-3)
 
 
 def test_exchanged_shards_are_refused_at_resume_or_accepted_from_there_on(config, tmp_path):
@@ -106,5 +106,5 @@ def test_exchanged_shards_are_refused_at_resume_or_accepted_from_there_on(config
     after = metrics(tmp_path / "run")
     assert after[:5] == before and [row["step"] for row in after] == list(range(9))
     history = json.loads((tmp_path / "run" / "data" / "history.json").read_text())
-    assert [one["from_step"] for one in history["a"]] == [0, 5] and len(history["b"]) == 1
+    assert [edition["from_step"] for edition in history["a"]] == [0, 5] and len(history["b"]) == 1
     run_module([*command, "train.steps=10"])  # nothing changed since: no need to accept again

@@ -1,5 +1,5 @@
-"""Broken data in the middle of a run: the place is masked, the reason told, the run goes on or
-ends, on every rank.
+"""Broken data in the middle of a run: the place is masked, the reason reported; the run continues
+or ends, on every rank.
 """
 
 import io
@@ -81,7 +81,7 @@ def damage(folder):
             shards[7].name: [f"s{i}" for i in cut]}  # fmt: skip
 
 
-def test_damage_in_mid_run_is_masked_and_told_and_the_same_on_every_rank(
+def test_damage_in_mid_run_is_masked_and_reported_and_the_same_on_every_rank(
     config, tmp_path, monkeypatch
 ):
     # The shards are damaged between the start, which looks at their sizes, and the second half of
@@ -94,11 +94,13 @@ def test_damage_in_mid_run_is_masked_and_told_and_the_same_on_every_rank(
         shutil.copytree(tmp_path / "run", folder)
         arguments = [str(config), f"run.dir={folder}", "train.steps=8"]
         run_module(["killing", "train_without_a_look", *arguments], ranks=ranks, cwd=ROOT / "tests")
-    told = [json.loads(line) for line in (together / "quarantine.jsonl").read_text().splitlines()]
-    assert {(row["shard"], row["key"]) for row in told} == {
+    quarantined = [
+        json.loads(line) for line in (together / "quarantine.jsonl").read_text().splitlines()
+    ]
+    assert {(row["shard"], row["key"]) for row in quarantined} == {
         (shard, key) for shard, keys in gone.items() for key in keys
     }
-    for row in told:
+    for row in quarantined:
         assert (
             row.keys() == {"set", "key", "shard", "offset", "field", "reason", "step"}
             and row["offset"] > 0
@@ -110,12 +112,12 @@ def test_damage_in_mid_run_is_masked_and_told_and_the_same_on_every_rank(
         json.dumps(json.loads(line))
         for line in (alone / "quarantine.jsonl").read_text().splitlines()
     )
-    assert same == sorted(map(json.dumps, told))
-    for one, other in zip(metrics(alone), metrics(together), strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
-        assert one["bad_samples"] == other["bad_samples"]
-    assert metrics(together)[-1]["bad_samples"] == len(told)
-    # Steps that are run again are told once.
+    assert same == sorted(map(json.dumps, quarantined))
+    for row, expected in zip(metrics(alone), metrics(together), strict=True):
+        assert row["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert row["bad_samples"] == expected["bad_samples"]
+    assert metrics(together)[-1]["bad_samples"] == len(quarantined)
+    # Steps that are run again are reported once.
     shutil.rmtree(list_checkpoints(alone / "checkpoints")[-1])
     run_module(
         ["killing", "train_without_a_look", str(config), f"run.dir={alone}", "train.steps=8"],

@@ -33,16 +33,16 @@ def test_a_full_disk_makes_lines_wait(small_disk, capfd):
     for row in rows:
         lines.add(row)
     lines.flush(durably=True)
-    told = capfd.readouterr().err
-    assert told.count("metrics.jsonl: cannot be written (No space left on device)") == 1, (
-        "told once"
+    errors = capfd.readouterr().err
+    assert errors.count("metrics.jsonl: cannot be written (No space left on device)") == 1, (
+        "reported once"
     )
     filler.unlink()
     lines.close()
-    found = [
+    written = [
         json.loads(line) for line in (small_disk / "metrics.jsonl").read_text().split("\n")[:-1]
     ]
-    assert found == [{"step": 0, "key": "猫\u2028"}, *rows]
+    assert written == [{"step": 0, "key": "猫\u2028"}, *rows]
 
 
 def test_lines_are_cut_to_the_steps_before(tmp_path):
@@ -73,11 +73,14 @@ def test_a_run_outlives_its_disk(small_run, tmp_path):
     run = ["configs/train/digits.yaml", *small_run, f"run.dir={tmp_path}"]
     run += ["train.steps=40", "train.checkpoint_every=20"]
     done = subprocess.run(
-        [sys.executable, "-m", "mmscale", "train", *run], cwd=ROOT, capture_output=True, text=True,
+        [sys.executable, "-m", "mmscale", "train", *run],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000)),
-    )  # fmt: skip
+    )
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr[-3000:]
     assert "metrics.jsonl: cannot be written (File too large); its lines wait" in done.stderr
     assert "could not be written" in done.stderr.splitlines()[-1], "the last save failed"

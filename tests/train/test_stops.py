@@ -1,4 +1,4 @@
-"""Being told to stop, hanging, being slow, being profiled: two real ranks."""
+"""Being asked to stop, hanging, being slow, being profiled: two real ranks."""
 
 import contextlib
 import gzip
@@ -36,10 +36,13 @@ def start(folder, small_run, *overrides, ranks=2, **variables):
     ]
     command += [f"run.dir={folder}", "train.precision=fp32", *overrides]
     return subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        command,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables},
         start_new_session=True,
-    )  # fmt: skip
+    )
 
 
 def ranks_of(process):
@@ -68,7 +71,7 @@ def wait_for_steps(folder, process, count):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_the_next_start_goes_on(number, code, tmp_path, small_run):
+def test_a_signal_saves_and_the_next_start_resumes(number, code, tmp_path, small_run):
     """One process, with loader workers; the signal goes to all of its processes, twice."""
     folder = tmp_path / "run"
     overrides = ["train.steps=2000", "data.workers=1", "train.checkpoint_every=2000"]
@@ -78,9 +81,9 @@ def test_a_signal_saves_and_the_next_start_goes_on(number, code, tmp_path, small
     os.killpg(process.pid, number)
     if number != signal.SIGINT:  # twice at the keyboard means at once
         os.killpg(process.pid, number)
-    _, told = process.communicate(timeout=patience(10))
-    assert process.returncode == code, told
-    assert "stopped as told after step" in told
+    _, errors = process.communicate(timeout=patience(10))
+    assert process.returncode == code, errors
+    assert "stopped on request after step" in errors
     assert (folder / "profile" / "rank-0.json.gz").is_file() == bool(traced), (
         "what was traced until then"
     )
@@ -102,14 +105,14 @@ def test_a_signal_saves_and_the_next_start_goes_on(number, code, tmp_path, small
     assert [row["step"] for row in metrics(folder)] == list(range(done + 3))
 
 
-def test_one_rank_is_told_and_both_stop_after_the_same_step(tmp_path, small_run):
+def test_one_rank_is_signalled_and_both_stop_after_the_same_step(tmp_path, small_run):
     """The resumed run ends with the weights of the undisturbed one."""
     reference, folder = tmp_path / "reference", tmp_path / "run"
     process = start(folder, small_run, "train.steps=40", "train.checkpoint_every=100")
     wait_for_steps(folder, process, 4)
     os.kill(ranks_of(process)[1], signal.SIGUSR1)
-    _, told = process.communicate(timeout=patience(10))
-    assert process.returncode != 0 and "stopped as told" in told, told
+    _, errors = process.communicate(timeout=patience(10))
+    assert process.returncode != 0 and "stopped on request" in errors, errors
     (saved,) = (folder / "checkpoints").glob("step-*")
     assert len(json.loads((saved / "state.json").read_text())["files"]) == 2
     for where in (folder, reference):
@@ -129,7 +132,9 @@ def test_one_rank_is_told_and_both_stop_after_the_same_step(tmp_path, small_run)
     assert all(len(row["rank_work_s"]) == 2 and min(row["rank_work_s"]) > 0 for row in rows)
 
 
-def test_a_second_start_in_the_folder_waits_and_goes_on_when_the_first_is_gone(tmp_path, small_run):
+def test_a_second_start_in_the_folder_waits_and_continues_when_the_first_is_gone(
+    tmp_path, small_run
+):
     """It must not clean up or write among the first one's checkpoints; a third that does not wait
     is refused.
     """
@@ -141,7 +146,7 @@ def test_a_second_start_in_the_folder_waits_and_goes_on_when_the_first_is_gone(t
     try:
         waits = next(line for line in second.stderr if "another run trains in it" in line)
         assert any(f"process {pid})" in waits for pid in holder) and "waiting 120 s" in waits
-        alone = Ranks(0, 1, 0, 1, torch.device("cpu"))
+        alone = Ranks(rank=0, world=1, local_rank=0, local_world=1, device=torch.device("cpu"))
         refused = pytest.raises(UserError, match="stop that one, or choose another folder")
         with refused, hold_run(folder, alone, patience_s=0.1):
             raise AssertionError("both train")
@@ -210,15 +215,20 @@ def test_a_slow_rank_is_named(capfd):
     from mmscale.train.straggler import RankTimes
 
     with one_rank():
-        times = RankTimes(Ranks(0, 1, 0, 1, torch.device("cpu")))
-    times._ranks, times._hosts = Ranks(0, 3, 0, 1, torch.device("cpu")), ["a", "b", "c"]
+        times = RankTimes(
+            Ranks(rank=0, world=1, local_rank=0, local_world=1, device=torch.device("cpu"))
+        )
+    times._ranks, times._hosts = (
+        Ranks(rank=0, world=3, local_rank=0, local_world=1, device=torch.device("cpu")),
+        ["a", "b", "c"],
+    )
     times._work, times._wait = (
         [type(times._work[0])(maxlen=20) for _ in range(3)] for _ in range(2)
     )
     for step in range(30):
         times.watch(step, work_s=[1.0, 1.1, 1.7], wait_s=[0.0, 0.0, 0.0])
-    told = capfd.readouterr().err
+    errors = capfd.readouterr().err
     assert (
-        told.count("warning") == 1
-        and "rank 2 (c) works 1.700 s a step, the median rank 1.100 s" in told
+        errors.count("warning") == 1
+        and "rank 2 (c) works 1.700 s per step, the median rank 1.100 s" in errors
     )

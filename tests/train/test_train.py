@@ -41,10 +41,10 @@ def test_loss_curve_does_not_depend_on_the_number_of_ranks(
     """
     overrides = ["train.steps=8", f"train.micro_batch={micro_batch}", f"data.workers={workers}"]
     train(tmp_path, small_run, *overrides, ranks=ranks)
-    for one, other in zip(metrics(tmp_path), metrics(reference), strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
-        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
-        assert one["tokens"] == other["tokens"]
+    for row, expected in zip(metrics(tmp_path), metrics(reference), strict=True):
+        assert row["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
+        assert row["tokens"] == expected["tokens"]
     state = json.loads(next(tmp_path.glob("checkpoints/*/state.json")).read_text())
     assert len(state["files"]) == ranks, "every rank wrote its own shards"
 
@@ -55,7 +55,7 @@ def test_a_finished_run_started_again_has_nothing_to_do(tmp_path, small_run):
     assert [row["step"] for row in metrics(tmp_path)] == [0, 1]
 
 
-def test_learns_and_tells(tmp_path, small_run):
+def test_learns_and_reports(tmp_path, small_run):
     train(
         tmp_path,
         small_run,
@@ -91,17 +91,17 @@ MUON = ["train.optimizer={name: muon, schedule: wsd, lr: 2e-3, warmup_steps: 2}"
 
 def test_muon_and_averages_do_not_depend_on_the_number_of_ranks(tmp_path, small_run):
     """Each matrix is orthogonalised whole, wherever its rows lie."""
-    found = []
+    states = []
     for ranks in (1, 2):
         train(tmp_path / str(ranks), small_run, *MUON, "train.steps=6", ranks=ranks)
-        found.append(weights(tmp_path / str(ranks)))
-    assert found[0].keys() == found[1].keys() and any(
-        name.startswith("momentum_buffer.") for name in found[0]
+        states.append(weights(tmp_path / str(ranks)))
+    assert states[0].keys() == states[1].keys() and any(
+        name.startswith("momentum_buffer.") for name in states[0]
     )
-    for name, tensor in found[0].items():
-        torch.testing.assert_close(found[1][name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(states[1][name], tensor, rtol=1e-3, atol=1e-4, msg=name)
     average, weight = (
-        found[0][f"{kind}.blocks.0.attention.q_proj.weight"] for kind in ("ema", "model")
+        states[0][f"{kind}.blocks.0.attention.q_proj.weight"] for kind in ("ema", "model")
     )
     assert not torch.equal(average, weight)
 
@@ -127,8 +127,8 @@ def test_killed_at_random_steps_ends_with_bit_identical_weights(tmp_path, small_
         assert len(metrics(chaos)) < 9, "it was killed before its end"
     run_module(["mmscale", "train", CONFIG, *overrides, f"run.dir={chaos}"], ranks=2)
 
-    expected, found = weights(calm), weights(chaos)
-    assert expected.keys() == found.keys()
+    expected, resumed = weights(calm), weights(chaos)
+    assert expected.keys() == resumed.keys()
     kinds = {name.partition(".")[0] for name in expected}
     assert kinds == {
         "model",
@@ -137,20 +137,20 @@ def test_killed_at_random_steps_ends_with_bit_identical_weights(tmp_path, small_
         *(["momentum_buffer", "ema"] if precision == "fp32" else []),
     }
     for name, tensor in expected.items():
-        assert torch.equal(tensor, found[name]), name
+        assert torch.equal(tensor, resumed[name]), name
     assert [row["step"] for row in metrics(chaos)] == list(range(9)), (
-        "no step is missing or told twice"
+        "no step is missing or reported twice"
     )
     assert [row["loss"] for row in metrics(chaos)] == [row["loss"] for row in metrics(calm)]
 
 
 def test_resume_on_another_number_of_ranks(tmp_path, small_run, reference):
-    """4 steps on two ranks, the rest on one: the curve goes on as if nothing had happened."""
+    """4 steps on two ranks, the rest on one: the curve continues as if nothing had happened."""
     train(tmp_path, small_run, "train.steps=8", "train.checkpoint_every=4", ranks=2)
     newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
     newest.rename(tmp_path / "taken-away")
     rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert len(rows) == 8
     train(tmp_path, small_run, "train.steps=8", "train.checkpoint_every=4", ranks=1)
-    for one, other in zip(metrics(tmp_path), metrics(reference), strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    for row, expected in zip(metrics(tmp_path), metrics(reference), strict=True):
+        assert row["loss"] == pytest.approx(expected["loss"], rel=1e-5)

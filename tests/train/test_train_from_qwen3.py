@@ -60,7 +60,10 @@ def qwen3(tmp_path_factory):
 def trained(qwen3, small_run, small_digits, tmp_path_factory):
     """Its run: captions and labels of the small digits, text alone."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    score = f"{{task: classify, shards: {small_digits}/test, input: [text], prompt: digit, target: json.label}}"
+    score = (
+        f"{{task: classify, shards: {small_digits}/test, input: [text], prompt: digit, "
+        "target: json.label}"
+    )
     overrides = [
         "data.sets.digits.tasks=[{target: text}, {input: [text], prompt: digit, target: "
         "json.label}]",
@@ -113,15 +116,16 @@ def test_the_averages_are_what_eval_and_export_take_if_asked(trained, tmp_path):
     assert f"ema.{name}" in stored
     assert not torch.allclose(plain.get_parameter(name), averaged.get_parameter(name), atol=1e-4)
     asked = ["mmscale", "eval", str(trained), "--json"]
-    told = [json.loads(run_module([*asked, *more]).stdout) for more in ([], ["--ema"])]
+    evaluated = [json.loads(run_module([*asked, *more]).stdout) for more in ([], ["--ema"])]
     assert all(
-        0 <= one["digits"]["accuracy"] <= 1 and one["digits"]["samples"] == 24 for one in told
+        0 <= score["digits"]["accuracy"] <= 1 and score["digits"]["samples"] == 24
+        for score in evaluated
     )
     # Releases of both, scored: the averages of the run are those of its release.
     run_module(["mmscale", "export", str(trained), "--ema", "--out", str(tmp_path / "averaged")])
     again = json.loads(run_module(["mmscale", "eval", str(tmp_path / "averaged"), "--json"]).stdout)
-    assert again["digits"]["confusion"] == told[1]["digits"]["confusion"]
+    assert again["digits"]["confusion"] == evaluated[1]["digits"]["confusion"]
     scores = json.loads((trained / "scores.json").read_text())
     assert "--ema" not in json.dumps(scores), (
-        "the card tells of the weights that are exported by default"
+        "the card reports the weights that are exported by default"
     )

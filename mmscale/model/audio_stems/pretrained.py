@@ -77,7 +77,7 @@ class PretrainedAudioStem(Tower, AudioStem):
             hidden=hidden or tower.get("mlp_ratio", 4) * width,
             positions=_WINDOW,
         )
-        # A clip costs a whole window, which its tokens are too few to tell.
+        # A clip costs a whole window, which its few tokens do not show.
         return position * media.frames_per_token / WHISPER_FRAMES_A_POSITION
 
 

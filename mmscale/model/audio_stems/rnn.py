@@ -67,7 +67,7 @@ class RnnStem(AudioStem):
             for kind in ("input_weight", "state_weight", "input_bias", "state_bias")
         ]
         state = x.new_zeros(2, len(tokens), self.units)
-        # A GPU keeps what the backward pass needs only when told that it trains.
+        # A GPU keeps what the backward pass needs only in training mode.
         kept = torch.is_grad_enabled()
         out, _ = self.operators.gru(
             packed.data, packed.batch_sizes, state, weights, True, 1, 0.0, kept, True

@@ -34,9 +34,10 @@ class ClassifyLoss(Loss):
         """See `Loss`."""
         names = ("head_T", "class_T2", "share_T", "weight_T")
         loss = classification_loss(
-            self._logits(model, inputs, block), smoothing=inputs.smoothing,
+            self._logits(model, inputs, block),
+            smoothing=inputs.smoothing,
             **{name: block[name] for name in names},
-        )  # fmt: skip
+        )
         return loss * inputs.positions.part
 
     def outputs(self, model: Any, inputs: LossInputs, block: ObjectiveBlock) -> list[Tensor]:

@@ -28,9 +28,13 @@ class NextTokenLoss(Loss):
         """See `Loss`."""
         mine = inputs.positions.every
         return next_token_loss(
-            inputs.words_TD[block["at_T"][mine]], inputs.table_VD, block["token_T"][mine],
-            block["weight_T"][mine], inputs.smoothing, inputs.many_logits,
-        )  # fmt: skip
+            inputs.words_TD[block["at_T"][mine]],
+            inputs.table_VD,
+            block["token_T"][mine],
+            block["weight_T"][mine],
+            smoothing=inputs.smoothing,
+            many_logits=inputs.many_logits,
+        )
 
     def outputs(self, model: nn.Module, inputs: LossInputs, block: ObjectiveBlock) -> Tensor:
         """Logits, float32 [T, V]."""

@@ -62,8 +62,8 @@ class DdpStrategy(OptimizerStep):
     @torch.no_grad()
     def embeddings(self, batch: Batch) -> dict[str, Tensor]:
         """See `Strategy`."""
-        found: dict[str, Tensor] = self._whole.module(batch, None, True)
-        return found
+        embeddings: dict[str, Tensor] = self._whole.module(batch, None, True)
+        return embeddings
 
     def forward_backward(
         self, batch: Batch, last: bool, contrast: ContrastTerms | None = None

@@ -50,15 +50,15 @@ class FsdpStrategy(OptimizerStep):
         split = partial(_split, config=config, ranks=ranks, compute=compute)
         there = torch.device("cpu") if config.parallel.offload == "cpu" else ranks.device
         self.model = builder.build(config, ranks, split, there)
-        # Ranks that share matrices compute the same losses; one of them tells.
-        self._told = 1.0 if ranks.rank % config.parallel.tensor == 0 else 0.0
+        # Ranks that share matrices compute the same losses; one of them reports.
+        self._loss_share = 1.0 if ranks.rank % config.parallel.tensor == 0 else 0.0
         self.prepare_update(config, compute)
 
     @torch.no_grad()
     def embeddings(self, batch: Batch) -> dict[str, Tensor]:
         """See `Strategy`."""
-        found: dict[str, Tensor] = self.model(batch, embeddings_only=True)
-        return found
+        embeddings: dict[str, Tensor] = self.model(batch, embeddings_only=True)
+        return embeddings
 
     def forward_backward(
         self, batch: Batch, last: bool, contrast: ContrastTerms | None = None
@@ -69,7 +69,7 @@ class FsdpStrategy(OptimizerStep):
         self.model.set_is_last_backward(last)
         losses = self.model(batch, contrast)
         torch.stack(list(losses.values())).sum().backward()
-        return {name: loss.detach() * self._told for name, loss in losses.items()}
+        return {name: loss.detach() * self._loss_share for name, loss in losses.items()}
 
     def input_losses(self, batch: Batch) -> dict[str, Tensor]:
         """See `Strategy`."""
@@ -117,9 +117,12 @@ def _split(model: FusionTransformer, config: Config, ranks: Ranks, compute: torc
     sharding = _sharding(mesh)
     for unit in (model.image_stem, model.audio_stem, *model.blocks, model):
         fully_shard(
-            unit, mesh=sharding, mp_policy=precision, offload_policy=offload,
+            unit,
+            mesh=sharding,
+            mp_policy=precision,
+            offload_policy=offload,
             reshard_after_forward=parallel.reshard and unit is not model,
-        )  # fmt: skip
+        )
         assert isinstance(unit, FSDPModule)
         # A plain sum, not a mean: losses are divided by the step's counts. Gloo has no other
         # reduction.

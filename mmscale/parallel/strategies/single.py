@@ -35,8 +35,8 @@ class SingleStrategy(OptimizerStep):
     @torch.no_grad()
     def embeddings(self, batch: Batch) -> dict[str, Tensor]:
         """See `Strategy`."""
-        found: dict[str, Tensor] = run_in(self._compute, self.model, batch, None, True)
-        return found
+        embeddings: dict[str, Tensor] = run_in(self._compute, self.model, batch, None, True)
+        return embeddings
 
     def forward_backward(
         self, batch: Batch, last: bool, contrast: ContrastTerms | None = None

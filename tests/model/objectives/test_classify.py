@@ -28,12 +28,12 @@ def test_classification_is_the_soft_cross_entropy_of_each_positions_own_head(smo
         expected = expected + weight[row] * F.cross_entropy(
             own[None], soft[None], label_smoothing=smoothing
         )
-    found = classification_loss(
+    loss = classification_loss(
         logits, head_T=head, class_T2=classes, share_T=share, weight_T=weight, smoothing=smoothing
     )
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(loss, expected)
     expected_grads, grads = (
-        torch.autograd.grad(one, logits, retain_graph=True) for one in (expected, found)
+        torch.autograd.grad(value, logits, retain_graph=True) for value in (expected, loss)
     )
     torch.testing.assert_close(grads, expected_grads)
     assert not grads[0][0].any(), "a head is not taught by another's positions"

@@ -29,8 +29,8 @@ def test_contrastive_by_hand():
     for i, j in ((0, 1), (0, 3), (2, 1), (2, 3)):  # same group, same task, different sides
         sign = 1 if facts()["match_T"][i] == facts()["match_T"][j] else -1
         expected -= 0.5 * F.logsigmoid(sign * (x[i] @ x[j] * 10 - 4))
-    found = contrastive_loss(x, torch.tensor([math.log(10)]), torch.tensor([-4.0]), **facts())
-    torch.testing.assert_close(found, expected)
+    loss = contrastive_loss(x, torch.tensor([math.log(10)]), torch.tensor([-4.0]), **facts())
+    torch.testing.assert_close(loss, expected)
 
 
 def test_contrastive_terms_found_beforehand_have_the_gradients_of_the_loss_itself():
@@ -44,9 +44,11 @@ def test_contrastive_terms_found_beforehand_have_the_gradients_of_the_loss_itsel
     )
     pieces = [table.gradients(rows, scale, bias) for rows in (slice(0, 4), slice(4, 6))]
     terms = ContrastTerms(
-        pieces[0][0] + pieces[1][0], torch.cat([pieces[0][1], pieces[1][1]]),
-        pieces[0][2] + pieces[1][2], pieces[0][3] + pieces[1][3],
-    )  # fmt: skip
+        pieces[0][0] + pieces[1][0],
+        torch.cat([pieces[0][1], pieces[1][1]]),
+        pieces[0][2] + pieces[1][2],
+        pieces[0][3] + pieces[1][3],
+    )
     surrogate = terms.surrogate(unit, scale, bias)
     torch.testing.assert_close(surrogate, loss)
     torch.testing.assert_close(torch.autograd.grad(surrogate, (x, scale, bias)), expected)

@@ -17,7 +17,7 @@ def all_alignments(log_probs_PV, target):
     positions, vocabulary = log_probs_PV.shape
     paths = []
     for path in itertools.product(range(vocabulary), repeat=positions):
-        collapsed = [one for one, _ in itertools.groupby(path) if one != 0]
+        collapsed = [symbol for symbol, _ in itertools.groupby(path) if symbol != 0]
         if collapsed == target:
             paths.append(sum(log_probs_PV[n, token] for n, token in enumerate(path)))
     return torch.stack(paths).logsumexp(0)
@@ -35,8 +35,13 @@ def test_ctc_sums_over_all_alignments(monkeypatch, elements):
     expected_grads = torch.autograd.grad(expected, (hidden, table))
     monkeypatch.setattr("mmscale.model.objective._LOGIT_ELEMENTS", elements)
     loss = ctc_loss(
-        hidden, table, at_CP=at, tokens_C=torch.tensor([5, 3]), target_CU=torch.tensor(targets),
-        length_C=torch.tensor([2, 2]), weight_C=weights,
-    )  # fmt: skip
+        hidden,
+        table,
+        at_CP=at,
+        tokens_C=torch.tensor([5, 3]),
+        target_CU=torch.tensor(targets),
+        length_C=torch.tensor([2, 2]),
+        weight_C=weights,
+    )
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(torch.autograd.grad(loss, (hidden, table)), expected_grads)

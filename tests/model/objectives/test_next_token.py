@@ -21,8 +21,8 @@ def test_next_token_is_the_weighted_cross_entropy_in_any_chunking(monkeypatch, s
     monkeypatch.setattr("mmscale.model.objective._LOGIT_ELEMENTS", elements)
     loss = next_token_loss(hidden, table, target, weight, smoothing)
     torch.testing.assert_close(loss, (plain * weight).sum())
-    found = torch.autograd.grad(loss * 3, (hidden, table))
-    torch.testing.assert_close(found, expected)
+    gradients = torch.autograd.grad(loss * 3, (hidden, table))
+    torch.testing.assert_close(gradients, expected)
     assert next_token_loss(hidden[:0], table, target[:0], weight[:0]) == 0
 
 
@@ -39,7 +39,9 @@ def test_next_token_logits_never_exist_whole():
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             nonlocal largest
             out = function(*args, **(kwargs or {}))
-            made = [one.numel() for one in tree_leaves(out) if isinstance(one, torch.Tensor)]
+            made = [
+                tensor.numel() for tensor in tree_leaves(out) if isinstance(tensor, torch.Tensor)
+            ]
             largest = max(largest, *made, 0) if made else largest
             return out
 

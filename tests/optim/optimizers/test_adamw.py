@@ -27,8 +27,9 @@ def test_state_after_some_updates():
     kind, weight = AdamWKind(), torch.nn.Parameter(torch.zeros(2, 3))
     state = kind.state(weight, 7)
     assert set(state) == {"step", *kind.moments} and state["step"] == 7
-    optimizer = kind.build([{"params": [weight], "lr": 1.0, "weight_decay": 0.0}],
-                           OptimizerConfig(beta1=0.9, beta2=0.9, eps=1e-30), torch.float32)  # fmt: skip
+    groups = [{"params": [weight], "lr": 1.0, "weight_decay": 0.0}]
+    config = OptimizerConfig(beta1=0.9, beta2=0.9, eps=1e-30)
+    optimizer = kind.build(groups, config, torch.float32)
     optimizer.state[weight] = state
     weight.grad = torch.ones(2, 3)
     optimizer.step()

@@ -14,10 +14,10 @@ def test_newton_schulz_is_nearly_the_orthogonal_factor(shape):
     u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
     values = torch.linalg.svdvals(orthogonalise(matrix))
     assert values.min() > 0.6 and values.max() < 1.3
-    found = orthogonalise(matrix)
+    high = orthogonalise(matrix)
     low = orthogonalise(matrix.bfloat16())
-    assert low.dtype == torch.bfloat16 and (low.float() - found).norm() < 0.05 * found.norm()
-    cosine = (found * (u @ vt)).sum() / found.norm() / (u @ vt).norm()
+    assert low.dtype == torch.bfloat16 and (low.float() - high).norm() < 0.05 * high.norm()
+    cosine = (high * (u @ vt)).sum() / high.norm() / (u @ vt).norm()
     assert cosine > 0.97
 
 
@@ -46,7 +46,7 @@ def test_muon_leaves_alone_what_has_no_gradient():
         assert torch.equal(before[0], gone) == (seed in (1, 2, 3)) and not torch.equal(
             before[1], there
         )
-    # It goes on with the momentum it had.
+    # It continues with the momentum it had.
     first, last = (
         torch.randn(4, 6, generator=torch.Generator().manual_seed(seed)) for seed in (0, 4)
     )

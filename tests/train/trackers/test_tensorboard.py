@@ -19,6 +19,6 @@ def test_steps_that_are_taken_again_stand_once(tmp_path):
     read = EventAccumulator(str(tmp_path / "tensorboard"))
     read.Reload()
     for name, factor in (("loss", 1.0), ("losses/ctc", 0.5)):
-        found = [(event.step, event.value) for event in read.Scalars(name)]
+        events = [(event.step, event.value) for event in read.Scalars(name)]
         expected = [(0, 8.0), (1, 8.0), (2, 4.0), (3, 4.0), (4, 4.0)]
-        assert found == [(step, value * factor) for step, value in expected]
+        assert events == [(step, value * factor) for step, value in expected]
