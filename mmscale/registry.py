@@ -1,8 +1,8 @@
 """Kinds by name: objectives, stems, optimisers, strategies, trackers, text normalisers.
 
 Every kind of ours is a module of one package, named as the kind is: a new one is a new file, and no
-list has to change (docs/extending.md). The file is imported when the kind is first used, so that naming the choices of
-a config costs no import of torch. It registers itself:
+list has to change (docs/extending.md). The file is imported when the kind is first used, so that
+naming the choices of a config costs no import of torch. It registers itself:
 
     OBJECTIVES.register("next_token", NextToken())
 

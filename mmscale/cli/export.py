@@ -77,6 +77,7 @@ def add(verbs: Any) -> None:
 def _export(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.form == "qwen3":
         return _export_qwen3(arguments)
+    assert arguments.form == "mmscale", f"--as {arguments.form}: unknown"
     from mmscale.release.export import ExportOptions, export
 
     options = ExportOptions(

@@ -7,7 +7,7 @@ repeats it.
 
 from mmscale.config.data import CacheConfig, DataConfig, TokenizerConfig, WeightChange
 from mmscale.config.evaluation import SCORES, EvalConfig, RobustnessConfig
-from mmscale.config.keys import MEDIA_FIELDS, TEXT_FIELDS, check_field, is_media
+from mmscale.config.keys import MEDIA_FIELDS, TEXT_FIELDS, check_field, is_media, media_kind
 from mmscale.config.media import MediaConfig
 from mmscale.config.model import ModelConfig
 from mmscale.config.parallel import ParallelConfig
@@ -43,4 +43,5 @@ __all__ = [
     "WeightChange",
     "check_field",
     "is_media",
+    "media_kind",
 ]

@@ -21,6 +21,13 @@ def is_media(field: str) -> bool:
     return field.partition(".")[0] in MEDIA_FIELDS
 
 
+def media_kind(field: str) -> str:
+    """``image`` or ``audio``: what a field that `is_media` holds. No other is taken for one."""
+    kind = field.partition(".")[0]
+    assert kind in MEDIA_FIELDS, f"{field}: neither a picture nor a clip"
+    return kind
+
+
 def check_field(where: str, name: str) -> None:
     """A field reference is image, audio, text, cls, json.<path>, or image.<name> and so on."""
     kind, dot, rest = name.partition(".")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmscale.config import TaskConfig, is_media
+from mmscale.config import TaskConfig, is_media, media_kind
 from mmscale.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class TaskLayout:
         """Add one field to the open segment; returns flat positions, int64 [n], if it is text."""
         if not is_media(field):
             return self.builder.add_text(self.sample.inputs[field])
-        if field.startswith("image"):
+        if media_kind(field) == "image":
             self.builder.add_image(self.media[field])
         else:
             self.builder.add_clip(self.media[field])

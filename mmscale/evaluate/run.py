@@ -197,6 +197,7 @@ def _transcribe(samples: EvalSamples) -> dict[str, Any]:
         if score.decoder == "ctc":
             predicted += samples.predictor.spell(queries, score.beams)
         else:
+            assert score.decoder == "answer", f"decoder {score.decoder!r}: unknown"
             predicted += samples.predictor.generate(queries, score.prompt, decoding)
         truth += [sample.answer for sample in chunk]
     truth, predicted = (normalised(score.normalise, texts) for texts in (truth, predicted))

@@ -157,6 +157,7 @@ def _scan_field(dataset: Dataset, field: str, sample: int, facts: np.void) -> Sc
                 f"json.{path}": value
                 for path, value in scalars(dataset.read(field, sample)).items()
             }
+        assert kind in ("text", "cls"), f"{kind}: no kind of field"
         text = dataset.text(field, sample) or ""
         return row | measure_text(text) if kind == "text" else {"cls": text[:EXCERPT]}
     except SampleFault as fault:

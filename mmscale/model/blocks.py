@@ -155,6 +155,7 @@ class Block(nn.Module):
         super().__init__()
         norm = ModalRMSNorm if "norm" in config.untied else RMSNorm
         self.attention_norm = norm(config.width, config.norm_eps)
+        assert config.fusion in ("transformer", "rnn"), f"model.fusion={config.fusion}: unknown"
         self.recurrent = config.fusion == "rnn"
         if self.recurrent:
             self.mixer = GruMixer(config.width)

@@ -25,6 +25,7 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
         first = max(config.warmup_steps, steps - max(1, round(config.decay_share * steps)))
         left = 1.0 - max(0, step - first + 1) / max(1, steps - first)
     else:
+        assert config.schedule == "cosine", f"schedule {config.schedule!r}: unknown"
         progress = (step - config.warmup_steps) / max(1, steps - 1 - config.warmup_steps)
         left = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
     return config.lr * (config.final_lr + (1.0 - config.final_lr) * left)

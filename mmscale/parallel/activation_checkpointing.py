@@ -33,6 +33,7 @@ def set_activation_checkpointing(model: FusionTransformer, how: str) -> None:
     """``none``, ``full`` or ``selective``; see the config key ``parallel.checkpointing``."""
     if how == "none":
         return
+    assert how in ("full", "selective"), f"parallel.checkpointing={how}: unknown"
     run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     if how == "selective":
         run = partial(run, context_fn=partial(create_selective_checkpoint_contexts, _policy))

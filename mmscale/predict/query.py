@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mmscale.config import MediaConfig, is_media
+from mmscale.config import MediaConfig, is_media, media_kind
 from mmscale.data.index.dataset import Dataset
 from mmscale.data.loading.batch_builder import BatchBuilder
 from mmscale.data.media.audio import decode_audio
@@ -71,7 +71,7 @@ class PartReader:
         it.
         """
         try:
-            if is_media(field) and field.startswith("image"):
+            if is_media(field) and media_kind(field) == "image":
                 return self.image(dataset.read(field, sample))
             if is_media(field):
                 return self.audio(dataset.read(field, sample))

@@ -29,6 +29,7 @@ def make_scheduler(config: Config, space: Space, records: Records) -> TrialSched
         return FIFOScheduler()
     if tune.scheduler == "pbt":
         return _Population(config, space, records)
+    assert tune.scheduler in ("asha", "hyperband"), f"tune.scheduler={tune.scheduler}: unknown"
     brackets = tune.brackets if tune.scheduler == "hyperband" else 1
     return _RememberedHalving(config, records, brackets)
 

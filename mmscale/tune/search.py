@@ -88,6 +88,7 @@ class Search(Searcher):
             return _Random(self._space, self._config.seed)
         if kind == "grid":
             return _Grid(self._space, self._fits, len(done), self._config.tune.trials)
+        assert kind == "tpe", f"tune.search={kind}: unknown"
         return _Tpe(self._space, self._config, [trial for trial in done if trial.status != "open"])
 
     def _next_fitting(self, number: int) -> Point | None:

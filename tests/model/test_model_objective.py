@@ -1,4 +1,4 @@
-"""An objective is known in both halves or not at all, and an unknown one is never taken for another."""
+"""An objective is known in both halves or not at all; an unknown one is never taken for another."""
 
 import pytest
 from packings import MEDIA, model_config

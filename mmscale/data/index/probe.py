@@ -51,6 +51,7 @@ def probe(kind: Kind, data: bytes, media: MediaConfig) -> tuple[int, int]:
         with open_sound(data, media) as sound:
             facts = sound.frames, sound.samplerate
     else:
+        assert kind in ("text", "cls", "json"), f"{kind}: no kind of field"
         facts = _text(data, parse=kind == "json")
     if max(facts) >= 2**32:
         raise SampleFault(f"{max(facts)} in the header is beyond 32 bits")

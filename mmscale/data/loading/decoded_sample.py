@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmscale import prf
-from mmscale.config import AugmentConfig, MediaConfig, TaskConfig, is_media
+from mmscale.config import AugmentConfig, MediaConfig, TaskConfig, is_media, media_kind
 from mmscale.data.loading.batch_builder import BatchBuilder
 from mmscale.data.media.audio import decode_audio
 from mmscale.data.media.augment import (
@@ -133,7 +133,7 @@ class DecodedSample:
             self.inputs[field] = drop_text(self.texts[field], augment, draws, MASK)
             return
         data = dataset.read(field, self.sample)
-        if field.startswith("image"):
+        if media_kind(field) == "image":
             image = decode_image(
                 data, media, partial(draw_crop, cfg=augment, numbers=crop) if crop else None
             )

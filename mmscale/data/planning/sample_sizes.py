@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mmscale.config import MediaConfig, SetConfig, TaskConfig, is_media
+from mmscale.config import MediaConfig, SetConfig, TaskConfig, is_media, media_kind
 from mmscale.data.index.dataset import Dataset
 from mmscale.data.planning.array_cache import CachedArray
 from mmscale.data.planning.token_counts import ABSENT
@@ -136,7 +136,7 @@ class SampleMeasure:
         # Media are decoded and embedded once, however many tasks use them.
         users = [task for task in self._tasks if field in task.fields()]
         needed = np.any([_has_all(task, tokens) for task in users], axis=0)
-        if field.startswith("image"):
+        if media_kind(field) == "image":
             sizes.image_tokens = sizes.image_tokens + needed * tokens[field]
         else:
             sizes.audio_tokens = sizes.audio_tokens + needed * tokens[field]
@@ -158,7 +158,7 @@ class SampleMeasure:
             return np.where(counts == ABSENT, -1, counts.astype(np.int64))
         facts = self._dataset.facts(field, samples)
         a, b = facts["a"].astype(np.int64), np.maximum(facts["b"].astype(np.int64), 1)
-        if field.startswith("image"):
+        if media_kind(field) == "image":
             rows, columns = self._media.image_grid(b, np.maximum(a, 1))
             tokens = rows * columns
         else:
