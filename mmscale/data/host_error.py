@@ -1,4 +1,4 @@
-"""Trouble of the machine, told from trouble of the data.
+"""Trouble of the machine, kept apart from trouble of the data.
 
 What is broken in the data is masked, on every rank alike. A process that has no memory or no file
 descriptor left would mask what other ranks can read, so that ends the run.

@@ -27,8 +27,8 @@ _AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
 _NORMALIZERS = {"NFC", "NFD", "NFKC", "NFKD"}
 # Qwen2's to Qwen3's pattern, and Llama 3's; a stranger's might take for ever on some text.
 _QWEN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _PATTERNS = (_QWEN, _QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|"))
 
@@ -86,8 +86,8 @@ class Tokenizer:
         try:
             model = tree["model"]
             shift = len(SPECIAL_TOKENS)
-            added = [one | {"id": one["id"] + shift} for one in tree.get("added_tokens", [])]
-            clash = {*SPECIAL_TOKENS} & {*model["vocab"], *(one["content"] for one in added)}
+            added = [token | {"id": token["id"] + shift} for token in tree.get("added_tokens", [])]
+            clash = {*SPECIAL_TOKENS} & {*model["vocab"], *(token["content"] for token in added)}
             model["vocab"] = dict(zip(SPECIAL_TOKENS, range(shift), strict=True)) | {
                 token: number + shift for token, number in model["vocab"].items()
             }
@@ -126,7 +126,8 @@ class Tokenizer:
     def lengths(self, texts: list[str]) -> list[int]:
         """Number of tokens of each text."""
         return [
-            len(one.ids) for one in self._inner.encode_batch_fast(texts, add_special_tokens=False)
+            len(encoding.ids)
+            for encoding in self._inner.encode_batch_fast(texts, add_special_tokens=False)
         ]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -179,9 +180,8 @@ def _build(tree: dict[str, Any], path: str | Path) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_str(json.dumps(plain))
     except (KeyboardInterrupt, SystemExit):
         raise
-    except (
-        BaseException
-    ) as error:  # the library raises bare Exception for malformed files, or panics
+    except BaseException as error:
+        # The library raises bare Exception for malformed files, or panics.
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{path}: not a tokenizer.json ({reason}); copy it again, or train one"

@@ -71,10 +71,13 @@ class WorkerPool:
         try:
             while True:
                 while (
-                    not failed and len(running) < 2 * self._workers and (one := next(waiting, None))
+                    not failed
+                    and len(running) < 2 * self._workers
+                    and (numbered := next(waiting, None))
                 ):
+                    number, task = numbered
                     with _interrupts_held():  # a worker may be started here
-                        running[self._executor.submit(function, one[1])] = one[0]
+                        running[self._executor.submit(function, task)] = number
                 if not running:
                     break
                 for future in wait(running, return_when=FIRST_COMPLETED).done:

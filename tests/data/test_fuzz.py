@@ -305,10 +305,10 @@ def test_damaged_shards(
 def check_contents(dataset: Dataset) -> None:
     """Everything that was indexed can be read, and decodes or is a fault."""
     checks = {"image": check_picture, "audio": check_sound}
-    every = np.arange(len(dataset))
+    numbers = np.arange(len(dataset))
     for field in ("image", "audio", "text", "cls", "json.label"):
         try:
-            present = np.flatnonzero(dataset.facts(field, every)["offset"])
+            present = np.flatnonzero(dataset.facts(field, numbers)["offset"])
         except UserError:
             continue  # no sample of this shard has it
         for sample in present.tolist():

@@ -37,8 +37,8 @@ END = bytes(2 * BLOCK)
 GOOD = member(b"good.txt", b"good")
 
 
-# A process between the tests and the command: what Linux tells of a child's memory starts with its
-# parent's.
+# A process between the tests and the command: what Linux reports of a child's memory starts with
+# its parent's.
 MEASURE = """
 import resource, subprocess, sys
 status = subprocess.run(sys.argv[2:], timeout=120).returncode
@@ -161,7 +161,7 @@ def test_pickles_under_the_endings_that_are_read(tmp_path: Path) -> None:
     left_out = [
         json.loads(line) for line in (folder / "index" / "problems.jsonl").read_text().splitlines()
     ]
-    assert sorted(one["key"] for one in left_out) == sorted(MEDIA_ENDINGS)
+    assert sorted(problem["key"] for problem in left_out) == sorted(MEDIA_ENDINGS)
     assert not flag.exists()
 
 
@@ -240,12 +240,13 @@ def test_shards_are_refused_by_name(tmp_path: Path) -> None:
     status, lines, message = run(["-c", INDEX_EACH, str(tmp_path / "shards")], tmp_path)
     assert status == 0, message
     for number, (words, line) in enumerate(zip(REFUSED, lines.splitlines(), strict=True)):
-        folder, told = tmp_path / "shards" / f"{number:02d}", json.loads(line)
-        assert told is not None, words
+        folder, refusal = tmp_path / "shards" / f"{number:02d}", json.loads(line)
+        assert refusal is not None, words
         assert (
-            told.startswith(f"{folder / 'hostile.tar'}: byte ") and words.partition(" (")[0] in told
-        ), told
-        assert "; " in told and "\n" not in told and "\x1b" not in told
+            refusal.startswith(f"{folder / 'hostile.tar'}: byte ")
+            and words.partition(" (")[0] in refusal
+        ), refusal
+        assert "; " in refusal and "\n" not in refusal and "\x1b" not in refusal
         assert not (folder / "index").exists()
 
 
@@ -371,12 +372,12 @@ def test_hostile_members_leave_their_sample_out_by_name(tmp_path: Path) -> None:
         json.loads(line)
         for line in (tmp_path / "index" / "problems.jsonl").read_text().splitlines()
     ]
-    assert sorted(one["key"] for one in problems) == sorted(
+    assert sorted(problem["key"] for problem in problems) == sorted(
         name.rpartition(".")[0] for name in members
     )
     assert len(Manifest.open(tmp_path)) == len(odd) + 1
-    assert all(one["reason"] and len(one["reason"]) < 200 for one in problems)
-    reasons = {one["key"]: one["reason"] for one in problems}
+    assert all(problem["reason"] and len(problem["reason"]) < 200 for problem in problems)
+    reasons = {problem["key"]: problem["reason"] for problem in problems}
     assert "60000x60000 pixels is over media.max_image_pixels" in reasons["size-png"]
     assert "is over media.max_audio_s" in reasons["hours-flac"]
     assert (
@@ -408,7 +409,7 @@ def test_the_largest_pictures_take_four_bytes_of_memory_a_pixel(tmp_path: Path) 
     program = f"""
 from mmscale.config import MediaConfig
 from mmscale.data.media.image import decode_image
-# Not what getrusage tells, which starts at the peak of whoever started the process.
+# Not what getrusage reports, which starts at the peak of whoever started the process.
 peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 before = peak()
 for kind in {kinds}:

@@ -75,17 +75,17 @@ def test_what_a_stranger_wrote_is_refused_in_one_line_or_harmless(tmp_path, faul
     HOSTILE[fault](tree)
     path.write_text(json.dumps(tree))
     try:
-        found = Tokenizer.load(path)
+        tokenizer = Tokenizer.load(path)
         config = Config()
         config.model.vocab_size = 320
-        check_vocabulary(config, found, path)
+        check_vocabulary(config, tokenizer, path)
     except UserError as error:
         assert "\n" not in str(error) and len(str(error)) < 500 and "tokenizer.json" in str(error)
         assert fault not in ("fixed padding", "truncation", "a template")
         return
     assert fault in ("fixed padding", "truncation", "a template")  # which are left out
-    assert found.encode("zero aaaa one") == expected
-    assert found.lengths(["zero aaaa one"]) == [len(expected)]
+    assert tokenizer.encode("zero aaaa one") == expected
+    assert tokenizer.lengths(["zero aaaa one"]) == [len(expected)]
 
 
 @pytest.mark.parametrize("read", [Tokenizer.load, Tokenizer.from_foreign])
@@ -100,17 +100,17 @@ def test_only_plain_files_of_a_sensible_size_are_read(tmp_path, read):
         (large, "larger than"),
         (deep, "not a tokenizer"),
     ):
-        told = []
+        refusals = []
 
-        def attempt(path=path, told=told):
+        def attempt(path=path, refusals=refusals):
             with pytest.raises(UserError) as caught:
                 read(path)
-            told.append(str(caught.value))
+            refusals.append(str(caught.value))
 
         thread = threading.Thread(target=attempt, daemon=True)
         thread.start()
         thread.join(60)
-        assert told and message in told[0], f"{path}: {told or 'hangs'}"
+        assert refusals and message in refusals[0], f"{path}: {refusals or 'hangs'}"
 
 
 def test_the_parts_of_qwen3s_tokenizer_are_taken(tmp_path):

@@ -69,8 +69,8 @@ def build_index(directory: Path, media: MediaConfig, progress: bool = True) -> M
     `Manifest.problems` gives these as one-line warnings. ``progress`` shows a bar in bytes on
     stderr.
 
-    Raises `UserError` for what `tar.scan` does, when there is no shard, when the folder cannot be
-    written, and when no sample is usable (its problems are on disk then).
+    Raises `UserError` for what `tar_headers.scan` does, when there is no shard, when the folder
+    cannot be written, and when no sample is usable (its problems are on disk then).
     """
     directory = Path(directory)
     paths = _shards_of(directory)
@@ -92,9 +92,9 @@ def build_remote_index(
 
     Raises `UserError` also when the shards do not share a folder or cannot be fetched.
     """
-    (base, shards), *others = group_by_folder(names)
-    if others or isinstance(base, Path):
-        odd = base if isinstance(base, Path) else others[0][0]
+    (base, shards), *other_folders = group_by_folder(names)
+    if other_folders or isinstance(base, Path):
+        odd = base if isinstance(base, Path) else other_folders[0][0]
         raise UserError(
             f"{odd}: an index is of one remote folder; index each into an --out of its own"
         )
@@ -117,9 +117,9 @@ def verify_shards(directory: Path, progress: bool = False) -> list[str]:
     """Compare every byte of the shards with the index; returns one line per fault, naming shard and
     key.
 
-    Checked: the strict rules of `tar.scan`, each shard's size and SHA-256, each field's place and
-    CRC-32, shards that are missing or not indexed. Members already listed as problems are not
-    repeated. Remote shards are read where they are, not from the cache.
+    Checked: the strict rules of `tar_headers.scan`, each shard's size and SHA-256, each field's
+    place and CRC-32, shards that are missing or not indexed. Members already listed as problems are
+    not repeated. Remote shards are read where they are, not from the cache.
 
     Raises `UserError` when there is no index or it is damaged itself.
     """
@@ -142,7 +142,9 @@ def verify_shards(directory: Path, progress: bool = False) -> list[str]:
 
 
 class _HashingReader:
-    """One forward pass over a shard; whatever is read or skipped is hashed. A `tar.Source`."""
+    """A `tar_headers.Source`: one forward pass over a shard; whatever is read or skipped is
+    hashed.
+    """
 
     def __init__(self, file: BinaryIO, bar: tqdm[Any]) -> None:
         self._file, self._bar, self._at = file, bar, 0

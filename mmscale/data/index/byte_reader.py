@@ -134,7 +134,7 @@ class _OpenFile:
 
 
 def _read_fully(handle: int, size: int, offset: int) -> bytes:
-    """`os.pread` that goes on after a short read; fewer bytes only at the end of the file."""
+    """`os.pread` that continues after a short read; fewer bytes only at the end of the file."""
     data = os.pread(handle, size, offset)
     if len(data) == size:
         return data

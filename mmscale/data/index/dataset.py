@@ -54,7 +54,7 @@ class Dataset:
         self.manifests[0].locate(field)
 
     def facts(self, field: str, samples: NDArray[np.int64]) -> NDArray[Any]:
-        """Index facts of ``field`` (see `stored_index.FACTS`) of the numbered samples, structured
+        """Index facts of ``field`` (see `index_files.FACTS`) of the numbered samples, structured
         [n].
 
         ``offset`` is 0 where a sample lacks the field.
@@ -62,14 +62,14 @@ class Dataset:
         if len(self.manifests) == 1:
             located = self._locate(0, field)
             return np.zeros(len(samples), FACTS) if located is None else located.facts(samples)
-        found = np.zeros(len(samples), FACTS)
+        facts = np.zeros(len(samples), FACTS)
         owners = np.searchsorted(self._ends, samples, side="right")
         for number in np.unique(owners).tolist():
             located = self._locate(number, field)
             if located is not None:
                 mine = owners == number
-                found[mine] = located.facts(samples[mine] - self._start(number))
-        return found
+                facts[mine] = located.facts(samples[mine] - self._start(number))
+        return facts
 
     def read(self, field: str, sample: int) -> bytes:
         """Bytes of one field, checked against the index. Raises `SampleFault` with the reason."""

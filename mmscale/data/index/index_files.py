@@ -93,11 +93,11 @@ class IndexFiles:
             raise self._damaged("manifest.json")
         self.digest: str = tree["digest"]
         if not self.samples:
-            found = (
+            listed = (
                 f"{self.problems} broken members are listed in {root / FOLDER / 'problems.jsonl'}"
             )
             raise UserError(
-                f"{root}: no usable sample; {found}, repair them and {reindex_remedy(root)}"
+                f"{root}: no usable sample; {listed}, repair them and {reindex_remedy(root)}"
             )
         self.key_ends = self._map("key_ends", "<u8", self.samples)
         self.keys = self._map("keys", "u1", int(self.key_ends[-1]))
@@ -145,9 +145,9 @@ class IndexFiles:
         if not isinstance(tree, dict):
             raise self._damaged(path.name)
         if tree.get("version") != VERSION:
-            found = tree.get("version")
+            version = tree.get("version")
             raise UserError(
-                f"{path}: index version {found!r}, this release reads {VERSION}; "
+                f"{path}: index version {version!r}, this release reads {VERSION}; "
                 f"{reindex_remedy(self.root)}"
             )
         return tree

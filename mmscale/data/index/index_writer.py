@@ -1,4 +1,4 @@
-"""Writes the files that `stored_index` reads, shard by shard, in memory that does not grow with the
+"""Writes the files that `index_files` reads, shard by shard, in memory that does not grow with the
 data set.
 """
 
@@ -37,7 +37,8 @@ class IndexWriter:
         self._keys = _Column(folder / "keys.npy", "u1")
         self._key_ends = _Column(folder / "key_ends.npy", "<u8")
         self._columns: dict[str, _Column] = {}
-        self._problems = open(folder / "problems.jsonl", "w", encoding="utf-8")  # noqa: SIM115 - closed in finish
+        # Closed in `finish`.
+        self._problems = open(folder / "problems.jsonl", "w", encoding="utf-8")  # noqa: SIM115
 
     def add_problem(self, key: str, shard: str, offset: int, field: str, reason: str) -> None:
         """Record a member that cannot be used; ``offset`` is of its payload, bytes."""
@@ -105,8 +106,7 @@ class IndexWriter:
         if len(self._columns.keys() | columns | {field}) > MAX_FIELDS:
             raise UserError(
                 f"{shard}: field {field!r} is one of more than {MAX_FIELDS}; a key ends at the "
-                "first dot "
-                f"of the file name, so write other dots in names as '_'"
+                "first dot of the file name, so write other dots in names as '_'"
             )
 
     def _column(self, field: str) -> _Column:

@@ -1,6 +1,6 @@
 """The samples of a folder of shards, by number: key, shard, and where each field lies.
 
-Everything is looked up in the memory-mapped index (`stored_index`) when it is asked for, so that
+Everything is looked up in the memory-mapped index (`index_files`) when it is asked for, so that
 opening takes the same time for a thousand samples and for a hundred million.
 """
 
@@ -46,27 +46,27 @@ class FieldLocator:
         self._columns = [manifest.stored_column(field) for field in fields]
 
     def facts(self, samples: NDArray[np.int64]) -> NDArray[Any]:
-        """Structured [n] of `stored_index.FACTS` of the numbered samples; offset 0 where one lacks
+        """Structured [n] of `index_files.FACTS` of the numbered samples; offset 0 where one lacks
         the field.
         """
         rows = self._manifest.rows(samples)
-        found = self._columns[0][rows]
+        facts = self._columns[0][rows]
         for column in self._columns[1:]:
-            lacking = np.flatnonzero(found["offset"] == 0)
+            lacking = np.flatnonzero(facts["offset"] == 0)
             if not len(lacking):
                 break
-            found[lacking] = column[rows[lacking]]
-        return found
+            facts[lacking] = column[rows[lacking]]
+        return facts
 
     def bytes_of(self, sample: int) -> tuple[int, int, int]:
         """(offset, size, CRC-32) of one sample's field, as `facts`."""
         row = sample if self._manifest.is_whole else int(self._manifest.rows(np.array([sample]))[0])
-        found = self._columns[0][row]
+        facts = self._columns[0][row]
         for column in self._columns[1:]:
-            if found["offset"]:
+            if facts["offset"]:
                 break
-            found = column[row]
-        offset, size, crc, *_ = found.item()
+            facts = column[row]
+        offset, size, crc, *_ = facts.item()
         return offset, size, crc
 
 
@@ -84,13 +84,15 @@ class Manifest:
         """Of all shards of ``stored``, or of those with the given ascending ``numbers``."""
         self._stored, self._numbers = stored, numbers
         self.root, self.base = stored.root, stored.base
-        every = stored.shards
-        self.entries = every if numbers is None else [every[number] for number in numbers]
+        stored_shards = stored.shards
+        self.entries = (
+            stored_shards if numbers is None else [stored_shards[number] for number in numbers]
+        )
         self.shards = [shard.name for shard in self.entries]
         self.digest = stored.digest if numbers is None else identity(self.entries)
         # Sample i of shard s here is row i + shift[s] of the stored columns.
         self._ends = np.cumsum([shard.samples for shard in self.entries])
-        stored_ends = np.cumsum([shard.samples for shard in every])
+        stored_ends = np.cumsum([shard.samples for shard in stored_shards])
         self._shift = np.zeros(len(self.entries), np.int64)
         if numbers is not None:
             self._shift = stored_ends[numbers] - self._ends
@@ -130,8 +132,7 @@ class Manifest:
             if sizes[shard.name] != shard.bytes:
                 raise UserError(
                     f"{self.base / shard.name}: {sizes[shard.name]} bytes, but {shard.bytes} when "
-                    "it was "
-                    f"indexed; restore it or {remedy}"
+                    f"it was indexed; restore it or {remedy}"
                 )
         new = sorted(sizes.keys() - set(self.shards)) if added else []
         if new:
@@ -305,9 +306,10 @@ def read_problems(root: Path, base: Path | str) -> Iterator[str]:
     """One line for each member that could not be used when ``base`` was indexed into ``root``."""
     with open(root / FOLDER / "problems.jsonl", encoding="utf-8") as file:
         for line in file:
-            one = json.loads(line)
-            where = f"{base}/{one['shard']}: byte {one['offset']}"
-            yield f"{where}: sample {one['key']!r} left out: {one['field']}: {one['reason']}"
+            problem = json.loads(line)
+            where = f"{base}/{problem['shard']}: byte {problem['offset']}"
+            reason = f"{problem['field']}: {problem['reason']}"
+            yield f"{where}: sample {problem['key']!r} left out: {reason}"
 
 
 def _reopen(root: Path, numbers: list[int] | None, digest: str) -> Manifest:

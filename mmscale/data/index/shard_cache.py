@@ -53,8 +53,7 @@ class ShardCache:
         if largest.bytes > self._limit:
             raise UserError(
                 f"data.cache.max_gb: {self._limit / 1e9:g} is less than the shard {largest.name} "
-                "of "
-                f"{largest.bytes / 1e9:.3g} GB; raise it"
+                f"of {largest.bytes / 1e9:.3g} GB; raise it"
             )
         make_cache_folder(self._folder / "shards")
 
@@ -130,9 +129,8 @@ class ShardCache:
             self._reserve(shard, part, lock)
             self._receive(url, shard, lock)
             os.fsync(lock)
-            handle = os.open(
-                part, os.O_RDONLY
-            )  # opened before others can see it, and remove it again
+            # Opened before others can see it, and remove it again.
+            handle = os.open(part, os.O_RDONLY)
             os.rename(part, self._copy(shard))
             return handle
         except RemoteFault as fault:
@@ -222,8 +220,8 @@ def make_cache_folder(folder: Path) -> None:
             raise PermissionError(0, "no right to write there")
     except OSError as error:
         raise UserError(
-            f"data.cache.dir: {folder} cannot be used ({error.strerror}); name another folder, "
-            f"or set MMSCALE_CACHE"
+            f"data.cache.dir: {folder} cannot be used ({error.strerror}); name another folder, or "
+            "set MMSCALE_CACHE"
         ) from None
 
 

@@ -46,8 +46,7 @@ def _csv_cells(table: Path, media: MediaConfig) -> Iterator[tuple[int, dict[str,
                 if len(cells) != len(header):
                     raise UserError(
                         f"{table}: row {number}: {len(cells)} cells, but the header names "
-                        f"{len(header)}; "
-                        f"put text that holds commas in quotes"
+                        f"{len(header)}; put text that holds commas in quotes"
                     )
                 yield number, dict(zip(header, cells, strict=True))
     except UnicodeDecodeError:

@@ -144,8 +144,7 @@ def _check_unchanged(source: Source, shards: list[_ShardPlan], state: PackState)
             if changed is not None:
                 raise UserError(
                     f"{source.where(samples[changed])}: changed since it was packed into "
-                    f"{shard.name}; "
-                    f"restore it, or remove {state.folder} to start anew"
+                    f"{shard.name}; restore it, or remove {state.folder} to start anew"
                 )
 
 

@@ -38,8 +38,8 @@ class FinishedShard:
         """Position of the first sample whose fingerprint is another now; None if none is."""
         assert len(self.fingerprints) == len(fingerprints)
         for at in range(0, len(fingerprints), FINGERPRINT_BYTES):
-            one = slice(at, at + FINGERPRINT_BYTES)
-            if self.fingerprints[one] != fingerprints[one]:
+            span = slice(at, at + FINGERPRINT_BYTES)
+            if self.fingerprints[span] != fingerprints[span]:
                 return at // FINGERPRINT_BYTES
         return None
 
@@ -136,12 +136,12 @@ class PackState:
 
     def _refuse_foreign(self) -> None:
         """Refuse shards in ``out`` that no record knows, and an index that is not of our shards."""
-        found = sorted(
+        foreign = sorted(
             path.name for path in self._out.glob("*.tar") if path.name not in self.finished
         )
-        if found:
+        if foreign:
             raise UserError(
-                f"{self._out}: already holds shards ({found[0]}); name an empty folder or remove "
+                f"{self._out}: already holds shards ({foreign[0]}); name an empty folder or remove "
                 "them"
             )
         # Only when all shards had been published could the last attempt have come to the index.
@@ -159,9 +159,8 @@ class PackState:
             if before.get(name) != value:
                 raise UserError(
                     f"{self._out}: the unfinished pack there was begun with "
-                    f"{name}={before.get(name)}, not "
-                    f"{value}; restore the source and the options, or remove {self.folder} to "
-                    "start anew"
+                    f"{name}={before.get(name)}, not {value}; restore the source and the options, "
+                    f"or remove {self.folder} to start anew"
                 )
         self._read_finished()
         self._refuse_foreign()

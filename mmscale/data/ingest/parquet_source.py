@@ -326,10 +326,10 @@ def _holds_binary(kind: Any) -> bool:
 def _check_default_keys(tables: list[_Table]) -> None:
     first: dict[str, _Table] = {}
     for table in tables:
-        other = first.setdefault(table.key_prefix, table)
-        if other is not table:
+        earlier = first.setdefault(table.key_prefix, table)
+        if earlier is not table:
             raise UserError(
-                f"{table.path}: its rows would have the keys of {other.path}; rename one of them"
+                f"{table.path}: its rows would have the keys of {earlier.path}; rename one of them"
             )
 
 
@@ -355,9 +355,11 @@ def _check_keys(tables: list[_Table]) -> None:
     clashes = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
     if len(clashes):
         at = clashes[np.argmin(order[clashes + 1])]
-        there, _ = next(itertools.islice(_keys(tables), int(order[at]), None))
-        here, key = next(itertools.islice(_keys(tables), int(order[at + 1]), None))
-        raise UserError(f"{here}: key {key!r} is also that of {there}; give each its own")
+        first_place, _ = next(itertools.islice(_keys(tables), int(order[at]), None))
+        second_place, key = next(itertools.islice(_keys(tables), int(order[at + 1]), None))
+        raise UserError(
+            f"{second_place}: key {key!r} is also that of {first_place}; give each its own"
+        )
 
 
 def _keys(tables: list[_Table]) -> Iterator[tuple[str, str]]:

@@ -136,18 +136,17 @@ def _folder(source: Path, media: MediaConfig, out: Path) -> Iterator[TableRow]:
     """
     base, skipped = source.resolve(), out.resolve()
     for directory, subfolders, names in os.walk(source, onerror=_raise):
-        here = Path(directory)
+        folder = Path(directory)
         for name in subfolders:
-            if not name.startswith(".") and (here / name).is_symlink():
+            if not name.startswith(".") and (folder / name).is_symlink():
                 raise UserError(
-                    f"{here / name}: a link to a folder, which is not followed; copy the folder "
-                    "there, or pack it "
-                    "by itself"
+                    f"{folder / name}: a link to a folder, which is not followed; copy the folder "
+                    "there, or pack it by itself"
                 )
         subfolders[:] = sorted(
             name
             for name in subfolders
-            if not name.startswith(".") and (here / name).resolve() != skipped
+            if not name.startswith(".") and (folder / name).resolve() != skipped
         )
         stems: dict[str, TableRow] = {}
         for name in sorted(names):
@@ -156,18 +155,18 @@ def _folder(source: Path, media: MediaConfig, out: Path) -> Iterator[TableRow]:
             if not stem or name.startswith(".") or kind_of(ending) is None:
                 continue
             # A dot would end the key, and what follows become part of the field.
-            key = (here.relative_to(source) / stem.replace(".", "_")).as_posix()
-            row = stems.setdefault(stem, TableRow(where=str(here / stem), key=key))
+            key = (folder.relative_to(source) / stem.replace(".", "_")).as_posix()
+            row = stems.setdefault(stem, TableRow(where=str(folder / stem), key=key))
             before = row.fields.get(ending)
             if before is not None:
                 assert not isinstance(before, bytes)
                 raise UserError(
-                    f"{here / name}: its sample has {before.path.name!r} too; rename one of them"
+                    f"{folder / name}: its sample has {before.path.name!r} too; rename one of them"
                 )
             row.fields[ending] = check_file(
-                here / name, name, base, str(here / name), media.max_file_bytes
+                folder / name, name, base, str(folder / name), media.max_file_bytes
             )
-        label = here.relative_to(source).parts[:1]
+        label = folder.relative_to(source).parts[:1]
         for row in stems.values():
             if not any(kind_of(ending) in (*MEDIA_COLUMNS, "text") for ending in row.fields):
                 continue  # a json or cls file on its own describes the folder, not a sample

@@ -20,8 +20,8 @@ from mmscale.data.media.format import ending_of
 from mmscale.errors import UserError
 
 MEDIA_COLUMNS: tuple[Kind, ...] = ("image", "audio")
-# Bytes of `TableRow.fingerprint`. 64 bits tell a changed row from an unchanged one; nobody is kept
-# from forging.
+# Bytes of `TableRow.fingerprint`. 64 bits show that a row has changed; they keep
+# nobody from forging.
 FINGERPRINT_BYTES = 8
 
 

@@ -27,8 +27,8 @@ from mmscale.registry import OBJECTIVES
 class Assembler:
     """Builds the batch of any planned sequences.
 
-    A sample that cannot be read or decoded leaves its place empty (padding, no targets) and is told
-    in ``Batch.faults``; nothing else in the batch changes.
+    A sample that cannot be read or decoded leaves its place empty (padding, no targets). It is
+    reported in ``Batch.faults``; nothing else in the batch changes.
     """
 
     def __init__(self, config: Config, plan: Plan, tokenizer: Tokenizer) -> None:

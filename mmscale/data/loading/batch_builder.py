@@ -173,8 +173,8 @@ class BatchBuilder:
         sizes = np.array([image.shape[1:] for image in self._images], np.int64)
         make = np.empty if (sizes == sizes[0]).all() else np.zeros
         padded = make((len(sizes), *sizes.max(axis=0), 3), np.uint8)
-        for one, image in zip(padded, self._images, strict=True):
-            one[: image.shape[1], : image.shape[2]] = image.transpose(1, 2, 0)
+        for canvas, image in zip(padded, self._images, strict=True):
+            canvas[: image.shape[1], : image.shape[2]] = image.transpose(1, 2, 0)
         return padded.transpose(0, 3, 1, 2), sizes
 
     def _padded_clips(
@@ -188,9 +188,8 @@ class BatchBuilder:
         lengths = np.array([len(clip) for clip in self._clips], np.int64)
         order = np.argsort(-lengths, kind="stable")
         frames = lengths[order]
-        tokens = media.tokens_of(
-            frames
-        )  # whole tokens, so that the stems' strides divide the padded length
+        # Whole tokens, so that the stems' strides divide the padded length.
+        tokens = media.tokens_of(frames)
         audio = np.zeros(
             (len(frames), int(tokens.max(initial=0)) * media.frames_per_token, media.mel_bins),
             np.float32,
@@ -216,15 +215,15 @@ class BatchBuilder:
         them flat.
         """
         assert count <= self.room, "the plan promised that this sample fits"
-        here = slice(self._at, self._at + count)
-        self._kind[self._row, here] = kind
-        self._segment[self._row, here] = self._segments
-        self._position[self._row, here] = position
+        places = slice(self._at, self._at + count)
+        self._kind[self._row, places] = kind
+        self._segment[self._row, places] = self._segments
+        self._position[self._row, places] = position
         if kind != TEXT:
             self._spans += 1
-            self._span[self._row, here] = self._spans
+            self._span[self._row, places] = self._spans
         self._at += count
-        return self._row * self._length + np.arange(here.start, here.stop)
+        return self._row * self._length + np.arange(places.start, places.stop)
 
 
 @lru_cache(maxsize=1024)

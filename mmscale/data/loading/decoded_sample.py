@@ -59,7 +59,7 @@ class DecodedSample:
         self.inputs: dict[str, NDArray[np.int64]] = {}
         self.images: dict[str, NDArray[np.uint8]] = {}
         # Whose picture was mixed into this one's, and the share of this one's that remains.
-        self.other: DecodedSample | None = None
+        self.partner: DecodedSample | None = None
         self.share = 1.0
         self._mels: dict[str, NDArray[np.float32]] = {}
 
@@ -106,7 +106,7 @@ class DecodedSample:
                 raise UserError(f"sample {self.key!r}: {field}: {error}") from None
 
     def check(self) -> None:
-        """Find the faults that only the decoded sample tells, unless it has one."""
+        """Find the faults that only the decoded sample shows, unless it has one."""
         for number in self.tasks if self.fault is None else ():
             task = self._planned.config.tasks[number]
             try:
@@ -143,19 +143,23 @@ class DecodedSample:
             self._mels[field] = augment_mel(self._means.log_mel(wave), augment, draws)
 
 
-def mix_samples(contents: list[DecodedSample], augment: AugmentConfig) -> None:
+def mix_samples(samples: list[DecodedSample], augment: AugmentConfig) -> None:
     """Blend the pictures of samples that have exactly one.
 
-    Those with a fault are drawn as partners too, for nothing: the partners of the others are to be
-        the same without it.
+    Those with a fault are drawn as partners too, for nothing: the partners of the rest must not
+    depend on faults.
     """
     single = [
-        next(iter(one.images.values())) if one.fault is None and len(one.images) == 1 else None
-        for one in contents
+        next(iter(sample.images.values()))
+        if sample.fault is None and len(sample.images) == 1
+        else None
+        for sample in samples
     ]
-    kinds = [one.kind() for one in contents]
-    mixes = mix_images(single, kinds, [prf.Draws(one.draw_key("mix")) for one in contents], augment)
-    for content, mix in zip(contents, mixes, strict=True):
+    kinds = [sample.kind() for sample in samples]
+    mixes = mix_images(
+        single, kinds, [prf.Draws(sample.draw_key("mix")) for sample in samples], augment
+    )
+    for sample, mix in zip(samples, mixes, strict=True):
         if mix is not None:
-            content.images = dict.fromkeys(content.images, mix.picture)
-            content.other, content.share = contents[mix.partner], mix.share
+            sample.images = dict.fromkeys(sample.images, mix.picture)
+            sample.partner, sample.share = samples[mix.partner], mix.share

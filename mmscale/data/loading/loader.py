@@ -60,7 +60,7 @@ class MicroBatches(Dataset[Batch]):
 
 
 class _ForWorkers(Dataset[Batch | UserError]):
-    """Micro-batches as a worker process has them: what is wrong with the data is told in a batch's
+    """Micro-batches as a worker process has them: what is wrong with the data comes in a batch's
     place.
 
     They are made anew at a worker's first item, because opening the data may fail, too.
@@ -124,8 +124,8 @@ def iterate_steps(
             except StopIteration:
                 return
             except (RuntimeError, EOFError, ConnectionError) as error:
-                # The DataLoader noticed it, or a batch was being handed over; not what a worker has
-                # told of itself.
+                # The DataLoader noticed it, or a batch was being handed over. What a worker reports
+                # of itself is something else.
                 noticed = not isinstance(error, RuntimeError) or str(error).startswith(
                     "DataLoader worker"
                 )
@@ -133,8 +133,7 @@ def iterate_steps(
                     raise
                 raise UserError(
                     "a loader worker was killed, perhaps for want of memory; start again, with "
-                    "lower data.workers or "
-                    "data.prefetch if it happens twice"
+                    "lower data.workers or data.prefetch if it happens twice"
                 ) from None
             if isinstance(batch, UserError):
                 raise batch

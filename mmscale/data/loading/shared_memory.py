@@ -3,8 +3,8 @@ again.
 
 A new block costs a file descriptor, a mapping in both processes and cleared pages: for pictures, a
 tenth of what decoding takes. So a loader process keeps its blocks, and fills one anew when training
-has let go of every tensor of the batch that lay in it; the block's first byte tells. How many there
-are follows from how many batches wait, or are kept.
+has let go of every tensor of the batch that lay in it; the block's first byte says so. How many
+there are follows from how many batches wait, or are kept.
 """
 
 from __future__ import annotations
@@ -24,10 +24,8 @@ from torch import Tensor
 from mmscale.batch import Batch
 
 _ALIGNMENT = 64  # bytes
-_FREE, _LENT = (
-    0,
-    1,
-)  # values of a block's first byte; the batch begins at the first multiple of the alignment
+# Values of a block's first byte; the batch begins at the first multiple of the alignment.
+_FREE, _LENT = 0, 1
 SharedBlock = NDArray[np.uint8]
 
 _own: list[Tensor] = []  # blocks of this loader process; loaders are processes, not threads
@@ -68,11 +66,9 @@ def to_shared(batch: Batch, loader: str) -> SharedBatch:
     places, size = [], 0
     for name, tensor in tensors.items():
         strides = tensor.stride()
-        inner = sorted(range(tensor.ndim), key=lambda one: -strides[one])
-        shape, order = (
-            [tensor.shape[one] for one in inner],
-            [inner.index(one) for one in range(tensor.ndim)],
-        )
+        inner = sorted(range(tensor.ndim), key=lambda axis: -strides[axis])
+        shape = [tensor.shape[axis] for axis in inner]
+        order = [inner.index(axis) for axis in range(tensor.ndim)]
         places.append(_TensorSlice(name, tensor.dtype, shape, order, size))
         size += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
     number, known = _free_block(_ALIGNMENT + size)
@@ -125,9 +121,8 @@ def _lease(handed: SharedBatch) -> Tensor:
     if handed.memory is not None:
         blocks[which[0], which[1]] = handed.memory.numpy()
     block = blocks[which[0], which[1]]
-    lent = block[
-        _ALIGNMENT:
-    ]  # an array of its own: torch keeps it as long as any tensor lies in its memory
+    # An array of its own: torch keeps it as long as any tensor lies in its memory.
+    lent = block[_ALIGNMENT:]
     weakref.finalize(lent, _give_back, block).atexit = False
     return torch.from_numpy(lent)
 

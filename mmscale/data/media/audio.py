@@ -90,13 +90,8 @@ def open_sound(data: bytes, media: MediaConfig) -> Iterator[soundfile.SoundFile]
             if sound.format == "MP3":
                 _check_mp3_length(sound, data)
             yield sound
-    except (
-        RuntimeError,
-        OSError,
-        ValueError,
-        TypeError,
-        MemoryError,
-    ) as error:  # SoundFileError is a RuntimeError
+    except (RuntimeError, OSError, ValueError, TypeError, MemoryError) as error:
+        # SoundFileError is a RuntimeError.
         check_host(error, "decoding a sound")
         # soundfile's own text starts with the address of the stream, which differs from run to run.
         reason = getattr(error, "error_string", None) or type(error).__name__
@@ -141,7 +136,7 @@ def _check_header(sound: soundfile.SoundFile, media: MediaConfig) -> None:
         raise SampleFault("sound without samples")
     if sound.frames >= _UNKNOWN_LENGTH:
         raise SampleFault(
-            "sound whose header does not tell its length (written into a pipe); encode it again"
+            "sound whose header does not report its length (written into a pipe); encode it again"
         )
     if not MIN_RATE <= sound.samplerate <= MAX_RATE:
         raise SampleFault(f"sound at {sound.samplerate} Hz; {MIN_RATE} to {MAX_RATE} are read")
@@ -156,10 +151,9 @@ def _check_header(sound: soundfile.SoundFile, media: MediaConfig) -> None:
 
 def _check_mp3_length(sound: soundfile.SoundFile, data: bytes) -> None:
     frame = 1152 if sound.samplerate >= 32_000 else 576
-    found = layer3_samples(data)
-    if found - sound.frames > _MP3_SILENT_FRAMES * frame:
+    counted = layer3_samples(data)
+    if counted - sound.frames > _MP3_SILENT_FRAMES * frame:
         raise SampleFault(
-            f"MP3 of {found} samples that tells {sound.frames} (variable bit rate without a Xing "
-            "header); "
-            "encode it again"
+            f"MP3 of {counted} samples whose header reports {sound.frames} (variable bit rate "
+            "without a Xing header); encode it again"
         )

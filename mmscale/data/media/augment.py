@@ -111,7 +111,7 @@ def augment_wave(
         wave = _place(
             wave, round(_around(0.0, cfg.audio_shift_s, shift) * media.sample_rate), samples
         )
-    # After the shift, so that the silence it leaves is not a tell-tale of digital zeros.
+    # After the shift, so that digital zeros do not give away the silence it leaves.
     if cfg.audio_noise and samples:
         level = math.sqrt(float(np.mean(np.square(wave, dtype=np.float64))))
         wave = wave + np.float32(noise * cfg.audio_noise * level) * draws.normals(samples)

@@ -78,7 +78,7 @@ def decode_image(data: bytes, media: MediaConfig, crop: Crop | None = None) -> N
 
     ``rows, columns`` is ``media.image_grid`` of the whole upright picture, with ``crop`` too. The
     kept part is resized with an antialiased bilinear filter; a JPEG is decoded at a reduced scale
-    where that leaves it no smaller than the result (docs/formats.md tells what that changes). The
+    where that leaves it no smaller than the result (docs/formats.md says what that changes). The
     EXIF orientation is applied, transparency shows white, 16 bits become 8, of an animation the
     first frame is taken, colour profiles are ignored.
 
@@ -133,7 +133,7 @@ def _decode_part(
     """The ``part`` of the stored picture, RGB uint8 [h, w, 3], in full or at a scale that suits
     ``size``.
 
-    ``picture`` is None for an ordinary JPEG, of which the header tells all.
+    ``picture`` is None for an ordinary JPEG, of which the header has all.
     """
     whole_height, whole_width = header.height, header.width
     # What the whole picture must have so that the part is no smaller than the result; rounded up.
@@ -186,7 +186,7 @@ def _decode_jpeg(
             buffer=_scratch.of(3 * header.height * header.width),
         )
     except ValueError as error:
-        if any(one in str(error) for one in _HARMLESS):
+        if any(complaint in str(error) for complaint in _HARMLESS):
             return None
         raise
 

@@ -57,9 +57,8 @@ def open_picture(data: bytes, media: MediaConfig) -> ImageFile:
         raise SampleFault("not a picture in a supported format (jpg, png, webp, gif, bmp, tiff)")
     with picture_faults():
         if ending == "webp":
-            check_size(
-                *_webp_canvas(data), media
-            )  # its reader allocates the canvas when it opens the file
+            # Its reader allocates the canvas when it opens the file.
+            check_size(*_webp_canvas(data), media)
         picture = _READERS[ending](io.BytesIO(data))
         check_size(*picture.size, media)
         if isinstance(picture, TiffImagePlugin.TiffImageFile):

@@ -56,9 +56,8 @@ def _to_rgb(strip: Image.Image) -> Image.Image:
 
 def _grey_of_16_bits(strip: Image.Image) -> Image.Image:
     values = np.asarray(strip).astype(np.uint32)
-    grey = ((values + 128) // 257).astype(
-        np.uint8
-    )  # v / 257, rounded; Pillow's own conversion clips at 255
+    # v / 257, rounded; Pillow's own conversion clips at 255.
+    grey = ((values + 128) // 257).astype(np.uint8)
     transparent = strip.info.get("transparency")
     if transparent is not None:
         grey[values == transparent] = 255

@@ -87,10 +87,10 @@ def _exif_orientation(tiff: bytes) -> int | None:
     entries = number(first, 2)
     if first < 8 or first + 2 + 12 * entries > len(tiff):
         return None
-    found = 1
+    orientation = 1
     for entry in range(first + 2, first + 2 + 12 * entries, 12):
         if number(entry, 2) == _ORIENTATION:
             if number(entry + 2, 2) != _SHORT or number(entry + 4, 4) != 1:
                 return None
-            found = number(entry + 8, 2)
-    return found if 1 <= found <= 8 else 1
+            orientation = number(entry + 8, 2)
+    return orientation if 1 <= orientation <= 8 else 1

@@ -67,7 +67,7 @@ class Classify(Objective):
             layout.add_field(field)
         at = layout.builder.add_text(np.concatenate([layout.prompt, [ANSWER]]))
         first = sample.class_of(task)
-        second = sample.other.class_of(task) if sample.other else first
+        second = sample.partner.class_of(task) if sample.partner else first
         add_class(
             layout.builder, int(at[-1]), head=sample.head_of(task), classes=(first, second),
             share=sample.share, weight=task.weight / layout.count,

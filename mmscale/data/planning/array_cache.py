@@ -48,11 +48,11 @@ class ArrayCache:
         """The array [length], memory-mapped; None if it is not there or damaged."""
         for folder in self._folders:
             try:
-                found = _map(folder / name)
+                cached = _map(folder / name)
             except (OSError, ValueError, EOFError):
                 continue
-            if found.array.shape == (length,) and found.array.dtype == np.dtype(dtype):
-                return found
+            if cached.array.shape == (length,) and cached.array.dtype == np.dtype(dtype):
+                return cached
         return None
 
     def save(self, name: str, array: NDArray[Any]) -> CachedArray:
@@ -68,9 +68,9 @@ class ArrayCache:
                 with contextlib.suppress(OSError):
                     temporary.unlink()
                 continue
-            found = self.load(name, array.dtype, len(array))
-            if found is not None:
-                return found
+            cached = self.load(name, array.dtype, len(array))
+            if cached is not None:
+                return cached
         return CachedArray(array)  # nowhere to keep it: the next start makes it again
 
 

@@ -1,8 +1,8 @@
 """What a run's data sets held from which step on: ``run.dir/data/``.
 
 - ``history.json``: per set its editions: first step, manifest digests, sequences of an epoch;
-- ``shards.<digest>.json``: the shards of a manifest that was used, to tell what changed when it is
-  another.
+- ``shards.<digest>.json``: the shards of a manifest that was used, to report what changed when
+  it is another.
 
 A resume compares the shards at hand with the last edition. A difference is refused by name, or
 begins a new edition at the step of the resume when ``data.accept_changes`` asks for it.
@@ -47,7 +47,8 @@ class EditionHistory:
         try:
             tree = json.loads(path.read_text(encoding="utf-8"))
             self.editions = {
-                name: [Edition(**one) for one in every] for name, every in tree.items()
+                name: [Edition(**edition) for edition in editions]
+                for name, editions in tree.items()
             }
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise UserError(
@@ -57,14 +58,14 @@ class EditionHistory:
     def resume(
         self, name: str, dataset: Dataset, sequences_per_epoch: int, step: int, accept: bool
     ) -> None:
-        """Compare a set with the record, for a run that goes on at ``step``.
+        """Compare a set with the record, for a run that resumes at ``step``.
 
         Raises:
             UserError: the set holds other shards than before and ``accept`` is false; names the
                 difference.
         """
         # An edition that began later was given up when the run went back to an older checkpoint.
-        kept = [one for one in self.editions.get(name, []) if one.from_step < step]
+        kept = [edition for edition in self.editions.get(name, []) if edition.from_step < step]
         now = Edition(step if kept else 0, dataset.digests, sequences_per_epoch)
         if (
             kept
@@ -81,9 +82,8 @@ class EditionHistory:
         if kept and not accept:
             raise UserError(
                 f"data.sets.{name}: {self._difference(kept[-1], dataset)} since step "
-                f"{kept[-1].from_step}; "
-                f"restore the shards, or go on with these from step {step} by "
-                "data.accept_changes=true"
+                f"{kept[-1].from_step}; restore the shards, or continue with these from step "
+                f"{step} by data.accept_changes=true"
             )
         self.editions[name] = [*kept, now]
 
@@ -100,8 +100,8 @@ class EditionHistory:
                         path, json.dumps({"folder": str(manifest.base), "shards": listed})
                     )
         tree = {
-            name: [dataclasses.asdict(one) for one in every]
-            for name, every in self.editions.items()
+            name: [dataclasses.asdict(edition) for edition in editions]
+            for name, editions in self.editions.items()
         }
         write_durably(self._folder / "history.json", json.dumps(tree))
 
@@ -112,7 +112,7 @@ class EditionHistory:
             return "its folders are named in another order"
         gone = [self._shards_of(digest) for digest in old if digest not in new]
         come = [manifest for digest, manifest in new.items() if digest not in old]
-        if len(gone) != len(come) or any(one is None for one in gone):
+        if len(gone) != len(come) or any(shards is None for shards in gone):
             return f"it has {len(new)} folders of shards instead of {len(old)}, or other ones"
         changes = []
         for shards, manifest in zip(gone, come, strict=True):
@@ -135,7 +135,7 @@ class EditionHistory:
 def _compare(before: dict[str, str], manifest: Manifest) -> str:
     now = {shard.name: shard.sha256 for shard in manifest.entries}
     parts = []
-    for what, names in (
+    for change, names in (
         ("added", now.keys() - before.keys()),
         ("removed", before.keys() - now.keys()),
         ("replaced", {name for name in now.keys() & before.keys() if now[name] != before[name]}),
@@ -143,8 +143,7 @@ def _compare(before: dict[str, str], manifest: Manifest) -> str:
         if names:
             listed = sorted(names)
             more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
-            parts.append(
-                f"{', '.join(listed[:_NAMED])}{more} {'was' if len(listed) == 1 else 'were'} {what}"
-            )
-    told = ", ".join(parts) or "other samples of the same shards are used"
-    return f"{manifest.base}: {told}"
+            verb = "was" if len(listed) == 1 else "were"
+            parts.append(f"{', '.join(listed[:_NAMED])}{more} {verb} {change}")
+    difference = ", ".join(parts) or "other samples of the same shards are used"
+    return f"{manifest.base}: {difference}"

@@ -5,17 +5,17 @@ Samples are stored in *blocks* of neighbours. A *group* is a few blocks from all
 its samples are packed together into sequences. The groups, and so the number of sequences of each,
 do not depend on the seed; everything else is drawn anew every epoch:
 
-    position in the epoch → window of groups             (search in a cumulative sum over groups)
-                          → group, sequence inside it    (keyed permutation of the window's sequences)
-                          → samples                      (the group's packing for this epoch, cached)
+    position in the epoch → window of groups           (search in a cumulative sum over groups)
+                          → group, sequence inside it  (keyed permutation of the window's sequences)
+                          → samples                    (the group's packing for this epoch, cached)
 
 Every sample belongs to one block, every block to one group, every group to one window of an epoch,
 and a group's packing places every sample once: so each sample appears exactly once an epoch, by
 construction.
 
-The number of sequences of a group follows from its lengths alone (`bins.bin_count`). One pass over
-the index counts them (`count_groups`); they are kept beside it, a few bytes a group, so that a
-start reads them back.
+The number of sequences of a group follows from its lengths alone (`packing.bin_count`). One pass
+over the index counts them (`count_groups`); they are kept beside it, a few bytes a group, so that
+a start reads them back.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from mmscale.data.planning.packing import bin_count, shuffled_bins
 from mmscale.data.planning.sample_sizes import SampleMeasure, SampleSizes
 from mmscale.data.worker_pool import WorkerPool
 
-# Raise it when a change here or in `bins` changes the number of sequences of a group.
+# Raise it when a change here or in `packing` changes the number of sequences of a group.
 COUNT_VERSION = 1
 
 Value = TypeVar("Value")
@@ -43,7 +43,7 @@ _LEAST_BLOCKS = 8
 _MOST_BLOCKS = 128
 _WANTED_SEQUENCES = 128
 _LOOKED_AT = 16
-_GROUPS_A_TASK = 32
+_GROUPS_PER_TASK = 32
 
 _CACHED_GROUPS = 64
 _CACHED_WINDOWS = 8
@@ -99,7 +99,7 @@ def choose_group_blocks(samples: int, block: int, measure: SampleMeasure, capaci
 
 @dataclass(frozen=True)
 class GroupCounts:
-    """What one pass over a set's index tells about its packing."""
+    """What one pass over a set's index shows of its packing."""
 
     sequences: NDArray[np.int64]  # [groups]
     samples: int  # that are used
@@ -123,16 +123,17 @@ def count_groups(
     layout: Layout,
     measure: SampleMeasure,
     capacity: int,
+    *,
     workers: int = 1,
     progress: bool = False,
     name: str = "",
 ) -> GroupCounts:
     """Pack every group once, in thought, on several processes. Reads the index, no payload."""
-    starts = range(0, layout.groups, _GROUPS_A_TASK)
+    starts = range(0, layout.groups, _GROUPS_PER_TASK)
     tasks = [(layout, measure, capacity, start) for start in starts]
-    found: list[GroupCounts | None] = [None] * len(tasks)
+    counted: list[GroupCounts | None] = [None] * len(tasks)
     # Processes take a second to start, which a small set is counted in.
-    workers = workers if len(tasks) > _GROUPS_A_TASK else 1
+    workers = workers if len(tasks) > _GROUPS_PER_TASK else 1
     with (
         tqdm(
             total=layout.groups,
@@ -143,9 +144,9 @@ def count_groups(
         WorkerPool(workers) as pool,
     ):
         for number, counts in pool.run(_count_some, tasks, len(tasks)):
-            found[number] = counts
+            counted[number] = counts
             bar.update(len(counts.sequences))
-    parts = [part for part in found if part is not None]
+    parts = [part for part in counted if part is not None]
     return GroupCounts(
         np.concatenate([part.sequences for part in parts]),
         sum(part.samples for part in parts),
@@ -157,10 +158,10 @@ def count_groups(
 
 def _count_some(task: tuple[Layout, SampleMeasure, int, int]) -> GroupCounts:
     layout, measure, capacity, start = task
-    groups = range(start, min(start + _GROUPS_A_TASK, layout.groups))
-    every = [measure.sizes(layout.members(group)) for group in groups]
-    used = [sizes.tokens[sizes.tokens > 0] for sizes in every]
-    refused = np.concatenate([sizes.refused_tokens for sizes in every])
+    groups = range(start, min(start + _GROUPS_PER_TASK, layout.groups))
+    group_sizes = [measure.sizes(layout.members(group)) for group in groups]
+    used = [sizes.tokens[sizes.tokens > 0] for sizes in group_sizes]
+    refused = np.concatenate([sizes.refused_tokens for sizes in group_sizes])
     return GroupCounts(
         np.array([bin_count(lengths, capacity) for lengths in used], np.int64),
         sum(len(lengths) for lengths in used),
@@ -218,9 +219,9 @@ class SequenceOrder:
         groups, ends = self._epoch(epoch)
         window = int(np.searchsorted(ends, position, side="right"))
         start = int(ends[window - 1]) if window else 0
-        here = groups[window * self._window_groups : (window + 1) * self._window_groups]
-        slots, inside = self._window(epoch, window, here)
-        packing = self._packing(epoch, int(here[slots[position - start]]))
+        in_window = groups[window * self._window_groups : (window + 1) * self._window_groups]
+        slots, inside = self._window(epoch, window, in_window)
+        packing = self._packing(epoch, int(in_window[slots[position - start]]))
         row = int(inside[position - start])
         first = int(packing.ends[row - 1]) if row else 0
         return packing.samples[first : int(packing.ends[row])], packing.totals[row].tolist()
@@ -229,21 +230,21 @@ class SequenceOrder:
         """Groups in the order in which the epoch visits them, and the end of every window in
         sequences.
         """
-        found = _recall(self._epochs, epoch)
-        if found is None:
+        cached = _recall(self._epochs, epoch)
+        if cached is None:
             order = prf.Permutation(prf.derive_key(self._key, "groups", epoch), self._layout.groups)
             groups = order(np.arange(self._layout.groups))
             last = np.arange(self._window_groups - 1, self._layout.groups - 1, self._window_groups)
             ends = np.cumsum(self._counts[groups])[np.append(last, self._layout.groups - 1)]
-            found = _keep(self._epochs, epoch, (groups, ends), _CACHED_EPOCHS)
-        return found
+            cached = _keep(self._epochs, epoch, (groups, ends), _CACHED_EPOCHS)
+        return cached
 
     def _window(
         self, epoch: int, window: int, groups: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """For every position of a window: which of its groups, and which sequence of that."""
-        found = _recall(self._windows, (epoch, window))
-        if found is None:
+        cached = _recall(self._windows, (epoch, window))
+        if cached is None:
             ends = np.cumsum(self._counts[groups])
             shuffle = prf.Permutation(
                 prf.derive_key(self._key, "window", epoch, window), int(ends[-1])
@@ -251,27 +252,27 @@ class SequenceOrder:
             chosen = shuffle(np.arange(int(ends[-1])))
             slots = np.searchsorted(ends, chosen, side="right")
             inside = chosen - np.append(0, ends)[slots]
-            found = _keep(self._windows, (epoch, window), (slots, inside), _CACHED_WINDOWS)
-        return found
+            cached = _keep(self._windows, (epoch, window), (slots, inside), _CACHED_WINDOWS)
+        return cached
 
     def _packing(self, epoch: int, group: int) -> _Packing:
-        found = _recall(self._packings, (epoch, group))
-        if found is None:
+        packing = _recall(self._packings, (epoch, group))
+        if packing is None:
             members = self._layout.members(group)
             sizes = self._measure.sizes(members)
             used = np.flatnonzero(sizes.tokens)
             key = prf.derive_key(self._key, "group", epoch, group)
             bins = shuffled_bins(sizes.tokens[used], self._capacity, int(self._counts[group]), key)
-            ends = np.cumsum([len(one) for one in bins])
-            flat = used[[item for one in bins for item in one]]
+            ends = np.cumsum([len(items) for items in bins])
+            flat = used[[item for items in bins for item in items]]
             totals = _totals(sizes, flat, ends)
-            found = _keep(
+            packing = _keep(
                 self._packings,
                 (epoch, group),
                 _Packing(members[flat], ends, totals),
                 _CACHED_GROUPS,
             )
-        return found
+        return packing
 
 
 def _totals(

@@ -42,7 +42,7 @@ class Mixture:
                 )
         self.shares: NDArray[np.int64] = shares
         stamps = np.concatenate(
-            [(np.arange(shares[one]) + 0.5) / max(1, shares[one]) for one in by_name]
+            [(np.arange(shares[owner]) + 0.5) / max(1, shares[owner]) for owner in by_name]
         )
         owners = np.repeat(by_name, shares[by_name])
         self._table: NDArray[np.int64] = owners[np.argsort(stamps, kind="stable")]

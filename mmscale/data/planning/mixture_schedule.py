@@ -7,7 +7,7 @@ form; the few phases are found once, by arithmetic. What is added for later step
 earlier phase.
 
 An *edition* is what a set held from some position on. Exchanging a set's shards begins an edition,
-and with it an epoch; the epochs go on counting, so that nothing random is drawn twice.
+and with it an epoch; epochs continue to count, so that nothing random is drawn twice.
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ class MixtureSchedule:
         phase = self._phases[bisect.bisect_right(self._starts, position) - 1]
         owner, turn = phase.mixture.turn(position - phase.start)
         turn += int(phase.turns[owner])
-        number = bisect.bisect_right([one.first_turn for one in self._editions[owner]], turn) - 1
+        number = (
+            bisect.bisect_right([edition.first_turn for edition in self._editions[owner]], turn) - 1
+        )
         edition = self._editions[owner][number]
         epoch, inside = divmod(turn - edition.first_turn, edition.per_epoch)
         return Slot(
@@ -108,7 +110,7 @@ class MixtureSchedule:
         phase = self._phases[max(0, bisect.bisect_right(self._starts, position) - 1)]
         turns = (phase.turns + phase.mixture.turns_before(position - phase.start)).tolist()
         numbers = [
-            bisect.bisect_right([one.first_turn for one in editions], turn) - 1
+            bisect.bisect_right([edition.first_turn for edition in editions], turn) - 1
             for editions, turn in zip(self._editions, turns, strict=True)
         ]
         return [

@@ -92,11 +92,11 @@ def _relieve(bins: list[list[int]], loads: list[int], sizes: list[int], capacity
     then.
     """
     over = sorted(
-        (one for one in range(len(bins)) if loads[one] > capacity),
-        key=lambda one: (-loads[one], one),
+        (number for number in range(len(bins)) if loads[number] > capacity),
+        key=lambda number: (-loads[number], number),
     )
-    room = [(loads[one], one) for one in range(len(bins)) if loads[one] < capacity]
-    if sum(loads[one] - capacity for one in over) > sum(capacity - load for load, _ in room):
+    room = [(loads[number], number) for number in range(len(bins)) if loads[number] < capacity]
+    if sum(loads[number] - capacity for number in over) > sum(capacity - load for load, _ in room):
         return False
     heapq.heapify(room)
     for heavy in over:
@@ -170,9 +170,9 @@ def shuffled_bins(
         np.lexsort((tie_break, -lengths.astype(np.int64))),
     )
     for order in (jittered, exact):
-        found = balanced(lengths, order, capacity, count)
-        if found is not None:
-            return found
+        balanced_bins = balanced(lengths, order, capacity, count)
+        if balanced_bins is not None:
+            return balanced_bins
     for order in (jittered, exact):
         bins = best_fit(lengths, order, capacity)
         if len(bins) <= count:
@@ -206,14 +206,14 @@ def _fill(bins_by_space: dict[int, int], space: int, bins: int, length: int, ite
     """Put up to ``items`` items into ``bins`` bins with ``space`` left, one bin after another;
     returns how many.
     """
-    each = space // length
-    full, rest = min(bins, items // each), 0
-    _add(bins_by_space, space - each * length, full)
+    per_bin = space // length
+    full, rest = min(bins, items // per_bin), 0
+    _add(bins_by_space, space - per_bin * length, full)
     if full < bins:
-        rest = items - full * each
+        rest = items - full * per_bin
         _add(bins_by_space, space - rest * length, 1)
         _add(bins_by_space, space, bins - full - 1)
-    return full * each + rest
+    return full * per_bin + rest
 
 
 def _add(bins_by_space: dict[int, int], space: int, bins: int) -> None:

@@ -21,17 +21,17 @@ def deal(costs: Sequence[float], world: int) -> list[list[int]]:
     dearest rank exchanges items with others as long as that makes it cheaper.
     """
     assert len(costs) % world == 0, "check_world was not called"
-    each = len(costs) // world
+    per_rank = len(costs) // world
     hands: list[list[int]] = [[] for _ in range(world)]
     load = [0.0] * world
     heap = [(0.0, rank) for rank in range(world)]
-    for item in sorted(range(len(costs)), key=lambda one: (-costs[one], one)):
+    for item in sorted(range(len(costs)), key=lambda item: (-costs[item], item)):
         _, taker = heapq.heappop(heap)
         load[taker] += costs[item]
         hands[taker].append(item)
-        if len(hands[taker]) < each:
+        if len(hands[taker]) < per_rank:
             heapq.heappush(heap, (load[taker], taker))
-    for _ in range(_ROUNDS * world if each > 1 else 0):
+    for _ in range(_ROUNDS * world if per_rank > 1 else 0):
         if not _exchange(hands, load, costs):
             break
     return [sorted(hand) for hand in hands]

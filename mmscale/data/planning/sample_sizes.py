@@ -66,8 +66,8 @@ class SampleMeasure:
 
     Args:
         config: the set's tasks.
-        corpus: its samples.
-        text_tokens: token counts of every text field, uint32 [samples] (see `text_lengths`).
+        dataset: its samples.
+        text_tokens: token counts of every text field, uint32 [samples] (see `token_counts`).
         tokenizer: for the prompts.
         media: token counts of pictures and clips.
         seq_len: a sample that is longer is refused whole, never cut.
@@ -78,6 +78,7 @@ class SampleMeasure:
 
     def __init__(
         self,
+        *,
         config: SetConfig,
         dataset: Dataset,
         text_tokens: dict[str, CachedArray],

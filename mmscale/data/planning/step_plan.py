@@ -41,7 +41,7 @@ _CACHED_STEPS = 8
 _LOOK = 1 << 20  # samples at a time
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PlannedSet:
     """One data set, opened and measured."""
 
@@ -86,7 +86,7 @@ class Plan:
         config: the run's config; only its seed, data and media are read.
         tokenizer: gives the lengths of texts.
         history: what the sets held at earlier steps; None: what they hold now.
-        resume_step: the step at which the run begins or goes on.
+        resume_step: the step at which the run begins or resumes.
         progress: show bars while lengths are measured for the first time.
         cost: estimated floating-point operations of a sequence's forward pass, from its totals by
             name (`mmscale.model.flops.Flops.sequence`); sequences are dealt to the ranks by it.
@@ -111,20 +111,24 @@ class Plan:
         self.sets: list[PlannedSet] = []
         tasks = 0
         for name, set_config in config.data.sets.items():
-            self.sets.append(_open_set(name, set_config, config, tokenizer, tasks, progress))
+            self.sets.append(
+                _open_set(name, set_config, config, tokenizer, first_task=tasks, progress=progress)
+            )
             tasks += len(set_config.tasks)
         self.history = history or EditionHistory()
-        for one in self.sets:
+        for planned_set in self.sets:
             self.history.resume(
-                one.name,
-                one.dataset,
-                one.order.sequences_per_epoch,
+                planned_set.name,
+                planned_set.dataset,
+                planned_set.order.sequences_per_epoch,
                 resume_step,
                 config.data.accept_changes,
             )
         changes = _changes(config, self.history)
         self._schedule = MixtureSchedule(
-            [one.name for one in self.sets], changes, [one.config.max_epochs for one in self.sets]
+            [planned_set.name for planned_set in self.sets],
+            changes,
+            [planned_set.config.max_epochs for planned_set in self.sets],
         )
         self._cost = cost
         self._steps: OrderedDict[int, PlannedStep] = OrderedDict()
@@ -157,12 +161,12 @@ class Plan:
             UserError: the data ends before it, or it was drawn from shards that have been exchanged
                 since.
         """
-        found = self._steps.get(step)
-        if found is None:
-            found = self._steps[step] = self._make_step(step)
+        planned_step = self._steps.get(step)
+        if planned_step is None:
+            planned_step = self._steps[step] = self._make_step(step)
             if len(self._steps) > _CACHED_STEPS:
                 self._steps.popitem(last=False)
-        return found
+        return planned_step
 
     def share(self, step: int, rank: int, world: int) -> list[PlannedSequence]:
         """The sequences of one rank: equally many on every rank, at costs as equal as can be (see
@@ -170,13 +174,15 @@ class Plan:
         """
         sequences = self.step(step).sequences
         if self._dealt[:2] != (step, world):
-            self._dealt = (step, world, deal([one.cost for one in sequences], world))
+            self._dealt = (step, world, deal([sequence.cost for sequence in sequences], world))
         return [sequences[number] for number in self._dealt[2][rank]]
 
     def epochs(self, steps: int) -> dict[str, float]:
         """How many epochs of each set ``steps`` steps see."""
         seen = self._schedule.epochs_before(steps * self.sequences)
-        return {one.name: epochs for one, epochs in zip(self.sets, seen, strict=True)}
+        return {
+            planned_set.name: epochs for planned_set, epochs in zip(self.sets, seen, strict=True)
+        }
 
     def fingerprint(self, step: int) -> str:
         """Identity of all that decided the steps before ``step``: equal fingerprints mean equal
@@ -188,15 +194,17 @@ class Plan:
         phases = self._schedule.facts(step * self.sequences)
         used = {name for _, shares in phases for name in shares}
         sets = {
-            one.name: {
-                "tasks": [asdict(task) for task in one.config.tasks],
-                "augment": asdict(one.config.augment),
+            planned_set.name: {
+                "tasks": [asdict(task) for task in planned_set.config.tasks],
+                "augment": asdict(planned_set.config.augment),
                 "editions": [
-                    asdict(e) for e in self.history.editions[one.name] if e.from_step < step
+                    asdict(edition)
+                    for edition in self.history.editions[planned_set.name]
+                    if edition.from_step < step
                 ],
             }
-            for one in self.sets
-            if one.name in used
+            for planned_set in self.sets
+            if planned_set.name in used
         }
         facts = {**self._base_facts, "phases": phases, "sets": sets}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -216,8 +224,7 @@ class Plan:
             if not turn.current:
                 raise UserError(
                     f"step {step}: drawn from shards of data.sets.{planned.name} that were "
-                    "exchanged since; "
-                    "restore them to look at it"
+                    "exchanged since; restore them to look at it"
                 )
             samples, totals = planned.order.sequence(turn.epoch, turn.inside)
             of = dict(zip(names, totals, strict=True))
@@ -259,6 +266,7 @@ def _open_set(
     set_config: SetConfig,
     config: Config,
     tokenizer: Tokenizer,
+    *,
     first_task: int,
     progress: bool,
 ) -> PlannedSet:
@@ -271,19 +279,26 @@ def _open_set(
             raise UserError(
                 f"data.sets.{name}.tasks: no sample has {field}{_instead(dataset, field)}"
             )
-    measure = SampleMeasure(set_config, dataset, counts, tokenizer, config.media, data.seq_len)
+    measure = SampleMeasure(
+        config=set_config, dataset=dataset, text_tokens=counts, tokenizer=tokenizer,
+        media=config.media, seq_len=data.seq_len,
+    )  # fmt: skip
     blocks = data.group_blocks or _group_blocks(
-        set_config, config, dataset, tokenizer, measure, derived
+        set_config, config, dataset, tokenizer, measure=measure, derived=derived
     )
     layout = Layout(len(dataset), data.block, blocks)
     groups = _group_counts(
-        name, set_config, config, dataset, tokenizer, layout, measure, derived, progress
-    )
+        name, set_config, config, dataset, tokenizer,
+        layout=layout, measure=measure, derived=derived, progress=progress,
+    )  # fmt: skip
     order = SequenceOrder(
         layout, groups.sequences, measure, data.seq_len, window_groups=data.window_groups,
         key=prf.derive_key(config.seed, "order", name),
     )  # fmt: skip
-    return PlannedSet(name, set_config, dataset, measure, groups, order, first_task)
+    return PlannedSet(
+        name=name, config=set_config, dataset=dataset, measure=measure, counts=groups,
+        order=order, first_task=first_task,
+    )  # fmt: skip
 
 
 def _appears(counts: NDArray[np.uint32]) -> bool:
@@ -296,16 +311,21 @@ def _appears(counts: NDArray[np.uint32]) -> bool:
 def _instead(dataset: Dataset, field: str) -> str:
     """What the first sample's JSON has, where ``field`` is a path in it."""
     try:
-        found = parse_json(dataset.read(field, 0).decode()) if field.startswith("json.") else None
+        first_json = (
+            parse_json(dataset.read(field, 0).decode()) if field.startswith("json.") else None
+        )
     except (SampleFault, UnicodeDecodeError):
         return ""
-    return f"; the first one's JSON has {', '.join(found)}"[:200] if isinstance(found, dict) else ""
+    return (
+        f"; the first one's JSON has {', '.join(first_json)}"[:200]
+        if isinstance(first_json, dict)
+        else ""
+    )
 
 
 def _group_blocks(
-    set_config: SetConfig, config: Config, dataset: Dataset, tokenizer: Tokenizer, measure:
-    SampleMeasure,
-    derived: ArrayCache,
+    set_config: SetConfig, config: Config, dataset: Dataset, tokenizer: Tokenizer,
+    *, measure: SampleMeasure, derived: ArrayCache,
 ) -> int:  # fmt: skip
     """The kept choice of a group's size, or a new one: making it reads the index in many places."""
     depends = _depends(
@@ -334,8 +354,7 @@ def _depends(
 
 def _group_counts(
     name: str, set_config: SetConfig, config: Config, dataset: Dataset, tokenizer: Tokenizer,
-    layout: Layout,
-    measure: SampleMeasure, derived: ArrayCache, progress: bool,
+    *, layout: Layout, measure: SampleMeasure, derived: ArrayCache, progress: bool,
 ) -> GroupCounts:  # fmt: skip
     """Kept counts, or new ones. Raises `UserError` if no sample can be used."""
     data = config.data
@@ -343,25 +362,27 @@ def _group_counts(
     file = derived.name("counts", *_depends(set_config, config, dataset, tokenizer, sizes))
     kept = derived.load(file, np.int64, 4 + layout.groups)
     if kept is None:
-        found = count_groups(layout, measure, data.seq_len, available_cores(), progress, name)
-        derived.save(file, found.to_array())
+        counts = count_groups(
+            layout, measure, data.seq_len, workers=available_cores(), progress=progress, name=name
+        )
+        derived.save(file, counts.to_array())
     else:
-        found = GroupCounts.from_array(kept.array)
-    if not found.samples and found.oversize:
+        counts = GroupCounts.from_array(kept.array)
+    if not counts.samples and counts.oversize:
         raise UserError(
             f"data.sets.{name}: every sample is longer than data.seq_len={data.seq_len}; "
-            f"the shortest needs {found.shortest}"
+            f"the shortest needs {counts.shortest}"
         )
-    if not found.samples:
+    if not counts.samples:
         needed = " or ".join("+".join(task.fields()) for task in set_config.tasks)
         raise UserError(f"data.sets.{name}: no sample has the fields its tasks need ({needed})")
-    return found
+    return counts
 
 
 def _changes(config: Config, history: EditionHistory) -> list[Change]:
     """Weights and editions in order of their steps, as changes at positions."""
     data = config.data
-    weights = {0: {name: one.weight for name, one in data.sets.items()}}
+    weights = {0: {name: set_config.weight for name, set_config in data.sets.items()}}
     for change in data.schedule:
         weights[change.step] = {**weights.get(change.step, {}), **change.weights}
     editions: dict[int, dict[str, int]] = {0: {}}

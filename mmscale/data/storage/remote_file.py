@@ -232,7 +232,7 @@ def file_system(url: str) -> Any:
 
 class _Body(Protocol):
     """The bytes of a remote file from some offset on. ``version`` changes with the content, where
-    it is told.
+    the server reports it.
     """
 
     size: int
@@ -303,7 +303,7 @@ class _WebBody:
             return
         length = headers.get("Content-Length", "")
         if not length.isdecimal():
-            raise Unusable("the server does not tell its size")
+            raise Unusable("the server does not report its size")
         self.size = int(length)
         if at > self.size:
             raise Unusable(_REPLACED)

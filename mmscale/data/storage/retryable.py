@@ -31,7 +31,7 @@ _LASTING_ERRNO = {
 }
 _PASSING_STATUS = {408, 425, 429}
 # Of these libraries, exceptions that are no OSError and have no status are failures of the
-# connection, but for those whose name tells otherwise.
+# connection, but for those whose name says otherwise.
 _NETWORK_LIBRARIES = {
     "aiohttp",
     "aiobotocore",
@@ -114,13 +114,13 @@ def _status(error: Exception) -> int | None:
     """
     answer = getattr(error.__cause__, "response", None)
     if isinstance(answer, dict):
-        found = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        return found if isinstance(found, int) else None
+        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        return status if isinstance(status, int) else None
     for holder in (error, getattr(error, "response", None)):
         for name in ("status", "code", "status_code"):
-            found = getattr(holder, name, None)
-            if isinstance(found, int) and 400 <= found < 600:
-                return found
+            status = getattr(holder, name, None)
+            if isinstance(status, int) and 400 <= status < 600:
+                return status
     return None
 
 

@@ -34,7 +34,7 @@ def check_url(url: str) -> None:
     """Raise `UserError` unless ``url`` names a folder or a shard in one of the `SCHEMES`."""
     match = _SCHEME.match(url)
     scheme = match[1].lower() if match else ""
-    listed = ", ".join(f"{one}://" for one in SCHEMES)
+    listed = ", ".join(f"{name}://" for name in SCHEMES)
     if "::" in url or scheme not in SCHEMES or not url[len(scheme) :].startswith("://"):
         # Nothing after the scheme is repeated: in what is no URL of ours, anything may be a
         # password.
@@ -49,8 +49,7 @@ def check_url(url: str) -> None:
     if "@" in host:
         raise UserError(
             f"{scheme}://{host.rpartition('@')[2]}: a user or password in the URL would end up in "
-            "logs; give it "
-            f"through the environment (docs/remote.md says how)"
+            "logs; give it through the environment (docs/remote.md says how)"
         )
     shown = f"{scheme}://{host}{parts.path}"
     if parts.query or parts.fragment or "?" in url:

@@ -1,4 +1,4 @@
-"""Building and verifying an index: broken samples left out and told, nothing lost on a failure."""
+"""Building and verifying an index: broken samples are reported, a failure loses nothing."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def test_tar_program_with_directories(tmp_path: Path, format: str) -> None:
         check=True,
     )
     with tarfile.open(path) as archive:
-        assert any(one.isdir() for one in archive)
+        assert any(entry.isdir() for entry in archive)
     expected = read_with_webdataset(path)
     assert sum(len(fields) for fields in expected.values()) == len(members)
     assert indexed(tmp_path / "shards") == expected
@@ -150,11 +150,11 @@ def test_missing_modalities_and_empty_members(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "s.tar", members)
     assert indexed(tmp_path) == read_with_webdataset(path)
     dataset = Dataset([Manifest.open(tmp_path)])
-    every = np.arange(len(dataset))
+    numbers = np.arange(len(dataset))
     # A text of no bytes is a text; a member that is not there is none.
-    assert (dataset.facts("text", every)["offset"] > 0).tolist() == [True, True, False, False]
+    assert (dataset.facts("text", numbers)["offset"] > 0).tolist() == [True, True, False, False]
     assert dataset.text("text", 0) == "" and dataset.text("text", 1) == "alone"
-    assert (dataset.facts("image", every)["offset"] > 0).tolist() == [True, False, False, True]
+    assert (dataset.facts("image", numbers)["offset"] > 0).tolist() == [True, False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -174,8 +174,8 @@ def differs(tmp_path: Path, members: dict[str, bytes]) -> tuple[dict, dict]:
     path = write_tar(tmp_path / "s.tar", members)
     raw = path.read_bytes()
     ours: dict[str, dict[str, bytes]] = {}
-    for one in scan(path):
-        ours.setdefault(one.key, {})[one.field] = raw[one.offset : one.offset + one.size]
+    for entry in scan(path):
+        ours.setdefault(entry.key, {})[entry.field] = raw[entry.offset : entry.offset + entry.size]
     return ours, read_with_webdataset(path)
 
 
@@ -195,7 +195,7 @@ def test_what_webdataset_would_silently_split_or_stop_at_is_refused(tmp_path: Pa
     path = write_tar(tmp_path / "s.tar", {"1.png": PNG, "2.png": PNG, "1.txt": b"late"})
     with pytest.raises(UserError, match="key '1' appears again"):
         list(scan(path))
-    theirs = [one["__key__"] for one in _samples(path)]
+    theirs = [sample["__key__"] for sample in _samples(path)]
     assert theirs == ["1", "2", "1"]  # two halves, neither of which is the sample
 
     path.write_bytes(member(b"1.txt", b"one") + member(b"2.txt", b"two"))  # cut where a member ends
@@ -207,7 +207,7 @@ def test_what_webdataset_would_silently_split_or_stop_at_is_refused(tmp_path: Pa
     path.write_bytes(whole + write_tar(path, {"2.txt": b"two"}).read_bytes())  # cat a.tar b.tar
     with pytest.raises(UserError, match="data after the end marker"):
         list(scan(path))
-    assert [one["__key__"] for one in _samples(path)] == ["1"]
+    assert [sample["__key__"] for sample in _samples(path)] == ["1"]
 
 
 def _samples(path: Path) -> list[dict]:

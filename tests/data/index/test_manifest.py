@@ -44,10 +44,10 @@ def manifest(folder: Path) -> Manifest:
 
 
 def test_every_byte_of_every_sample_is_found(folder: Path, manifest: Manifest) -> None:
-    for one in (manifest, Manifest.open(folder)):
-        assert len(one) == 5 and one.shards == [f"shard-{n:06d}.tar" for n in range(3)]
-        assert [one.shard_of(i) for i in range(5)] == [0, 0, 1, 1, 2]
-        assert one.fields == [
+    for opened in (manifest, Manifest.open(folder)):
+        assert len(opened) == 5 and opened.shards == [f"shard-{n:06d}.tar" for n in range(3)]
+        assert [opened.shard_of(i) for i in range(5)] == [0, 0, 1, 1, 2]
+        assert opened.fields == [
             "0.png",
             "1.png",
             "bin",
@@ -60,11 +60,13 @@ def test_every_byte_of_every_sample_is_found(folder: Path, manifest: Manifest) -
             "wav",
             "webp",
         ]
-        found: Samples = {}
-        for i in range(len(one)):
-            read = {field: bytes_of(one, field, i) for field in one.fields}
-            found[one.key(i)] = {field: data for field, data in read.items() if data is not None}
-        assert found == SAMPLES
+        samples: Samples = {}
+        for i in range(len(opened)):
+            read = {field: bytes_of(opened, field, i) for field in opened.fields}
+            samples[opened.key(i)] = {
+                field: data for field, data in read.items() if data is not None
+            }
+        assert samples == SAMPLES
 
 
 def test_header_facts(manifest: Manifest) -> None:
@@ -244,12 +246,16 @@ def test_restrict_names_an_unknown_shard(folder: Path, manifest: Manifest) -> No
 
 def test_pickling_opens_again_instead_of_copying(manifest: Manifest) -> None:
     view = manifest.restrict(manifest.shards[::2])
-    for one in (manifest, view):
-        packed = pickle.dumps(one)
+    for original in (manifest, view):
+        packed = pickle.dumps(original)
         copy = pickle.loads(packed)
-        assert len(packed) < 1000 and copy.digest == one.digest and copy.shards == one.shards
-        assert facts_of(copy, "image").tolist() == facts_of(one, "image").tolist()
-        assert [copy.key(i) for i in range(len(copy))] == [one.key(i) for i in range(len(one))]
+        assert (
+            len(packed) < 1000 and copy.digest == original.digest and copy.shards == original.shards
+        )
+        assert facts_of(copy, "image").tolist() == facts_of(original, "image").tolist()
+        assert [copy.key(i) for i in range(len(copy))] == [
+            original.key(i) for i in range(len(original))
+        ]
 
 
 def test_a_replaced_index_is_noticed_in_workers(folder: Path, manifest: Manifest) -> None:
@@ -265,7 +271,9 @@ def test_open_folders_files_and_patterns(tmp_path: Path, folder: Path, manifest:
     build_index(other, MediaConfig(), progress=False)
 
     def opened(*shards: str) -> list[tuple[str, list[str]]]:
-        return [(one.root.name, one.shards) for one in open_manifests(list(shards), CacheConfig())]
+        return [
+            (part.root.name, part.shards) for part in open_manifests(list(shards), CacheConfig())
+        ]
 
     names = manifest.shards
     assert opened(f"{folder}") == [("data", names)]

@@ -154,8 +154,8 @@ def test_a_copy_that_lost_a_bit_is_fetched_again_once(
     with open(copy, "r+b") as file:
         file.seek(150)
         file.write(bytes([whole[150] ^ 1]))
-    for one in (store, ByteReader(settings)):
-        assert one.read(place, 100, 100, wanted[1]) == wanted[0]
+    for reader in (store, ByteReader(settings)):
+        assert reader.read(place, 100, 100, wanted[1]) == wanted[0]
     assert copy.read_bytes() == whole and server.counts() == {"1.tar": 2}
     # An index that asks for other bytes than the shard has is not answered by fetching for ever.
     for _ in range(3):
@@ -230,11 +230,11 @@ def test_processes_that_race_fetch_once(tmp_path: Path, folder: Path, server: Fa
     server.faults.append(("1.tar", "slow", 1000))
     first = start_reader(settings, server, shard)
     assert server.reached.wait(patience(5))
-    others = [start_reader(settings, server, shard) for _ in range(2)]
-    for other in others:
-        wait_until_blocked(other)
+    waiting = [start_reader(settings, server, shard) for _ in range(2)]
+    for reader in waiting:
+        wait_until_blocked(reader)
     server.go_on.set()
-    assert [finish(one) for one in (first, *others)] == ["read 1\n"] * 3
+    assert [finish(reader) for reader in (first, *waiting)] == ["read 1\n"] * 3
     assert server.counts() == {"1.tar": 1} and kept(settings) == [f"{shard.sha256}.tar"]
 
 

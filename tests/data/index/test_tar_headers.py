@@ -230,8 +230,8 @@ def test_pax_sparse_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("format", ["gnu", "pax"])
 def test_hostile_names(tmp_path: Path, name: str, format: str) -> None:
     padded = name + "/" + "x" * 120 + ".png"  # carried by an L or x header
-    for one in (name, padded):
-        path = write_tar(tmp_path / "s.tar", {one: b"1"}, FORMATS[format])
+    for member_name in (name, padded):
+        path = write_tar(tmp_path / "s.tar", {member_name: b"1"}, FORMATS[format])
         assert any(word in refusal(path) for word in ("outside the archive", "control characters"))
 
 
@@ -352,5 +352,6 @@ def test_damaged_bytes_give_members_or_a_user_error(
         assert str(path) in str(error)
     else:
         assert all(
-            one.offset > 0 and one.offset + one.size <= path.stat().st_size for one in members
+            member.offset > 0 and member.offset + member.size <= path.stat().st_size
+            for member in members
         )

@@ -209,7 +209,10 @@ def test_a_change_in_what_is_packed_is_refused_elsewhere_it_is_taken(
     before = source.read_bytes(), (source.parent / f"{packed[0]}.png").read_bytes()
     times = (source.parent / f"{packed[0]}.png").stat().st_mtime_ns
     edit(packed[0])
-    words = rf"{source}: row {packed[0] + 1}: changed since it was packed into shard-000002\.tar; restore it"
+    words = (
+        rf"{source}: row {packed[0] + 1}: changed since it was packed into "
+        r"shard-000002\.tar; restore it"
+    )
     with pytest.raises(UserError, match=words):
         quietly(source, out, samples_per_shard=2)
     source.write_bytes(before[0])
@@ -452,12 +455,12 @@ def test_limits_on_the_command_line(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
         return done.returncode, done.stdout, done.stderr
 
-    code, told, log = run("pack", str(folder), "--out", str(out), "--max-image-pixels", "59999")
-    assert code == 0 and f"{out}: 1 samples in 1 shards" in told
+    code, output, log = run("pack", str(folder), "--out", str(out), "--max-image-pixels", "59999")
+    assert code == 0 and f"{out}: 1 samples in 1 shards" in output
     assert "over media.max_audio_s=30" in log and "over media.max_image_pixels=59999" in log
-    code, told, _ = run("index", str(out), "--json", "--max-audio-s", "40")
-    assert code == 0 and json.loads(told)["samples"] == 3 and json.loads(told)["problems"] == 0
-    assert json.loads(told)["bytes"] == sum(path.stat().st_size for path in out.glob("*.tar"))
+    code, output, _ = run("index", str(out), "--json", "--max-audio-s", "40")
+    assert code == 0 and json.loads(output)["samples"] == 3 and json.loads(output)["problems"] == 0
+    assert json.loads(output)["bytes"] == sum(path.stat().st_size for path in out.glob("*.tar"))
     code, _, log = run(
         "pack", str(folder), "--out", str(tmp_path / "o"), "--max-file-bytes", "1000"
     )

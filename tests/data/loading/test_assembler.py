@@ -91,7 +91,7 @@ def test_what_was_planned_is_what_is_laid(shards):
         batch = assembler.batch(planned, planned.sequences)
         assert not batch.faults
         laid = (batch.kind_BL != PADDING).sum(dim=1).tolist()
-        assert laid == [one.tokens for one in planned.sequences]
+        assert laid == [sequence.tokens for sequence in planned.sequences]
         assert batch.objectives["next_token"]["at_T"].numel() == planned.counts["next_token"]
         assert batch.objectives["contrastive"]["at_T"].numel() == planned.counts["contrastive"]
         assert (
@@ -101,7 +101,8 @@ def test_what_was_planned_is_what_is_laid(shards):
         sizes = batch.image_size_N2
         assert ((sizes[:, 0] // 8) * (sizes[:, 1] // 8)).max() <= 20 and (sizes % 8 == 0).all()
         stems = sum(
-            plan.sets[0].measure.sizes(one.samples).image_tokens.sum() for one in planned.sequences
+            plan.sets[0].measure.sizes(sequence.samples).image_tokens.sum()
+            for sequence in planned.sequences
         )
         assert stems == ((sizes[:, 0] // 8) * (sizes[:, 1] // 8)).sum()
         both += int((batch.kind_BL == AUDIO).any() and (batch.kind_BL == IMAGE).any())
@@ -200,8 +201,8 @@ def test_a_broken_sample_leaves_the_blends_of_the_others_alone(tmp_path):
     raw[at] ^= 1
     shard.write_bytes(raw)
     same_keys, faults, after = blends()
-    assert same_keys == keys and [one["key"] for one in faults] == [broken]
-    whole = [one for key, one in zip(keys, before, strict=True) if key != broken]
+    assert same_keys == keys and [fault["key"] for fault in faults] == [broken]
+    whole = [picture for key, picture in zip(keys, before, strict=True) if key != broken]
     own = [int(key[1:]) % 3 for key in keys if key != broken]
     blended = 0
     for (classes, share, picture), (classes_now, share_now, picture_now), alone in zip(

@@ -48,13 +48,13 @@ def copy(batch):
 
 
 def same(batch, expected):
-    found = batch.tensors()
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    tensors = batch.tensors()
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
 
 
 def test_the_fork_server_has_imported_what_loaders_need():
-    """And this process, which has not, goes on at once. A loader then starts without importing."""
+    """And this process, which has not, continues at once. A loader then starts without imports."""
     program = """
 import sys, time
 from multiprocessing import forkserver
@@ -87,13 +87,13 @@ class _Broken(MicroBatches):
 
 
 @pytest.mark.parametrize(
-    ("opens", "told", "before"), [(True, "the shards were", 3), (False, "the index is", 0)]
+    ("opens", "message", "before"), [(True, "the shards were", 3), (False, "the index is", 0)]
 )
-def test_what_the_user_has_to_do_comes_out_of_a_worker_as_it_is(data, opens, told, before):
+def test_what_the_user_has_to_do_comes_out_of_a_worker_as_it_is(data, opens, message, before):
     broken = _Broken.__new__(_Broken)
     broken.__dict__.update(data.__dict__, opens=opens, per_step=1)
     seen = 0
-    with pytest.raises(UserError, match=rf"^{told}[^\n]*$"):
+    with pytest.raises(UserError, match=rf"^{message}[^\n]*$"):
         for _ in batches(broken, workers=1):
             seen += 1
     assert seen == before
@@ -108,9 +108,8 @@ def test_blocks_are_filled_again_and_what_is_kept_stays(data):
         for batch, wanted in zip(step, expected[number], strict=True):
             same(batch, wanted)
         if number % 4 == 1:
-            kept.append(
-                (step[2].image_N3HW, step[2].text_at_T[1:], expected[number][2])
-            )  # views outlive the batch
+            # Views outlive the batch.
+            kept.append((step[2].image_N3HW, step[2].text_at_T[1:], expected[number][2]))
         (blocks,) = shared_memory._received.values()
         most = len(blocks)
     # 48 batches in few blocks: one for each of the three kept, the step in hand, the step that

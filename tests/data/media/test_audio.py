@@ -91,9 +91,9 @@ def test_formats(kind, subtype):
     if subtype not in soundfile.available_subtypes(kind):
         pytest.skip(f"this libsndfile cannot write {kind} {subtype}")
     data = encode(sine(1000, 16_000, seconds=1.0), 16_000, kind, subtype)
-    told = soundfile.info(io.BytesIO(data))
+    info = soundfile.info(io.BytesIO(data))
     wave = decode_audio(data, MEDIA)
-    assert len(wave) == MEDIA.audio_samples(told.frames, told.samplerate)
+    assert len(wave) == MEDIA.audio_samples(info.frames, info.samplerate)
     frequency, amplitude = tone(wave, 16_000)
     assert frequency == pytest.approx(1000, abs=2)
     assert amplitude == pytest.approx(0.5, rel=0.05)
@@ -153,9 +153,9 @@ def test_any_rate_and_channel_count(rate, channels, kind):
     wave = np.stack(
         [(channel + 1) * sine(200, rate, amplitude=0.05) for channel in range(channels)], axis=1
     )
-    found = decode_audio(encode(wave, rate, kind), MEDIA)
-    assert len(found) == MEDIA.audio_samples(len(wave), rate)
-    frequency, amplitude = tone(found, 16_000)
+    decoded = decode_audio(encode(wave, rate, kind), MEDIA)
+    assert len(decoded) == MEDIA.audio_samples(len(wave), rate)
+    frequency, amplitude = tone(decoded, 16_000)
     assert frequency == pytest.approx(200, abs=2)
     assert amplitude == pytest.approx(0.05 * (channels + 1) / 2, rel=0.02)
 
@@ -196,7 +196,7 @@ def test_what_was_written_into_a_pipe():
     flac = bytearray(encode(wave, 16_000, "FLAC"))
     flac[21] &= 0xF0  # the 36 bits of STREAMINFO's total: 0 says unknown
     flac[22:26] = bytes(4)
-    with pytest.raises(SampleFault, match="does not tell its length"):
+    with pytest.raises(SampleFault, match="does not report its length"):
         decode_audio(bytes(flac), MEDIA)
 
 
@@ -204,9 +204,8 @@ def test_a_cut_wav_is_a_fault():
     whole = encode(sine(440, 16_000), 16_000)
     with pytest.raises(SampleFault, match=r"cut short: 8000 of 16044 bytes"):
         decode_audio(whole[:8000], MEDIA)
-    assert (
-        len(decode_audio(whole[:-1], MEDIA)) == 8_000 - 1
-    )  # writers disagree about a byte of padding
+    # Writers disagree about a byte of padding.
+    assert len(decode_audio(whole[:-1], MEDIA)) == 8_000 - 1
 
 
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
@@ -292,14 +291,14 @@ def test_log_mel_of_very_short_clips(samples):
 def test_log_mel_is_the_same_on_any_number_of_threads_which_stays():
     wave, before = 0.1 * normal(5, 160_000), torch.get_num_threads()
     try:
-        found = []
+        spectra = []
         for threads in (1, 4):
             torch.set_num_threads(threads)
-            found.append(LogMel(MEDIA)(wave).tobytes())
+            spectra.append(LogMel(MEDIA)(wave).tobytes())
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
-    assert found[0] == found[1]
+    assert spectra[0] == spectra[1]
 
 
 def test_log_mel_of_silence_is_flat_and_finite():

@@ -105,23 +105,23 @@ def test_crop_off_keeps_everything():
 
 
 def test_crop_areas_ratios_and_places():
-    found = crops(0.1)
-    areas = np.array([box.height * box.width for box in found]) / (480 * 640)
-    ratios = np.array([box.width / box.height for box in found])
+    boxes = crops(0.1)
+    areas = np.array([box.height * box.width for box in boxes]) / (480 * 640)
+    ratios = np.array([box.width / box.height for box in boxes])
     assert areas.min() > 0.095 and areas.max() > 0.8
     # Uniform as far as all ratios fit into the picture.
     inside = areas[areas < 0.55]
     assert np.allclose(np.quantile(inside, [0.25, 0.5, 0.75]), [0.2125, 0.325, 0.4375], atol=0.04)
     assert ratios.min() > 0.74 and ratios.max() < 1.35
     assert abs(np.mean(np.log(ratios[areas < 0.55]))) < 0.03
-    for box in found:
+    for box in boxes:
         assert (
             box.top >= 0
             and box.top + box.height <= 480
             and box.left >= 0
             and box.left + box.width <= 640
         )
-    assert len({box.left for box in found}) > 100 and len({box.top for box in found}) > 100
+    assert len({box.left for box in boxes}) > 100 and len({box.top for box in boxes}) > 100
 
 
 def test_crop_ratio_is_relative_to_the_results():

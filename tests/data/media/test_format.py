@@ -58,8 +58,7 @@ def test_sound(format: str, subtype: str, ending: str) -> None:
 @pytest.mark.parametrize(
     "data",
     [b"", b"BM", b"BMs are letters too", b"RIFF1234AVI ", b"<svg/>", b"%PDF-1.4", b"\x80\4pickle",
-    b"\xff\xd8",
-     b"\xff\xf1\x50\x80", b"\xff\xff\xff\xff", b"II", b"PK\3\4"],
+     b"\xff\xd8", b"\xff\xf1\x50\x80", b"\xff\xff\xff\xff", b"II", b"PK\3\4"],
 )  # fmt: skip
 def test_what_is_none(data: bytes) -> None:
     assert ending_of(data) is None

@@ -111,8 +111,8 @@ def test_transparency_shows_white_in_every_format_that_has_it(kind):
 def test_16_bits_become_8(kind):
     grey = np.repeat(np.array([0, 128, 257 * 90, 65_535], np.uint16), 24)
     data = encode(Image.fromarray(np.tile(grey, (64, 1))), kind)
-    found = decode_image(data, MEDIA)[0, 16, 5::12]
-    assert np.abs(found.astype(int) - [0, 0, 90, 255]).max() <= 1
+    decoded = decode_image(data, MEDIA)[0, 16, 5::12]
+    assert np.abs(decoded.astype(int) - [0, 0, 90, 255]).max() <= 1
 
 
 def test_cmyk_jpeg():
@@ -153,8 +153,8 @@ def turned(picture: Image.Image, orientation: int, kind: str, **options) -> byte
 def test_exif_orientation(orientation, kind):
     pixels = decode_image(turned(quarters(), orientation, kind), MEDIA)
     assert pixels.shape == (3, 32, 48) and pixels.transpose(1, 2, 0).flags.c_contiguous
-    for found, expected in zip(corners(pixels), [RED, GREEN, BLUE, WHITE], strict=True):
-        assert np.abs(np.array(found) - expected).max() < 12
+    for colour, expected in zip(corners(pixels), [RED, GREEN, BLUE, WHITE], strict=True):
+        assert np.abs(np.array(colour) - expected).max() < 12
 
 
 @pytest.mark.parametrize(
@@ -251,9 +251,9 @@ def photograph(height: int, width: int) -> Image.Image:
     return Image.fromarray((shapes * 90 + 128 + 4 * noise).clip(0, 255).astype(np.uint8))
 
 
-def psnr(found: np.ndarray, expected: np.ndarray) -> float:
+def psnr(decoded: np.ndarray, expected: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB."""
-    error = np.mean((found.astype(float) - expected) ** 2)
+    error = np.mean((decoded.astype(float) - expected) ** 2)
     return float("inf") if error == 0 else 10 * np.log10(255**2 / error)
 
 
@@ -277,7 +277,7 @@ def test_dynamic_resolution_gives_the_planned_grid(width, height, orientation, k
     "factors", [(0x21, 0x11, 0x12), (0x31, 0x11, 0x11), (0x22, 0x12, 0x21), (0x24, 0x11, 0x11)]
 )
 def test_jpegs_with_colours_of_any_resolution(factors):
-    """The same as Pillow's, whatever a picture looks like whose header tells the wrong layout."""
+    """The same as Pillow's, whatever a picture looks like whose header names the wrong layout."""
     raw = bytearray(encode(plain("RGB", (200, 30, 60)), "JPEG", subsampling=0))
     frame = raw.index(b"\xff\xc0")
     for component, factor in enumerate(factors):
@@ -357,20 +357,20 @@ def test_jpeg_agrees_with_the_full_decode(size, options):
 
 def test_grey_and_cmyk_jpegs():
     assert set(corners(decode_image(encode(plain("L", 77), "JPEG"), MEDIA))) == {(77, 77, 77)}
-    found = decode_image(encode(plain("CMYK", (0, 255, 255, 0), (500, 400)), "JPEG"), MEDIA)
-    assert found[0].min() > 200 and found[1:].max() < 60
+    decoded = decode_image(encode(plain("CMYK", (0, 255, 255, 0), (500, 400)), "JPEG"), MEDIA)
+    assert decoded[0].min() > 200 and decoded[1:].max() < 60
 
 
 def test_photographs(real_data):
     files = sorted((real_data / "captions").glob("*/*.jpg"))
     media = MediaConfig(image_height=96, image_width=96)
-    found = []
+    ratios = []
     for file in files[:12]:
         full = Image.open(file).convert("RGB").resize((96, 96), Image.Resampling.BILINEAR)
-        found.append(
+        ratios.append(
             psnr(decode_image(file.read_bytes(), media), np.asarray(full).transpose(2, 0, 1))
         )
-    assert min(found) > 30 and np.median(found) > 36
+    assert min(ratios) > 30 and np.median(ratios) > 36
 
 
 def test_one_pixel_is_enlarged():

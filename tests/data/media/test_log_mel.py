@@ -41,9 +41,8 @@ def test_on_real_speech(real_data):
     compared = 0
     for folder in ("yesno", "fsdd"):
         for path in sorted((real_data / folder).rglob("*.wav"))[:6]:
-            wave = decode_audio(
-                path.read_bytes(), MediaConfig()
-            )  # both sets are of 8 kHz, resampled
+            # Both sets are of 8 kHz, resampled.
+            wave = decode_audio(path.read_bytes(), MediaConfig())
             assert soundfile.info(path).samplerate == 8_000
             compared += agree(wave)
     assert compared > 3_000

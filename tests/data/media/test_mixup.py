@@ -22,27 +22,29 @@ def mix(augment, images=None, kinds=None, seed=0):
 
 
 def test_mixup_is_the_weighted_mean():
-    for number, one in enumerate(mix(AugmentConfig(mixup=0.4))):
-        assert one is not None and one.partner != number and 0 <= one.share <= 1
-        expected = one.share * 10 * number + (1 - one.share) * 10 * one.partner
-        assert abs(one.picture.astype(float) - expected).max() <= 0.5
+    for number, blend in enumerate(mix(AugmentConfig(mixup=0.4))):
+        assert blend is not None and blend.partner != number and 0 <= blend.share <= 1
+        expected = blend.share * 10 * number + (1 - blend.share) * 10 * blend.partner
+        assert abs(blend.picture.astype(float) - expected).max() <= 0.5
 
 
-def test_cutmix_pastes_a_rectangle_of_the_share_it_tells():
+def test_cutmix_pastes_a_rectangle_of_the_share_it_reports():
     for seed in range(20):
-        for number, one in enumerate(mix(AugmentConfig(cutmix=1.0), seed=seed)):
-            own = one.picture[0] == 10 * number
-            assert (one.picture == one.picture[0]).all(), "all colours alike"
-            assert own.mean() == pytest.approx(one.share)
+        for number, blend in enumerate(mix(AugmentConfig(cutmix=1.0), seed=seed)):
+            own = blend.picture[0] == 10 * number
+            assert (blend.picture == blend.picture[0]).all(), "all colours alike"
+            assert own.mean() == pytest.approx(blend.share)
             pasted = np.argwhere(~own)
             if len(pasted):
                 height, width = np.ptp(pasted, axis=0) + 1
                 assert height * width == len(pasted), "a rectangle"
-                assert set(np.unique(one.picture)) <= {10 * number, 10 * one.partner}
+                assert set(np.unique(blend.picture)) <= {10 * number, 10 * blend.partner}
 
 
 def test_shares_follow_the_beta_distribution():
-    shares = [one.share for seed in range(300) for one in mix(AugmentConfig(mixup=0.5), seed=seed)]
+    shares = [
+        blend.share for seed in range(300) for blend in mix(AugmentConfig(mixup=0.5), seed=seed)
+    ]
     assert np.mean(shares) == pytest.approx(0.5, abs=0.03)
     assert np.var(shares) == pytest.approx(1 / (4 * (2 * 0.5 + 1)), abs=0.01)
 
@@ -54,7 +56,7 @@ def test_partners_are_of_one_kind_and_size():
         assert mixes[2] is None and mixes[4] is None, (
             "no other of its kind; of another size than any"
         )
-        assert {one.partner for one in mixes if one} <= {0, 1, 3}
+        assert {blend.partner for blend in mixes if blend} <= {0, 1, 3}
 
 
 def test_a_picture_that_is_broken_leaves_the_others_as_they_were():
@@ -63,7 +65,7 @@ def test_a_picture_that_is_broken_leaves_the_others_as_they_were():
             mix(AugmentConfig(mixup=1.0, cutmix=1.0), images, seed=seed)
             for images in (
                 pictures(),
-                [None if n == 2 else one for n, one in enumerate(pictures())],
+                [None if n == 2 else picture for n, picture in enumerate(pictures())],
             )
         )
         assert broken[2] is None
@@ -71,13 +73,16 @@ def test_a_picture_that_is_broken_leaves_the_others_as_they_were():
             if after is not None:
                 assert (before.partner, before.share) == (after.partner, after.share)
                 assert np.array_equal(before.picture, after.picture)
-        assert all(whole[n].partner == 2 for n, one in enumerate(broken) if one is None and n != 2)
+        assert all(
+            whole[n].partner == 2 for n, blend in enumerate(broken) if blend is None and n != 2
+        )
 
 
 def test_the_key_decides():
     def bytes_of(seed):
         return [
-            one.picture.tobytes() for one in mix(AugmentConfig(mixup=1.0, cutmix=1.0), seed=seed)
+            blend.picture.tobytes()
+            for blend in mix(AugmentConfig(mixup=1.0, cutmix=1.0), seed=seed)
         ]
 
     assert bytes_of(1) == bytes_of(1) != bytes_of(2)

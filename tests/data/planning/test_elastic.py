@@ -70,7 +70,7 @@ def test_same_samples_and_bytes_on_any_ranks_workers_and_start(small_run):
     assert four_ranks_resumed == {place: seen for place, seen in whole.items() if place[0] >= 5}
 
 
-def test_data_order_tells_the_same_and_deals_every_sequence_once(small_run):
+def test_data_order_reports_the_same_and_deals_every_sequence_once(small_run):
     whole = collect(start(small_run, "3:6", 0, 1, 0, 2))
     base = ["mmscale", "data", "order", CONFIG, *small_run, "--steps", "3:6", "--world", "2"]
     rows = [json.loads(line) for line in run_module(base).stdout.splitlines()]
@@ -89,17 +89,17 @@ def plan(small_run, tmp_path_factory):
 
 
 def test_every_sample_once_an_epoch_over_steps(plan):
-    one = plan.sets[0]
-    per_epoch = one.order.sequences_per_epoch
+    planned_set = plan.sets[0]
+    per_epoch = planned_set.order.sequences_per_epoch
     seen, step = {}, 0
     while len(seen) < 3 * per_epoch:
         for sequence in plan.step(step).sequences:
             seen.setdefault(sequence.epoch, []).extend(sequence.samples.tolist())
         step += 1
-        if min(len(seen.get(epoch, [])) for epoch in range(2)) >= len(one.dataset):
+        if min(len(seen.get(epoch, [])) for epoch in range(2)) >= len(planned_set.dataset):
             break
     for epoch in range(2):
-        assert sorted(seen[epoch]) == list(range(len(one.dataset)))
+        assert sorted(seen[epoch]) == list(range(len(planned_set.dataset)))
 
 
 def test_ranks_share_equally_and_costs_are_balanced(plan):

@@ -89,7 +89,7 @@ def test_bin_count_is_never_above_best_fit_decreasing_nor_below_the_tokens():
 def test_bins_are_equally_full():
     lengths = random_lengths(3000, 80)
     for bins in (shuffled_bins(lengths, 1024, bin_count(lengths, 1024), key) for key in range(3)):
-        loads = [int(lengths[one].sum()) for one in bins]
+        loads = [int(lengths[items].sum()) for items in bins]
         assert max(loads) <= 1024 and min(loads) > 0.95 * max(loads)
 
 

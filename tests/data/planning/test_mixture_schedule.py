@@ -14,7 +14,7 @@ def simulate(changes, max_epochs, positions):
     """One position after another: (set, epoch, place in the epoch), and the epochs begun so far."""
     weights, per_epoch = {}, {}
     epoch, inside = dict.fromkeys(NAMES, 0), dict.fromkeys(NAMES, 0)
-    mixture, start, told, was_ended = None, 0, [], []
+    mixture, start, turns, was_ended = None, 0, [], []
     for position in range(positions):
         for change in changes:
             if change.position == position:
@@ -32,15 +32,15 @@ def simulate(changes, max_epochs, positions):
                 0.0 if over else weights[name] for name, over in zip(NAMES, ended, strict=True)
             ]
             if not any(active):
-                return told
+                return turns
             mixture, start, was_ended = Mixture(NAMES, active), position, ended
         owner = mixture.turn(position - start)[0]
         name = NAMES[owner]
-        told.append((owner, epoch[name], inside[name]))
+        turns.append((owner, epoch[name], inside[name]))
         inside[name] += 1
         if inside[name] == per_epoch[name]:
             epoch[name], inside[name] = epoch[name] + 1, 0
-    return told
+    return turns
 
 
 def plain(schedule, positions):

@@ -22,11 +22,11 @@ def test_every_item_once_and_equally_many_on_every_rank(items, world):
 
 def test_exchanges_balance_what_the_first_deal_cannot():
     costs = [5.1] * 22 + [4.7] * 21 + [3.5] * 21
-    found = loads(costs, deal(costs, 8))
-    assert found.max() < 1.01 * found.mean()
+    rank_loads = loads(costs, deal(costs, 8))
+    assert rank_loads.max() < 1.01 * rank_loads.mean()
 
 
 def test_one_dear_item_is_not_made_worse():
     costs = [100.0] + [1.0] * 15
-    found = sorted(loads(costs, deal(costs, 4)))
-    assert found == [4, 4, 4, 103]
+    rank_loads = sorted(loads(costs, deal(costs, 4)))
+    assert rank_loads == [4, 4, 4, 103]

@@ -74,9 +74,15 @@ def make_config(sets: dict[str, Path], **data) -> Config:
 
 def seen(plan: Plan, steps: range) -> list[tuple]:
     return [
-        (step, one.number, plan.sets[one.set_index].name, one.epoch, one.samples.tolist())
+        (
+            step,
+            sequence.number,
+            plan.sets[sequence.set_index].name,
+            sequence.epoch,
+            sequence.samples.tolist(),
+        )
         for step in steps
-        for one in plan.step(step).sequences
+        for sequence in plan.step(step).sequences
     ]
 
 
@@ -106,7 +112,7 @@ def test_every_sample_once_an_epoch_in_a_mixture_with_caps_and_changes(sets, tok
     assert plan.epochs(40)["b"] == 2.0
     for step in range(40):
         planned = plan.step(step)
-        assert planned.tokens == sum(one.tokens for one in planned.sequences) <= 12 * 64
+        assert planned.tokens == sum(sequence.tokens for sequence in planned.sequences) <= 12 * 64
 
 
 def test_later_weights_and_sets_leave_earlier_steps_and_their_fingerprint_alone(sets, tokenizer):
@@ -131,8 +137,8 @@ def test_the_order_of_sets_in_the_config_decides_nothing(sets, tokenizer):
             for name in names:
                 config.data.sets[name].weight = weights[name]
             plans.append(make_plan(config, tokenizer))
-        first, *others = [(seen(plan, range(40)), plan.fingerprint(40)) for plan in plans]
-        assert all(other == first for other in others)
+        first, *reordered = [(seen(plan, range(40)), plan.fingerprint(40)) for plan in plans]
+        assert all(outcome == first for outcome in reordered)
 
 
 def test_a_cap_on_every_set_ends_the_data_and_a_longer_run_is_refused(sets, tokenizer, tmp_path):
@@ -177,20 +183,23 @@ def test_changed_shards_are_refused_by_name_or_begin_an_edition(sets, tokenizer,
     config = make_config({"a": tmp_path / "a", "b": sets["b"]})
     run = tmp_path / "run"
     first = make_plan(config, tokenizer, EditionHistory(run))
-    first.history.save({one.name: one.dataset for one in first.sets})
+    first.history.save({planned_set.name: planned_set.dataset for planned_set in first.sets})
     before = seen(first, range(30))
     assert seen(make_plan(config, tokenizer, EditionHistory(run), 9), range(30)) == before
 
     replace_shards(tmp_path / "a")
-    names = r"zz-000000\.tar was added, shard-000001\.tar was removed, shard-000002\.tar was replaced since step 0; "
+    names = (
+        r"zz-000000\.tar was added, shard-000001\.tar was removed, "
+        r"shard-000002\.tar was replaced since step 0; "
+    )
     with pytest.raises(
         UserError,
-        match=r"data\.sets\.a: .*" + names + ".*go on with these from step 9 by data.accept",
+        match=r"data\.sets\.a: .*" + names + ".*continue with these from step 9 by data.accept",
     ):
         make_plan(config, tokenizer, EditionHistory(run), 9)
     config.data.accept_changes = True
     changed = make_plan(config, tokenizer, EditionHistory(run), 9)
-    changed.history.save({one.name: one.dataset for one in changed.sets})
+    changed.history.save({planned_set.name: planned_set.dataset for planned_set in changed.sets})
     assert changed.fingerprint(9) == first.fingerprint(9) and changed.fingerprint(
         10
     ) != first.fingerprint(10)
@@ -219,7 +228,7 @@ def test_changed_shards_are_refused_by_name_or_begin_an_edition(sets, tokenizer,
     assert seen(make_plan(config, tokenizer, EditionHistory(run), 20), range(20, 25)) == seen(
         changed, range(20, 25)
     )
-    with pytest.raises(UserError, match="go on with these from step 5"):
+    with pytest.raises(UserError, match="continue with these from step 5"):
         make_plan(config, tokenizer, EditionHistory(run), 5)
 
 
@@ -245,10 +254,10 @@ def test_kept_counts_are_read_back_and_made_again_when_damaged(sets, tokenizer):
 
 def test_oversize_samples_are_counted_and_left_out(sets, tokenizer):
     config = make_config({"a": sets["a"]}, seq_len=16)
-    one = make_plan(config, tokenizer).sets[0]
-    lengths = [len(tokenizer.encode(one.dataset.text("text", n))) + 2 for n in range(300)]
-    assert one.counts.oversize == sum(length > 16 for length in lengths) > 0
-    assert one.counts.samples + one.counts.oversize == 300
+    planned_set = make_plan(config, tokenizer).sets[0]
+    lengths = [len(tokenizer.encode(planned_set.dataset.text("text", n))) + 2 for n in range(300)]
+    assert planned_set.counts.oversize == sum(length > 16 for length in lengths) > 0
+    assert planned_set.counts.samples + planned_set.counts.oversize == 300
     config.data.seq_len = 2
     with pytest.raises(
         UserError,
@@ -286,15 +295,14 @@ def test_a_real_mixture_is_full_and_balanced(real_sets):
     for step in range(60):
         planned = plan.step(step)
         assert planned.tokens >= 0.98 * 64 * 1024
-        loads = [sum(one.cost for one in plan.share(step, rank, 8)) for rank in range(8)]
+        loads = [sum(sequence.cost for sequence in plan.share(step, rank, 8)) for rank in range(8)]
         assert max(loads) <= 1.03 * np.mean(loads)
 
 
 def test_data_state_of_a_checkpoint_is_small(small_run, tmp_path):
     run_module(
         ["mmscale", "train", "configs/train/digits.yaml", *small_run, f"run.dir={tmp_path}",
-        "train.steps=1",
-         "train.precision=fp32"]
+         "train.steps=1", "train.precision=fp32"]
     )  # fmt: skip
     state = tmp_path / "checkpoints" / "step-00000001" / "state.json"
     assert len(state.read_bytes()) < 2048 and json.loads(state.read_text())["step"] == 1

@@ -35,8 +35,12 @@ def shards(small_digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     manifest = dataset.manifests[0]
     with ShardWriter(folder, samples_per_shard=40) as writer:
         for sample in range(len(dataset)):
-            fields = [one for one in manifest.fields if manifest.column(one)["offset"][sample]]
-            writer.write(dataset.key(sample), {one: raw(manifest, one, sample) for one in fields})
+            fields = [
+                field for field in manifest.fields if manifest.column(field)["offset"][sample]
+            ]
+            writer.write(
+                dataset.key(sample), {field: raw(manifest, field, sample) for field in fields}
+            )
     index_sources([str(folder)], None, MediaConfig(), progress=False)
     return folder
 
@@ -62,14 +66,14 @@ def names(server: FaultyServer, count: int = 3) -> str:
     return f"{server.url}/shard-{{000000..{count - 1:06d}}}.tar"
 
 
-def same_samples(one: Dataset, other: Dataset) -> bool:
-    assert one.digests == other.digests and len(one) == len(other)
-    fields = one.manifests[0].fields
-    assert fields == other.manifests[0].fields
+def same_samples(left: Dataset, right: Dataset) -> bool:
+    assert left.digests == right.digests and len(left) == len(right)
+    fields = left.manifests[0].fields
+    assert fields == right.manifests[0].fields
     return all(
-        one.key(i) == other.key(i)
-        and all(one.read(f, i) == other.read(f, i) for f in ("image", "audio", "text"))
-        for i in range(len(one))
+        left.key(i) == right.key(i)
+        and all(left.read(f, i) == right.read(f, i) for f in ("image", "audio", "text"))
+        for i in range(len(left))
     )
 
 
@@ -100,7 +104,7 @@ def test_index_of_urls_is_the_local_one(
     assert same_samples(Dataset.open([str(out)], cache), Dataset.open([str(shards)]))
 
 
-def test_index_survives_faults_and_tells_damage(
+def test_index_survives_faults_and_reports_damage(
     shards: Path, server: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mmscale.data.storage.remote_file.time.sleep", lambda _: None)
@@ -129,9 +133,9 @@ def test_index_survives_faults_and_tells_damage(
         assert str(caught.value).startswith(f"{server.url}/shard-000001.tar: ") and words in str(
             caught.value
         )
-        assert any(words in one for one in verify_shards(tmp_path / "out"))
+        assert any(words in problem for problem in verify_shards(tmp_path / "out"))
     server.always["shard-000001.tar"] = ("corrupt", 600)
-    assert any("differs from the index" in one for one in verify_shards(tmp_path / "out"))
+    assert any("differs from the index" in problem for problem in verify_shards(tmp_path / "out"))
     assert (tmp_path / "out" / "index" / "manifest.json").read_bytes() == before
 
 
@@ -293,8 +297,8 @@ def test_same_order_and_batches_as_the_local_shards(
     monkeypatch.setenv("MMSCALE_CACHE", str(tmp_path / "cache"))
     server.faults.extend([("0.tar", "status", 503), ("1.tar", "cut", 20_000)])
     command = ["mmscale", "data", "index", names(server), "--out", str(tmp_path / "out"), "--json"]
-    told = json.loads(run_module(command).stdout)
-    assert told["digest"] == Manifest.open(shards).digest and told["directory"] == str(
+    report = json.loads(run_module(command).stdout)
+    assert report["digest"] == Manifest.open(shards).digest and report["directory"] == str(
         tmp_path / "out"
     )
     server.faults.extend(
@@ -402,7 +406,7 @@ def test_s3_faults(
             (503, "ServiceUnavailable"),
             (429, "TooManyRequests"),
         ]
-        proxy.faults.extend(("0.tar", "status", one) for one in passing)
+        proxy.faults.extend(("0.tar", "status", status) for status in passing)
         proxy.faults.extend([("1.tar", "", None), ("1.tar", "cut", 20_000)])
         manifest = index_sources([bucket], tmp_path / "out", MediaConfig(), progress=False)
         assert (
@@ -416,7 +420,8 @@ def test_s3_faults(
         proxy.always["shard-000002.tar"] = ("status", (403, "AccessDenied"))
         with pytest.raises(
             UserError,
-            match=r"cannot be fetched \(HTTP 403 Forbidden\); check the URL, the network and the credentials",
+            match=r"cannot be fetched \(HTTP 403 Forbidden\); "
+            "check the URL, the network and the credentials",
         ):
             index_sources([bucket], tmp_path / "out", MediaConfig(), progress=False)
         dataset = Dataset.open([str(tmp_path / "out")], cache)

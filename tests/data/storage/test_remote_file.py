@@ -95,9 +95,8 @@ def test_passing_status(server: FaultyServer, status: int, pauses: list[float]) 
 def test_closed_without_an_answer(server: FaultyServer, pauses: list[float]) -> None:
     server.faults.extend([(".tar", "refuse", None)] * 4)
     assert fetch(server, retries=4) == DATA
-    assert (
-        len(server.requests) == 5 and 0.1 <= pauses[0] <= 0.2 <= pauses[1] <= 0.4
-    )  # aiohttp repeats some
+    # aiohttp repeats some.
+    assert len(server.requests) == 5 and 0.1 <= pauses[0] <= 0.2 <= pauses[1] <= 0.4
 
 
 def test_progress_forgives_earlier_failures(server: FaultyServer) -> None:
@@ -136,7 +135,7 @@ def test_no_such_host(pauses: list[float]) -> None:
         (("status", 403), "HTTP 403 Forbidden"),
         (("status", 410), "HTTP 410 Gone"),
         (("encode", None), "the server compresses it; switch that off for .tar files"),
-        (("chunked", None), "the server does not tell its size"),
+        (("chunked", None), "the server does not report its size"),
     ],
 )
 def test_lasting_faults_are_not_tried_again(
