@@ -53,8 +53,8 @@ class DataConfig:
     schedule: list[WeightChange] = key([], "Changes of the sets' weights at given steps.")
     accept_changes: bool = key(
         False,
-        "Resume although shards were replaced, added or removed. The new shards count from that"
-        " step on.",
+        "Resume although shards were replaced, added or removed. The new shards count from that "
+        "step on.",
     )
     cache: CacheConfig = key(CacheConfig, "Local copies of remote shards.")
     tokenizer: TokenizerConfig = key(TokenizerConfig, "Byte-level BPE.")

@@ -10,7 +10,7 @@ from mmscale.registry import NORMALISERS
 
 PLAIN = "whitespace"
 
-# What each kind of score tells, as shares of 1 (mmscale/evaluate/run.py).
+# What each kind of score reports, as shares of 1 (mmscale/evaluate/run.py).
 SCORES = {
     "classify": ("accuracy", "macro_f1"),
     "transcribe": ("wer", "cer", "exact"),
@@ -34,8 +34,8 @@ class EvalConfig:
     candidates: str = key("", "retrieve: the field that is searched.")
     match: str = key(
         "",
-        "retrieve: candidates with equal values of this field count as found. Empty: the "
-        "sample's key.",
+        "retrieve: candidates with equal values of this field count as found. Empty: the sample's "
+        "key.",
     )
     max_new_tokens: int = key(64, "transcribe: longest answer, tokens.", low=1)
     beams: int = key(
@@ -45,14 +45,14 @@ class EvalConfig:
     )
     decoder: str = key(
         "answer",
-        "transcribe: answer: the model's answer; ctc: what the clip's own tokens spell, which a"
-        " ctc task taught.",
+        "transcribe: answer: the model's answer; ctc: what the clip's own tokens spell, which a "
+        "ctc task taught.",
         choices=("answer", "ctc"),
     )
     normalise: str = key(
         PLAIN,
-        "transcribe: what is done to both texts before they are compared: whitespace: any run of it "
-        "becomes one space; none: nothing.",
+        "transcribe: what is done to both texts before they are compared: whitespace: any run of "
+        "it becomes one space; none: nothing.",
         choices=NORMALISERS.names,
     )
     head: str = key("", "classify: the linear head to use; empty: the likelihood of the answers.")

@@ -62,5 +62,5 @@ def key(
 def choices_of(metadata: Mapping[str, Any]) -> tuple[str, ...]:
     """The choices of a key by its field's metadata; empty: any value."""
     choices = metadata["choices"]
-    found: tuple[str, ...] = choices() if callable(choices) else choices
-    return found
+    names: tuple[str, ...] = choices() if callable(choices) else choices
+    return names

@@ -60,8 +60,8 @@ class ModelConfig:
     )
     init_from: str = key(
         "",
-        "Local folder to start from, weights and tokenizer: a release, or a Qwen3 model (its "
-        "text path).",
+        "Local folder to start from, weights and tokenizer: a release, or a Qwen3 model (its text "
+        "path).",
     )
     stem_width: int = key(64, "Channels of the first layer of the cnn, conv and rnn stems.", low=4)
     embed_dim: int = key(128, "Width of the contrastive embeddings.", low=4)

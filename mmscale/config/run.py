@@ -79,8 +79,7 @@ class Config:
         if self.model.image_stem == "cnn" and patch & (patch - 1):
             raise UserError(
                 f"media.image_patch: {patch} is not a power of two, which the cnn stem halves down "
-                "from; "
-                f"try {1 << (patch.bit_length() - 1)}"
+                f"from; try {1 << (patch.bit_length() - 1)}"
             )
         if not self.data.sets:
             raise UserError("data.sets: no data set is named; add one with its shards and tasks")

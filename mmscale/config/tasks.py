@@ -42,8 +42,8 @@ class AugmentConfig:
     text_drop: float = key(0.0, "Share of input text tokens replaced by <|mask|>.", low=0.0)
     mixup: float = key(
         0.0,
-        "classify: blend pictures of one sequence, and their labels. The share is from Beta(a, "
-        "a). 0: off.",
+        "classify: blend pictures of one sequence, and their labels. The share is from Beta(a, a). "
+        "0: off.",
         low=0.0,
     )
     cutmix: float = key(
@@ -72,8 +72,8 @@ class TaskConfig:
     )
     head: str = key(
         "",
-        "classify: name of the linear head. Tasks with the same name share it. Empty: the "
-        "target's name.",
+        "classify: name of the linear head. Tasks with the same name share it. Empty: the target's "
+        "name.",
     )
     input_weight: float = key(
         0.0, "next_token: factor of the loss on the input's own text tokens.", low=0.0
@@ -145,6 +145,6 @@ def _check_mixing(where: str, data_set: SetConfig) -> None:
         if pictures and not OBJECTIVES[task.objective].takes_mixed_images:
             raise UserError(
                 f"{where}.augment: mixup and cutmix change what pictures show, which "
-                f"tasks[{number}] "
-                f"({task.objective}) cannot learn from; make it a set of its own, or turn them off"
+                f"tasks[{number}] ({task.objective}) cannot learn from; make it a set of its own, "
+                "or turn them off"
             )

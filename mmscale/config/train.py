@@ -64,12 +64,11 @@ class AdversarialConfig:
         """Whether anything is changed."""
         return self.share > 0 and (self.image > 0 or self.audio > 0)
 
-    def told(self) -> str:
-        """One line for people."""
+    def describe(self) -> str:
+        """What is done, on one line for people."""
         return (
             f"projected gradient, {self.steps} steps, {self.share:.0%} of pictures within "
-            f"{self.image:g}/255 and of "
-            f"clips within {self.audio:g} of log-mel"
+            f"{self.image:g}/255 and of clips within {self.audio:g} of log-mel"
         )
 
 
@@ -98,8 +97,8 @@ class TrainConfig:
     )
     grace_s: float = key(
         120.0,
-        "Seconds to save a checkpoint after a stop (SIGTERM, SIGUSR1, SIGINT). Then the process"
-        " ends anyway.",
+        "Seconds to save a checkpoint after a stop (SIGTERM, SIGUSR1, SIGINT). Then the process "
+        "ends anyway.",
         low=1.0,
         high=1e6,
     )
@@ -110,14 +109,14 @@ class TrainConfig:
     )
     max_skipped: int = key(
         10,
-        "Number of steps that may be skipped because loss or gradient is not finite, or spikes."
-        " More end the run.",
+        "Number of steps that may be skipped because loss or gradient is not finite, or spikes. "
+        "More end the run.",
         low=0,
     )
     max_grad_spike: float = key(
         0.0,
-        "Skip a step whose gradient norm is more than this many times its running mean, such as"
-        " 10; 0: off.",
+        "Skip a step whose gradient norm is more than this many times its running mean, such as "
+        "10; 0: off.",
         low=0.0,
     )
     profile_steps: str = key(

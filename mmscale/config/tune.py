@@ -33,8 +33,8 @@ class TuneConfig:
     trials: int = key(16, "Number of trials; grid: at most this many points.", low=1)
     search: str = key(
         "tpe",
-        "How trials are chosen: tpe (Bayesian, by Optuna), random (a function of seed and "
-        "trial), grid.",
+        "How trials are chosen: tpe (Bayesian, by Optuna), random (a function of seed and trial), "
+        "grid.",
         choices=SEARCHES,
     )
     scheduler: str = key(
@@ -89,13 +89,13 @@ class TuneConfig:
         if self.scheduler == "none":
             return [steps]
         if self.scheduler == "pbt":
-            every = self.first_stop or max(1, steps // 8)
-            return [*range(every, steps, every), steps]
-        found, stop = [], self.first_rung(steps)
+            interval = self.first_stop or max(1, steps // 8)
+            return [*range(interval, steps, interval), steps]
+        stops, stop = [], self.first_rung(steps)
         while stop < steps:
-            found.append(stop)
+            stops.append(stop)
             stop *= self.reduction
-        return [*found, steps]
+        return [*stops, steps]
 
     def first_rung(self, steps: int) -> int:
         """``first_stop``, resolved for asha and hyperband."""
@@ -118,20 +118,19 @@ def check_tune(tune: TuneConfig) -> None:
                 raise UserError(
                     f"{where}.range: a log scale has no {parameter.range[0]:g}; begin above 0"
                 )
-        for other in parameter.when:
-            if other == name:
+        for needed in parameter.when:
+            if needed == name:
                 raise UserError(f"{where}.when: a key is no condition of its own; name another one")
-            if other not in tune.space:
+            if needed not in tune.space:
                 raise UserError(
-                    f"{where}.when: {other} is not searched; add it to tune.space or remove it"
+                    f"{where}.when: {needed} is not searched; add it to tune.space or remove it"
                 )
-            if list(tune.space).index(other) > list(tune.space).index(name):
-                raise UserError(f"{where}.when: {other} must stand before {name} in tune.space")
+            if list(tune.space).index(needed) > list(tune.space).index(name):
+                raise UserError(f"{where}.when: {needed} must stand before {name} in tune.space")
     if tune.search == "grid" and tune.scheduler == "pbt":
         raise UserError("tune.search: a grid's values stay, pbt changes them; use random with pbt")
     if tune.workers > 1 and tune.scheduler == "pbt":
         raise UserError(
             f"tune.workers={tune.workers}: pbt exchanges weights between trials of one process; "
-            "use 1, or another "
-            "tune.scheduler"
+            "use 1, or another tune.scheduler"
         )
