@@ -1,6 +1,7 @@
 """`Batch`: the only thing the data plane and the model share.
 
-Legend for shape suffixes: B sequences, L positions a sequence, N media items, T tokens of one kind.
+Legend for shape suffixes: B sequences, L positions per sequence, N media items, T tokens of one
+kind.
 Every index tensor is made on the host when the batch is packed, so a forward pass never asks the
 device how many of anything there are.
 """
@@ -47,9 +48,8 @@ class Batch:
     image_at_T: Tensor
     audio_NFM: Tensor  # float32 log-mel, the longest first, padded with zeros to it; N may be 0
     audio_frames_N: Tensor  # int64, frames that are real
-    audio_take_T: (
-        Tensor  # int64, index of every real audio token among the stem's outputs (see audio_chunks)
-    )
+    # int64, index of every real audio token among the stem's outputs (see audio_chunks)
+    audio_take_T: Tensor
     audio_at_T: Tensor  # int64, flat position of every audio token, in the order of audio_take_T
 
     dropout_key_B: Tensor  # int64 < 2**31, from (seed, step, sequence)
@@ -65,9 +65,8 @@ class Batch:
     step: int = 0
     sequences: list[int] = field(default_factory=list)  # positions inside the step
     keys: list[list[str]] = field(default_factory=list)  # sample keys of every sequence
-    faults: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # samples masked because they are broken
+    # Samples masked because they are broken.
+    faults: list[dict[str, Any]] = field(default_factory=list)
     samples: int = 0  # samples packed, the masked ones included
 
     def tensors(self) -> dict[str, Tensor]:

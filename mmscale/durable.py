@@ -32,10 +32,10 @@ def make_folder(path: Path) -> None:
     """Make ``path`` and the folders above it, where they are missing, so that they outlive a power
     failure.
     """
-    missing = [one for one in (path, *path.parents) if not one.exists()]
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
-    for one in missing:
-        sync_folder(one.parent)
+    for folder in missing:
+        sync_folder(folder.parent)
 
 
 def move_into_place(folder: Path, final: Path) -> None:

@@ -14,5 +14,5 @@ class SampleFault(Exception):
     """One sample cannot be used (unreadable, undecodable, over a limit).
 
     The data plane masks the sample's place in its sequence, writes the reason to
-    ``quarantine.jsonl`` and goes on; it never shifts another sample.
+    ``quarantine.jsonl`` and continues; it never shifts another sample.
     """

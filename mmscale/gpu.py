@@ -17,17 +17,15 @@ class GpuSpec:
     bf16: float  # FLOP/s of dense bf16 products with fp32 accumulation
     memory_rate: float  # bytes/s of its own memory
     link: float  # bytes/s, one way, to the GPUs of its machine
-    network: (
-        float  # bytes/s, one way, to those of other machines: its share of the machine's network
-    )
-    float8: bool = (
-        True  # has products of 8-bit floats: compute capability 8.9, Ada and Hopper, and later
-    )
+    # bytes/s, one way, to those of other machines: its share of the machine's network
+    network: float
+    # Has products of 8-bit floats: compute capability 8.9, Ada and Hopper, and later.
+    float8: bool = True
 
 
 # NVIDIA's data sheets: A100 (2020), H100 (2022), H200 (2023), HGX B200 (2024), Ada Lovelace white
-# paper (2022); the memory of H100 and H200 as their drivers tell it (81,559 and 143,771 MiB).
-# NVLink is told there as the sum of both ways. The networks are what such machines usually have: 8
+# paper (2022); the memory of H100 and H200 as their drivers report it (81,559 and 143,771 MiB).
+# NVLink stands there as the sum of both ways. The networks are what such machines usually have: 8
 # times 200 or 400 Gbit/s, and 100 Gbit/s for a workstation of eight RTX 4090.
 GPUS = {
     gpu.name: gpu

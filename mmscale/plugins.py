@@ -154,11 +154,11 @@ def _search_last(directory: str | None) -> None:
     if sys.flags.safe_path:
         return
     try:
-        here = directory or os.getcwd()
+        folder = directory or os.getcwd()
     except FileNotFoundError:  # it was removed
         return
-    if here not in sys.path and "" not in sys.path:
-        sys.path.append(here)
+    if folder not in sys.path and "" not in sys.path:
+        sys.path.append(folder)
 
 
 def _added() -> set[tuple[int, str]]:
@@ -179,8 +179,10 @@ def _check_halves(name: str) -> None:
     """An objective is two kinds: data's, and the loss."""
     data, model = OBJECTIVES.added(), LOSSES.added()
     for objective in sorted(data ^ model):
-        there, lacks = ("OBJECTIVES", "LOSSES") if objective in data else ("LOSSES", "OBJECTIVES")
+        registered, lacking = (
+            ("OBJECTIVES", "LOSSES") if objective in data else ("LOSSES", "OBJECTIVES")
+        )
         raise UserError(
-            f"plug-in {name}: objective {objective!r} is registered in {there} but not in {lacks}; "
-            f"register its other half in {lacks}, too"
+            f"plug-in {name}: objective {objective!r} is registered in {registered} but not "
+            f"in {lacking}; register its other half in {lacking}, too"
         )

@@ -103,15 +103,15 @@ def fill_normal(key: int, values: NDArray[np.float32], start: int = 0) -> None:
     radius = np.empty(piece, np.float64)
     for first in range(0, len(values), max(1, piece)):
         out = values[first : first + piece]
-        x, other, r = whole[: len(out)], spare[: len(out)], radius[: len(out)]
-        angle = other.view(np.float64)
+        x, scratch, r = whole[: len(out)], spare[: len(out)], radius[: len(out)]
+        angle = scratch.view(np.float64)
         np.add(ramp[: len(out)], np.uint64(start + first), out=x)
         x *= _GOLDEN
-        _mix_into(x, other)
+        _mix_into(x, scratch)
         x ^= np.uint64(key & _MASK)
-        _mix_into(x, other)
-        np.right_shift(x, np.uint64(32), out=other)
-        np.copyto(r, other, casting="unsafe")
+        _mix_into(x, scratch)
+        np.right_shift(x, np.uint64(32), out=scratch)
+        np.copyto(r, scratch, casting="unsafe")
         r += 0.5
         r *= 2.0**-32
         np.log(r, out=r)
@@ -151,9 +151,8 @@ class Draws:
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
         """One number in [low, high)."""
-        raw = _bits_of_one(
-            self._key, self._next
-        )  # plain integers: numpy costs more than it saves for one
+        # Plain integers: numpy costs more than it saves for a single number.
+        raw = _bits_of_one(self._key, self._next)
         self._next += 1
         return low + (high - low) * ((raw >> 11) * 2.0**-53)
 

@@ -40,7 +40,8 @@ _PLAIN = (
 )  # fmt: skip
 # What others take for something else than text; it is quoted in what we write.
 _QUOTED = (
-    ("timestamp", r"[0-9]{4}-[0-9]{2}-[0-9]{2}|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt]|[ \t]+)[0-9:]+.*",
+    ("timestamp", r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
+     r"|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt]|[ \t]+)[0-9:]+.*",
      "0123456789"),
     ("int", r"[-+]?[1-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?", "-+0123456789"),
     ("value", r"=", "="),
@@ -125,7 +126,7 @@ def read_yaml(text: str) -> Any:
     """The value of a YAML document.
 
     Raises:
-        ValueError: the text is no such document; the message tells where and why, on one line.
+        ValueError: the text is no such document; the message says where and why, on one line.
     """
     yaml = YAML(typ="safe", pure=True)  # makes no objects of classes
     yaml.Resolver, yaml.Composer, yaml.Constructor = _Resolver, _Composer, _Constructor
@@ -153,7 +154,8 @@ def write_yaml(tree: Mapping[str, Any]) -> str:
     yaml.Resolver, yaml.Representer = _QuotingResolver, _Representer
     yaml.default_flow_style = False
     yaml.width = sys.maxsize  # text is not broken into lines
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # typed as its default
+    # The library types it as its default.
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     stream = io.StringIO()
     yaml.dump(tree, stream)
     return stream.getvalue()

@@ -20,7 +20,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
                 parts.setdefault(name, []).append(
                     (offsets[name]["saved_offsets"], file.get_tensor(name))
                 )
-    return {name: _join(found) for name, found in parts.items()}
+    return {name: _join(pieces) for name, pieces in parts.items()}
 
 
 def relist(checkpoint: Path) -> None:

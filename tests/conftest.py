@@ -37,7 +37,7 @@ settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """tests/gpu runs where it is asked for and can run; elsewhere it is told as left out."""
+    """tests/gpu runs where it is asked for and can run; elsewhere it is reported as left out."""
     if not ON_GPU or not torch.cuda.is_available():
         reason = "needs a GPU: make test-gpu"
         for item in items:

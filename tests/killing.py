@@ -19,7 +19,7 @@ def metrics(folder: Path) -> list[dict]:
 
 
 def kill_when_reached(command: list[str], folder: Path, step: int, ranks: int) -> None:
-    """Start ``mmscale`` on some ranks and SIGKILL every process once metrics.jsonl tells of
+    """Start ``mmscale`` on some ranks and SIGKILL every process once metrics.jsonl has
     ``step``.
 
     The ranks do not go far beyond it, however late the kill comes.
@@ -27,10 +27,12 @@ def kill_when_reached(command: list[str], folder: Path, step: int, ranks: int) -
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     launch = [sys.executable, *torchrun, "-m", "killing", "train_and_wait"]
     environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WAIT_BEFORE": str(step +
-        2),
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "WAIT_BEFORE": str(step + 2),
         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
-    }  # fmt: skip
+    }
     process = subprocess.Popen(
         [*launch, *command], cwd=ROOT, env=environment, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -64,9 +66,9 @@ def kill_tree(pid: int) -> None:
     while queue:
         doomed.append(queue.pop())
         queue += children.get(doomed[-1], [])
-    for one in doomed:
+    for descendant in doomed:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(one, signal.SIGKILL)
+            os.kill(descendant, signal.SIGKILL)
 
 
 def train_and_wait() -> None:

@@ -58,7 +58,7 @@ class _Recorder:
         self.look()
 
     def look(self) -> None:
-        """Note what was created or written since the last look; removals are told, not seen."""
+        """Note what was created or written since the last look; removals are reported, not seen."""
         names, contents = {}, {}
         for path in sorted(self._folder.rglob("*")):
             node = self.number(path)
@@ -178,26 +178,30 @@ def after_power_failure(
     """Write into ``into`` what may be left of the folder ``root`` after the operations ``done``."""
     names: dict[int, dict[str, int]] = {root: {}}
     contents: dict[int, bytes] = {}
-    flushed = {one.node: at for at, one in enumerate(done) if one.kind == "flush"}  # the last time
-    for at, one in enumerate(done):
-        if one.kind == "write":
-            if at < flushed.get(one.node, -1):
-                contents[one.node] = one.data
+    flushed = {
+        operation.node: at for at, operation in enumerate(done) if operation.kind == "flush"
+    }  # the last time
+    for at, operation in enumerate(done):
+        if operation.kind == "write":
+            if at < flushed.get(operation.node, -1):
+                contents[operation.node] = operation.data
             continue
-        folder = max(one.folder, 0)
-        safe = at < flushed.get(folder, -1) and at < flushed.get(one.old_folder or folder, -1)
+        folder = max(operation.folder, 0)
+        safe = at < flushed.get(folder, -1) and at < flushed.get(operation.old_folder or folder, -1)
         kept = safe or {"all lost": False, "drawn": draws.integer(0, 2) == 1}.get(mode, True)
-        if one.kind == "flush" or not kept:
+        if operation.kind == "flush" or not kept:
             continue
-        if one.kind in ("unlink", "rename"):
-            old = one.old_folder if one.kind == "rename" else folder
+        if operation.kind in ("unlink", "rename"):
+            old = operation.old_folder if operation.kind == "rename" else folder
             table = names.setdefault(old, {})
-            name = one.old_name if one.kind == "rename" else one.name
-            if table.get(name) == one.node:
+            name = operation.old_name if operation.kind == "rename" else operation.name
+            if table.get(name) == operation.node:
                 del table[name]
-        if one.kind in ("link", "rename"):
-            names.setdefault(folder, {})[one.name] = one.node
-    written = {one.node: one.data for one in done if one.kind == "write"}  # the newest contents
+        if operation.kind in ("link", "rename"):
+            names.setdefault(folder, {})[operation.name] = operation.node
+    written = {
+        operation.node: operation.data for operation in done if operation.kind == "write"
+    }  # the newest contents
     for node, data in written.items():
         if contents.get(node) != data:
             contents[node] = _torn(contents.get(node, b""), data, mode, draws)

@@ -39,7 +39,7 @@ class FaultyServer:
     - ``corrupt``: flip a bit of byte ``value`` of the file; ``swap``: send ``value`` (bytes) as the
       file;
     - ``length``: claim this many bytes only; ``encode``: claim a Content-Encoding;
-    - ``chunked``: do not tell the size.
+    - ``chunked``: do not send the size.
 
     Attributes:
         ranges: whether Range requests are heeded.
@@ -152,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         fault, value = self.faulty.next_fault(path.rpartition("/")[2])
         if fault == "status":
-            body = f"<Error><Code>{value[1]}</Code><Message>as told</Message></Error>".encode()
+            body = f"<Error><Code>{value[1]}</Code><Message>as asked</Message></Error>".encode()
             self._answer(
                 value[0], {"Content-Length": str(len(body)), "Content-Type": "application/xml"}
             )
@@ -165,8 +165,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = answer.read()
         upstream.close()
         kept = {
-            name: one
-            for name, one in answer.getheaders()
+            name: content
+            for name, content in answer.getheaders()
             if name.lower() not in ("connection", "server")
         }
         self._answer(answer.status, kept)

@@ -64,5 +64,6 @@ def read_with_webdataset(path: Path) -> dict[str, dict[str, bytes]]:
     """Fields by key, as the webdataset library reads them, nothing decoded."""
     data = webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False)
     return {
-        one["__key__"]: {k: v for k, v in one.items() if not k.startswith("__")} for one in data
+        sample["__key__"]: {k: v for k, v in sample.items() if not k.startswith("__")}
+        for sample in data
     }

@@ -51,9 +51,12 @@ def test_base_is_overlaid_and_variables_are_replaced(tmp_path, monkeypatch):
 
 
 def test_a_date_is_a_name_and_a_merged_key_may_be_given_again(tmp_path):
-    text = "run: {dir: 2026-09-01}\nx-common: &common {steps: 5, log_every: 7}\ntrain: {<<: *common, steps: 6}\n"
-    found = read_yaml(text)
-    assert found["run"]["dir"] == "2026-09-01" and found["train"] == {"steps": 6, "log_every": 7}
+    text = (
+        "run: {dir: 2026-09-01}\nx-common: &common {steps: 5, log_every: 7}\n"
+        "train: {<<: *common, steps: 6}\n"
+    )
+    tree = read_yaml(text)
+    assert tree["run"]["dir"] == "2026-09-01" and tree["train"] == {"steps": 6, "log_every": 7}
     assert read_yaml("a: &a {x: 1}\nb: &b {<<: *a, x: 2}\nc: {<<: *b}\n")["b"] == {"x": 2}
     assert parse_override("run.dir=2026-99-99") == ("run.dir", "2026-99-99")
 

@@ -46,11 +46,11 @@ LONGEST_FILE = 500  # lines
 @cache
 def modules(package: Path = PACKAGE) -> dict[str, Path]:
     """Every module of the package by its dotted name."""
-    found = {}
+    paths = {}
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package.parent).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+        paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return paths
 
 
 def imports(tree: ast.AST, known: set[str], package: str = "mmscale") -> Iterator[str]:
@@ -89,13 +89,13 @@ def circle(arrows: dict[str, set[str]]) -> list[str]:
         if name in done:
             return []
         for other in sorted(arrows.get(name, ())):
-            found = walk(other, [*path, name])
-            if found:
-                return found
+            cycle = walk(other, [*path, name])
+            if cycle:
+                return cycle
         done.add(name)
         return []
 
-    return next((found for name in sorted(arrows) if (found := walk(name, []))), [])
+    return next((cycle for name in sorted(arrows) if (cycle := walk(name, []))), [])
 
 
 def room(module: str) -> str:
@@ -110,7 +110,7 @@ def room(module: str) -> str:
 
 def names() -> dict[str, list[str]]:
     """Where every class and every type alias is made, by its name without underscores before it."""
-    found = defaultdict(list)
+    places = defaultdict(list)
     for module, path in modules().items():
         for node in ast.parse(path.read_text("utf-8")).body:
             made = [node.name] if isinstance(node, ast.ClassDef) else []
@@ -118,8 +118,8 @@ def names() -> dict[str, list[str]]:
                 targets = [target.id for target in node.targets if isinstance(target, ast.Name)]
                 made = [name for name in targets if name[0].isupper() and not name.isupper()]
             for name in made:
-                found[name.lstrip("_")].append(module)
-    return found
+                places[name.lstrip("_")].append(module)
+    return places
 
 
 def is_type_variable(value: ast.expr) -> bool:
@@ -128,8 +128,8 @@ def is_type_variable(value: ast.expr) -> bool:
 
 
 def test_no_module_imports_itself_by_a_detour():
-    found = circle(graph())
-    assert not found, " → ".join(found)
+    cycle = circle(graph())
+    assert not cycle, " → ".join(cycle)
 
 
 def test_the_search_for_circles_finds_one(tmp_path):
@@ -154,23 +154,23 @@ def test_every_arrow_points_down():
     missing = {room(module) for module in modules()} - height.keys()
     assert not missing, f"rooms without a floor in {Path(__file__).name}: {sorted(missing)}"
     upward = [
-        f"{module} imports {other}"
-        for module, others in graph().items()
-        for other in others
-        if room(module) != room(other) and height[room(module)] <= height[room(other)]
+        f"{module} imports {target}"
+        for module, imported in graph().items()
+        for target in imported
+        if room(module) != room(target) and height[room(module)] <= height[room(target)]
     ]
     assert not upward, "\n".join(upward)
 
 
-@pytest.mark.parametrize(("one", "other"), STRANGERS)
-def test_these_rooms_do_not_know_each_other(one, other):
-    found = [
+@pytest.mark.parametrize(("importer", "target"), STRANGERS)
+def test_these_rooms_do_not_know_each_other(importer, target):
+    arrows = [
         f"{module} imports {name}"
-        for module, others in graph().items()
-        for name in others
-        if room(module).split(".")[0] == one and room(name).split(".")[0] == other
+        for module, imported in graph().items()
+        for name in imported
+        if room(module).split(".")[0] == importer and room(name).split(".")[0] == target
     ]
-    assert not found, "\n".join(found)
+    assert not arrows, "\n".join(arrows)
 
 
 def test_a_name_has_one_meaning():

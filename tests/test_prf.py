@@ -87,6 +87,6 @@ def test_keys_are_hashed_not_added():
 
 
 def test_one_draw_at_a_time_equals_many():
-    one, many = prf.Draws(77), prf.Draws(77)
-    assert [one.uniform() for _ in range(20)] == many.uniforms(20).tolist()
-    assert one.uniform() == many.uniform()
+    single, many = prf.Draws(77), prf.Draws(77)
+    assert [single.uniform() for _ in range(20)] == many.uniforms(20).tolist()
+    assert single.uniform() == many.uniform()

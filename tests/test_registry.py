@@ -10,7 +10,7 @@ from mmscale import registry
 from mmscale.errors import UserError
 from mmscale.registry import OBJECTIVES, OPTIMIZERS, STRATEGIES, Registry
 
-REGISTRIES = {name: found for name, found in vars(registry).items() if isinstance(found, Registry)}
+REGISTRIES = {name: value for name, value in vars(registry).items() if isinstance(value, Registry)}
 FILES = {
     "__init__": "",
     "_shared": "raise RuntimeError('this file is no kind')",

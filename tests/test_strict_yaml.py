@@ -122,7 +122,10 @@ def test_what_was_written_before_reads_the_same_and_is_written_the_same():
 def test_text_is_one_line_and_quoted_if_it_looks_like_a_number():
     for word in PLAIN:
         assert read_yaml(write_yaml({"key": word})) == {"key": word}
-    long = "A sentence of more than eighty characters, with spaces and a quote (') in the middle of it."
+    long = (
+        "A sentence of more than eighty characters, with spaces "
+        "and a quote (') in the middle of it."
+    )
     assert write_yaml({"key": long}) == f"key: {long}\n"
     for word in ("1e-3", "10:12", "2026-09-01", "on", "010"):  # for readers of YAML 1.1 and 1.2
         assert write_yaml({"key": word}) == f"key: '{word}'\n"

@@ -75,7 +75,9 @@ def speak(utterances: Sequence[Utterance]) -> Iterator[NDArray[np.int16]]:
     paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     with tempfile.TemporaryFile() as requests, tempfile.TemporaryFile() as complaints:
-        requests.write(b"".join(json.dumps(asdict(each)).encode() + b"\n" for each in utterances))
+        requests.write(
+            b"".join(json.dumps(asdict(utterance)).encode() + b"\n" for utterance in utterances)
+        )
         requests.seek(0)
         child = subprocess.Popen(
             [sys.executable, "-m", "mmscale.demo.espeak"],

@@ -95,16 +95,16 @@ def test_labels_match_images_words_and_captions(splits):
     source = datasets.load_digits()
     for samples in splits.values():
         for sample in samples.values():
-            told = json.loads(sample["json"])
+            recorded = json.loads(sample["json"])
             image = np.asarray(Image.open(io.BytesIO(sample["png"])))
             assert image.dtype == np.uint8 and image.shape == (8, 8)
-            assert np.array_equal(np.rint(image / 255 * 16), source.images[told["image_index"]])
-            assert source.target[told["image_index"]] == told["digit"]
-            assert WORDS["en"][told["digit"]] == told["label"]
-            assert WORDS[told["language"]][told["digit"]] == told["word"]
+            assert np.array_equal(np.rint(image / 255 * 16), source.images[recorded["image_index"]])
+            assert source.target[recorded["image_index"]] == recorded["digit"]
+            assert WORDS["en"][recorded["digit"]] == recorded["label"]
+            assert WORDS[recorded["language"]][recorded["digit"]] == recorded["word"]
             meant = {
-                template.format(word=told["word"], digit=told["digit"])
-                for template in CAPTIONS[told["language"]]
+                template.format(word=recorded["word"], digit=recorded["digit"])
+                for template in CAPTIONS[recorded["language"]]
             }
             assert sample["txt"].decode() in meant
 
@@ -112,8 +112,8 @@ def test_labels_match_images_words_and_captions(splits):
 def test_clips_are_trimmed_audible_speech(splits):
     for samples in splits.values():
         for sample in samples.values():
-            told = soundfile.info(io.BytesIO(sample["flac"]))
-            assert (told.samplerate, told.channels, told.subtype) == (SAMPLE_RATE, 1, "PCM_16")
+            info = soundfile.info(io.BytesIO(sample["flac"]))
+            assert (info.samplerate, info.channels, info.subtype) == (SAMPLE_RATE, 1, "PCM_16")
             wave, _ = soundfile.read(io.BytesIO(sample["flac"]), dtype="float32")
             assert 0.15 <= len(wave) / SAMPLE_RATE < 1.5
             peak = np.abs(wave).max()
