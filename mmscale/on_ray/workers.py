@@ -28,7 +28,7 @@ def make_trainer(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    count: Any = workers  # Ray declares an int, and reads a pair too
+    count: Any = workers  # declared otherwise than it is read: a pair is an elastic range
     return TorchTrainer(
         work,
         train_loop_config=sent,
