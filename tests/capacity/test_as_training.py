@@ -23,6 +23,7 @@ def plan(*overrides):
         Namespace(
             config="configs/train/digits.yaml",
             overrides=overrides,
+            plugins=[],
             gpus=2,
             gpu="h100",
             gpus_per_node=8,
