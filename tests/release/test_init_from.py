@@ -68,7 +68,7 @@ def test_a_run_begins_with_a_release(folder, tmp_path, small_run):
                 f"data.tokenizer.file={tmp_path}/other.json",
                 "is not the tokenizer of model.init_from",
             ),
-            ("parallel.strategy=zero2", "go on with any strategy from its first checkpoint"),
+            ("parallel.strategy=zero2", "continue with any strategy from its first checkpoint"),
         )
     ):
         done = run_module(
