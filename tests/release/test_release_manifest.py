@@ -5,47 +5,11 @@ import json
 import shutil
 
 import pytest
-from small_run import save_run, small_config, write_shards
+from spoiling import first_shard, flip_last_bit
 
 import mmscale
 from mmscale.errors import UserError
-from mmscale.release.export import ExportOptions, export
-from mmscale.release.signature import make_keys
-
-
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("made")
-    write_shards(folder / "shards", count=4)
-    return save_run(small_config(folder / "run", folder / "shards"), steps=(5, 9))
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory):
-    return make_keys(tmp_path_factory.mktemp("keys") / "mine")
-
-
-@pytest.fixture(scope="module")
-def signed(run_dir, keys, tmp_path_factory):
-    out = tmp_path_factory.mktemp("signed") / "release"
-    export(run_dir, out, options=ExportOptions(max_shard_bytes=60_000, private_key=keys[0]))
-    return out
-
-
-@pytest.fixture
-def release(signed, tmp_path):
-    """A copy to spoil."""
-    return shutil.copytree(signed, tmp_path / "release")
-
-
-def first_shard(release):
-    return sorted(release.glob("model-*.safetensors"))[0]
-
-
-def flip_last_bit(path):
-    raw = bytearray(path.read_bytes())
-    raw[-1] ^= 1
-    path.write_bytes(raw)
+from mmscale.release.export import export
 
 
 def test_opening_a_changed_release_is_refused(release):

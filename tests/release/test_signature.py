@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from small_run import save_run, small_config, write_shards
+from spoiling import complaint, first_shard, flip_last_bit
 
 from mmscale.cli import main
 from mmscale.errors import UserError
@@ -16,50 +16,6 @@ from mmscale.release.export import ExportOptions, export
 from mmscale.release.release_manifest import write_manifest
 from mmscale.release.signature import make_keys
 from mmscale.release.verify_release import verify_release
-
-
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("made")
-    write_shards(folder / "shards", count=4)
-    return save_run(small_config(folder / "run", folder / "shards"), steps=(5, 9))
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory):
-    return make_keys(tmp_path_factory.mktemp("keys") / "mine")
-
-
-@pytest.fixture(scope="module")
-def signed(run_dir, keys, tmp_path_factory):
-    out = tmp_path_factory.mktemp("signed") / "release"
-    export(run_dir, out, options=ExportOptions(max_shard_bytes=60_000, private_key=keys[0]))
-    return out
-
-
-@pytest.fixture
-def release(signed, tmp_path):
-    """A copy to spoil."""
-    return shutil.copytree(signed, tmp_path / "release")
-
-
-def complaint(capsys, *arguments: object) -> str:
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    assert caught.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("mmscale: error: ")
-    return line
-
-
-def first_shard(release):
-    return sorted(release.glob("model-*.safetensors"))[0]
-
-
-def flip_last_bit(path):
-    raw = bytearray(path.read_bytes())
-    raw[-1] ^= 1
-    path.write_bytes(raw)
 
 
 def test_an_attacker_who_writes_the_manifest_anew_is_stopped_by_the_signature(
