@@ -5,6 +5,10 @@ import json
 import shutil
 
 import pytest
+from signed_release import keys as keys
+from signed_release import release as release
+from signed_release import run_dir as run_dir
+from signed_release import signed as signed
 from spoiling import first_shard, flip_last_bit
 
 import mmscale

@@ -7,6 +7,10 @@ import shutil
 
 import pytest
 from safetensors.torch import load_file, save_file
+from signed_release import keys as keys
+from signed_release import release as release
+from signed_release import run_dir as run_dir
+from signed_release import signed as signed
 from spoiling import complaint, first_shard, flip_last_bit
 
 import mmscale
