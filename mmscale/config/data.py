@@ -66,15 +66,29 @@ class DataConfig:
         low=1,
     )
     block: int = key(
-        256, "Number of neighbouring samples that stay together, so that reads are local.", low=1
+        0,
+        "Number of neighbouring samples that stay together, and that a remote set is read by; 0: "
+        "16 to 256, about 4 MB.",
+        low=0,
     )
     group_blocks: int = key(
         0,
-        "Number of blocks whose samples are packed together; 0: 8, or as many as fill 128 "
+        "Number of blocks whose samples are packed together; 0: at least 8, and enough for 16 "
         "sequences.",
         low=0,
     )
-    window_groups: int = key(4, "Number of groups whose sequences are shuffled together.", low=1)
+    window_groups: int = key(
+        0,
+        "Number of groups of a lane whose sequences are shuffled together; 0: so many that 16 "
+        "groups are read at a time.",
+        low=0,
+    )
+    lanes: int = key(
+        0,
+        "Number of parts of a set that are read side by side; divides data.sequences; 0: one for "
+        "each fifty groups, at least 16 where that divides.",
+        low=0,
+    )
     workers: int = key(1, "Loader processes per rank; 0: load in the training process.", low=0)
     prefetch: int = key(4, "Micro-batches that each worker prepares ahead.", low=1)
     max_bad_fraction: float = key(

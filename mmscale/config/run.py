@@ -93,6 +93,11 @@ class Config:
         if not any(data_set.weight > 0 for data_set in self.data.sets.values()):
             raise UserError("data.sets: every weight is 0; give at least one set a weight above 0")
         check_schedule(self.data)
+        if self.data.lanes and self.data.sequences % self.data.lanes:
+            raise UserError(
+                f"data.lanes: {self.data.lanes} does not divide "
+                f"data.sequences={self.data.sequences}; use a divisor, or 0"
+            )
         if self.data.sequences % self.data.contrast_sequences:
             raise UserError(
                 f"data.contrast_sequences: {self.data.contrast_sequences} does not divide "

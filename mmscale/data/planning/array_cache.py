@@ -44,14 +44,17 @@ class ArrayCache:
         """A file name from what the array is and everything it depends on."""
         return f"{kind}.{hashlib.sha256(chr(31).join(parts).encode()).hexdigest()[:24]}.npy"
 
-    def load(self, name: str, dtype: Any, length: int) -> CachedArray | None:
-        """The array [length], memory-mapped; None if it is not there or damaged."""
+    def load(self, name: str, dtype: Any, length: int | None = None) -> CachedArray | None:
+        """The array [length], or of any length; memory-mapped; None if it is not there or
+        damaged.
+        """
         for folder in self._folders:
             try:
                 cached = _map(folder / name)
             except (OSError, ValueError, EOFError):
                 continue
-            if cached.array.shape == (length,) and cached.array.dtype == np.dtype(dtype):
+            right = cached.array.ndim == 1 and length in (None, len(cached.array))
+            if right and cached.array.dtype == np.dtype(dtype):
                 return cached
         return None
 

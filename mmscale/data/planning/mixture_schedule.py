@@ -18,7 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mmscale.data.planning.bounded_cache import BoundedCache
+from mmscale.data.planning.lanes import LaneCut, LaneTurns, Place
 from mmscale.data.planning.mixture import Mixture
+
+_CACHED_CUTS = 64
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Slot:
     set_index: int
     current: bool  # whether it is of the set's last edition, the one that is at hand
     epoch: int  # of the set, over all its editions
-    inside: int  # sequence of that epoch
+    inside: int  # turn of that epoch
 
 
 @dataclass(frozen=True)
@@ -57,13 +61,23 @@ class _Phase:
     turns: NDArray[np.int64]  # [sets], before it starts
 
 
+@dataclass(frozen=True)
+class _PhaseCut:
+    """What the lanes read of one epoch from its first turn in a phase on."""
+
+    cut: LaneCut
+    counter: LaneTurns
+    begun: NDArray[np.int64]  # [lanes], turns in the phase before that one
+
+
 class MixtureSchedule:
     """Which set, epoch and sequence stand at every position.
 
     Args:
         names: the sets, in the config's order. changes: in order of position; the first is at 0 and
         gives every set its weight and its sequences. max_epochs: how often each set may be
-        repeated; 0: without end.
+        repeated; 0: without end. per_step: positions of a step. lanes: of every set, each a divisor
+        of ``per_step``; none given: one.
 
     Attributes:
         end: positions there are; None without end (some set may be repeated for ever).
@@ -72,9 +86,20 @@ class MixtureSchedule:
         UserError: a weight that would round to nothing.
     """
 
-    def __init__(self, names: list[str], changes: list[Change], max_epochs: list[int]) -> None:
+    def __init__(
+        self,
+        names: list[str],
+        changes: list[Change],
+        max_epochs: list[int],
+        *,
+        per_step: int = 1,
+        lanes: list[int] | None = None,
+    ) -> None:
         assert changes and changes[0].position == 0
-        self._names, self._max_epochs = names, max_epochs
+        self._names, self._max_epochs, self._per_step = names, max_epochs, per_step
+        self._lanes = lanes or [1] * len(names)
+        self._cuts: BoundedCache[_PhaseCut] = BoundedCache(_CACHED_CUTS)
+        self._counters: BoundedCache[LaneTurns] = BoundedCache(_CACHED_CUTS)
         self._editions: list[list[_EditionSpan]] = [[] for _ in names]
         self._phases: list[_Phase] = []
         self.end: int | None = None
@@ -102,6 +127,21 @@ class MixtureSchedule:
         epoch, inside = divmod(turn - edition.first_turn, edition.per_epoch)
         return Slot(
             owner, number == len(self._editions[owner]) - 1, edition.first_epoch + epoch, inside
+        )
+
+    def place(self, position: int) -> Place:
+        """Where in the row of its epoch a position of a set's last edition is drawn from."""
+        number = bisect.bisect_right(self._starts, position) - 1
+        inside = position - self._phases[number].start
+        owner, turn = self._phases[number].mixture.turn(inside)
+        edition = self._editions[owner][-1]
+        turn += int(self._phases[number].turns[owner]) - edition.first_turn
+        assert turn >= 0, "a position of an edition that was exchanged"
+        first = edition.first_turn + turn // edition.per_epoch * edition.per_epoch
+        of_epoch = self._cut(owner, first, number)
+        lane = of_epoch.counter.lane(inside)
+        return of_epoch.cut.place(
+            lane, of_epoch.counter.of_lane_before(inside) - int(of_epoch.begun[lane])
         )
 
     def epochs_before(self, position: int) -> list[float]:
@@ -135,6 +175,39 @@ class MixtureSchedule:
             if phase.start < position
         ]
 
+    def _cut(self, owner: int, first: int, number: int) -> _PhaseCut:
+        return self._cuts.recall(
+            (owner, first, number), lambda: self._make_cut(owner, first, number)
+        )
+
+    def _make_cut(self, owner: int, first: int, number: int) -> _PhaseCut:
+        """The cut of the last edition's epoch that begins with the set's turn ``first``, as it is
+        read in phase ``number``. It depends on no later phase.
+        """
+        phase = self._phases[number]
+        done, left = int(phase.turns[owner]), self._editions[owner][-1].per_epoch
+        start, stretches = max(0, first - done), [(0, left)]  # in turns of the phase
+        if done > first:
+            before = number - 1
+            while self._phases[before].turns[owner] == done:
+                before -= 1  # the set had no turn there
+            earlier, ended = self._phases[before], self._phases[before + 1].start
+            cut = self._cut(owner, first, before)
+            stretches = cut.cut.left(cut.counter.before(ended - earlier.start) - cut.begun)
+            left -= done - first
+        counter = self._counters.recall((owner, number), lambda: self._make_counter(owner, number))
+        mixture = phase.mixture
+        begun = counter.before(mixture.position_after(owner, start + 1) - 1)
+        ends = counter.before(mixture.position_after(owner, start + left))
+        return _PhaseCut(LaneCut(stretches, ends - begun), counter, begun)
+
+    def _make_counter(self, owner: int, number: int) -> LaneTurns:
+        phase = self._phases[number]
+        return LaneTurns(
+            phase.mixture.owned(owner), self._per_step, self._lanes[owner],
+            shift=phase.start % self._per_step,
+        )  # fmt: skip
+
     def _begin_edition(self, owner: int, turn: int, per_epoch: int) -> None:
         editions = self._editions[owner]
         if editions and editions[-1].first_turn == turn:
@@ -167,7 +240,7 @@ class MixtureSchedule:
             if not any(active):
                 self.end = start
                 break
-            mixture = Mixture(self._names, active)
+            mixture = Mixture(self._names, active, self._per_step)
             self._phases.append(_Phase(start, mixture, turns))
             ends = [
                 start + mixture.position_after(owner, more)

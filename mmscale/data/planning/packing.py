@@ -14,6 +14,7 @@ what lets a step find its sequences without a pass over the data set (see `order
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left, bisect_right
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,15 +118,25 @@ def _relieve(bins: list[list[int]], loads: list[int], sizes: list[int], capacity
 
 def _exchange(heavy: list[int], light: list[int], sizes: list[int], excess: int, room: int) -> int:
     """Exchange the two items that best relieve ``heavy`` within the ``room`` of ``light``; tokens
-    moved.
+    moved: the least that is enough, or else the most there is.
     """
-    best, pair = 0, (0, 0)
-    for give in range(len(heavy)):
-        for take in range(len(light)):
-            moved = sizes[heavy[give]] - sizes[light[take]]
-            # The least that is enough, or else the most there is.
-            if (best < moved <= room and best < excess) or excess <= moved < best:
-                best, pair = moved, (give, take)
+    takes = sorted([(sizes[item], take) for take, item in enumerate(light)])
+    ascending = [size for size, _ in takes]
+    best, pair = room + 1, (0, 0)
+    for give, item in enumerate(heavy):
+        size = sizes[item]
+        at = bisect_right(ascending, size - excess) - 1
+        if at >= 0 and size - ascending[at] < best:
+            best, pair = size - ascending[at], (give, takes[at][1])
+            if best == excess:
+                break
+    if best > room:
+        best = 0
+        for give, item in enumerate(heavy):
+            size = sizes[item]
+            at = bisect_left(ascending, size - room)
+            if at < len(ascending) and size - ascending[at] > best:
+                best, pair = size - ascending[at], (give, takes[at][1])
     if best:
         give, take = pair
         heavy[give], light[take] = light[take], heavy[give]

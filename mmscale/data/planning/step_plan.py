@@ -16,19 +16,15 @@ from numpy.typing import NDArray
 from mmscale import prf
 from mmscale.config import Config, SetConfig
 from mmscale.data.index.dataset import Dataset
+from mmscale.data.index.default_block import default_block
 from mmscale.data.index.json_field import parse_json
 from mmscale.data.planning import mixture
 from mmscale.data.planning.array_cache import ArrayCache
 from mmscale.data.planning.editions import EditionHistory
-from mmscale.data.planning.epoch_order import (
-    COUNT_VERSION,
-    GroupCounts,
-    Layout,
-    SequenceOrder,
-    choose_group_blocks,
-    count_groups,
-)
-from mmscale.data.planning.mixture_schedule import Change, MixtureSchedule
+from mmscale.data.planning.epoch_order import OrderedSequence, SequenceOrder
+from mmscale.data.planning.groups import COUNT_VERSION, GroupCounts, Layout, count_groups
+from mmscale.data.planning.lanes import LEAST_OPEN_GROUPS, Place, choose_lanes
+from mmscale.data.planning.mixture_schedule import Change, MixtureSchedule, Slot
 from mmscale.data.planning.rank_balance import deal
 from mmscale.data.planning.sample_sizes import SampleMeasure, text_fields, total_names
 from mmscale.data.planning.token_counts import ABSENT, token_counts
@@ -50,6 +46,9 @@ class PlannedSet:
     dataset: Dataset
     measure: SampleMeasure
     counts: GroupCounts
+    layout: Layout
+    lanes: int
+    window_groups: int
     order: SequenceOrder
     first_task: int  # number of its first task, counted over all sets
 
@@ -66,6 +65,10 @@ class PlannedSequence:
     # By objective: what the step's sequences before this one hold of what its loss is a mean over.
     before: dict[str, float]
     cost: float  # estimated floating-point operations of its forward pass
+    lane: int
+    window: int  # of its epoch: the groups that it shares blocks with
+    # Sequences that its lane has yet to draw from this window; 0: the lane is done with it.
+    left: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,10 +132,13 @@ class Plan:
             [planned_set.name for planned_set in self.sets],
             changes,
             [planned_set.config.max_epochs for planned_set in self.sets],
+            per_step=self.sequences,
+            lanes=[planned_set.lanes for planned_set in self.sets],
         )
         self._cost = cost
         self._steps: OrderedDict[int, PlannedStep] = OrderedDict()
-        self._dealt: tuple[int, int, list[list[int]]] = (-1, 0, [])  # of one step and world
+        # Of one step, world and node.
+        self._dealt: tuple[tuple[int, int, range], list[list[int]]] = ((-1, 0, range(0)), [])
         self._base_facts = {
             "prf": prf.VERSION,
             "counts": COUNT_VERSION,
@@ -143,7 +149,12 @@ class Plan:
             "seq_len": self.seq_len,
             "sequences": self.sequences,
             "contrast_sequences": config.data.contrast_sequences,
-            "order": [config.data.block, config.data.group_blocks, config.data.window_groups],
+            "order": [
+                config.data.block,
+                config.data.group_blocks,
+                config.data.window_groups,
+                config.data.lanes,
+            ],
         }
 
     @property
@@ -168,14 +179,33 @@ class Plan:
                 self._steps.popitem(last=False)
         return planned_step
 
-    def share(self, step: int, rank: int, world: int) -> list[PlannedSequence]:
+    def share(
+        self, step: int, rank: int, world: int, node: range | None = None
+    ) -> list[PlannedSequence]:
         """The sequences of one rank: equally many on every rank, at costs as equal as can be (see
         `deal`).
+
+        Args:
+            step: from 0.
+            rank: of ``world``.
+            world: ranks; it divides the sequences of a step.
+            node: the ranks that share this one's machine; None: all. What one machine reads is
+                dealt among its own ranks.
         """
-        sequences = self.step(step).sequences
-        if self._dealt[:2] != (step, world):
-            self._dealt = (step, world, deal([sequence.cost for sequence in sequences], world))
-        return [sequences[number] for number in self._dealt[2][rank]]
+        node = range(world) if node is None else node
+        assert rank in node
+        mine = self.node_share(step, node, world)
+        if self._dealt[0] != (step, world, node):
+            costs = [sequence.cost for sequence in mine]
+            self._dealt = ((step, world, node), deal(costs, len(node)))
+        return [mine[number] for number in self._dealt[1][rank - node.start]]
+
+    def node_share(self, step: int, node: range, world: int) -> list[PlannedSequence]:
+        """What the ranks ``node`` of ``world`` read at a step: neighbouring sequences, so whole
+        lanes wherever that divides evenly.
+        """
+        per_rank = self.sequences // world
+        return self.step(step).sequences[node.start * per_rank : node.stop * per_rank]
 
     def epochs(self, steps: int) -> dict[str, float]:
         """How many epochs of each set ``steps`` steps see."""
@@ -218,35 +248,56 @@ class Plan:
         sequences = []
         names = total_names()
         counted = np.zeros(len(names))
-        for number in range(self.sequences):
-            turn = self._schedule.turn(step * self.sequences + number)
-            planned = self.sets[turn.set_index]
-            if not turn.current:
-                raise UserError(
-                    f"step {step}: drawn from shards of data.sets.{planned.name} that were "
-                    "exchanged since; restore them to look at it"
-                )
-            samples, totals = planned.order.sequence(turn.epoch, turn.inside)
-            of = dict(zip(names, totals, strict=True))
-            cost = self._cost(of)
+        turns, places = self._turns(step)
+        for number, (turn, place, ordered) in enumerate(
+            zip(turns, places, self._ordered(turns, places), strict=True)
+        ):
+            of = dict(zip(names, ordered.totals, strict=True))
             before = dict(zip(names, counted.tolist(), strict=True))
             sequences.append(
                 PlannedSequence(
                     number=number,
                     set_index=turn.set_index,
                     epoch=turn.epoch,
-                    samples=samples,
+                    samples=ordered.samples,
                     tokens=int(of["tokens"]),
                     before={name: before[name] for name in OBJECTIVES.names()},
-                    cost=float(cost),
+                    cost=float(self._cost(of)),
+                    lane=place.lane,
+                    window=ordered.window,
+                    left=min(ordered.window_end, place.end) - place.at - 1,
                 )
             )
-            counted += totals
+            counted += ordered.totals
         sums = dict(zip(names, counted.tolist(), strict=True))
         counts = {name: sums[name] for name in OBJECTIVES.names()}
         return PlannedStep(
             step=step, sequences=sequences, counts=counts, tokens=int(sums["tokens"])
         )
+
+    def _turns(self, step: int) -> tuple[list[Slot], list[Place]]:
+        """What fills every number of a step, and from where in its epoch's row."""
+        turns, places = [], []
+        for position in range(step * self.sequences, (step + 1) * self.sequences):
+            turn = self._schedule.turn(position)
+            if not turn.current:
+                raise UserError(
+                    f"step {step}: drawn from shards of data.sets.{self.sets[turn.set_index].name} "
+                    "that were exchanged since; restore them to look at it"
+                )
+            turns.append(turn)
+            places.append(self._schedule.place(position))
+        return turns, places
+
+    def _ordered(self, turns: list[Slot], places: list[Place]) -> list[OrderedSequence]:
+        """The sequence of every turn; those of a set are asked for together."""
+        ordered: list[OrderedSequence | None] = [None] * len(turns)
+        for number, planned in enumerate(self.sets):
+            mine = [at for at, turn in enumerate(turns) if turn.set_index == number]
+            wanted = [(turns[at].epoch, places[at].at) for at in mine]
+            for at, sequence in zip(mine, planned.order.sequences(wanted), strict=True):
+                ordered[at] = sequence
+        return [sequence for sequence in ordered if sequence is not None]
 
 
 def check_world(sequences: int, world: int) -> None:
@@ -283,21 +334,22 @@ def _open_set(
         config=set_config, dataset=dataset, text_tokens=counts, tokenizer=tokenizer,
         media=config.media, seq_len=data.seq_len,
     )  # fmt: skip
-    blocks = data.group_blocks or _group_blocks(
-        set_config, config, dataset, tokenizer, measure=measure, derived=derived
-    )
-    layout = Layout(len(dataset), data.block, blocks)
+    block = data.block or default_block(dataset.manifests)
     groups = _group_counts(
         name, set_config, config, dataset, tokenizer,
-        layout=layout, measure=measure, derived=derived, progress=progress,
+        block=block, measure=measure, derived=derived, progress=progress,
     )  # fmt: skip
+    layout = Layout(len(dataset), block, groups.blocks)
+    lanes = data.lanes or choose_lanes(data.sequences, layout.groups)
+    window_groups = data.window_groups or -(-LEAST_OPEN_GROUPS // lanes)
     order = SequenceOrder(
-        layout, groups.sequences, measure, data.seq_len, window_groups=data.window_groups,
-        key=prf.derive_key(config.seed, "order", name),
+        layout, groups.sequences, measure, data.seq_len, window_groups=window_groups,
+        open_groups=lanes * window_groups, key=prf.derive_key(config.seed, "order", name),
     )  # fmt: skip
     return PlannedSet(
         name=name, config=set_config, dataset=dataset, measure=measure, counts=groups,
-        order=order, first_task=first_task,
+        layout=layout, lanes=lanes, window_groups=window_groups, order=order,
+        first_task=first_task,
     )  # fmt: skip
 
 
@@ -323,22 +375,6 @@ def _instead(dataset: Dataset, field: str) -> str:
     )
 
 
-def _group_blocks(
-    set_config: SetConfig, config: Config, dataset: Dataset, tokenizer: Tokenizer,
-    *, measure: SampleMeasure, derived: ArrayCache,
-) -> int:  # fmt: skip
-    """The kept choice of a group's size, or a new one: making it reads the index in many places."""
-    depends = _depends(
-        set_config, config, dataset, tokenizer, [config.data.seq_len, config.data.block]
-    )
-    file = derived.name("group", *depends)
-    kept = derived.load(file, np.int64, 1)
-    if kept is None:
-        chosen = choose_group_blocks(len(dataset), config.data.block, measure, config.data.seq_len)
-        kept = derived.save(file, np.array([chosen], np.int64))
-    return int(kept.array[0])
-
-
 def _depends(
     set_config: SetConfig, config: Config, dataset: Dataset, tokenizer: Tokenizer, sizes: list[int]
 ) -> list[str]:
@@ -354,17 +390,18 @@ def _depends(
 
 def _group_counts(
     name: str, set_config: SetConfig, config: Config, dataset: Dataset, tokenizer: Tokenizer,
-    *, layout: Layout, measure: SampleMeasure, derived: ArrayCache, progress: bool,
+    *, block: int, measure: SampleMeasure, derived: ArrayCache, progress: bool,
 ) -> GroupCounts:  # fmt: skip
     """Kept counts, or new ones. Raises `UserError` if no sample can be used."""
     data = config.data
-    sizes = [data.seq_len, data.block, layout.group_blocks]
+    sizes = [data.seq_len, block, data.group_blocks]
     file = derived.name("counts", *_depends(set_config, config, dataset, tokenizer, sizes))
-    kept = derived.load(file, np.int64, 4 + layout.groups)
-    if kept is None:
+    kept = derived.load(file, np.int64)
+    if kept is None or len(kept.array) < 6 or len(kept.array) % 2:
         counts = count_groups(
-            layout, measure, data.seq_len, workers=available_cores(), progress=progress, name=name
-        )
+            len(dataset), block, measure, data.seq_len, group_blocks=data.group_blocks,
+            workers=available_cores(), progress=progress, name=name,
+        )  # fmt: skip
         derived.save(file, counts.to_array())
     else:
         counts = GroupCounts.from_array(kept.array)

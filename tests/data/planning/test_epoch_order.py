@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from mmscale import prf
-from mmscale.data.planning.epoch_order import Layout, SequenceOrder, count_groups
+from mmscale.data.planning.epoch_order import SequenceOrder
+from mmscale.data.planning.groups import Layout, count_groups
 from mmscale.data.planning.mixture import PERIOD, Mixture
 from mmscale.data.planning.packing import _best_fit_count, best_fit, bin_count, shuffled_bins
 from mmscale.data.planning.sample_sizes import SampleSizes, total_names
@@ -33,14 +34,15 @@ class Lengths:
 
 
 def make_order(lengths, key=5):
-    layout, measure = Layout(len(lengths), block=16, group_blocks=4), Lengths(lengths)
-    counts = count_groups(layout, measure, 256)
+    measure = Lengths(lengths)
+    counts = count_groups(len(lengths), 16, measure, 256, group_blocks=4)
+    layout = Layout(len(lengths), 16, counts.blocks)
     return SequenceOrder(layout, counts.sequences, measure, 256, window_groups=3, key=key)
 
 
 def all_epochs(order, epochs):
     return [
-        order.sequence(e, p)[0].tolist()
+        order.sequence(e, p).samples.tolist()
         for e in range(epochs)
         for p in range(order.sequences_per_epoch)
     ]
@@ -109,7 +111,8 @@ def test_every_sample_exactly_once_an_epoch(samples):
     for epoch in range(3):
         seen = []
         for position in range(per_epoch):
-            members, totals = order.sequence(epoch, position)
+            sequence = order.sequence(epoch, position)
+            members, totals = sequence.samples, sequence.totals
             tokens = lengths[members].astype(np.int64)
             assert tokens.sum() <= 256
             of = dict(zip(total_names(), totals, strict=True))
@@ -126,17 +129,28 @@ def test_sequences_are_a_function_of_position_alone():
     expected = all_epochs(forward, 2)
     backward = make_order(lengths)
     places = [(e, p) for e in range(2) for p in range(forward.sequences_per_epoch)]
-    assert [backward.sequence(*place)[0].tolist() for place in reversed(places)] == expected[::-1]
+    assert [backward.sequence(*place).samples.tolist() for place in reversed(places)] == expected[
+        ::-1
+    ]
     assert all_epochs(make_order(lengths, key=6), 2) != expected
     half = forward.sequences_per_epoch
     assert expected[:half] != expected[half:], "epochs must differ"
+
+
+def test_many_at_once_are_those_one_by_one_and_may_be_more_than_are_kept():
+    lengths = random_lengths(40_000, 100)
+    order, places = make_order(lengths), [(e, p) for p in range(0, 4000, 3) for e in (1, 0)]
+    together = [sequence.samples.tolist() for sequence in order.sequences(places)]
+    alone = make_order(lengths)
+    assert together == [alone.sequence(*place).samples.tolist() for place in places]
+    assert len({sequence.window for sequence in order.sequences(places)}) > 100
 
 
 def test_reads_stay_inside_a_window():
     lengths = random_lengths(4000, 100)
     order = make_order(lengths)
     for position in range(0, order.sequences_per_epoch, 17):
-        members, _ = order.sequence(0, position)
+        members = order.sequence(0, position).samples
         assert len(np.unique(members // 16)) <= 4, "a sequence reads from one group's blocks only"
 
 
