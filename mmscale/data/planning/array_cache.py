@@ -2,19 +2,24 @@
 
 They lie in the index folder itself or, where that cannot be written, in the cache folder. Their
 names hold a hash of all they depend on, so a file that is found is right; one that is lost costs
-time and nothing else.
+time and nothing else. In the cache folder they count within its bound.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mmscale.data.fetching.cache_room import CacheRoom
+
+_HEADER_BYTES = 4096
 
 
 class CachedArray:
@@ -34,10 +39,11 @@ class ArrayCache:
 
     Args:
         folders: where they may lie, the preferred first.
+        room: of the cache folder, in which some of ``folders`` may lie.
     """
 
-    def __init__(self, folders: list[Path]) -> None:
-        self._folders = folders
+    def __init__(self, folders: list[Path], room: CacheRoom | None = None) -> None:
+        self._folders, self._room = folders, room
 
     @staticmethod
     def name(kind: str, *parts: str) -> str:
@@ -62,7 +68,9 @@ class ArrayCache:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 with open(temporary, "wb") as file:
+                    self._claim(file, folder, array.nbytes, name)
                     np.save(file, array)
+                    file.truncate()
                 os.replace(temporary, folder / name)
             except OSError:
                 with contextlib.suppress(OSError):
@@ -72,6 +80,12 @@ class ArrayCache:
             if cached is not None:
                 return cached
         return CachedArray(array)  # nowhere to keep it: the next start makes it again
+
+    def _claim(self, file: BinaryIO, folder: Path, size: int, name: str) -> None:
+        """Have room for an array, if ``folder`` lies in the cache folder."""
+        if self._room is not None and folder.is_relative_to(self._room.folder):
+            fcntl.flock(file, fcntl.LOCK_EX)  # what nobody has locked is left by a dead process
+            self._room.claim(file.fileno(), size + _HEADER_BYTES, f"the array {name}")
 
 
 def _map(path: Path) -> CachedArray:
