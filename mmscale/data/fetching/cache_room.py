@@ -83,6 +83,11 @@ class CacheRoom:
             make = lambda: folder.mkdir(parents=True, exist_ok=True)  # noqa: E731
             self._take(most, f"the folder {folder}", make)
 
+    def rename(self, old: Path, new: Path) -> None:
+        """Rename what lies in the folder; who counts it meanwhile would else miss it."""
+        with self._ledger():
+            os.replace(old, new)
+
     def remove(self, path: Path) -> bool:
         """Remove a file of the folder; False if somebody has it locked."""
         with self._ledger() as ledger:

@@ -77,8 +77,8 @@ def take_census(cache: Path) -> Census:
 
 def fixed_bytes(cache: Path, removed: Callable[[os.DirEntry[str]], bool] | None = None) -> int:
     """`Census.fixed` alone, which takes no look at the extents."""
-    total = PAGE + (PAGE + PAGE * len(_folders(cache / BLOCKS)))
-    queue = [cache / name for name in _OTHERS]
+    total = PAGE * (2 + len(_folders(cache / BLOCKS)))
+    queue = [cache / name for name in _OTHERS if (cache / name).is_dir()]
     while queue:
         folder = queue.pop()
         total += PAGE

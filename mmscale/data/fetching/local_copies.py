@@ -21,11 +21,12 @@ from mmscale.data.fetching.census import BAD, BLOCKS, PART
 from mmscale.data.fetching.extent import Extent, FieldCheck
 from mmscale.data.fetching.extent_source import Transfer, receive
 from mmscale.data.storage.file_lock import is_at
-from mmscale.data.storage.remote_file import RemoteFault
+from mmscale.data.storage.remote_file import NoRanges, RemoteFault
 
 Checks = Callable[[Extent], Iterable[FieldCheck]]
 
 _MAX_REASON_BYTES = 511
+_NO_RANGES = b"no ranges"
 # A copy is marked as used where the last mark is so old: each mark is a write.
 _MARK_AFTER_NS = 1_000_000_000
 
@@ -119,8 +120,11 @@ class LocalCopies:
                 what = f"{extent.length / 1e6:.3g} MB of the shard {extent.shard.name}"
                 self._room.claim(lock, extent.length, what)
             done = receive(extent, checks(extent), lock, self._retries)
-            os.rename(part, self._names(extent)[0 if done.sound else 1])
+            self._room.rename(part, self._names(extent)[0 if done.sound else 1])
             return done
+        except NoRanges:
+            reason = _NO_RANGES
+            raise
         except RemoteFault as fault:
             reason = str(fault).encode()[:_MAX_REASON_BYTES]
             raise
@@ -131,12 +135,13 @@ class LocalCopies:
 
 
 def _raise_reason(lock: int) -> None:
-    """Raise `RemoteFault` if the process that was waited for failed and left its reason in the
-    part.
-
-    Whatever else is removed is emptied.
+    """Raise what the process that was waited for raised, if it failed and left its reason in the
+    part. Whatever else is removed is emptied.
     """
-    if reason := os.pread(lock, _MAX_REASON_BYTES, 0):
+    reason = os.pread(lock, _MAX_REASON_BYTES, 0)
+    if reason == _NO_RANGES:
+        raise NoRanges
+    if reason:
         raise RemoteFault(reason.decode("utf-8", "replace"))
 
 

@@ -59,7 +59,7 @@ def fetch_index(base: str, cache: CacheConfig) -> Path:
                 room.claim(file.fileno(), len(tree), _what(base))
                 file.write(tree)
             _check(part, base)
-            part.rename(root)
+            room.rename(part, root)
         except OSError as error:
             raise UserError(
                 f"data.cache.dir: {folder}: {error.strerror}; make room or name another"

@@ -12,12 +12,13 @@ import fcntl
 import hashlib
 import os
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmscale.data.fetching.cache_room import CacheRoom
+from mmscale.data.index.dataset import Dataset
 
 _HEADER_BYTES = 4096
 
@@ -45,6 +46,12 @@ class ArrayCache:
     def __init__(self, folders: list[Path], room: CacheRoom | None = None) -> None:
         self._folders, self._room = folders, room
 
+    @classmethod
+    def beside(cls, dataset: Dataset) -> ArrayCache:
+        """In the index folder of ``dataset``, else in the cache folder."""
+        folders = [dataset.manifests[0].root / "index", dataset.cache.folder() / "derived"]
+        return cls(folders, CacheRoom(dataset.cache))
+
     @staticmethod
     def name(kind: str, *parts: str) -> str:
         """A file name from what the array is and everything it depends on."""
@@ -67,11 +74,14 @@ class ArrayCache:
             temporary = folder / f".{name}.{os.getpid()}.tmp"
             try:
                 folder.mkdir(parents=True, exist_ok=True)
+                room = self._room_in(folder)
                 with open(temporary, "wb") as file:
-                    self._claim(file, folder, array.nbytes, name)
+                    if room is not None:
+                        fcntl.flock(file, fcntl.LOCK_EX)  # else taken for a dead process's
+                        room.claim(file.fileno(), array.nbytes + _HEADER_BYTES, f"the array {name}")
                     np.save(file, array)
                     file.truncate()
-                os.replace(temporary, folder / name)
+                    (room.rename if room else os.replace)(temporary, folder / name)
             except OSError:
                 with contextlib.suppress(OSError):
                     temporary.unlink()
@@ -81,11 +91,10 @@ class ArrayCache:
                 return cached
         return CachedArray(array)  # nowhere to keep it: the next start makes it again
 
-    def _claim(self, file: BinaryIO, folder: Path, size: int, name: str) -> None:
-        """Have room for an array, if ``folder`` lies in the cache folder."""
-        if self._room is not None and folder.is_relative_to(self._room.folder):
-            fcntl.flock(file, fcntl.LOCK_EX)  # what nobody has locked is left by a dead process
-            self._room.claim(file.fileno(), size + _HEADER_BYTES, f"the array {name}")
+    def _room_in(self, folder: Path) -> CacheRoom | None:
+        """The room of the cache folder, if ``folder`` lies in it."""
+        inside = self._room is not None and folder.is_relative_to(self._room.folder)
+        return self._room if inside else None
 
 
 def _map(path: Path) -> CachedArray:
