@@ -96,6 +96,7 @@ class FaultyServer:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a body waits until its head is confirmed
     faulty: FaultyServer
 
     def log_message(self, *_: Any) -> None:

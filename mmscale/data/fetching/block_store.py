@@ -15,7 +15,7 @@ from mmscale.data.fetching.cache_room import CacheRoom, make_cache_folder
 from mmscale.data.fetching.census import BLOCKS, fixed_bytes, footprint
 from mmscale.data.fetching.extent import Extent, FieldCheck
 from mmscale.data.fetching.extent_source import Transfer
-from mmscale.data.fetching.local_copies import Checks, LocalCopies
+from mmscale.data.fetching.local_copies import Checks, LocalCopies, what
 from mmscale.data.fetching.run_folders import make_run_folder, pin_file, remove_run_folder
 from mmscale.data.fetching.server_ranges import ServerRanges
 from mmscale.data.host_error import check_host
@@ -76,7 +76,7 @@ class BlockStore:
         """
         make_cache_folder(self.folder / BLOCKS)
         for extent in map(self._servers.attainable, extents):
-            self._room.check(extent.length, f"the shard {extent.shard.name}")
+            self._room.check(extent.length, what(extent))
         self._room.shrink()
         self._copies.forget_bad()
 

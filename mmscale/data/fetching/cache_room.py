@@ -76,12 +76,12 @@ class CacheRoom:
         """
         self._take(footprint(size), what, lambda: os.truncate(handle, size))
 
-    def make_folder(self, folder: Path) -> None:
-        """Make ``folder`` and those above it."""
+    def make_folder(self, folder: Path, what: str) -> None:
+        """Make ``folder`` and those above it; as `claim`."""
         if not folder.is_dir():
             most = PAGE * len(folder.relative_to(self.folder).parts)
             make = lambda: folder.mkdir(parents=True, exist_ok=True)  # noqa: E731
-            self._take(most, f"the folder {folder}", make)
+            self._take(most, what, make)
 
     def rename(self, old: Path, new: Path) -> None:
         """Rename what lies in the folder; who counts it meanwhile would else miss it."""

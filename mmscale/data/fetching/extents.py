@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from functools import cached_property, lru_cache
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmscale.config import CacheConfig
 from mmscale.data.fetching.extent import Extent, FieldCheck
 from mmscale.data.fetching.server_ranges import ServerRanges
 
@@ -23,6 +24,15 @@ _JOINED_BYTES = 256 << 10
 _KEPT_BLOCKS = 1024
 
 
+class _Source(NamedTuple):
+    """What is needed of a data set. The set itself has its `ExtentMap`: pickled, that would wait
+    for it.
+    """
+
+    manifests: list[Manifest]
+    cache: CacheConfig
+
+
 class ExtentMap:
     """The extents of a data set, block by block. Local folders of the set have none. Picklable.
 
@@ -30,11 +40,13 @@ class ExtentMap:
         dataset: whose samples are meant.
         block: samples of a block; sample i belongs to block i // block. Blocks may cross shards.
         fields: references of the wanted fields (image, json.<path>, …) in any order; None: every
-            field there is.
+            field that can be read.
     """
 
-    def __init__(self, dataset: Dataset, block: int, fields: Collection[str] | None = None) -> None:
-        self._dataset, self.block = dataset, block
+    def __init__(
+        self, dataset: Dataset | _Source, block: int, fields: Collection[str] | None = None
+    ) -> None:
+        self._source, self.block = _Source(dataset.manifests, dataset.cache), block
         self.fields = None if fields is None else tuple(sorted(set(fields)))
         self._servers = ServerRanges(dataset.cache.folder())
         ends = list(accumulate(len(manifest) for manifest in dataset.manifests))
@@ -64,10 +76,9 @@ class ExtentMap:
 
     def checks(self, extent: Extent) -> list[FieldCheck]:
         """The wanted fields inside ``extent``, for `BlockStore.fetch`."""
-        manifest, samples = self._samples_of[extent.base, extent.shard.sha256]
-        facts = manifest.payloads(np.arange(samples.start, samples.stop), self.fields)[1]
-        inside = _ends_by(facts, extent.end) & (facts["offset"] >= extent.offset)
-        return [FieldCheck(*fact[:3]) for fact in facts[inside].tolist()]
+        manifest, position = self._places[extent.base, extent.shard.sha256]
+        facts = manifest.payloads_between(position, extent.offset, extent.end, self.fields)
+        return [FieldCheck(*fact[:3]) for fact in facts.tolist()]
 
     def containing(self, sample: int, field: str) -> Extent:
         """The extent of the sample's block that holds ``field``, which the sample has.
@@ -94,14 +105,14 @@ class ExtentMap:
         if self.fields == (field,):
             return None
         if field not in self._others:
-            self._others[field] = ExtentMap(self._dataset, self.block, [field])
+            self._others[field] = ExtentMap(self._source, self.block, [field])
         return self._others[field].holding(sample, field, base, shard, offset, size)
 
     @cached_property
-    def _samples_of(self) -> dict[tuple[str, str], tuple[Manifest, range]]:
-        """The samples of each remote shard, numbered as its manifest does."""
+    def _places(self) -> dict[tuple[str, str], tuple[Manifest, int]]:
+        """Where each remote shard is listed."""
         return {
-            (manifest.base, shard.sha256): (manifest, manifest.samples_of(position))
+            (manifest.base, shard.sha256): (manifest, position)
             for manifest, _ in self._spans
             if isinstance(manifest.base, str)
             for position, shard in enumerate(manifest.entries)
@@ -120,11 +131,8 @@ class ExtentMap:
             )
         ]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"dataset": self._dataset, "block": self.block, "fields": self.fields}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ExtentMap, (self._source, self.block, self.fields)
 
 
 def _extents(
@@ -151,6 +159,5 @@ def _extents(
 
 def _ends_by(facts: NDArray[Any], end: int) -> NDArray[np.bool_]:
     """Whether each range ends at ``end`` at the latest; a damaged index may say anything."""
-    most = np.uint64(min(end, np.iinfo(np.int64).max))
-    fits: NDArray[np.bool_] = (facts["offset"] <= most) & (facts["size"] <= most - facts["offset"])
+    fits: NDArray[np.bool_] = (facts["offset"] <= end) & (facts["size"] <= end - facts["offset"])
     return fits

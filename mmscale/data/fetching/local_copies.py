@@ -91,7 +91,7 @@ class LocalCopies:
 
     def _bring(self, extent: Extent, checks: Checks) -> tuple[int, Transfer | None]:
         part = self._names(extent)[0].with_name(extent.name + PART)
-        self._room.make_folder(part.parent)
+        self._room.make_folder(part.parent, what(extent))
         while True:
             lock = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
             handle, done = -1, None
@@ -117,8 +117,7 @@ class LocalCopies:
         reason = b""
         try:
             if os.fstat(lock).st_size != extent.length:  # else it has room: a killed process's
-                what = f"{extent.length / 1e6:.3g} MB of the shard {extent.shard.name}"
-                self._room.claim(lock, extent.length, what)
+                self._room.claim(lock, extent.length, what(extent))
             done = receive(extent, checks(extent), lock, self._retries)
             self._room.rename(part, self._names(extent)[0 if done.sound else 1])
             return done
@@ -132,6 +131,11 @@ class LocalCopies:
             if is_at(part, lock):
                 self._room.discard(part, lock)
                 os.pwrite(lock, reason, 0)
+
+
+def what(extent: Extent) -> str:
+    """``extent`` in messages."""
+    return f"the part of {extent.length / 1e6:.3g} MB of the shard {extent.shard.name}"
 
 
 def _raise_reason(lock: int) -> None:

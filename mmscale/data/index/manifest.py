@@ -193,7 +193,7 @@ class Manifest:
     def payloads(
         self, samples: NDArray[np.int64], references: Collection[str] | None
     ) -> tuple[NDArray[np.int64], NDArray[Any]]:
-        """Each of the fields (None: all there are) of each of the numbered samples that has it.
+        """Each of the fields (None: all that can be read) of the numbered samples that have it.
 
         Returns:
             int64 [n]: the position in ``shards`` of the shard that holds it; structured [n]: its
@@ -201,12 +201,29 @@ class Manifest:
         """
         shards = np.searchsorted(self._ends, samples, side="right")
         owners, found = [shards[:0]], [np.zeros(0, FACTS)]
-        for locator in self._locators(references):
-            facts = locator.facts(samples)
+        for fields in self._wanted(references):
+            facts = FieldLocator(self, list(fields)).facts(samples)
             there = facts["offset"] > 0
             owners.append(shards[there])
             found.append(facts[there])
         return np.concatenate(owners), np.concatenate(found)
+
+    def payloads_between(
+        self, shard: int, start: int, end: int, references: Collection[str] | None
+    ) -> NDArray[Any]:
+        """`FACTS` [n] of the fields (as `payloads`) that lie in bytes [start, end) of a shard, a
+        position in ``shards``.
+        """
+        samples = self.samples_of(shard)
+        first = int(self.rows(np.array([samples.start]))[0]) if samples else 0
+        found = [np.zeros(0, FACTS)]
+        for field in {field: None for fields in self._wanted(references) for field in fields}:
+            column = self._stored.column(field)
+            low = _seek(column["offset"], first, first + len(samples), start)
+            facts = column[low : _seek(column["offset"], low, first + len(samples), end)]
+            begins = (facts["offset"] >= max(start, 1)) & (facts["offset"] <= end)
+            found.append(facts[begins & (facts["size"] <= end - facts["offset"])])
+        return np.concatenate(found)
 
     def place(self, shard: int) -> ShardPlace:
         """Where shard ``shard``, a position in ``shards``, is."""
@@ -263,13 +280,12 @@ class Manifest:
         """One line for each member of the whole folder that could not be used."""
         return read_problems(self.root, self.base)
 
-    def _locators(self, references: Collection[str] | None) -> list[FieldLocator]:
-        """Those of ``references`` that some sample has; of every stored field for None."""
-        lists = [[field] for field in self.fields]
+    def _wanted(self, references: Collection[str] | None) -> list[tuple[str, ...]]:
+        """The fields of each reference that some sample has; None: every one that can be read."""
+        lists = [[field] for field in self.fields if kind_of(field) is not None]
         if references is not None:
             lists = [self._candidates(reference) for reference in references]
-        distinct = {tuple(fields): None for fields in lists if fields}  # json.a and json.b are one
-        return [FieldLocator(self, list(fields)) for fields in distinct]
+        return list(dict.fromkeys(map(tuple, filter(None, lists))))  # json.a and json.b are one
 
     @cached_property
     def _by_kind(self) -> dict[str, list[str]]:
@@ -345,6 +361,22 @@ def read_problems(root: Path, base: Path | str) -> Iterator[str]:
             where = f"{base}/{problem['shard']}: byte {problem['offset']}"
             reason = f"{problem['field']}: {problem['reason']}"
             yield f"{where}: sample {problem['key']!r} left out: {reason}"
+
+
+def _seek(offsets: NDArray[np.uint64], low: int, high: int, wanted: int) -> int:
+    """The first of the rows low..high-1 whose payload begins at ``wanted`` or later.
+
+    In a shard the payloads of a field ascend, but for samples that lack it (0).
+    """
+    while low < high:
+        middle = at = (low + high) // 2
+        while at < high and not offsets[at]:
+            at += 1
+        if at == high or offsets[at] >= wanted:
+            high = middle
+        else:
+            low = at + 1
+    return low
 
 
 def _reopen(root: Path, numbers: list[int] | None, digest: str) -> Manifest:

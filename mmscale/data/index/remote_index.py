@@ -48,7 +48,7 @@ def fetch_index(base: str, cache: CacheConfig) -> Path:
         part = root.with_suffix(".part")
         try:
             shutil.rmtree(part, ignore_errors=True)  # left by a killed process
-            room.make_folder(part / FOLDER)
+            room.make_folder(part / FOLDER, _what(base))
             _fetch_files(base, files, part / FOLDER, cache, room)
             if _read_manifest(base, cache) != manifest:
                 raise UserError(
