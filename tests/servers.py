@@ -49,7 +49,8 @@ class FaultyServer:
         ranges: whether Range requests are heeded.
         sent: bytes of bodies by file name.
         token: what the Authorization header must be, if not empty.
-        requests: (file name, Range header or "") in the order they came.
+        requests: (file name, Range header or "") in the order they came; before S3: method and
+            path instead of the name.
     """
 
     def __init__(self, folder: Path, upstream: str = "") -> None:
@@ -164,6 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
         bodies.
         """
         path = self.path.partition("?")[0]
+        self.faulty.requests.append((f"{self.command} {path}", self.headers.get("Range", "")))
         fault, value = self.faulty.next_fault(path.rpartition("/")[2])
         if fault == "status":
             body = f"<Error><Code>{value[1]}</Code><Message>as asked</Message></Error>".encode()

@@ -14,7 +14,7 @@ from mmscale.config import CacheConfig
 from mmscale.data.fetching.cache_room import CacheRoom, make_cache_folder
 from mmscale.data.fetching.census import BLOCKS, fixed_bytes, footprint
 from mmscale.data.fetching.extent import Extent, FieldCheck
-from mmscale.data.fetching.extent_source import Transfer
+from mmscale.data.fetching.extent_source import Arrival
 from mmscale.data.fetching.local_copies import Checks, LocalCopies, what
 from mmscale.data.fetching.run_folders import make_run_folder, pin_file, remove_run_folder
 from mmscale.data.fetching.server_ranges import ServerRanges
@@ -36,7 +36,7 @@ class FetchFigures:
     source_s: float = 0.0  # waiting for servers
     disk_s: float = 0.0  # writing and checking
 
-    def add(self, done: Transfer) -> None:
+    def add(self, done: Arrival) -> None:
         """Count one more extent."""
         self.extents += 1
         self.bytes += done.bytes
@@ -194,7 +194,7 @@ class BlockStore:
         self._failed[sha256] = reason, PATIENCE
         raise RemoteFault(reason)
 
-    def _open_attainable(self, extent: Extent, checks: Checks) -> tuple[int, int, Transfer | None]:
+    def _open_attainable(self, extent: Extent, checks: Checks) -> tuple[int, int, Arrival | None]:
         attainable = self._servers.attainable(extent)
         try:
             return attainable.offset, *self._copies.open(attainable, checks)

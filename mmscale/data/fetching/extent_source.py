@@ -17,7 +17,7 @@ _TRANSFERS = 2
 
 
 @dataclass(kw_only=True)
-class Transfer:
+class Arrival:
     """What it took to get one extent.
 
     Attributes:
@@ -33,7 +33,7 @@ class Transfer:
     disk_s: float = 0.0
 
 
-def receive(extent: Extent, checks: Iterable[FieldCheck], target: int, retries: int) -> Transfer:
+def receive(extent: Extent, checks: Iterable[FieldCheck], target: int, retries: int) -> Arrival:
     """Write the bytes of ``extent`` to the start of the open file ``target``.
 
     After a passing failure it goes on at the byte reached, as `RemoteFile` does. If a field has
@@ -44,7 +44,7 @@ def receive(extent: Extent, checks: Iterable[FieldCheck], target: int, retries: 
         NoRanges: the server knows no ranges, and ``extent`` is not its whole shard.
         OSError: ``target`` cannot be written.
     """
-    done, wanted, fault = Transfer(), list(checks), ""
+    done, wanted, fault = Arrival(), list(checks), ""
     for _ in range(_TRANSFERS):
         fault = _copy(extent, target, retries, done)
         if not fault:
@@ -58,7 +58,7 @@ def receive(extent: Extent, checks: Iterable[FieldCheck], target: int, retries: 
     return done
 
 
-def _copy(extent: Extent, target: int, retries: int, done: Transfer) -> str:
+def _copy(extent: Extent, target: int, retries: int, done: Arrival) -> str:
     """One transfer; returns why its bytes cannot be the indexed ones, if the sizes say so."""
     began, written_s = time.monotonic(), 0.0
     part = None if extent.is_whole else (extent.offset, extent.end)

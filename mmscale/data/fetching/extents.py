@@ -24,7 +24,7 @@ _JOINED_BYTES = 256 << 10
 _KEPT_BLOCKS = 1024
 
 
-class _Source(NamedTuple):
+class _Indexed(NamedTuple):
     """What is needed of a data set. The set itself has its `ExtentMap`: pickled, that would wait
     for it.
     """
@@ -44,9 +44,9 @@ class ExtentMap:
     """
 
     def __init__(
-        self, dataset: Dataset | _Source, block: int, fields: Collection[str] | None = None
+        self, dataset: Dataset | _Indexed, block: int, fields: Collection[str] | None = None
     ) -> None:
-        self._source, self.block = _Source(dataset.manifests, dataset.cache), block
+        self._indexed, self.block = _Indexed(dataset.manifests, dataset.cache), block
         self.fields = None if fields is None else tuple(sorted(set(fields)))
         self._servers = ServerRanges(dataset.cache.folder())
         ends = list(accumulate(len(manifest) for manifest in dataset.manifests))
@@ -105,7 +105,7 @@ class ExtentMap:
         if self.fields == (field,):
             return None
         if field not in self._others:
-            self._others[field] = ExtentMap(self._source, self.block, [field])
+            self._others[field] = ExtentMap(self._indexed, self.block, [field])
         return self._others[field].holding(sample, field, base, shard, offset, size)
 
     @cached_property
@@ -132,7 +132,7 @@ class ExtentMap:
         ]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ExtentMap, (self._source, self.block, self.fields)
+        return ExtentMap, (self._indexed, self.block, self.fields)
 
 
 def _extents(

@@ -19,7 +19,7 @@ from mmscale.config import CacheConfig
 from mmscale.data.fetching.cache_room import CacheRoom
 from mmscale.data.fetching.census import BAD, BLOCKS, PART
 from mmscale.data.fetching.extent import Extent, FieldCheck
-from mmscale.data.fetching.extent_source import Transfer, receive
+from mmscale.data.fetching.extent_source import Arrival, receive
 from mmscale.data.storage.file_lock import is_at
 from mmscale.data.storage.remote_file import NoRanges, RemoteFault
 
@@ -38,7 +38,7 @@ class LocalCopies:
         self._folder, self._retries = cache.folder() / BLOCKS, cache.retries
         self._room = room
 
-    def open(self, extent: Extent, checks: Checks) -> tuple[int, Transfer | None]:
+    def open(self, extent: Extent, checks: Checks) -> tuple[int, Arrival | None]:
         """(descriptor of the copy, what fetching it took, None if it was there).
 
         Until the caller closes the descriptor, nobody removes the copy.
@@ -89,7 +89,7 @@ class LocalCopies:
                 self._room.remove(path)
         return None
 
-    def _bring(self, extent: Extent, checks: Checks) -> tuple[int, Transfer | None]:
+    def _bring(self, extent: Extent, checks: Checks) -> tuple[int, Arrival | None]:
         part = self._names(extent)[0].with_name(extent.name + PART)
         self._room.make_folder(part.parent, what(extent))
         while True:
@@ -113,7 +113,7 @@ class LocalCopies:
             if handle >= 0:
                 return handle, done
 
-    def _download(self, extent: Extent, checks: Checks, part: Path, lock: int) -> Transfer:
+    def _download(self, extent: Extent, checks: Checks, part: Path, lock: int) -> Arrival:
         reason = b""
         try:
             if os.fstat(lock).st_size != extent.length:  # else it has room: a killed process's

@@ -489,3 +489,36 @@ def test_s3_faults(
         with pytest.raises(SampleFault, match=r"shard-000002\.tar cannot be fetched"):
             dataset.read("image", len(dataset) - 1)
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_s3_blocks_are_one_request_each_through_faults(
+    bucket: str, shards: Path, tmp_path: Path, cache: CacheConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("mmscale.data.storage.remote_file.time.sleep", slept.append)
+    local = Dataset.open([str(shards)])
+    with s3_proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        s3fs.S3FileSystem.clear_instance_cache()
+        dataset = Dataset.open([bucket], cache, block=16)
+        blocks = range(-(-len(dataset) // 16))
+        extents = [extent for number in blocks for extent in dataset.extents.of_block(number)]
+        proxy.requests.clear()
+        assert same_samples(dataset, local)
+        assert proxy.requests == [
+            (f"GET /speech/train/{extent.shard.name}", f"bytes={extent.offset}-{extent.end - 1}")
+            for extent in extents
+        ]
+        assert slept == []
+        other = CacheConfig(dir=str(tmp_path / "other"), retries=3)
+        dataset = Dataset.open([bucket], other, block=16)
+        proxy.faults.extend(
+            [
+                ("0.tar", "status", (503, "SlowDown")),
+                ("0.tar", "cut", 20_000),
+                ("1.tar", "status", (500, "InternalError")),
+                ("2.tar", "cut", 0),
+            ]
+        )
+        assert same_samples(dataset, local) and not proxy.faults and len(slept) == 4
+    s3fs.S3FileSystem.clear_instance_cache()
