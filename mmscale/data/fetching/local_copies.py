@@ -35,7 +35,7 @@ class LocalCopies:
     """The copies in one cache folder. Picklable; for several threads at once."""
 
     def __init__(self, cache: CacheConfig, room: CacheRoom) -> None:
-        self._folder, self._retries = cache.folder() / BLOCKS, cache.retries
+        self._folder, self._retries = str(cache.folder() / BLOCKS), cache.retries
         self._room = room
 
     def open(self, extent: Extent, checks: Checks) -> tuple[int, Arrival | None]:
@@ -54,24 +54,26 @@ class LocalCopies:
 
     def has(self, extent: Extent) -> bool:
         """Whether there is a copy."""
-        return any(path.exists() for path in self._names(extent))
+        return any(map(os.path.exists, self._names(extent)))
 
     def arrived_bad(self, extent: Extent) -> bool:
         """Whether the copy has fields that twice arrived otherwise than the index has them."""
-        return self._names(extent)[1].exists()
+        return os.path.exists(self._names(extent)[1])
 
     def remove(self, extent: Extent) -> bool:
         """Remove the copy, if there is one; False if somebody uses it."""
-        return all([self._room.remove(path) for path in self._names(extent) if path.exists()])
+        there = filter(os.path.exists, self._names(extent))
+        return all([self._room.remove(Path(path)) for path in there])
 
     def forget_bad(self) -> None:
         """Remove all copies that `arrived_bad`: their servers may have been mended."""
-        for path in self._folder.glob(f"??/*{BAD}"):
+        for path in Path(self._folder).glob(f"??/*{BAD}"):
             self._room.remove(path)
 
-    def _names(self, extent: Extent) -> tuple[Path, Path]:
-        folder = self._folder / extent.shard.sha256[:2]
-        return folder / extent.name, folder / f"{extent.name}{BAD}"
+    def _names(self, extent: Extent) -> tuple[str, str]:
+        """Of the copy, and of one with wrong fields; strings, as each read makes them."""
+        good = f"{self._folder}/{extent.shard.sha256[:2]}/{extent.name}"
+        return good, good + BAD
 
     def _find(self, extent: Extent) -> int | None:
         for path in self._names(extent):
@@ -86,18 +88,18 @@ class LocalCopies:
                 return handle
             os.close(handle)
             if facts.st_size:  # cut short since it was checked, not being removed
-                self._room.remove(path)
+                self._room.remove(Path(path))
         return None
 
     def _bring(self, extent: Extent, checks: Checks) -> tuple[int, Arrival | None]:
-        part = self._names(extent)[0].with_name(extent.name + PART)
+        part = Path(self._names(extent)[0] + PART)
         self._room.make_folder(part.parent, what(extent))
         while True:
             lock = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
             handle, done = -1, None
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                if any(is_at(path, lock) for path in self._names(extent)):
+                if any(is_at(Path(path), lock) for path in self._names(extent)):
                     handle = lock  # by the process that was waited for
                 elif (found := self._find(extent)) is not None:
                     self._room.discard(part, lock)
@@ -119,7 +121,7 @@ class LocalCopies:
             if os.fstat(lock).st_size != extent.length:  # else it has room: a killed process's
                 self._room.claim(lock, extent.length, what(extent))
             done = receive(extent, checks(extent), lock, self._retries)
-            self._room.rename(part, self._names(extent)[0 if done.sound else 1])
+            self._room.rename(part, Path(self._names(extent)[0 if done.sound else 1]))
             return done
         except NoRanges:
             reason = _NO_RANGES

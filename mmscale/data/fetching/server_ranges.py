@@ -21,19 +21,16 @@ class ServerRanges:
 
     def __init__(self, cache: Path) -> None:
         self._cache = cache
-        self._denied = set[str]()  # by this process's knowledge
+        self._files: dict[str, str] = {}  # by base: which each read asks for
 
     def attainable(self, extent: Extent) -> Extent:
         """``extent``, or its whole shard where the server gives nothing less."""
-        if extent.base in self._denied or self._file(extent.base).exists():
-            self._denied.add(extent.base)
-            return extent.whole()
-        return extent
+        return extent.whole() if os.path.exists(self._file(extent.base)) else extent
 
     def deny(self, base: str) -> None:
         """Remember that the server of the remote folder ``base`` knows no ranges; said once."""
         file = self._file(base)
-        file.parent.mkdir(exist_ok=True)
+        os.makedirs(os.path.dirname(file), exist_ok=True)
         try:
             os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         except FileExistsError:
@@ -43,5 +40,8 @@ class ServerRanges:
             f"them, remove {file}"
         )
 
-    def _file(self, base: str) -> Path:
-        return self._cache / _FOLDER / hashlib.sha256(base.encode()).hexdigest()[:32]
+    def _file(self, base: str) -> str:
+        if base not in self._files:
+            name = hashlib.sha256(base.encode()).hexdigest()[:32]
+            self._files[base] = str(self._cache / _FOLDER / name)
+        return self._files[base]
