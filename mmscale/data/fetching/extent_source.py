@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 from mmscale.data.fetching.extent import Extent, FieldCheck
 from mmscale.data.storage.positional_io import pread_fully, pwrite_fully
-from mmscale.data.storage.remote_file import RemoteFault, RemoteFile
+from mmscale.data.storage.remote_file import CHUNK, RemoteFault, RemoteFile
 
-_BUFFER = 1 << 20
 # What differs from the index is asked for so often: the network may have changed it on its way.
 _TRANSFERS = 2
 
@@ -67,7 +66,7 @@ def _copy(extent: Extent, target: int, retries: int, done: Arrival) -> str:
         indexed = extent.shard.bytes
         if source.size != indexed:
             return f"it has {source.size} bytes, but {indexed} when it was indexed"
-        buffer, at = memoryview(bytearray(min(_BUFFER, max(1, extent.length)))), 0
+        buffer, at = memoryview(bytearray(min(CHUNK, extent.length))), 0
         while size := source.readinto(buffer):
             writes = time.monotonic()
             pwrite_fully(target, buffer[:size], at)
