@@ -188,7 +188,7 @@ def test_transfer_survives_drops(tmp_path: Path, server: FaultyServer) -> None:
     for fault in ("drop", "cut", "refuse"):
         server.faults.append(("1.tar", fault, 1_000_000))
     server.faults.append(("1.tar", "status", 503))
-    data = read(BlockStore(cache_for(tmp_path, retries=3)), extent)
+    data = read(BlockStore(cache_for(tmp_path, retries=4)), extent)
     assert data == bytes_of(server, extent)
 
 

@@ -69,7 +69,11 @@ def test_a_range_that_comes_short_is_continued(
     server.faults.append((".tar", fault, 50_000))
     done = get(server, extent, target)
     assert done.sound and (done.bytes, done.requests) == (SIZE, 2)
-    assert asked(server) == [ALL, f"{SIZE + 50_000}-{2 * SIZE - 1}"]
+    first, second = asked(server)
+    start, _, last = second.partition("-")
+    assert first == ALL and last == f"{2 * SIZE - 1}"
+    # What had arrived and was not read when the connection broke is lost.
+    assert SIZE <= int(start) <= SIZE + 50_000 and (fault == "cut" or int(start) > SIZE)
     assert os.pread(target, 2 * SIZE, 0) == bytes_of(server, extent)
 
 
@@ -83,10 +87,10 @@ def test_a_range_that_is_cut_before_its_first_byte(
 def test_a_range_that_is_late(
     server: FaultyServer, extent: Extent, target: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_file, "_SILENCE_S", 1.0)
-    server.faults.extend([(".tar", "stall", 0), (".tar", "stall", 1000)])
+    monkeypatch.setattr(remote_file, "_SILENCE_S", 2.0)
+    server.faults.append((".tar", "stall", 1000))
     assert get(server, extent, target).sound
-    assert asked(server) == [ALL, ALL, f"{SIZE + 1000}-{2 * SIZE - 1}"]
+    assert asked(server) == [ALL, f"{SIZE + 1000}-{2 * SIZE - 1}"]
 
 
 @pytest.mark.parametrize(("fault", "value"), [("foreign", 512), ("corrupt", SIZE + 1)])
