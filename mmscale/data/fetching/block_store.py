@@ -174,33 +174,42 @@ class BlockStore:
 
     def _open(self, extent: Extent, checks: Checks) -> tuple[int, int, int]:
         """(descriptor of a copy, the byte of the shard at which it starts, bytes fetched)."""
+        attainable = self._servers.attainable(extent)
+        try:
+            handle = self._copies.find(attainable)
+        except OSError as error:
+            raise RemoteFault(self._trouble(error)) from None
+        if handle is not None:
+            return handle, attainable.offset, 0
+        start, handle, done = self._bring(attainable, checks)
+        if done is None:
+            return handle, start, 0
+        with self._guard:
+            self.figures.add(done)
+        return handle, start, done.bytes
+
+    def _bring(self, extent: Extent, checks: Checks) -> tuple[int, int, Arrival | None]:
+        """Fetch it, or fail at once for the reason of before."""
         sha256 = extent.shard.sha256
-        reason, left = self._failed.get(sha256, ("", 0))
+        reason, left = self._failed.pop(sha256, ("", 0))
         if left:
             self._failed[sha256] = reason, left - 1
             raise RemoteFault(reason)
         try:
-            start, handle, done = self._open_attainable(extent, checks)
+            return self._fetch_attainable(extent, checks)
         except OSError as error:
             reason = self._trouble(error)
         except RemoteFault as fault:
             reason = str(fault)
-        else:
-            self._failed.pop(sha256, None)
-            if done is not None:
-                with self._guard:
-                    self.figures.add(done)
-            return handle, start, done.bytes if done else 0
         self._failed[sha256] = reason, PATIENCE
         raise RemoteFault(reason)
 
-    def _open_attainable(self, extent: Extent, checks: Checks) -> tuple[int, int, Arrival | None]:
-        attainable = self._servers.attainable(extent)
+    def _fetch_attainable(self, extent: Extent, checks: Checks) -> tuple[int, int, Arrival | None]:
         try:
-            return attainable.offset, *self._copies.open(attainable, checks)
+            return extent.offset, *self._copies.bring(extent, checks)
         except NoRanges:
             self._servers.deny(extent.base)
-            return 0, *self._copies.open(extent.whole(), checks)
+            return 0, *self._copies.bring(extent.whole(), checks)
 
     def _trouble(self, error: OSError) -> str:
         """Of the cache's disk. Raises `UserError` if it is the machine's."""

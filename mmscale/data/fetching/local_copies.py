@@ -38,10 +38,27 @@ class LocalCopies:
         self._folder, self._retries = str(cache.folder() / BLOCKS), cache.retries
         self._room = room
 
-    def open(self, extent: Extent, checks: Checks) -> tuple[int, Arrival | None]:
-        """(descriptor of the copy, what fetching it took, None if it was there).
+    def find(self, extent: Extent) -> int | None:
+        """A descriptor of the copy, if there is one. Until the caller closes it, nobody removes the
+        copy.
+        """
+        for path in self._names(extent):
+            try:
+                handle = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                continue
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            facts = os.fstat(handle)
+            if facts.st_size == extent.length:
+                _mark(handle, facts)
+                return handle
+            os.close(handle)
+            if facts.st_size:  # cut short since it was checked, not being removed
+                self._room.remove(Path(path))
+        return None
 
-        Until the caller closes the descriptor, nobody removes the copy.
+    def bring(self, extent: Extent, checks: Checks) -> tuple[int, Arrival | None]:
+        """(descriptor as `find` gives it, what fetching it took; None: another process did).
 
         Raises:
             RemoteFault, NoRanges: it cannot be fetched; who waited for another process gets the
@@ -49,8 +66,28 @@ class LocalCopies:
             UserError: there can never be room for it.
             OSError: the cache folder cannot be read or written.
         """
-        handle = self._find(extent)
-        return (handle, None) if handle is not None else self._bring(extent, checks)
+        part = Path(self._names(extent)[0] + PART)
+        self._room.make_folder(part.parent, what(extent))
+        while True:
+            lock = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
+            handle, done = -1, None
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if any(is_at(Path(path), lock) for path in self._names(extent)):
+                    handle = lock  # by the process that was waited for
+                elif (found := self.find(extent)) is not None:
+                    self._room.discard(part, lock)
+                    handle = found
+                elif is_at(part, lock):
+                    done = self._download(extent, checks, part, lock)
+                    handle = lock
+                else:
+                    _raise_reason(lock)
+            finally:
+                if handle != lock:
+                    os.close(lock)
+            if handle >= 0:
+                return handle, done
 
     def has(self, extent: Extent) -> bool:
         """Whether there is a copy."""
@@ -74,46 +111,6 @@ class LocalCopies:
         """Of the copy, and of one with wrong fields; strings, as each read makes them."""
         good = f"{self._folder}/{extent.shard.sha256[:2]}/{extent.name}"
         return good, good + BAD
-
-    def _find(self, extent: Extent) -> int | None:
-        for path in self._names(extent):
-            try:
-                handle = os.open(path, os.O_RDONLY)
-            except FileNotFoundError:
-                continue
-            fcntl.flock(handle, fcntl.LOCK_SH)
-            facts = os.fstat(handle)
-            if facts.st_size == extent.length:
-                _mark(handle, facts)
-                return handle
-            os.close(handle)
-            if facts.st_size:  # cut short since it was checked, not being removed
-                self._room.remove(Path(path))
-        return None
-
-    def _bring(self, extent: Extent, checks: Checks) -> tuple[int, Arrival | None]:
-        part = Path(self._names(extent)[0] + PART)
-        self._room.make_folder(part.parent, what(extent))
-        while True:
-            lock = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
-            handle, done = -1, None
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if any(is_at(Path(path), lock) for path in self._names(extent)):
-                    handle = lock  # by the process that was waited for
-                elif (found := self._find(extent)) is not None:
-                    self._room.discard(part, lock)
-                    handle = found
-                elif is_at(part, lock):
-                    done = self._download(extent, checks, part, lock)
-                    handle = lock
-                else:
-                    _raise_reason(lock)
-            finally:
-                if handle != lock:
-                    os.close(lock)
-            if handle >= 0:
-                return handle, done
 
     def _download(self, extent: Extent, checks: Checks, part: Path, lock: int) -> Arrival:
         reason = b""

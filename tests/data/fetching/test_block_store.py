@@ -206,6 +206,20 @@ def test_a_failure_of_a_shard_is_remembered_for_a_while(
     assert len(kept(cache_for(tmp_path))) == 1
 
 
+def test_what_is_there_of_a_shard_that_is_gone_is_read(
+    tmp_path: Path, server: FaultyServer, extents: list[Extent]
+) -> None:
+    store, (first, *_) = BlockStore(cache_for(tmp_path)), extents
+    store.fetch(first)
+    server.always["0.tar"] = ("status", 404)
+    with pytest.raises(RemoteFault, match="HTTP 404 Not Found"):
+        store.fetch(part_of(server, first.shard, 0, 9))
+    assert read(store, first) == bytes_of(server, first)
+    with pytest.raises(RemoteFault, match="HTTP 404 Not Found"):
+        store.fetch(part_of(server, first.shard, 0, 10))
+    assert len(server.requests) == 2
+
+
 def test_processes_that_race_fetch_once(
     tmp_path: Path, server: FaultyServer, extents: list[Extent]
 ) -> None:

@@ -117,7 +117,7 @@ def test_nothing_moves_while_somebody_counts(
 ) -> None:
     """Else who counts could see it in neither place."""
     cache = cache_for(tmp_path)
-    server.faults.append(("1.tar", "slow", SIZE))
+    server.faults.append(("1.tar", "slow", SIZE - 1))
     reader = start_reader(cache, extents[0])
     assert server.reached.wait(patience(5))
     with CacheRoom(cache).held():
