@@ -62,6 +62,10 @@ def kept(cache: CacheConfig) -> list[str]:
     return sorted(path.name for path in Path(cache.dir, "blocks").glob("??/*"))
 
 
+def copy_of(cache: CacheConfig, extent: Extent) -> Path:
+    return Path(cache.dir, "blocks", extent.shard.sha256[:2], extent.name)
+
+
 def start_reader(
     cache: CacheConfig, *extents: Extent, turns: int = 1, seed: int = 0, mount: str = ""
 ) -> subprocess.Popen[str]:

@@ -18,6 +18,7 @@ from remote_shards import (
     SIZE,
     bytes_of,
     cache_for,
+    copy_of,
     finish,
     kept,
     make_shard,
@@ -53,10 +54,6 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def read(store: BlockStore, extent: Extent) -> bytes:
     return store.read(extent, extent.offset, extent.length)
-
-
-def copy_of(cache: CacheConfig, extent: Extent) -> Path:
-    return Path(cache.dir, "blocks", extent.shard.sha256[:2], extent.name)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from remote_shards import (
     PAUSE,
     SIZE,
     cache_for,
+    copy_of,
     finish,
     kept,
     make_shard,
@@ -33,10 +34,11 @@ from mmscale.config import CacheConfig
 from mmscale.data.fetching import cache_room
 from mmscale.data.fetching.block_store import BlockStore
 from mmscale.data.fetching.cache_room import CacheRoom
-from mmscale.data.fetching.census import PAGE, footprint, take_census
+from mmscale.data.fetching.census import PAGE, footprint, remove_locked, take_census
 from mmscale.data.fetching.extent import Extent
 from mmscale.data.planning.array_cache import ArrayCache
 from mmscale.data.storage.file_lock import locked
+from mmscale.data.storage.remote_file import RemoteFault
 from mmscale.errors import UserError
 
 
@@ -295,6 +297,20 @@ def test_a_lower_bound_is_kept_from_the_next_start_on(
     assert len(kept(lower)) == 3 and bytes_at_once(lower.dir) <= bound(lower)
 
 
+def test_what_failed_is_counted_back_once(
+    tmp_path: Path, server: FaultyServer, extents: list[Extent]
+) -> None:
+    cache = cache_for(tmp_path, 5, retries=0)
+    for number, fault in enumerate([("status", 404), ("cut", 1000), ("refuse", None)]):
+        BlockStore(cache).fetch(extents[number])
+        server.always["1.tar"] = fault
+        with pytest.raises(RemoteFault):
+            BlockStore(cache).fetch(extents[9])
+        server.always.clear()
+        used = take_census(Path(cache.dir)).used
+        assert used <= ledger(cache) <= used + 2 * PAGE
+
+
 def test_other_files_of_the_folder_are_left_alone(tmp_path: Path, extents: list[Extent]) -> None:
     cache = cache_for(tmp_path, 1)
     os.mkdir(cache.dir)
@@ -320,7 +336,30 @@ def test_what_is_read_is_not_removed(tmp_path: Path, extents: list[Extent]) -> N
     store = BlockStore(cache)
     for extent in extents[:2]:
         store.fetch(extent)
-    with open(Path(cache.dir, "blocks", extents[0].shard.sha256[:2], extents[0].name)) as file:
+    with open(copy_of(cache, extents[0])) as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         store.fetch(extents[2])
         assert kept(cache) == sorted([extents[0].name, extents[2].name])
+
+
+def test_who_opened_what_is_being_removed_asks_again(
+    tmp_path: Path, server: FaultyServer, extents: list[Extent]
+) -> None:
+    cache = cache_for(tmp_path)
+    BlockStore(cache).fetch(extents[0])
+    with locked(copy_of(cache, extents[0])) as handle:
+        reader = start_reader(cache, extents[0])
+        wait_until_blocked(reader)
+        assert remove_locked(copy_of(cache, extents[0]), handle) == footprint(SIZE)
+    assert finish(reader) == f"{SIZE}" and len(server.requests) == 2
+
+
+def test_what_is_removed_takes_no_room_although_it_is_open(
+    tmp_path: Path, extents: list[Extent]
+) -> None:
+    cache = cache_for(tmp_path)
+    store = BlockStore(cache)
+    store.fetch(extents[0])
+    with open(copy_of(cache, extents[0]), "rb") as file:
+        assert store.drop(extents[0])
+        assert os.fstat(file.fileno()).st_size == os.fstat(file.fileno()).st_blocks == 0

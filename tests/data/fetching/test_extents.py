@@ -109,6 +109,8 @@ def test_everything_wanted_is_in_one_extent_of_its_block(
             # It begins and ends with what is wanted, and no gap in it is wide.
             assert min(one[1] for one in held) == extent.offset
             assert max(one[1] + one[2] for one in held) == extent.end
+            ranges = sorted((one[1], one[1] + one[2]) for one in held)
+            assert all(start - end < 4000 for (_, end), (start, _) in pairwise(ranges))
             checked = {(extent.shard.name, *check) for check in extents.checks(extent)}
             assert held <= checked <= payloads(dataset, range(SAMPLES), wanted)
 
