@@ -19,6 +19,7 @@ from conftest import ROOT, run_module
 from servers import FaultyServer, s3_proxy, s3_server, serve
 
 from mmscale.config import CacheConfig, MediaConfig
+from mmscale.data.fetching.census import PAGE, footprint, take_census
 from mmscale.data.index.build_index import index_sources, verify_shards
 from mmscale.data.index.dataset import Dataset
 from mmscale.data.index.manifest import Manifest, open_manifests
@@ -177,6 +178,17 @@ def test_remote_folder_with_its_own_index(
     some = f"{server.url}/shard-{{000000,000002}}.tar"
     picked = [f"{shards}/shard-{{000000,000002}}.tar"]
     assert same_samples(Dataset.open([some], cache), Dataset.open(picked))
+
+
+def test_the_copy_of_an_index_counts_within_the_bound(
+    server: FaultyServer, cache: CacheConfig
+) -> None:
+    open_manifests([server.url], cache)
+    used = take_census(Path(cache.dir)).used
+    counted = int.from_bytes(Path(cache.dir, "ledger").read_bytes(), "little")
+    files = [path for path in Path(cache.dir, "indexes").rglob("*") if path.is_file()]
+    assert len(files) > 5 and used > sum(footprint(path.stat().st_size) for path in files)
+    assert used <= counted <= used + 4 * PAGE
 
 
 def test_remote_index_that_is_missing_or_broken(
