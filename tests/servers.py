@@ -33,18 +33,24 @@ class FaultyServer:
     - ``drop``: send ``value`` bytes of the body, then reset the connection; ``cut``: then close it
       in order;
     - ``stall``: send ``value`` bytes, then nothing until the test ends;
-    - ``slow``: send ``value`` bytes, set ``reached``, then wait for ``go_on``;
+    - ``slow``: send ``value`` bytes, set ``reached``, then wait for ``go_on``; ``hold``: as that,
+      and close instead of sending the rest;
     - ``status``: answer with this status and ``Retry-After: 0``; ``refuse``: close without an
       answer;
     - ``corrupt``: flip a bit of byte ``value`` of the file; ``swap``: send ``value`` (bytes) as the
       file;
     - ``length``: claim this many bytes only; ``encode``: claim a Content-Encoding;
-    - ``chunked``: do not send the size.
+    - ``chunked``: do not send the size;
+    - ``less``: answer a range with its first ``value`` bytes, and say so; ``shifted``: with the
+      range that begins ``value`` bytes later, and say so; ``foreign``: with those bytes, and claim
+      that they are what was asked for.
 
     Attributes:
         ranges: whether Range requests are heeded.
+        sent: bytes of bodies by file name.
         token: what the Authorization header must be, if not empty.
-        requests: (file name, Range header or "") in the order they came.
+        requests: (file name, Range header or "") in the order they came; before S3: method and
+            path instead of the name.
     """
 
     def __init__(self, folder: Path, upstream: str = "") -> None:
@@ -53,6 +59,7 @@ class FaultyServer:
         self.always: dict[str, tuple[str, Any]] = {}
         self.ranges, self.token = True, ""
         self.requests: list[tuple[str, str]] = []
+        self.sent: Counter[str] = Counter()
         self.reached, self.go_on, self._over = (
             threading.Event(),
             threading.Event(),
@@ -90,6 +97,7 @@ class FaultyServer:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a body waits until its head is confirmed
     faulty: FaultyServer
 
     def log_message(self, *_: Any) -> None:
@@ -121,12 +129,17 @@ class _Handler(BaseHTTPRequestHandler):
             data[value] ^= 1
         headers = {"ETag": f'"{hash(bytes(data)):x}"'}
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted) if faulty.ranges else None
-        first = int(match[1]) if match else 0
+        first, end = 0, len(data)
         if match:
-            last = int(match[2]) if match[2] else len(data) - 1
-            headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
-            data = data[: last + 1]
-        body = bytes(data[first:])
+            first, end = int(match[1]), min(int(match[2] or end) + 1, end)
+            if first >= end:
+                self._answer(416, {"Content-Range": f"bytes */{end}", "Content-Length": "0"})
+                return
+            end = first + value if fault == "less" else end
+            first += value if fault == "shifted" else 0
+            headers["Content-Range"] = f"bytes {first}-{end - 1}/{len(data)}"
+        moved = value if fault == "foreign" else 0
+        body = bytes(data[first + moved : end + moved])
         headers["Content-Length"] = str(value if fault == "length" else len(body))
         if fault == "encode":
             headers["Content-Encoding"] = "gzip"
@@ -135,7 +148,9 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Connection"] = "close"
             self.close_connection = True
         self._answer(206 if match else 200, headers)
-        if fault in ("drop", "cut", "stall", "slow"):
+        with faulty._lock:
+            faulty.sent[name] += len(body)
+        if fault in ("drop", "cut", "stall", "slow", "hold"):
             self.wfile.write(body[:value])
             self.wfile.flush()
             self._interrupt(fault, body[value:])
@@ -150,6 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
         bodies.
         """
         path = self.path.partition("?")[0]
+        self.faulty.requests.append((f"{self.command} {path}", self.headers.get("Range", "")))
         fault, value = self.faulty.next_fault(path.rpartition("/")[2])
         if fault == "status":
             body = f"<Error><Code>{value[1]}</Code><Message>as asked</Message></Error>".encode()
@@ -175,9 +191,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _interrupt(self, fault: str, rest: bytes) -> None:
-        if fault == "slow":
+        if fault in ("slow", "hold"):
             self.faulty.reached.set()
             self.faulty.go_on.wait()
+        if fault == "slow":
             try:
                 self.wfile.write(rest)
             except ConnectionError:

@@ -23,7 +23,7 @@ FLOORS = [
     ["registry", "json_file", "strict_yaml", "gpu", "data.storage"],
     ["config", "batch", "plugins"],
     ["config_file", "data", "model"],
-    ["data.media", "data.objectives", "optim"],
+    ["data.fetching", "data.media", "data.objectives", "optim"],
     ["data.index", "parallel"],
     ["data.ingest", "data.planning"],
     ["data.loading", "demo"],

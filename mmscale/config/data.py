@@ -21,15 +21,19 @@ class WeightChange:
 
 @dataclass
 class CacheConfig:
-    """Local copies of remote shards, shared by all processes of a machine."""
+    """Local copies of parts of remote shards, shared by all processes of a machine."""
 
     dir: str = key("", "Folder of the cache; empty: $MMSCALE_CACHE, else ~/.cache/mmscale.")
     max_gb: float = key(
         100.0,
-        "Size limit in 10^9 bytes. The least recently used shard is removed first.",
+        "Size limit in 10^9 bytes of everything in the folder: copies, transfers, indexes.",
         low=0.001,
     )
     retries: int = key(8, "Attempts after a temporary network failure, with growing pauses.", low=0)
+    connections: int = key(16, "Transfers at a time when a machine fetches ahead.", low=1)
+    ahead_s: float = key(
+        30.0, "Seconds of training whose data is fetched ahead, where the cache has room.", low=0.0
+    )
 
     def folder(self) -> Path:
         """The cache's folder; it need not exist."""

@@ -140,10 +140,7 @@ def _taken(config: Config) -> float:
     """Bytes the cache has already."""
     try:
         return float(
-            sum(
-                path.stat().st_size
-                for path in (config.data.cache.folder() / "shards").glob("??/*.tar")
-            )
+            sum(path.stat().st_size for path in config.data.cache.folder().glob("blocks/??/*"))
         )
     except OSError:
         return 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Collection
 from itertools import accumulate
 from typing import Any
 
@@ -10,28 +11,67 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmscale.config import CacheConfig
+from mmscale.data.fetching.block_store import BlockStore
+from mmscale.data.fetching.extents import ExtentMap
 from mmscale.data.index.byte_reader import ByteReader
+from mmscale.data.index.default_block import default_block
 from mmscale.data.index.index_files import FACTS
 from mmscale.data.index.json_field import json_text
 from mmscale.data.index.manifest import FieldLocator, Manifest, open_manifests
+from mmscale.data.index.remote_reader import RemoteReader
 from mmscale.errors import SampleFault
 
 
 class Dataset:
-    """Samples 0..N-1 of a data set. Picklable; file handles are opened again in each worker."""
+    """Samples 0..N-1 of a data set. Picklable; file handles are opened again in each worker.
 
-    def __init__(self, manifests: list[Manifest], cache: CacheConfig | None = None) -> None:
+    Args:
+        manifests: the folders, one after another.
+        cache: for remote ones.
+        block: how many neighbouring samples of remote folders are fetched together; 0:
+            `default_block`.
+        fields: references of the fields that are fetched with a block; None: all. Others can be
+            read, too.
+
+    Attributes:
+        extents: what is fetched for each block; None where every folder is local.
+    """
+
+    def __init__(
+        self,
+        manifests: list[Manifest],
+        cache: CacheConfig | None = None,
+        *,
+        block: int = 0,
+        fields: Collection[str] | None = None,
+    ) -> None:
         self.manifests = manifests
+        self.cache = cache or CacheConfig()
         self._ends = list(accumulate(len(manifest) for manifest in manifests))
         self._located: dict[tuple[int, str], FieldLocator | None] = {}
-        self._store = ByteReader(cache or CacheConfig())
+        self._local = ByteReader()
+        self.extents: ExtentMap | None = None
+        if any(isinstance(manifest.base, str) for manifest in manifests):
+            self.extents = ExtentMap(self, block or default_block(manifests), fields)
+            self._remote = RemoteReader(self.extents, BlockStore(self.cache))
 
     @classmethod
-    def open(cls, shards: list[str], cache: CacheConfig | None = None) -> Dataset:
-        """Open folders, files, URLs or brace patterns. Raises `UserError` naming what is
-        missing.
+    def open(
+        cls,
+        shards: list[str],
+        cache: CacheConfig | None = None,
+        *,
+        block: int = 0,
+        fields: Collection[str] | None = None,
+    ) -> Dataset:
+        """Open folders, files, URLs or brace patterns. Raises `UserError` naming what is missing,
+        and if the cache cannot be used or is too small.
         """
-        return cls(open_manifests(shards, cache or CacheConfig()), cache)
+        cache = cache or CacheConfig()
+        dataset = cls(open_manifests(shards, cache), cache, block=block, fields=fields)
+        if dataset.extents is not None:
+            BlockStore(cache).open_folder(dataset.extents.first())
+        return dataset
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -79,7 +119,10 @@ class Dataset:
             raise SampleFault("the sample has no such field")
         offset, size, crc = located.bytes_of(row)
         manifest = self.manifests[number]
-        return self._store.read(manifest.place(manifest.shard_of(row)), offset, size, crc)
+        place = manifest.place(manifest.shard_of(row))
+        if isinstance(place.base, str):
+            return self._remote.read(sample, field, place, offset, size, crc)
+        return self._local.read(place, offset, size, crc)
 
     def text(self, field: str, sample: int) -> str | None:
         """Text of a text, cls or json.<path> field; None where the JSON has no such path."""

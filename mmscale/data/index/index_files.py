@@ -174,6 +174,7 @@ def _is_sound(shard: Shard) -> bool:
         shard.name.endswith(".tar")
         and "/" not in shard.name
         and type(shard.bytes) is int
+        and 0 <= shard.bytes < 1 << 62
         and type(shard.samples) is int
         and shard.samples >= 0
         and _HEX.fullmatch(shard.sha256) is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmscale.config import CacheConfig
-from mmscale.data.index.index_files import FOLDER, IndexFiles, Shard, identity, reindex_remedy
+from mmscale.data.index.index_files import (
+    FACTS,
+    FOLDER,
+    IndexFiles,
+    Shard,
+    identity,
+    reindex_remedy,
+)
 from mmscale.data.index.probe import ENDINGS, Kind, kind_of
 from mmscale.data.index.remote_index import fetch_index
-from mmscale.data.index.shard_cache import ShardCache
 from mmscale.data.storage.remote_file import check_remote
 from mmscale.data.storage.shard_patterns import expand, group_by_folder
 from mmscale.errors import UserError
@@ -117,7 +123,7 @@ class Manifest:
     def check_shards(self, added: bool = False) -> None:
         """Compare the shards' sizes with the index (and, with ``added``, look for shards it lacks).
 
-        Remote shards are not looked at: each is checked against its SHA-256 when it is fetched.
+        Remote shards are not looked at: what is fetched of one is checked then.
 
         Raises `UserError` naming the shard.
         """
@@ -179,6 +185,46 @@ class Manifest:
         """Position of sample ``i``'s shard in ``shards``."""
         return bisect_right(self._ends, i)
 
+    def samples_of(self, shard: int) -> range:
+        """The samples of shard ``shard``, a position in ``shards``."""
+        end = int(self._ends[shard])
+        return range(end - self.entries[shard].samples, end)
+
+    def payloads(
+        self, samples: NDArray[np.int64], references: Collection[str] | None
+    ) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """Each of the fields (None: all that can be read) of the numbered samples that have it.
+
+        Returns:
+            int64 [n]: the position in ``shards`` of the shard that holds it; structured [n]: its
+            `FACTS`.
+        """
+        shards = np.searchsorted(self._ends, samples, side="right")
+        owners, found = [shards[:0]], [np.zeros(0, FACTS)]
+        for fields in self._wanted(references):
+            facts = FieldLocator(self, list(fields)).facts(samples)
+            there = facts["offset"] > 0
+            owners.append(shards[there])
+            found.append(facts[there])
+        return np.concatenate(owners), np.concatenate(found)
+
+    def payloads_between(
+        self, shard: int, start: int, end: int, references: Collection[str] | None
+    ) -> NDArray[Any]:
+        """`FACTS` [n] of the fields (as `payloads`) that lie in bytes [start, end) of a shard, a
+        position in ``shards``.
+        """
+        samples = self.samples_of(shard)
+        first = int(self.rows(np.array([samples.start]))[0]) if samples else 0
+        found = [np.zeros(0, FACTS)]
+        for field in {field: None for fields in self._wanted(references) for field in fields}:
+            column = self._stored.column(field)
+            low = _seek(column["offset"], first, first + len(samples), start)
+            facts = column[low : _seek(column["offset"], low, first + len(samples), end)]
+            begins = (facts["offset"] >= max(start, 1)) & (facts["offset"] <= end)
+            found.append(facts[begins & (facts["size"] <= end - facts["offset"])])
+        return np.concatenate(found)
+
     def place(self, shard: int) -> ShardPlace:
         """Where shard ``shard``, a position in ``shards``, is."""
         return ShardPlace(self.base, self.entries[shard])
@@ -234,6 +280,13 @@ class Manifest:
         """One line for each member of the whole folder that could not be used."""
         return read_problems(self.root, self.base)
 
+    def _wanted(self, references: Collection[str] | None) -> list[tuple[str, ...]]:
+        """The fields of each reference that some sample has; None: every one that can be read."""
+        lists = [[field] for field in self.fields if kind_of(field) is not None]
+        if references is not None:
+            lists = [self._candidates(reference) for reference in references]
+        return list(dict.fromkeys(map(tuple, filter(None, lists))))  # json.a and json.b are one
+
     @cached_property
     def _by_kind(self) -> dict[str, list[str]]:
         kinds: dict[str, list[str]] = {}
@@ -285,8 +338,7 @@ def open_manifests(shards: list[str], cache: CacheConfig) -> list[Manifest]:
     those.
 
     Raises `UserError` for what `Manifest.open` does, for a name that does not exist or is no folder
-    and no ``.tar``, for a URL that is not taken, for a shard that is named twice, and for a cache
-    that cannot hold one of the remote shards.
+    and no ``.tar``, for a URL that is not taken, and for a shard that is named twice.
     """
     manifests = []
     for folder, names in group_by_folder(expand(shards)):
@@ -297,7 +349,6 @@ def open_manifests(shards: list[str], cache: CacheConfig) -> list[Manifest]:
             manifest.check_shards(added=names is None)
         else:
             check_remote(manifest.base)
-            ShardCache(cache).check(manifest.entries)
         manifests.append(manifest)
     return manifests
 
@@ -310,6 +361,22 @@ def read_problems(root: Path, base: Path | str) -> Iterator[str]:
             where = f"{base}/{problem['shard']}: byte {problem['offset']}"
             reason = f"{problem['field']}: {problem['reason']}"
             yield f"{where}: sample {problem['key']!r} left out: {reason}"
+
+
+def _seek(offsets: NDArray[np.uint64], low: int, high: int, wanted: int) -> int:
+    """The first of the rows low..high-1 whose payload begins at ``wanted`` or later.
+
+    In a shard the payloads of a field ascend, but for samples that lack it (0).
+    """
+    while low < high:
+        middle = at = (low + high) // 2
+        while at < high and not offsets[at]:
+            at += 1
+        if at == high or offsets[at] >= wanted:
+            high = middle
+        else:
+            low = at + 1
+    return low
 
 
 def _reopen(root: Path, numbers: list[int] | None, digest: str) -> Manifest:

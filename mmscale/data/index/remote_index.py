@@ -2,7 +2,7 @@
 
 A copy is kept under the hash of its URL and its ``manifest.json``, so what is found there is right,
 and an index that is replaced on the server gets another folder. It is made beside its final place
-and one rename commits it.
+and one rename commits it. Its room counts within the cache's bound.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from mmscale.config import CacheConfig
+from mmscale.data.fetching.cache_room import CacheRoom, make_cache_folder
 from mmscale.data.index.index_files import FACTS, FIELD_NAME, FOLDER, VERSION, IndexFiles
-from mmscale.data.index.shard_cache import make_cache_folder
 from mmscale.data.index.tar_headers import MAX_NAME_BYTES
 from mmscale.data.storage.file_lock import locked
 from mmscale.data.storage.remote_file import CHUNK, open_remote
@@ -41,31 +41,38 @@ def fetch_index(base: str, cache: CacheConfig) -> Path:
     folder = cache.folder() / "indexes"
     make_cache_folder(folder)
     root = folder / hashlib.sha256(base.encode() + b"\n" + manifest).hexdigest()[:32]
+    room = CacheRoom(cache)
     with locked(root.with_suffix(".lock")):
         if root.is_dir():
             return root
         part = root.with_suffix(".part")
-        shutil.rmtree(part, ignore_errors=True)  # left by a killed process
         try:
-            (part / FOLDER).mkdir(parents=True)
-            _fetch_files(base, files, part / FOLDER, cache)
+            shutil.rmtree(part, ignore_errors=True)  # left by a killed process
+            room.make_folder(part / FOLDER, _what(base))
+            _fetch_files(base, files, part / FOLDER, cache, room)
             if _read_manifest(base, cache) != manifest:
                 raise UserError(
                     f"{base}/{FOLDER}: the index was replaced while it was fetched; start again"
                 )
-            tree = json.loads(manifest) | {"base": base}
-            (part / FOLDER / "manifest.json").write_text(
-                json.dumps(tree, ensure_ascii=False), "utf-8"
-            )
+            tree = json.dumps(json.loads(manifest) | {"base": base}, ensure_ascii=False).encode()
+            with open(part / FOLDER / "manifest.json", "wb") as file:
+                room.claim(file.fileno(), len(tree), _what(base))
+                file.write(tree)
             _check(part, base)
-            part.rename(root)
+            room.rename(part, root)
         except OSError as error:
             raise UserError(
                 f"data.cache.dir: {folder}: {error.strerror}; make room or name another"
             ) from None
         finally:
-            shutil.rmtree(part, ignore_errors=True)
+            if part.exists():
+                shutil.rmtree(part, ignore_errors=True)
+                room.recount()
     return root
+
+
+def _what(base: str) -> str:
+    return f"the index of {base}"
 
 
 def _read_manifest(base: str, cache: CacheConfig) -> bytes:
@@ -103,8 +110,9 @@ def _files(base: str, manifest: bytes) -> dict[str, int]:
     }
 
 
-def _fetch_files(base: str, files: dict[str, int], target: Path, cache: CacheConfig) -> None:
-    room = int(cache.max_gb * 1e9)
+def _fetch_files(
+    base: str, files: dict[str, int], target: Path, cache: CacheConfig, room: CacheRoom
+) -> None:
     buffer = memoryview(bytearray(CHUNK))
     with tqdm(desc="fetch index", total=0, unit="B", unit_scale=True, disable=None) as bar:
         for name, most in files.items():
@@ -115,12 +123,7 @@ def _fetch_files(base: str, files: dict[str, int], target: Path, cache: CacheCon
             ):
                 if source.size > most:
                     raise _damaged(url)
-                room -= source.size
-                if room < 0:
-                    raise UserError(
-                        f"data.cache.max_gb: {cache.max_gb:g} is less than the index of {base} "
-                        "needs; raise it"
-                    )
+                room.claim(file.fileno(), source.size, _what(base))
                 bar.total = (bar.total or 0) + source.size
                 while size := source.readinto(buffer):
                     file.write(buffer[:size])

@@ -2,12 +2,13 @@
 
 They lie in the index folder itself or, where that cannot be written, in the cache folder. Their
 names hold a hash of all they depend on, so a file that is found is right; one that is lost costs
-time and nothing else.
+time and nothing else. In the cache folder they count within its bound.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 from pathlib import Path
@@ -15,6 +16,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mmscale.data.fetching.cache_room import CacheRoom
+from mmscale.data.index.dataset import Dataset
+
+_HEADER_BYTES = 4096
 
 
 class CachedArray:
@@ -34,10 +40,17 @@ class ArrayCache:
 
     Args:
         folders: where they may lie, the preferred first.
+        room: of the cache folder, in which some of ``folders`` may lie.
     """
 
-    def __init__(self, folders: list[Path]) -> None:
-        self._folders = folders
+    def __init__(self, folders: list[Path], room: CacheRoom | None = None) -> None:
+        self._folders, self._room = folders, room
+
+    @classmethod
+    def beside(cls, dataset: Dataset) -> ArrayCache:
+        """In the index folder of ``dataset``, else in the cache folder."""
+        folders = [dataset.manifests[0].root / "index", dataset.cache.folder() / "derived"]
+        return cls(folders, CacheRoom(dataset.cache))
 
     @staticmethod
     def name(kind: str, *parts: str) -> str:
@@ -61,9 +74,14 @@ class ArrayCache:
             temporary = folder / f".{name}.{os.getpid()}.tmp"
             try:
                 folder.mkdir(parents=True, exist_ok=True)
+                room = self._room_in(folder)
                 with open(temporary, "wb") as file:
+                    if room is not None:
+                        fcntl.flock(file, fcntl.LOCK_EX)  # else taken for a dead process's
+                        room.claim(file.fileno(), array.nbytes + _HEADER_BYTES, f"the array {name}")
                     np.save(file, array)
-                os.replace(temporary, folder / name)
+                    file.truncate()
+                    (room.rename if room else os.replace)(temporary, folder / name)
             except OSError:
                 with contextlib.suppress(OSError):
                     temporary.unlink()
@@ -72,6 +90,11 @@ class ArrayCache:
             if cached is not None:
                 return cached
         return CachedArray(array)  # nowhere to keep it: the next start makes it again
+
+    def _room_in(self, folder: Path) -> CacheRoom | None:
+        """The room of the cache folder, if ``folder`` lies in it."""
+        inside = self._room is not None and folder.is_relative_to(self._room.folder)
+        return self._room if inside else None
 
 
 def _map(path: Path) -> CachedArray:

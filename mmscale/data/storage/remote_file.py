@@ -35,7 +35,7 @@ _CONNECT_S = 30.0
 _SILENCE_S = 30.0  # a server that sends nothing for so long has hung up
 _REMEDY = "check the URL, the network and the credentials (docs/remote.md)"
 _REPLACED = "it was replaced while it was read"
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
 class RemoteFault(Exception):
@@ -44,28 +44,39 @@ class RemoteFault(Exception):
     """
 
 
+class NoRanges(Exception):
+    """The server answers a request for a range with the whole file."""
+
+
 class RemoteFile(io.RawIOBase):
-    """One forward pass over a remote file; wrap it in `io.BufferedReader` for reads of exact sizes.
+    """One forward pass over a remote file or a range of it, in one request where nothing fails.
+
+    Wrap it in `io.BufferedReader` for reads of exact sizes.
 
     Args:
         url: a checked one (`url.check_url`), or a name joined to one.
         retries: passing failures in a row, without a byte of progress, after which it gives up.
+        part: (first byte, byte after the last) of the range; None: the whole file.
 
     Attributes:
         size: bytes of the whole file.
+        requests: how many were made so far.
 
     Raises:
-        RemoteFault: the file cannot be fetched, or changed during the pass.
+        RemoteFault: the file cannot be fetched, or changed during the pass (of a ``part``: its
+            size did).
+        NoRanges: a ``part`` was asked for, and the server gives whole files alone.
         UserError: the library for the scheme is missing.
     """
 
-    def __init__(self, url: str, retries: int) -> None:
+    def __init__(self, url: str, retries: int, part: tuple[int, int] | None = None) -> None:
         super().__init__()
         self._body: _Body | None = None
         self.name = url
-        self.size = -1
+        self.size, self.requests = -1, 0
         self._version = ""
-        self._at = 0
+        self._at = part[0] if part else 0
+        self._end = part[1] if part else None
         self._failures = _Failures(url, retries)
         while not self._tried(self._connect):
             pass
@@ -75,9 +86,10 @@ class RemoteFile(io.RawIOBase):
 
     def readinto(self, buffer: Any, /) -> int:
         """Fill ``buffer`` from its start with what is at hand, at least one byte; 0 at the end of
-        the file.
+        the file or range.
         """
-        view = memoryview(buffer)[: self.size - self._at]
+        end = self.size if self._end is None else min(self._end, self.size)
+        view = memoryview(buffer)[: max(0, end - self._at)]
         if not view:
             return 0
         before = self._at
@@ -111,11 +123,14 @@ class RemoteFile(io.RawIOBase):
         self._at += len(data)
 
     def _connect(self) -> None:
-        body = _open_body(self.name, self._at)
+        self.requests += 1
+        body = _open_body(self.name, self._at, self._end)
         self._body = body
         if self.size < 0:
             self.size, self._version = body.size, body.version
-        elif (body.size, body.version) != (self.size, self._version):
+        # Who reads a part knows what it must be; two mirrors may have two names for one version.
+        same = self._end is not None or body.version == self._version
+        if body.size != self.size or not same:
             raise Unusable(_REPLACED)
 
     def _hang_up(self) -> None:
@@ -134,7 +149,7 @@ class _Failures:
         """Count a failure and wait before the next attempt; raises `RemoteFault` if there is to be
         none.
         """
-        if isinstance(error, UserError | AssertionError):
+        if isinstance(error, UserError | AssertionError | NoRanges):
             raise error
         fault = diagnose(error)
         self._count += 1
@@ -243,9 +258,14 @@ class _Body(Protocol):
     def close(self) -> None: ...
 
 
-def _open_body(url: str, at: int) -> _Body:
+def _open_body(url: str, at: int, end: int | None) -> _Body:
+    """The bytes from ``at`` to ``end``, or to the end of the file."""
     system = file_system(url)
-    return _WebBody(system, url, at) if "http" in system.protocol else _ObjectBody(system, url, at)
+    if "http" in system.protocol:
+        return _WebBody(system, url, at, end)
+    if end is not None and "s3" in system.protocol:
+        return _S3Body(system, url, at, end)
+    return _ObjectBody(system, url, at)
 
 
 class _ObjectBody:
@@ -267,14 +287,40 @@ class _ObjectBody:
         self._file.close()
 
 
+class _S3Body:
+    """A range of an S3 object, streamed: its answer has the object's size, so one request does."""
+
+    def __init__(self, system: Any, url: str, at: int, end: int) -> None:
+        self._loop = system.loop
+        bucket, key, _ = system.split_path(url)
+        wanted = f"bytes={at}-{end - 1}"
+        answer = system.call_s3("get_object", Bucket=bucket, Key=key, Range=wanted)
+        self._stream = answer["Body"]
+        self.version = str(answer.get("ETag", ""))
+        try:
+            if "ContentRange" not in answer:
+                raise NoRanges
+            self.size = _whole_size(answer["ContentRange"], at, end)
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, size: int, /) -> bytes:
+        data: bytes = sync(self._loop, self._stream.read, size)
+        return data
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._stream.close)
+
+
 class _WebBody:
     """The answer to one GET, streamed."""
 
-    def __init__(self, system: Any, url: str, at: int) -> None:
+    def __init__(self, system: Any, url: str, at: int, end: int | None) -> None:
         self._loop = system.loop
-        self._response = sync(self._loop, _get, system, url, at)
+        self._response = sync(self._loop, _get, system, url, at, end)
         try:
-            self._understand(at)
+            self._understand(at, end)
         except BaseException:
             self.close()
             raise
@@ -286,21 +332,20 @@ class _WebBody:
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._response.close)
 
-    def _understand(self, at: int) -> None:
+    def _understand(self, at: int, end: int | None) -> None:
         status, headers = self._response.status, self._response.headers
         if not 200 <= status < 300:
-            if status == 416:
+            if status == 416 and end is None:  # asked for to go on at ``at``
                 raise Unusable(_REPLACED)
             raise HttpError(status, headers.get("Retry-After", ""))
         if headers.get("Content-Encoding", "identity") != "identity":
             raise Unusable("the server compresses it; switch that off for .tar files")
         self.version = headers.get("ETag") or headers.get("Last-Modified", "")
         if status == 206:
-            match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
-            if match is None or int(match[1]) != at:
-                raise Unusable("the server answers with another range than asked for")
-            self.size = int(match[2])
+            self.size = _whole_size(headers.get("Content-Range", ""), at, end)
             return
+        if end is not None:
+            raise NoRanges
         length = headers.get("Content-Length", "")
         if not length.isdecimal():
             raise Unusable("the server does not report its size")
@@ -315,11 +360,24 @@ class _WebBody:
             at -= skipped
 
 
-async def _get(system: Any, url: str, at: int) -> Any:
+def _whole_size(content_range: str, at: int, end: int | None) -> int:
+    """Bytes of the whole file, from the header of a range that begins at ``at``, ends by ``end``.
+
+    A server may give less than it was asked for (RFC 9110, 15.3.7); the rest is asked for again.
+    """
+    match = _CONTENT_RANGE.fullmatch(content_range)
+    if match is None or int(match[1]) != at or (end is not None and int(match[2]) >= end):
+        raise Unusable("the server answers with another range than asked for")
+    return int(match[3])
+
+
+async def _get(system: Any, url: str, at: int, end: int | None) -> Any:
     import aiohttp
 
     session = await system.set_session()
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={at}-"} if at else {})
+    headers = {"Accept-Encoding": "identity"}
+    if at or end is not None:
+        headers["Range"] = f"bytes={at}-{'' if end is None else end - 1}"
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
     return await session.get(system.encode_url(url), headers=headers, timeout=timeout)
 

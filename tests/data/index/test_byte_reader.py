@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from mmscale.config import CacheConfig
 from mmscale.data.index import byte_reader
 from mmscale.data.index.byte_reader import ByteReader, ShardFault
 from mmscale.data.index.index_files import Shard
@@ -27,7 +26,7 @@ def place(path: Path) -> ShardPlace:
 
 @pytest.fixture
 def store() -> ByteReader:
-    return ByteReader(CacheConfig())
+    return ByteReader()
 
 
 @pytest.fixture
@@ -118,15 +117,13 @@ def test_short_reads_of_the_system_are_continued(
     store: ByteReader, shard: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.pread
-    monkeypatch.setattr(
-        byte_reader.os, "pread", lambda handle, size, at: real(handle, min(size, 100), at)
-    )
+    monkeypatch.setattr(os, "pread", lambda handle, size, at: real(handle, min(size, 100), at))
     assert store.read(place(shard), 1, 1999, zlib.crc32(DATA[1:2000])) == DATA[1:2000]
 
 
 def test_a_shard_that_shrinks_while_it_is_read_is_a_fault(
     store: ByteReader, shard: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(byte_reader.os, "pread", lambda handle, size, at: b"")
+    monkeypatch.setattr(os, "pread", lambda handle, size, at: b"")
     with pytest.raises(SampleFault, match=r"s\.tar ends before byte 10"):
         store.read(place(shard), 0, 10, 0)

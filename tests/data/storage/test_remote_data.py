@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
+import numpy as np
 import pytest
 import s3fs
 from conftest import ROOT, run_module
@@ -254,28 +256,87 @@ def test_an_index_cannot_send_the_reader_elsewhere(
 def test_a_cache_that_is_too_small_is_refused_at_once(
     server: FaultyServer, cache: CacheConfig
 ) -> None:
-    size = max(shard.bytes for shard in open_manifests([server.url], cache)[0].entries)
+    whole = Dataset.open([server.url], cache, block=16)
+    (extent,) = whole.extents.of_block(0)
     server.requests.clear()
-    with pytest.raises(UserError, match=r"^data\.cache\.max_gb: .* is less than the shard shard-0"):
-        open_manifests([server.url], CacheConfig(dir=cache.dir, max_gb=(size - 1) / 1e9))
+    small = CacheConfig(dir=cache.dir, max_gb=extent.length / 1e9)
+    with pytest.raises(
+        UserError,
+        match=r"^data\.cache\.max_gb: \S+ is less than the part of \S+ MB of the shard "
+        r"shard-000000\.tar needs; raise it to \S+ or more$",
+    ) as caught:
+        Dataset.open([server.url], small, block=16)
     assert set(server.counts()) == {"manifest.json"}
+    small.max_gb = float(str(caught.value).split()[-3])
+    assert Dataset.open([server.url], small, block=16).read("image", 0)
 
 
 def test_a_shard_that_cannot_be_fetched_is_a_sample_fault(
     server: FaultyServer, cache: CacheConfig
 ) -> None:
-    dataset = Dataset.open([server.url], cache)
+    dataset = Dataset.open([server.url], cache, block=16)
     server.always["shard-000001.tar"] = ("status", 404)
-    server.always["shard-000002.tar"] = ("corrupt", 5000)
     assert dataset.read("image", 0)
     with pytest.raises(
         SampleFault, match=r"^shard shard-000001\.tar cannot be fetched \(HTTP 404 Not Found\)$"
     ):
-        dataset.read("image", 40)
-    with pytest.raises(
-        SampleFault, match=r"^shard shard-000002\.tar cannot be fetched \(its SHA-256 differs"
-    ):
-        dataset.read("image", 80)
+        dataset.read("image", 50)
+
+
+def test_a_field_that_arrives_wrong_is_a_fault_of_its_sample_alone(
+    server: FaultyServer, shards: Path, cache: CacheConfig
+) -> None:
+    local = Dataset.open([str(shards)])
+    dataset = Dataset.open([server.url], cache, block=16)
+    facts = dataset.facts("audio", np.array([7]))[0]
+    server.always["shard-000000.tar"] = ("corrupt", int(facts["offset"] + facts["size"] - 1))
+    for copy in (dataset, pickle.loads(pickle.dumps(dataset))):  # of another process
+        for sample in range(16):
+            assert copy.read("image", sample) == local.read("image", sample)
+            if sample != 7:
+                assert copy.read("audio", sample) == local.read("audio", sample)
+        with pytest.raises(
+            SampleFault,
+            match=r"^shard shard-000000\.tar changed since it was indexed \(CRC-32 differs\)$",
+        ):
+            copy.read("audio", 7)
+    assert server.counts()["shard-000000.tar"] == 2
+    server.always.clear()  # mended: the next start finds it
+    assert Dataset.open([server.url], cache, block=16).read("audio", 7) == local.read("audio", 7)
+
+
+def test_a_copy_that_loses_a_bit_later_is_fetched_again(
+    server: FaultyServer, shards: Path, cache: CacheConfig
+) -> None:
+    local, dataset = (
+        Dataset.open([str(shards)]),
+        Dataset.open([server.url], cache, block=16),
+    )
+    assert dataset.read("image", 3) == local.read("image", 3)
+    (copy,) = Path(cache.dir, "blocks").glob("??/*")
+    copy.write_bytes(bytes(copy.stat().st_size))
+    server.requests.clear()
+    for sample in range(16):
+        assert dataset.read("image", sample) == local.read("image", sample)
+    assert len(server.requests) == 1
+
+
+def test_a_server_without_ranges_gives_whole_shards(
+    server: FaultyServer, shards: Path, cache: CacheConfig, capfd: pytest.CaptureFixture[str]
+) -> None:
+    local = Dataset.open([str(shards)])
+    server.ranges = False
+    dataset = Dataset.open([server.url], cache, block=16)
+    copies = [dataset, pickle.loads(pickle.dumps(dataset)), Dataset.open([server.url], cache)]
+    assert all(same_samples(copy, local) for copy in copies)
+    counts, sizes = server.counts(), [shard.bytes for shard in local.manifests[0].entries]
+    # The first request asked for a part.
+    assert [counts[f"shard-{number:06d}.tar"] for number in range(3)] == [2, 1, 1]
+    kept = sorted(path.stat().st_size for path in Path(cache.dir, "blocks").glob("??/*"))
+    assert kept == sorted(sizes)
+    said = capfd.readouterr().err
+    assert said.count("knows no ranges, so each shard is fetched whole") == 1
+    assert f"mmscale: {server.url}: the server" in said
 
 
 # -- batches
@@ -315,7 +376,7 @@ def test_same_order_and_batches_as_the_local_shards(
     expected = order(local)
     assert len(expected) == 16 and order(indexed) == expected
     assert not server.faults
-    shutil.rmtree(tmp_path / "cache" / "shards")  # the workers shall fetch, too
+    shutil.rmtree(tmp_path / "cache" / "blocks")  # the workers shall fetch, too
     server.faults.extend(
         [("0.tar", "status", 503), ("1.tar", "cut", 20_000), ("2.tar", "corrupt", 9000)]
     )
@@ -427,4 +488,37 @@ def test_s3_faults(
         dataset = Dataset.open([str(tmp_path / "out")], cache)
         with pytest.raises(SampleFault, match=r"shard-000002\.tar cannot be fetched"):
             dataset.read("image", len(dataset) - 1)
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_s3_blocks_are_one_request_each_through_faults(
+    bucket: str, shards: Path, tmp_path: Path, cache: CacheConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("mmscale.data.storage.remote_file.time.sleep", slept.append)
+    local = Dataset.open([str(shards)])
+    with s3_proxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        s3fs.S3FileSystem.clear_instance_cache()
+        dataset = Dataset.open([bucket], cache, block=16)
+        blocks = range(-(-len(dataset) // 16))
+        extents = [extent for number in blocks for extent in dataset.extents.of_block(number)]
+        proxy.requests.clear()
+        assert same_samples(dataset, local)
+        assert proxy.requests == [
+            (f"GET /speech/train/{extent.shard.name}", f"bytes={extent.offset}-{extent.end - 1}")
+            for extent in extents
+        ]
+        assert slept == []
+        other = CacheConfig(dir=str(tmp_path / "other"), retries=3)
+        dataset = Dataset.open([bucket], other, block=16)
+        proxy.faults.extend(
+            [
+                ("0.tar", "status", (503, "SlowDown")),
+                ("0.tar", "cut", 20_000),
+                ("1.tar", "status", (500, "InternalError")),
+                ("2.tar", "cut", 0),
+            ]
+        )
+        assert same_samples(dataset, local) and not proxy.faults and len(slept) == 4
     s3fs.S3FileSystem.clear_instance_cache()

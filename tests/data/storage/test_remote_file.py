@@ -18,6 +18,7 @@ from servers import FaultyServer, serve
 from mmscale import prf
 from mmscale.data.storage import remote_file
 from mmscale.data.storage.remote_file import (
+    NoRanges,
     RemoteFault,
     RemoteFile,
     check_remote,
@@ -155,6 +156,63 @@ def test_a_server_without_ranges_starts_over(server: FaultyServer) -> None:
     server.always["a b.tar"] = ("cut", 150_000)
     with pytest.raises(RemoteFault, match="3 times in a row"):
         fetch(server)
+
+
+# -- a range of a file
+# ---------------------------------------------------------------------------------------------
+
+PART = (1_000_000, 3_000_001)
+
+
+def fetch_part(server: FaultyServer, part: tuple[int, int] = PART, retries: int = 2) -> bytes:
+    with RemoteFile(f"{server.url}/a%20b.tar", retries, part) as file:
+        assert file.size == SIZE
+        return file.readall()
+
+
+def ranges(server: FaultyServer) -> list[str]:
+    return [asked.removeprefix("bytes=") for _, asked in server.requests]
+
+
+def test_a_range_is_one_request(server: FaultyServer) -> None:
+    for part in (PART, (0, 1), (SIZE - 1, SIZE), (0, SIZE)):
+        assert fetch_part(server, part) == DATA[slice(*part)]
+    assert ranges(server) == ["1000000-3000000", "0-0", f"{SIZE - 1}-{SIZE - 1}", f"0-{SIZE - 1}"]
+
+
+def test_a_range_goes_on_at_the_byte_reached(server: FaultyServer) -> None:
+    server.faults.extend([(".tar", "cut", 500_000), (".tar", "less", 300_000)])
+    assert fetch_part(server) == DATA[slice(*PART)]
+    starts = [int(asked.partition("-")[0]) for asked in ranges(server)]
+    assert all(asked.endswith("-3000000") for asked in ranges(server))
+    # What had arrived and was not read when the connection broke is lost. Less than was asked for
+    # is allowed, and no failure: nothing of it is.
+    assert starts[0] == 1_000_000 <= starts[1] <= 1_500_000
+    assert starts[2:] == [starts[1] + 300_000]
+
+
+def test_another_range_than_asked_for_is_not_taken(
+    server: FaultyServer, pauses: list[float]
+) -> None:
+    for shift in (1, -1):
+        server.faults.append((".tar", "shifted", shift))
+        with pytest.raises(RemoteFault, match=r"^the server answers with another range than"):
+            fetch_part(server)
+    assert len(server.requests) == 2 and pauses == []
+
+
+def test_a_range_beyond_the_end(server: FaultyServer) -> None:
+    with pytest.raises(RemoteFault, match=r"^HTTP 416 Requested Range Not Satisfiable$"):
+        fetch_part(server, (SIZE, SIZE + 1))
+    assert fetch_part(server, (SIZE - 5, SIZE + 5)) == DATA[-5:]
+
+
+def test_a_server_without_ranges_is_told_apart(server: FaultyServer) -> None:
+    server.ranges = False
+    server.faults.append((".tar", "status", 503))
+    with pytest.raises(NoRanges):
+        fetch_part(server)
+    assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize("ranges", [True, False])
