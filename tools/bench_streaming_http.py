@@ -85,8 +85,9 @@ class Trial:
             for cache in self._amounts.caches:
                 yield self._ours(nodes, cache)
                 if self._mosaic:
-                    for name, block in (("mosaic", 0), ("mosaic, tuned", self._tuned(cache))):
-                        yield self._theirs(name, nodes, cache, block)
+                    yield self._theirs("mosaic, tuned", nodes, cache, self._tuned(cache))
+            if self._mosaic:  # as it comes it takes minutes, and hours with less
+                yield self._theirs("mosaic", nodes, max(self._amounts.caches), 0)
             if self._webdataset:
                 yield self._plain(nodes)
 
