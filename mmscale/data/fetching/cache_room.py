@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from mmscale.config import CacheConfig
@@ -74,14 +75,13 @@ class CacheRoom:
 
         Raises `UserError` if the bound is too small for ``what``, which the file is for.
         """
-        self._take(footprint(size), what, lambda: os.truncate(handle, size))
+        self._take(footprint(size), what, partial(os.truncate, handle, size))
 
     def make_folder(self, folder: Path, what: str) -> None:
         """Make ``folder`` and those above it; as `claim`."""
         if not folder.is_dir():
             most = PAGE * len(folder.relative_to(self.folder).parts)
-            make = lambda: folder.mkdir(parents=True, exist_ok=True)  # noqa: E731
-            self._take(most, what, make)
+            self._take(most, what, partial(folder.mkdir, parents=True, exist_ok=True))
 
     def rename(self, old: Path, new: Path) -> None:
         """Rename what lies in the folder; who counts it meanwhile would else miss it."""
@@ -126,7 +126,7 @@ class CacheRoom:
         if fixed + needed > self.limit:
             raise UserError(
                 f"data.cache.max_gb: {(self.limit + SMALL_FILES) / 1e9:g} is less than {what} "
-                f"needs; raise it to {math.ceil(least / 1e6) / 1e3:g} or more"
+                f"needs; raise it to {math.ceil(least / 1e6) / 1e3} or more"
             )
 
     def _take(self, needed: int, what: str, act: Callable[[], None]) -> None:

@@ -19,9 +19,11 @@ from conftest import ROOT, run_module
 from servers import FaultyServer, s3_proxy, s3_server, serve
 
 from mmscale.config import CacheConfig, MediaConfig
+from mmscale.data.fetching.census import PAGE, footprint, take_census
 from mmscale.data.index.build_index import index_sources, verify_shards
 from mmscale.data.index.dataset import Dataset
 from mmscale.data.index.manifest import Manifest, open_manifests
+from mmscale.data.planning.array_cache import ArrayCache
 from mmscale.errors import SampleFault, UserError
 
 CONFIG = "configs/train/digits.yaml"
@@ -177,6 +179,20 @@ def test_remote_folder_with_its_own_index(
     some = f"{server.url}/shard-{{000000,000002}}.tar"
     picked = [f"{shards}/shard-{{000000,000002}}.tar"]
     assert same_samples(Dataset.open([some], cache), Dataset.open(picked))
+
+
+def test_the_copy_of_an_index_and_its_arrays_count_within_the_bound(
+    server: FaultyServer, cache: CacheConfig
+) -> None:
+    derived = ArrayCache.beside(Dataset.open([server.url], cache))
+    assert derived.save("counts.npy", np.arange(30_000)).array[-1] == 29_999
+    used = take_census(Path(cache.dir)).used
+    counted = int.from_bytes(Path(cache.dir, "ledger").read_bytes(), "little")
+    files = [path for path in Path(cache.dir, "indexes").rglob("*") if path.is_file()]
+    assert any(path.name == "counts.npy" for path in files) and used > sum(
+        footprint(path.stat().st_size) for path in files
+    )
+    assert used <= counted <= used + 4 * PAGE
 
 
 def test_remote_index_that_is_missing_or_broken(
