@@ -8,14 +8,31 @@ from typing import Any
 from mmscale.capacity.dry_batch import ModalityShares
 from mmscale.capacity.estimate import Estimate
 from mmscale.capacity.search import Candidate, Planner
+from mmscale.capacity.storage import Storage
+from mmscale.capacity.storage_report import assumed_of_storage, describe_storage
 from mmscale.model.count import count_parameters
 from mmscale.registry import STRATEGIES
 
 
-def facts_of(planner: Planner, way: Candidate, estimate: Estimate, tokens: float) -> dict[str, Any]:
-    """Everything a plan says."""
+def facts_of(
+    planner: Planner,
+    way: Candidate,
+    estimate: Estimate,
+    tokens: float,
+    storage: Storage | None = None,
+) -> dict[str, Any]:
+    """Everything a plan says; of ``storage``, if it is given, too."""
     config = planner.config
     seconds = tokens / estimate.tokens_per_s
+    said: dict[str, Any] = {}
+    if storage is not None:
+        needs = storage.needs(
+            world=planner.world, per_node=planner.per_node,
+            parts=way.tensor * config.parallel.context,
+            steps=tokens / (config.data.seq_len * config.data.sequences), step_s=estimate.step_s,
+        )  # fmt: skip
+        seconds *= needs.step_s / estimate.step_s
+        said = {"storage": asdict(needs), "storage_terms": asdict(storage.terms)}
     return {
         "gpus": planner.world,
         "gpu": planner.gpu.name,
@@ -26,6 +43,7 @@ def facts_of(planner: Planner, way: Candidate, estimate: Estimate, tokens: float
         "days": seconds / 86_400,
         "gpu_hours": seconds / 3_600 * planner.world,
         "assumptions": asdict(planner.assume) | {"mix": asdict(ModalityShares.of(config))},
+        **said,
     }
 
 
@@ -68,6 +86,11 @@ def describe(planner: Planner, facts: dict[str, Any]) -> str:
         f"  {'in all':<16}{facts['step_s']:>10.3f} s, {facts['tokens_per_s']:,.0f} tokens/s, "
         f"{facts['mfu']:.1%} of the rated FLOP/s",
         "",
+    ]
+    storage = facts.get("storage")
+    if storage is not None:
+        lines += describe_storage(storage, facts["storage_terms"], facts["step_s"])
+    lines += [
         f"{facts['tokens']:.3g} tokens: {facts['days']:,.1f} days, {facts['gpu_hours']:,.0f} GPU "
         "hours",
         "",
@@ -81,6 +104,8 @@ def describe(planner: Planner, facts: dict[str, Any]) -> str:
         f"  a loader worker decodes {assume['pictures']:,.0f} pictures or {assume['clips']:,.0f} "
         f"clips per second; {planner.config.data.workers} workers per rank",
     ]
+    if storage is not None:
+        lines += assumed_of_storage(storage, bool(planner.config.data.schedule))
     if planner.config.parallel.float8:
         lines.append("  8-bit products take the time of bf16 ones")
     if facts["host"]:

@@ -13,7 +13,7 @@ EPILOG = """\
 One micro-batch of the real model runs under the real strategy. Its tensors have no memory, and its
 process group pretends to have all ranks. So memory, arithmetic and communication are counted, not
 guessed. Times follow from data sheets and from the assumptions, which are printed. It needs no GPU,
-no data and no launcher.
+no data and no launcher. What storage must give is known of sets whose index is on this machine.
 
 Exit status: 0: it fits; 1: this config will not run, because …; 2: bad input.
 
@@ -22,7 +22,14 @@ examples:
   mmscale plan configs/train/10b.yaml --gpus 512 --gpu h200 --tokens 1e12
   mmscale plan my.yaml model.layers=48 --gpus 8 \\
       --gpu own,memory=48,bf16=180,memory_rate=0.9,link=25,network=3
+  mmscale plan my.yaml --gpus 64 --storage-gbps 25 --egress-per-tb 90 --requests-per-million 0.4
 """
+
+_STORAGE = (
+    ("--storage-gbps", "G", "Gbit/s that a machine reads from its storage at the most"),
+    ("--egress-per-tb", "P", "price of 10^12 bytes that remote shards' servers send"),
+    ("--requests-per-million", "P", "price of a million requests to them"),
+)
 
 
 def add(verbs: Any) -> None:
@@ -57,6 +64,10 @@ def add(verbs: Any) -> None:
         metavar="E",
         help="share of the rated FLOP/s that matrix products reach (default: 0.55)",
     )
+    for option, unit, meaning in _STORAGE:
+        plan.add_argument(
+            option, type=float, default=0.0, metavar=unit, help=f"{meaning} (default: not said)"
+        )
     plan.add_argument(
         "--no-search",
         action="store_true",
@@ -68,11 +79,12 @@ def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
     from mmscale.capacity.estimate import Assumptions
     from mmscale.capacity.report import describe, facts_of
     from mmscale.capacity.search import Planner
+    from mmscale.capacity.storage import Storage, StorageTerms
     from mmscale.checkpoint.towers import resolve_towers
     from mmscale.config_file import load_config
     from mmscale.gpu import find_gpu
     from mmscale.parallel.launcher import apply_launcher_settings
-    from mmscale.train.prepare import expected_vocabulary
+    from mmscale.train.prepare import expected_vocabulary, known_tokenizer
 
     if arguments.gpus < 1 or arguments.gpus_per_node < 1:
         raise UserError(
@@ -81,6 +93,12 @@ def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     if not 0 < arguments.efficiency <= 1:
         raise UserError(f"--efficiency {arguments.efficiency:g}: a share, above 0 and at most 1")
+    terms = StorageTerms(
+        gbps=arguments.storage_gbps,
+        egress_per_tb=arguments.egress_per_tb,
+        requests_per_million=arguments.requests_per_million,
+    )
+    terms.check()
     config = load_config(arguments.config, arguments.overrides, arguments.plugins)
     gpu = find_gpu(arguments.gpu)
     apply_launcher_settings(config, {})  # as training does first; no launcher has said anything yet
@@ -102,11 +120,12 @@ def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
     tokens = arguments.tokens or float(
         config.train.steps * config.data.seq_len * config.data.sequences
     )
-    facts = facts_of(planner, own, estimate, tokens)
+    storage = Storage.look(config, terms, known_tokenizer(config))
+    facts = facts_of(planner, own, estimate, tokens, storage)
     if not arguments.json:
         print(describe(planner, facts))
     if not arguments.no_search:
-        facts["best"] = _best(planner, tokens, arguments.json)
+        facts["best"] = _best(planner, tokens, storage, arguments.json)
     if not estimate.fits:
         over = (estimate.needed - gpu.memory) / 1e9
         write_line(
@@ -121,7 +140,7 @@ def _plan(arguments: argparse.Namespace) -> dict[str, Any]:
     return facts
 
 
-def _best(planner: Any, tokens: float, quiet: bool) -> dict[str, Any] | None:
+def _best(planner: Any, tokens: float, storage: Any, quiet: bool) -> dict[str, Any] | None:
     from mmscale.capacity.report import facts_of
 
     report("looking for the fastest way that fits")
@@ -134,7 +153,7 @@ def _best(planner: Any, tokens: float, quiet: bool) -> dict[str, Any] | None:
             )
         return None
     candidate, estimate = candidates[0]
-    facts = facts_of(planner, candidate, estimate, tokens)
+    facts = facts_of(planner, candidate, estimate, tokens, storage)
     if not quiet:
         print(
             f"\nthe fastest way found: {estimate.step_s:.3f} s per step, "

@@ -131,11 +131,17 @@ def expected_vocabulary(config: Config) -> int:
     begins with if it is there, else of the size that one is trained to."""
     if config.model.vocab_size:
         return config.model.vocab_size
-    path = config.data.tokenizer.file or config.model.init_from
-    size = config.data.tokenizer.vocab_size
-    if path and Path(path).exists():
-        size = len(prepare_tokenizer(config))
+    tokenizer = known_tokenizer(config)
+    size = config.data.tokenizer.vocab_size if tokenizer is None else len(tokenizer)
     return padded_vocabulary(size)
+
+
+def known_tokenizer(config: Config) -> Tokenizer | None:
+    """The tokenizer of a run if it is there before any text was read: a file, or that of what the
+    run begins with.
+    """
+    path = config.data.tokenizer.file or config.model.init_from
+    return prepare_tokenizer(config) if path and Path(path).exists() else None
 
 
 def resolve_vocabulary(config: Config, tokenizer: Tokenizer) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,19 @@ def fetch_index(base: str, cache: CacheConfig) -> Path:
 
 def _what(base: str) -> str:
     return f"the index of {base}"
+
+
+def kept_index(base: str, cache: CacheConfig) -> Path | None:
+    """What `fetch_index` gave last for the remote folder ``base``, without asking the server; None
+    if that is not in the cache.
+    """
+    found = []
+    for root in (cache.folder() / "indexes").glob("*/"):
+        file = root / FOLDER / "manifest.json"
+        with suppress(OSError, ValueError, AttributeError):  # being made, or not ours
+            if root.suffix != ".part" and json.loads(file.read_bytes()).get("base") == base:
+                found.append((file.stat().st_mtime_ns, root))
+    return max(found)[1] if found else None
 
 
 def _read_manifest(base: str, cache: CacheConfig) -> bytes:

@@ -40,12 +40,19 @@ def token_counts(
     out = {}
     for field in fields:
         dataset.check_field(field)
-        name = derived.name("tokens", tokenizer.digest, field, *dataset.digests)
-        counts = derived.load(name, np.uint32, len(dataset))
+        counts = kept_token_counts(dataset, field, tokenizer, derived)
         if counts is None:
+            name = _file_name(dataset, field, tokenizer)
             counts = derived.save(name, _count(dataset, field, tokenizer, progress))
         out[field] = counts
     return out
+
+
+def kept_token_counts(
+    dataset: Dataset, field: str, tokenizer: Tokenizer, derived: ArrayCache
+) -> CachedArray | None:
+    """`token_counts` of one field if they are there; no text is read."""
+    return derived.load(_file_name(dataset, field, tokenizer), np.uint32, len(dataset))
 
 
 def iterate_texts(dataset: Dataset, field: str) -> Iterator[str]:
@@ -58,6 +65,10 @@ def iterate_texts(dataset: Dataset, field: str) -> Iterator[str]:
         for sample in chunk[dataset.facts(field, chunk)["offset"] > 0].tolist():
             if (text := _text_or_none(dataset, field, sample)) is not None:
                 yield text
+
+
+def _file_name(dataset: Dataset, field: str, tokenizer: Tokenizer) -> str:
+    return ArrayCache.name("tokens", tokenizer.digest, field, *dataset.digests)
 
 
 def _count(
