@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 
 from mmscale.capacity.stored_set import StoredSet, look_at
 from mmscale.config import Config
+from mmscale.data.planning.groups import LEAST_BLOCKS, LEAST_SEQUENCES
+from mmscale.data.planning.lanes import choose_lanes, choose_window_groups
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.errors import UserError
 
 # Of a sequence that packing fills (docs/benchmarks.md).
 _FILLED = 0.99
-# What the order does where the config leaves it open (`mmscale.data.planning`).
-_LEAST_GROUP_BLOCKS, _GROUP_SEQUENCES, _OPEN_GROUPS = 8, 24, 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,14 +169,17 @@ class Storage:
         )
 
     def _window_bytes(self, stored: StoredSet, nodes: int) -> float:
+        """By the rules of the plan (`groups`, `lanes`), but for the sizes of single groups."""
         data = self.config.data
         blocks_per_sequence = _FILLED * data.seq_len * stored.blocks / max(1.0, stored.tokens)
         group = data.group_blocks or max(
-            _LEAST_GROUP_BLOCKS, math.ceil(_GROUP_SEQUENCES * blocks_per_sequence)
+            LEAST_BLOCKS, math.ceil(LEAST_SEQUENCES * blocks_per_sequence)
         )
+        groups = max(1, math.ceil(stored.blocks / group))
+        lanes = data.lanes or choose_lanes(data.sequences, groups)
         held = window_bytes(
-            lanes=math.ceil(_OPEN_GROUPS / nodes),
-            window_groups=data.window_groups or 1,
+            lanes=math.ceil(lanes / nodes),
+            window_groups=data.window_groups or choose_window_groups(lanes),
             group_blocks=group,
             block_bytes=stored.bytes / stored.blocks,
         )

@@ -31,6 +31,9 @@ def plan(*overrides):
             tokens=None,
             json=True,
             no_search=True,
+            storage_gbps=0.0,
+            egress_per_tb=0.0,
+            requests_per_million=0.0,
         )
     )
 

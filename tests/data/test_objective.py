@@ -18,7 +18,7 @@ from mmscale.config import Config, SetConfig, TaskConfig
 from mmscale.data.index.build_index import build_index
 from mmscale.data.ingest.shard_writer import ShardWriter
 from mmscale.data.loading.assembler import Assembler
-from mmscale.data.planning import epoch_order
+from mmscale.data.planning import groups
 from mmscale.data.special_tokens import ANSWER
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.data.worker_pool import WorkerPool
@@ -146,11 +146,11 @@ def test_its_head_follows_its_width_rule(regress, monkeypatch):
 
 def test_workers_that_count_a_large_set_know_it(regress, shards):
     plan, _, _ = make_plan(shards)
-    layout = epoch_order.Layout(len(NUMBERS), block=4, group_blocks=1)
-    tasks = [(layout, plan.sets[0].measure, plan.seq_len, 0)] * 2
-    here = epoch_order._count_some(tasks[0])
+    row = groups._BlockRow(len(NUMBERS), 4)
+    tasks = [(row, plan.sets[0].measure, plan.seq_len, 1, 0, row.blocks)] * 2
+    here = groups._count_section(tasks[0])
     with WorkerPool(2) as pool:
-        for _, counts in pool.run(epoch_order._count_some, tasks, 2):
+        for _, counts in pool.run(groups._count_section, tasks, 2):
             assert counts.to_array().tolist() == here.to_array().tolist()
 
 

@@ -25,9 +25,9 @@ from mmscale.data.worker_pool import WorkerPool
 # Raise it when a change here or in `packing` changes the groups or their sequences.
 COUNT_VERSION = 2
 
-_LEAST_BLOCKS = 8
+LEAST_BLOCKS = 8
 _MOST_BLOCKS = 128
-_LEAST_SEQUENCES = 16
+LEAST_SEQUENCES = 16
 _FULL = 0.99  # enough for a cut: the first that has it is taken
 _SLACK = 0.006  # of each sequence, left to packing: exchanges that fill it cost time
 # Blocks that are cut and counted together: a task for a process, whatever their number.
@@ -204,8 +204,8 @@ def _cut_row(tokens: NDArray[np.number], capacity: int) -> NDArray[np.int64]:
     while True:
         start = cuts[-1]
         before = ends[start - 1] if start else 0.0
-        enough = int(np.searchsorted(ends, before + _LEAST_SEQUENCES * capacity)) + 1
-        least = max(start + _LEAST_BLOCKS, min(enough, start + _MOST_BLOCKS))
+        enough = int(np.searchsorted(ends, before + LEAST_SEQUENCES * capacity)) + 1
+        least = max(start + LEAST_BLOCKS, min(enough, start + _MOST_BLOCKS))
         # What would be left must make a group itself.
         if len(tokens) - least < least - start:
             return np.diff([*cuts, len(tokens)]).astype(np.int64)

@@ -25,15 +25,20 @@ _MOST_LANES = 256
 # Of the groups of an epoch, one in so many is being read at a time.
 _GROUPS_PER_LANE = 50
 # Groups that are read at a time, so that they mix, even where that is a larger part of the set.
-LEAST_OPEN_GROUPS = 16
+_LEAST_OPEN_GROUPS = 16
 
 
 def choose_lanes(sequences: int, groups: int) -> int:
     """Lanes of a set where the config leaves it open: the largest divisor of ``sequences`` that
     keeps at most one group in fifty open at a time, or 16 groups of a small set.
     """
-    most = min(max(groups // _GROUPS_PER_LANE, LEAST_OPEN_GROUPS), groups, _MOST_LANES)
+    most = min(max(groups // _GROUPS_PER_LANE, _LEAST_OPEN_GROUPS), groups, _MOST_LANES)
     return max(lanes for lanes in range(1, most + 1) if sequences % lanes == 0)
+
+
+def choose_window_groups(lanes: int) -> int:
+    """Groups of a lane whose sequences are shuffled together, where the config leaves it open."""
+    return -(-_LEAST_OPEN_GROUPS // lanes)
 
 
 class LaneTurns:

@@ -23,7 +23,7 @@ from mmscale.data.planning.array_cache import ArrayCache
 from mmscale.data.planning.editions import EditionHistory
 from mmscale.data.planning.epoch_order import OrderedSequence, SequenceOrder
 from mmscale.data.planning.groups import COUNT_VERSION, GroupCounts, Layout, count_groups
-from mmscale.data.planning.lanes import LEAST_OPEN_GROUPS, Place, choose_lanes
+from mmscale.data.planning.lanes import Place, choose_lanes, choose_window_groups
 from mmscale.data.planning.mixture_schedule import Change, MixtureSchedule, Slot
 from mmscale.data.planning.rank_balance import deal
 from mmscale.data.planning.sample_sizes import SampleMeasure, text_fields, total_names
@@ -322,8 +322,9 @@ def _open_set(
     progress: bool,
 ) -> PlannedSet:
     data = config.data
-    dataset = Dataset.open(set_config.shards, data.cache)
-    derived = ArrayCache([dataset.manifests[0].root / "index", data.cache.folder() / "derived"])
+    fields = {field for task in set_config.tasks for field in task.fields()}
+    dataset = Dataset.open(set_config.shards, data.cache, block=data.block, fields=fields)
+    derived = ArrayCache.beside(dataset)
     counts = token_counts(dataset, text_fields(set_config.tasks), tokenizer, derived, progress)
     for field, counted in counts.items():
         if not _appears(counted.array):
@@ -341,7 +342,7 @@ def _open_set(
     )  # fmt: skip
     layout = Layout(len(dataset), block, groups.blocks)
     lanes = data.lanes or choose_lanes(data.sequences, layout.groups)
-    window_groups = data.window_groups or -(-LEAST_OPEN_GROUPS // lanes)
+    window_groups = data.window_groups or choose_window_groups(lanes)
     order = SequenceOrder(
         layout, groups.sequences, measure, data.seq_len, window_groups=window_groups,
         open_groups=lanes * window_groups, key=prf.derive_key(config.seed, "order", name),
