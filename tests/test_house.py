@@ -26,7 +26,7 @@ FLOORS = [
     ["data.fetching", "data.media", "data.objectives", "optim"],
     ["data.index", "parallel"],
     ["data.ingest", "data.planning"],
-    ["data.loading", "demo"],
+    ["data.loading", "data.prefetching", "demo"],
     ["predict"],
     ["checkpoint"],
     ["release"],

@@ -20,12 +20,14 @@ from mmscale.data.loading.assembler import Assembler
 from mmscale.data.loading.fork_server import start_fork_server
 from mmscale.data.loading.loader import LoadedStep, MicroBatches, iterate_steps
 from mmscale.data.planning.step_plan import Plan, check_world
+from mmscale.data.prefetching.prefetcher import Prefetcher, fetch_ahead
 from mmscale.errors import UserError
 from mmscale.messages import report
 from mmscale.optim.guard import StepGuard
 from mmscale.optim.learning_rate import learning_rate
 from mmscale.parallel.hang import arm_recorder, explain
 from mmscale.parallel.launcher import apply_launcher_settings
+from mmscale.parallel.machine import find_machine
 from mmscale.parallel.ranks import Ranks, join_ranks, leave_ranks, meet_ranks
 from mmscale.parallel.strategy import Strategy, build_strategy, check_initial_weights, to_device
 from mmscale.plugins import import_plugins
@@ -111,6 +113,7 @@ class _Run:
     strategy: Strategy
     adversary: Adversary
     steps: Iterator[LoadedStep]
+    prefetcher: Prefetcher
     guard: StepGuard
     metrics: Metrics
     profiler: StepProfiler
@@ -161,6 +164,17 @@ def _open_run(config: Config, ranks: Ranks, until: int | None) -> _Run:
     store.copy_found()
 
     adversary = Adversary(config, strategy)
+    machine = find_machine(ranks)
+    prefetcher = fetch_ahead(
+        plan,
+        config.data.cache,
+        node=machine.readers,
+        world=ranks.data_world,
+        local_rank=machine.local_rank,
+        ranks=machine.ranks,
+        steps=range(state.step, end),
+        run=machine.start,
+    )
     data = MicroBatches(
         plan,
         Assembler(config, plan, tokenizer),
@@ -168,6 +182,7 @@ def _open_run(config: Config, ranks: Ranks, until: int | None) -> _Run:
         micro_batch=train.micro_batch,
         rank=ranks.data_rank,
         world=ranks.data_world,
+        node=machine.readers,
     )
     steps = iterate_steps(
         data,
@@ -186,6 +201,7 @@ def _open_run(config: Config, ranks: Ranks, until: int | None) -> _Run:
         strategy=strategy,
         adversary=adversary,
         steps=steps,
+        prefetcher=prefetcher,
         metrics=Metrics(config, ranks, plan, state),
         guard=StepGuard(train.max_grad_spike, state.norm_mean, taken, ranks.device),
         profiler=StepProfiler(profiled, folder / "profile", ranks.rank),
@@ -198,7 +214,13 @@ def _open_run(config: Config, ranks: Ranks, until: int | None) -> _Run:
 def _fit(run: _Run) -> None:
     """Every step that is left, with the checkpoints between them, until the end or a stop."""
     run.strategy.model.train()
-    with run.stop, closing(run.metrics), closing(run.profiler), gc_frozen():
+    with (
+        run.stop,
+        closing(run.metrics),
+        closing(run.profiler),
+        closing(run.prefetcher),
+        gc_frozen(),
+    ):
         for step in range(run.start.step, run.end):
             run.profiler.before(step)
             _step(run, step)
@@ -216,6 +238,7 @@ def _step(run: _Run, step: int) -> None:
     """Wait for the step's micro-batches, learn from them, update the weights, note the numbers."""
     config, ranks = run.config, run.ranks
     loaded = next(run.steps)
+    run.prefetcher.consumed(step)
     batches = [
         run.adversary.harden(to_device(batch, config.parallel, ranks)) for batch in loaded.batches
     ]
@@ -229,7 +252,10 @@ def _step(run: _Run, step: int) -> None:
     sums = run.metrics.reduce(losses, batches, loaded.wait_s, run.stop.code)
     lr = learning_rate(config.train.optimizer, step, config.train.steps)
     grad_norm, skip = run.strategy.update(step, lr, partial(run.guard.should_skip, losses=sums))
-    run.metrics.record(step, sums=sums, grad_norm=grad_norm, skip=skip, lr=lr, wait=loaded.wait_s)
+    run.metrics.record(
+        step, sums=sums, grad_norm=grad_norm, skip=skip, lr=lr, wait=loaded.wait_s,
+        fetching=run.prefetcher.figures() if ranks.is_first else {},
+    )  # fmt: skip
     run.tokens += planned.tokens
 
 

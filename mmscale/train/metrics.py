@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,11 @@ from mmscale.train.tracking import Trackers
 
 _SHOWN = ("loss", "lr", "grad_norm", "tokens_per_s", "step_s", "data_wait_s")  # by trackers
 
+# Of what the prefetcher says, in metrics.jsonl behind "data_".
+_FETCHING = ("source_mb_s", "disk_mb_s", "ahead_s", "ahead_steps", "bytes", "requests")
+_WAITS = 0.1  # a share of the last steps' time: data is what they wait for
+_LAST_STEPS = 20
+
 
 @dataclass(kw_only=True)
 class StepRecord:
@@ -46,6 +52,7 @@ class StepRecord:
     flops: float  # of the model's forward and backward pass, by the plan
     step_s: float
     data_wait_s: float
+    fetching: dict[str, Any]  # of this machine's prefetcher, if there is one
 
 
 class Metrics:
@@ -69,6 +76,8 @@ class Metrics:
         )
         self._rated = gpu.bf16 * ranks.world if gpu else None  # FLOP/s of all ranks
         self._losses: list[float] = []
+        # Of the last steps: seconds, and those that the rank waited that waited longest.
+        self._lasted: deque[tuple[float, float]] = deque(maxlen=_LAST_STEPS)
         self.stop_code = 0  # exit code of a stop that all ranks know of, or 0
         self.seen, self.bad, self.skipped = state.seen, state.bad, state.skipped
         folder = Path(config.run.dir)
@@ -131,6 +140,7 @@ class Metrics:
         skip: Tensor,
         lr: float,
         wait: float,
+        fetching: dict[str, Any],
     ) -> None:
         """Take a step's numbers. Raises `UserError` if too much data is broken or too many steps
         were skipped.
@@ -150,6 +160,7 @@ class Metrics:
             flops=3.0 * sum(sequence.cost for sequence in planned.sequences),
             step_s=now - self._clock,
             data_wait_s=wait,
+            fetching=fetching,
         )
         self._clock = now
 
@@ -189,6 +200,7 @@ class Metrics:
             "rank_data_wait_s": sums.wait_s,
             "ranks": self._ranks.world,
             "device": self._ranks.device.type,
+            **{f"data_{name}": held.fetching[name] for name in _FETCHING if name in held.fetching},
         }
 
     def sync(self) -> None:
@@ -219,8 +231,11 @@ class Metrics:
             self._file.add(row)
             losses = {f"losses/{name}": value for name, value in row["losses"].items()}
             self._trackers.scalars(row["step"], {name: row[name] for name in _SHOWN} | losses)
+        self._lasted.append((row["step_s"], max(row["rank_data_wait_s"], default=0.0)))
+        step_s, wait_s = (sum(times) for times in zip(*self._lasted, strict=True))
+        waits = ", waits for data" if wait_s > _WAITS * step_s else ""
         self._bar.set_postfix_str(
-            f"loss {row['loss']:.4f}, {row['tokens_per_s']:,.0f} tokens/s", refresh=False
+            f"loss {row['loss']:.4f}, {row['tokens_per_s']:,.0f} tokens/s{waits}", refresh=False
         )
         self._bar.update(1)
 

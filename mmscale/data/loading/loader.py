@@ -32,7 +32,10 @@ _TERM_GRACE_S = 60.0  # until a terminated worker ends; the rank it works for ma
 
 
 class MicroBatches(Dataset[Batch]):
-    """Item k is micro-batch ``k % per_step`` of step ``k // per_step`` of this rank."""
+    """Item k is micro-batch ``k % per_step`` of step ``k // per_step`` of this rank.
+
+    ``node``: the ranks of this one's machine, among which is dealt what the machine reads; None: all.
+    """
 
     def __init__(
         self,
@@ -43,10 +46,12 @@ class MicroBatches(Dataset[Batch]):
         micro_batch: int,
         rank: int,
         world: int,
+        node: range | None = None,
     ) -> None:
         check_world(plan.sequences, world)
         self._plan, self._assembler = plan, assembler
         self._steps, self._micro_batch, self._rank, self._world = steps, micro_batch, rank, world
+        self._node = node
         self.per_step = -(-(plan.sequences // world) // micro_batch)
 
     def __len__(self) -> int:
@@ -54,7 +59,7 @@ class MicroBatches(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         step, micro = divmod(index, self.per_step)
-        mine = self._plan.share(step, self._rank, self._world)
+        mine = self._plan.share(step, self._rank, self._world, self._node)
         chosen = mine[micro * self._micro_batch : (micro + 1) * self._micro_batch]
         return self._assembler.batch(self._plan.step(step), chosen)
 
