@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 EPOCHS = 2
 # Small blocks and few groups at a time, as a set of this size needs them for the smallest cache:
 # 4,096 blocks of 4 samples, of which 8 lanes hold 4 each.
-SETTINGS = {"block": 4, "group_blocks": 4, "window_groups": 1}
+SETTINGS = {"block": 4, "group_blocks": 4, "window_groups": 1, "lanes": 8}
 
 
 @dataclass(frozen=True, kw_only=True)

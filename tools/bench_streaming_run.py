@@ -51,6 +51,7 @@ def main() -> None:
     from mmscale.data.loading.assembler import Assembler
     from mmscale.data.loading.loader import MicroBatches, iterate_steps
     from mmscale.data.planning.step_plan import Plan
+    from mmscale.data.prefetching.prefetcher import fetch_ahead
     from mmscale.data.tokenizer import Tokenizer
     from mmscale.model.flops import Flops
 
@@ -65,19 +66,27 @@ def main() -> None:
     # The last step of an epoch may begin the next one; what that needs is not counted.
     in_epoch = plan.sets[0].order.sequences_per_epoch // plan.sequences
     _say({STEPS_IN_EPOCH: in_epoch})
+    steps = wanted.steps or wanted.epochs * in_epoch
+    node = range(wanted.node, wanted.node + 1)
+    prefetcher = fetch_ahead(
+        plan, config.data.cache, node=node, world=wanted.nodes, local_rank=0, ranks=1,
+        steps=range(steps), run=f"bench-{wanted.node}",
+    )  # fmt: skip
     data = MicroBatches(
-        plan, Assembler(config, plan, tokenizer), steps=wanted.steps or wanted.epochs * in_epoch,
-        micro_batch=config.data.sequences, rank=wanted.node, world=wanted.nodes,
+        plan, Assembler(config, plan, tokenizer), steps=steps, rank=wanted.node,
+        micro_batch=config.data.sequences, world=wanted.nodes, node=node,
     )  # fmt: skip
     loaded = iterate_steps(
         data, 0, workers=config.data.workers, prefetch=config.data.prefetch, pin_memory=False
     )
     for number, step in enumerate(loaded):
+        prefetcher.consumed(number)
         faults = [fault for batch in step.batches for fault in batch.faults]
         assert not faults, faults[:3]
         samples = sum(batch.samples for batch in step.batches)
         _say({"step": number, "wait_s": step.wait_s, "samples": samples})
         time.sleep(wanted.step_s)
+    prefetcher.close()
 
 
 def _say(facts: dict[str, Any]) -> None:

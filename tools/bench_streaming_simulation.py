@@ -1,8 +1,8 @@
 """Part 1 of `bench_streaming`: what all machines together fetch, by simulation.
 
 The order is that of a real plan over an index of two million samples without payload; what each
-machine fetches, keeps and forgets follows the rules of a run's prefetching. Requests and bytes are
-those of the index's extents. A change of machines in mid-epoch is a run that is stopped and
+machine fetches, keeps and drops is for the code of a run's prefetching to say. Requests and bytes
+are those of the index's extents. A change of machines in mid-epoch is a run that is stopped and
 resumed: every machine keeps its disk and nothing else.
 """
 
@@ -10,23 +10,22 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from bench_plan import bench_tokenizer, config_of, count_tokens, write_index
 from bench_streaming_mosaic import Ordering
+from numpy.typing import NDArray
 
-from mmscale.data.planning.step_plan import Plan
+from mmscale.data.planning.step_plan import Plan, PlannedSequence
+from mmscale.data.prefetching.lookahead import Block, Lookahead
 from mmscale.errors import UserError
 
 SAMPLES, SHARD_SAMPLES = 2_000_000, 10_000
 SEQUENCES = 192  # of a step: 1, 6, 8 and 64 machines divide it
-LANES = 64  # as many as machines at the most
 EPOCHS = 2
 CACHES = (0.02, 0.1, 0.5)  # shares of the set
 WORLDS: tuple[tuple[int, ...], ...] = (
@@ -55,86 +54,46 @@ class Simulated:
     held: float = 0.0
 
 
-class Window(NamedTuple):
-    """A window of groups in an epoch, as one lane reads it."""
-
-    epoch: int
-    lane: int
-    number: int
-
-    def is_before(self, other: Window) -> bool:
-        """Whether the lane of both is through with this one when it has reached ``other``."""
-        return self.lane == other.lane and self < other
-
-
-class Draw(NamedTuple):
-    """What a sequence of a step needs: blocks of the set, in a window of a lane."""
-
-    epoch: int
-    lane: int
-    window: int
-    left: int  # that its lane has yet to draw from the window
-    blocks: list[int]
-
-
 class Machine:
-    """The disk of one machine, which holds ``room`` blocks: which of them a run fetches and drops.
+    """The disk of one machine, of ``room`` bytes, and what a run fetches to it and drops."""
 
-    A block is held from its first use until every window that it was drawn in is done with; then it
-    stays while there is room, and the one that was released last goes first.
-    """
-
-    def __init__(self, room: int) -> None:
-        self._room = room
-        self._released: OrderedDict[int, None] = OrderedDict()
-        self._holds: dict[int, set[Window]] = {}  # by block
-        self._blocks: dict[Window, set[int]] = {}
+    def __init__(self, plan: _KeptPlan, sizes: NDArray[np.int64], room: int) -> None:
+        self._plan, self._sizes, self._room = plan, sizes, room
+        self._disk: dict[Block, None] = {}
+        self._look: Lookahead | None = None
         self.fetched: list[int] = []
         self.most = 0
 
-    def step(self, draws: Iterable[Draw]) -> None:
-        """Everything this machine reads at a step."""
-        done = set[Window]()
-        for draw in draws:
-            window = Window(draw.epoch, draw.lane, draw.window)
-            # Of a lane that several machines read, another one may draw the last of a window.
-            done.update(open for open in self._blocks if open.is_before(window))
-            self._blocks.setdefault(window, set()).update(draw.blocks)
-            for block in draw.blocks:
-                self._use(block, window)
-            if not draw.left:
-                done.add(window)
-        self.most = max(self.most, len(self._holds))
-        for window in sorted(done):
-            self._release(window)
-        self._shrink(0)
+    def step(self, step: int, node: range, world: int) -> None:
+        """Everything this machine, which has the ranks ``node`` of ``world``, reads at a step."""
+        if self._look is None:
+            self._look = Lookahead(
+                lambda at: self._plan.node_share(at, node, world),
+                [planned.layout.block for planned in self._plan.sets],
+                size=lambda block: int(self._sizes[block.number]),
+                is_there=self._disk.__contains__,
+                start=step,
+                released=self._disk,
+            )
+        look = self._look
+        look.look(step + 1)
+        while (block := look.next()) is not None:
+            size = int(self._sizes[block.number])
+            self._drop(look, size)
+            look.take()
+            self._disk[block] = None
+            self.fetched.append(block.number)
+        self.most = max(self.most, look.held_bytes)
+        look.consumed(step)
+        self._drop(look, 0)
 
     def restart(self) -> None:
         """The run is resumed: nothing is held, the disk is as it was."""
-        for window in list(self._blocks):
-            self._release(window)
-        self._shrink(0)
+        self._look = None
 
-    def _use(self, block: int, window: Window) -> None:
-        if block not in self._holds:
-            if block in self._released:
-                del self._released[block]
-            else:
-                self._shrink(1)
-                self.fetched.append(block)
-            self._holds[block] = set()
-        self._holds[block].add(window)
-
-    def _release(self, window: Window) -> None:
-        for block in sorted(self._blocks.pop(window)):
-            self._holds[block].discard(window)
-            if not self._holds[block]:
-                del self._holds[block]
-                self._released[block] = None
-
-    def _shrink(self, more: int) -> None:
-        while self._released and len(self._holds) + len(self._released) + more > self._room:
-            self._released.popitem()
+    def _drop(self, look: Lookahead, more: int) -> None:
+        for block in look.give_up(look.held_bytes + look.released_bytes + more - self._room):
+            del self._disk[block]
 
 
 def simulate(folder: Path, mosaic: str = "", samples: int = SAMPLES) -> Iterator[Simulated]:
@@ -143,7 +102,7 @@ def simulate(folder: Path, mosaic: str = "", samples: int = SAMPLES) -> Iterator
     """
     write_index(folder, samples)
     config = config_of(folder)
-    config.data.sequences, config.data.lanes = SEQUENCES, LANES
+    config.data.sequences = SEQUENCES
     plan = Plan(config, bench_tokenizer(), cost=count_tokens)
     planned = plan.sets[0]
     blocks = -(-samples // planned.layout.block)
@@ -152,36 +111,50 @@ def simulate(folder: Path, mosaic: str = "", samples: int = SAMPLES) -> Iterator
     requests = np.array([len(of_block) for of_block in extents])
     sizes = np.array([sum(extent.length for extent in of_block) for of_block in extents])
     steps = planned.order.sequences_per_epoch // SEQUENCES
-    drawn = [_draws(plan, step) for step in range(EPOCHS * steps)]
+    kept = _KeptPlan(plan, EPOCHS * steps)
     for world in WORLDS:
         for cache in CACHES:
-            machines = run(drawn, world, int(cache * blocks))
+            machines = run(kept, sizes, world, int(cache * sizes.sum()))
             fetched = np.concatenate([np.array(m.fetched, np.int64) for m in machines])
             yield Simulated(
                 side="mmscale", world=world, cache=cache,
                 times=float(sizes[fetched].sum() / sizes.sum()) / EPOCHS,
                 requests=float(requests[fetched].sum()) / EPOCHS,
                 per_4mb=float(4e6 * requests[fetched].sum() / sizes[fetched].sum()),
-                held=max(machine.most for machine in machines) / blocks,
+                held=max(machine.most for machine in machines) / float(sizes.sum()),
             )  # fmt: skip
             if mosaic:
                 yield from _theirs(mosaic, world, cache, samples)
 
 
-def run(drawn: list[list[Draw]], world: tuple[int, ...], room: int) -> list[Machine]:
-    """All machines, after all steps."""
-    machines = [Machine(room) for _ in range(max(world))]
-    per_epoch = len(drawn) // EPOCHS
+class _KeptPlan:
+    """The steps of a plan, kept: many machines ask for them."""
+
+    def __init__(self, plan: Plan, steps: int) -> None:
+        self.sets = plan.sets
+        self.steps = [plan.step(step).sequences for step in range(steps)]
+
+    def node_share(self, step: int, node: range, world: int) -> list[PlannedSequence]:
+        """As `Plan.node_share`."""
+        per_rank = SEQUENCES // world
+        return self.steps[step][node.start * per_rank : node.stop * per_rank]
+
+
+def run(
+    plan: _KeptPlan, sizes: NDArray[np.int64], world: tuple[int, ...], room: int
+) -> list[Machine]:
+    """All machines, one rank each, after all steps."""
+    machines = [Machine(plan, sizes, room) for _ in range(max(world))]
+    per_epoch = len(plan.steps) // EPOCHS
     before = world[0]
-    for step, draws in enumerate(drawn):
+    for step in range(len(plan.steps)):
         nodes = world[step % per_epoch * len(world) // per_epoch]
         if nodes != before:
             for machine in machines:
                 machine.restart()
         before = nodes
-        share = len(draws) // nodes  # as `Plan.node_share`
         for number in range(nodes):
-            machines[number].step(draws[number * share : (number + 1) * share])
+            machines[number].step(step, range(number, number + 1), nodes)
     return machines
 
 
@@ -197,20 +170,6 @@ def table(results: list[Simulated]) -> str:
         shown = counted if row.requests else " | | "
         lines.append(f"| {row.side} | {world} | {row.cache:.0%} | {row.times:,.3f} | {shown} |")
     return "\n".join(lines)
-
-
-def _draws(plan: Plan, step: int) -> list[Draw]:
-    block = plan.sets[0].layout.block
-    return [
-        Draw(
-            sequence.epoch,
-            sequence.lane,
-            sequence.window,
-            sequence.left,
-            np.unique(sequence.samples // block).tolist(),
-        )
-        for sequence in plan.step(step).sequences
-    ]
 
 
 def _theirs(mosaic: str, world: tuple[int, ...], cache: float, samples: int) -> Iterator[Simulated]:

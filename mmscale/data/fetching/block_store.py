@@ -15,8 +15,14 @@ from mmscale.data.fetching.cache_room import CacheRoom, make_cache_folder
 from mmscale.data.fetching.census import BLOCKS, fixed_bytes, footprint
 from mmscale.data.fetching.extent import Extent, FieldCheck
 from mmscale.data.fetching.extent_source import Arrival
+from mmscale.data.fetching.followed_run import FollowedRun
 from mmscale.data.fetching.local_copies import Checks, LocalCopies, what
-from mmscale.data.fetching.run_folders import make_run_folder, pin_file, remove_run_folder
+from mmscale.data.fetching.run_folders import (
+    given_up_file,
+    make_run_folder,
+    pin_file,
+    remove_run_folder,
+)
 from mmscale.data.fetching.server_ranges import ServerRanges
 from mmscale.data.host_error import check_host
 from mmscale.data.storage.positional_io import pread_fully
@@ -67,6 +73,7 @@ class BlockStore:
         # By name: how often an extent with wrong bytes may be met before it is fetched again.
         self._damaged: dict[str, int] = {}
         self._run: tuple[Path, int] | None = None
+        self._followed: FollowedRun | None = None
         self._guard = threading.Lock()
 
     def open_folder(self, extents: Iterable[Extent]) -> None:
@@ -131,9 +138,15 @@ class BlockStore:
         if left is None and self._copies.arrived_bad(extent):
             left = PATIENCE
         self._damaged[extent.name] = left - 1 if left else PATIENCE
+        if not left and self._followed is not None:
+            self._followed.doubt(extent.name)
         while not left and not self._copies.remove(extent):
             time.sleep(0.001)  # until who reads it has done so
         return not left
+
+    def follow(self, run: Path) -> None:
+        """Leave it to the run of that folder to fetch what this store reads, as long as it does."""
+        self._followed = FollowedRun(run)
 
     def start_run(self, run: str) -> Path:
         """Make the folder ``runs/<run>/`` and hold its lock until `end_run` or this process's end:
@@ -163,6 +176,13 @@ class BlockStore:
         """Take `pin` back."""
         self._pin_file(extent).unlink(missing_ok=True)
 
+    def give_up_on(self, extent: Extent) -> None:
+        """Say that the started run could not fetch ``extent``: those who follow it try
+        themselves.
+        """
+        name = self._servers.attainable(extent).name
+        given_up_file(self._run_folder()[0], name).touch()
+
     def capacity(self) -> int:
         """Bytes that extents may take, by their `footprint`: the bound less all else there."""
         return self._room.limit - fixed_bytes(self.folder)
@@ -179,6 +199,8 @@ class BlockStore:
             handle = self._copies.find(attainable)
         except OSError as error:
             raise RemoteFault(self._trouble(error)) from None
+        if handle is None and self._followed is not None:
+            handle = self._followed.wait_for(extent.name, lambda: self._copies.find(attainable))
         if handle is not None:
             return handle, attainable.offset, 0
         start, handle, done = self._bring(attainable, checks)
@@ -224,10 +246,12 @@ class BlockStore:
         return pin_file(self._run_folder()[0], self._servers.attainable(extent).name)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"config": self._config}
+        return {"config": self._config, "followed": self._followed and self._followed.folder}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["config"])  # type: ignore[misc]
+        if state["followed"] is not None:
+            self.follow(state["followed"])
 
 
 def _no_checks(extent: Extent) -> Iterable[FieldCheck]:

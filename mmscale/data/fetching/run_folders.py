@@ -1,7 +1,8 @@
 """What runs say of themselves in the cache folder: that they live, and which extents they need.
 
 ``runs/<id>/lock`` is locked by a process of the run as long as it lives; ``runs/<id>/pins/`` has an
-empty file for each extent that the run still needs. All of this is done under the ledger's lock.
+empty file for each extent that the run still needs; ``runs/<id>/given-up/`` one for each that it
+could not fetch. All of this is done under the ledger's lock, but for the last.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from mmscale.data.storage.file_lock import try_lock
 
 RUNS = "runs"
-_LOCK, _PINS = "lock", "pins"
+_LOCK, _PINS, _GIVEN_UP = "lock", "pins", "given-up"
 
 
 def make_run_folder(cache: Path, run: str) -> tuple[Path, int]:
@@ -23,9 +24,10 @@ def make_run_folder(cache: Path, run: str) -> tuple[Path, int]:
     Who calls makes sure that no two living processes give the same ``run``.
     """
     folder = cache / RUNS / run
-    assert not _is_alive(folder), f"{folder} belongs to a living run"
+    assert not is_alive(folder), f"{folder} belongs to a living run"
     shutil.rmtree(folder, ignore_errors=True)
     (folder / _PINS).mkdir(parents=True)
+    (folder / _GIVEN_UP).mkdir()
     lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     taken = try_lock(lock)
     assert taken
@@ -43,11 +45,16 @@ def pin_file(folder: Path, name: str) -> Path:
     return folder / _PINS / name
 
 
+def given_up_file(folder: Path, name: str) -> Path:
+    """The file by which the run of ``folder`` says that it could not fetch that extent."""
+    return folder / _GIVEN_UP / name
+
+
 def pinned_names(cache: Path) -> set[str]:
     """Names of the extents that a living run needs."""
     names = set[str]()
     for folder in _runs(cache):
-        if _is_alive(folder):
+        if is_alive(folder):
             names.update(os.listdir(folder / _PINS))
     return names
 
@@ -55,7 +62,7 @@ def pinned_names(cache: Path) -> set[str]:
 def remove_dead_runs(cache: Path) -> None:
     """Remove the folders of runs whose process has ended."""
     for folder in _runs(cache):
-        if not _is_alive(folder):
+        if not is_alive(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -66,7 +73,8 @@ def _runs(cache: Path) -> Iterator[Path]:
         return
 
 
-def _is_alive(folder: Path) -> bool:
+def is_alive(folder: Path) -> bool:
+    """Whether the process of the run lives."""
     try:
         handle = os.open(folder / _LOCK, os.O_RDWR)
     except OSError:

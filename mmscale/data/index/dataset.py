@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Collection
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,11 @@ class Dataset:
         if dataset.extents is not None:
             BlockStore(cache).open_folder(dataset.extents.first())
         return dataset
+
+    def follow(self, run: Path) -> None:
+        """Leave it to the run of that folder of the cache to fetch what is read, if it does."""
+        assert self.extents is not None, "a local set"
+        self._remote.follow(run)
 
     def __len__(self) -> int:
         return self._ends[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from pathlib import Path
 
 from mmscale.data.fetching.block_store import BlockStore
 from mmscale.data.fetching.extents import ExtentMap
@@ -21,6 +22,10 @@ class RemoteReader:
 
     def __init__(self, extents: ExtentMap, store: BlockStore) -> None:
         self._extents, self._store = extents, store
+
+    def follow(self, run: Path) -> None:
+        """See `BlockStore.follow`."""
+        self._store.follow(run)
 
     def read(
         self, sample: int, field: str, place: ShardPlace, offset: int, size: int, crc: int

@@ -34,7 +34,7 @@ _TERM_GRACE_S = 60.0  # until a terminated worker ends; the rank it works for ma
 class MicroBatches(Dataset[Batch]):
     """Item k is micro-batch ``k % per_step`` of step ``k // per_step`` of this rank.
 
-    ``node``: the ranks of this one's machine, among which is dealt what the machine reads; None: all.
+    ``node``: the ranks of this one's machine, among which is dealt what that reads; None: all.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ import pickle
 import signal
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing.connection import Connection
@@ -76,7 +77,8 @@ class Fetcher:
         )
         self.depth = Depth(task.cache.ahead_s)
         self._users: dict[str, int] = {}  # pins of an extent, which two blocks may share
-        self._largest = 0
+        self._largest = 0  # block
+        self._most = 0  # that one more step has needed
         self._room = self.store.capacity()
         self._pool = ThreadPoolExecutor(task.cache.connections, "fetch")
         self._running: dict[Future[float], Block] = {}
@@ -92,11 +94,25 @@ class Fetcher:
         folder = self.store.start_run(self._task.run)
         make_progress(folder / PROGRESS, self._task.ranks, self._task.steps.start)
         try:
+            self._meet_servers()
             while not stop.poll() and self._turn(folder):
                 pass
         finally:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self.store.end_run()
+
+    def _meet_servers(self) -> None:
+        """Read the first block of every set that the first step reads: a server may turn out to
+        know no ranges, which changes what blocks are made of.
+        """
+        task, met = self._task, set[int]()
+        for sequence in task.plan.node_share(task.steps.start, task.node, task.world):
+            extents = self._maps[sequence.set_index]
+            if extents is not None and sequence.set_index not in met:
+                met.add(sequence.set_index)
+                for extent in extents.of_block(int(sequence.samples[0]) // extents.block):
+                    with suppress(RemoteFault, UserError):
+                        self.store.fetch(extent, extents.checks(extent))
 
     def _turn(self, folder: Path) -> bool:
         """One look at everything; False when all that the run reads was read."""
@@ -106,7 +122,7 @@ class Fetcher:
         for block in self.look.consumed(done):
             self._unpin(block)
         self._look(done)
-        while len(self._running) < self._task.cache.connections and self._begin():
+        while len(self._running) < self._task.cache.connections and self._begin(done):
             pass
         self._collect()
         self._write_figures(folder, done)
@@ -114,17 +130,21 @@ class Fetcher:
 
     def _look(self, done: int) -> None:
         """Look ahead, the first step alone first: nothing later may delay it."""
-        last = self._task.steps.stop
-        if done < self._task.steps.start and (self.look.next() or self._running):
+        first = self._task.steps.start
+        if done < first <= self.look.looked - 1 and (self.look.next() or self._running):
             return
-        ahead = done + 1 + self.depth.steps
-        if done < self._task.steps.start:
-            ahead = min(self.look.looked + 1, ahead)
-        if self._room - self.look.held_bytes > self._largest or self.look.looked <= done + 1:
-            # A few at a time: progress is to be seen meanwhile.
-            self.look.look(min(last, ahead, self.look.looked + 4))
+        until = min(self._task.steps.stop, done + 1 + self.depth.steps)
+        # What is needed next always; what comes later as long as everything before it has room.
+        while self.look.looked < until and (
+            self.look.looked <= done + 1 or self.look.needed_bytes + self._most <= self._room
+        ):
+            before = self.look.needed_bytes
+            self.look.look(self.look.looked + 1)
+            self._most = max(self._most, self.look.needed_bytes - before)
+            if done < first:
+                break
 
-    def _begin(self) -> bool:
+    def _begin(self, done: int) -> bool:
         """Begin to fetch the next block, if there is one and room for it."""
         block = self.look.next()
         if block is None:
@@ -133,16 +153,28 @@ class Fetcher:
         self._largest = max(self._largest, size)
         # One more always fits: what a loader meets first, it fetches itself.
         room = self._room - self._largest - self.look.held_bytes
-        if size > room and self.look.held_bytes:
-            return False
-        for released in self.look.give_up(size - (room - self.look.released_bytes)):
-            for extent in self._extents(released):
-                if not self._users.get(extent.name):
-                    self.store.drop(extent)
+        if size > room:
+            if self.look.first_use(block) > done + 1:
+                return False
+            given = self.look.surrender(size - room, done)
+            for held in given:
+                self._unpin(held)
+            self._drop(given)
+            room = self._room - self._largest - self.look.held_bytes
+            if size > room and self.look.held_bytes:
+                return False
+        self._drop(self.look.give_up(size - (room - self.look.released_bytes)))
         self.look.take()
         self._pin(block)
         self._running[self._pool.submit(self._fetch, block)] = block
         return True
+
+    def _drop(self, blocks: list[Block]) -> None:
+        """Remove blocks from the disk, but what a block that is needed shares with them."""
+        for block in blocks:
+            for extent in self._extents(block):
+                if extent.name not in self._users:
+                    self.store.drop(extent)
 
     def _fetch(self, block: Block) -> float:
         """Seconds that it took."""
@@ -153,7 +185,7 @@ class Fetcher:
             try:
                 self.store.fetch(extent, extents.checks(extent))
             except (RemoteFault, UserError):
-                break  # the loaders will meet it
+                self.store.give_up_on(extent)  # the loaders will meet it
         return time.monotonic() - began
 
     def _collect(self) -> None:

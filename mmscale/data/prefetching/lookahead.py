@@ -49,6 +49,7 @@ class Lookahead:
 
     Attributes:
         held_bytes: of blocks that were taken and are needed.
+        needed_bytes: of these, and of those that are to be taken.
         released_bytes: of blocks that are on the disk and not needed soon.
         looked: steps before this one have been looked at.
     """
@@ -70,11 +71,12 @@ class Lookahead:
         self._holds: dict[_Hold, set[Block]] = {}
         self._by_lane: dict[tuple[int, int], list[_Hold]] = {}
         self._users: dict[Block, int] = {}  # holds of a block
-        self._first: dict[Block, int] = {}  # step, of those
+        self._first: dict[Block, int] = {}  # of those that are not there: the step that waits
+        self._last: dict[Block, int] = {}  # the last step that was seen to read it
         self._ending: dict[int, list[_Hold]] = {}  # by the step after which they end
         self._taken: set[Block] = set()
         self._released = dict.fromkeys(released)
-        self.held_bytes = 0
+        self.held_bytes = self.needed_bytes = 0
         self.released_bytes = sum(map(size, self._released))
 
     def look(self, until: int) -> None:
@@ -87,19 +89,19 @@ class Lookahead:
 
     def next(self) -> Block | None:
         """The block to fetch next; None: all that was looked at is there or taken."""
-        # What is no longer needed was never read, because what a machine reads was dealt anew.
-        while self._queue and (self._queue[0] not in self._users or self._queue[0] in self._taken):
-            self._queue.popleft()
+        while self._queue and self._queue[0] not in self._first:
+            self._queue.popleft()  # its windows ended unread: what is read was dealt anew
         return self._queue[0] if self._queue else None
 
     def take(self) -> Block:
         """`next`, whose fetching begins: from now on it counts among those held."""
         block = self._queue.popleft()
+        del self._first[block]
         self._hold(block)
         return block
 
     def first_use(self, block: Block) -> int:
-        """The step at which a block that is needed is read first; `looked` if it is not needed."""
+        """The step that waits for a block; `looked` if none does."""
         return self._first.get(block, self.looked)
 
     def consumed(self, step: int) -> list[Block]:
@@ -122,6 +124,23 @@ class Lookahead:
             out.append(block)
         return out
 
+    def surrender(self, wanted: int, step: int) -> list[Block]:
+        """Held blocks of at least ``wanted`` bytes that no step after ``step`` was seen to read, as
+        far as there are so many, to be removed: they will be fetched again.
+
+        For a disk that is too small for what is held.
+        """
+        out = []
+        for block in sorted(self._taken, key=lambda block: self._last[block]):
+            if wanted <= 0 or self._last[block] > step:
+                break
+            self._taken.remove(block)
+            size = self._size(block)
+            self.held_bytes, self.needed_bytes = self.held_bytes - size, self.needed_bytes - size
+            wanted -= size
+            out.append(block)
+        return out
+
     def _see(self, sequence: PlannedSequence, step: int) -> None:
         lane = sequence.set_index, sequence.lane
         hold = _Hold(*lane, sequence.epoch, sequence.window)
@@ -136,22 +155,23 @@ class Lookahead:
             block = Block(sequence.set_index, number)
             if block not in self._holds[hold]:
                 self._holds[hold].add(block)
+                self._users[block] = self._users.get(block, 0) + 1
+            self._last[block] = step
+            if block not in self._taken and block not in self._first:
                 self._need(block, step)
         if sequence.left == 0 and hold in self._by_lane.get(lane, []):
             self._by_lane[lane].remove(hold)
             self._ending.setdefault(step, []).append(hold)
 
     def _need(self, block: Block, step: int) -> None:
-        self._users[block] = self._users.get(block, 0) + 1
-        if self._users[block] > 1:
-            return
-        self._first[block] = step
         if block in self._released:
             del self._released[block]
             self.released_bytes -= self._size(block)
+        self.needed_bytes += self._size(block)
         if self._is_there(block):
             self._hold(block)
         else:  # perhaps another process removed it
+            self._first[block] = step
             self._queue.append(block)
 
     def _hold(self, block: Block) -> None:
@@ -164,14 +184,15 @@ class Lookahead:
             self._users[block] -= 1
             if self._users[block]:
                 continue
-            del self._users[block], self._first[block]
-            if block in self._taken:
-                self._taken.remove(block)
-                self._released[block] = None
-                size = self._size(block)
-                self.held_bytes, self.released_bytes = (
-                    self.held_bytes - size,
-                    self.released_bytes + size,
-                )
-                out.append(block)
+            del self._users[block], self._last[block]
+            if block not in self._taken:
+                if self._first.pop(block, None) is not None:
+                    self.needed_bytes -= self._size(block)
+                continue
+            self._taken.remove(block)
+            self._released[block] = None
+            size = self._size(block)
+            self.held_bytes, self.needed_bytes = self.held_bytes - size, self.needed_bytes - size
+            self.released_bytes += size
+            out.append(block)
         return out

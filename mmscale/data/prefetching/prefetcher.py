@@ -121,6 +121,8 @@ def fetch_ahead(
     task = FetchTask(
         plan=plan, cache=cache, node=node, world=world, ranks=ranks, steps=steps, run=run
     )
+    for planned in remote:
+        planned.dataset.follow(cache.folder() / RUNS / run)
     return Prefetcher(task, local_rank)
 
 
