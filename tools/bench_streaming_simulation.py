@@ -21,7 +21,7 @@ from bench_streaming_mosaic import Ordering
 from numpy.typing import NDArray
 
 from mmscale.data.planning.step_plan import Plan, PlannedSequence
-from mmscale.data.prefetching.lookahead import Block, Lookahead
+from mmscale.data.prefetching.lookahead import Lookahead, SampleBlock
 from mmscale.errors import UserError
 
 SAMPLES, SHARD_SAMPLES = 2_000_000, 10_000
@@ -59,7 +59,7 @@ class Machine:
 
     def __init__(self, plan: _KeptPlan, sizes: NDArray[np.int64], room: int) -> None:
         self._plan, self._sizes, self._room = plan, sizes, room
-        self._disk: dict[Block, None] = {}
+        self._disk: dict[SampleBlock, None] = {}
         self._look: Lookahead | None = None
         self.fetched: list[int] = []
         self.most = 0

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from mmscale.data.fetching.block_store import BlockStore
 from mmscale.data.fetching.extent import Extent
 from mmscale.data.prefetching.depth import Depth
-from mmscale.data.prefetching.lookahead import Block, Lookahead
+from mmscale.data.prefetching.lookahead import Lookahead, SampleBlock
 from mmscale.data.prefetching.progress import make_progress, read_progress
 from mmscale.data.storage.remote_file import RemoteFault
 from mmscale.data.worker_pool import exit_with_parent
@@ -81,11 +81,11 @@ class Fetcher:
         self._most = 0  # that one more step has needed
         self._room = self.store.capacity()
         self._pool = ThreadPoolExecutor(task.cache.connections, "fetch")
-        self._running: dict[Future[float], Block] = {}
+        self._running: dict[Future[float], SampleBlock] = {}
         self._told = self._seen = time.monotonic()
         self._busy_s = 0.0  # something was being fetched
 
-    def size(self, block: Block) -> int:
+    def size(self, block: SampleBlock) -> int:
         """Bytes of a block on the disk."""
         return sum(self.store.footprint(extent) for extent in self._extents(block))
 
@@ -169,14 +169,14 @@ class Fetcher:
         self._running[self._pool.submit(self._fetch, block)] = block
         return True
 
-    def _drop(self, blocks: list[Block]) -> None:
+    def _drop(self, blocks: list[SampleBlock]) -> None:
         """Remove blocks from the disk, but what a block that is needed shares with them."""
         for block in blocks:
             for extent in self._extents(block):
                 if extent.name not in self._users:
                     self.store.drop(extent)
 
-    def _fetch(self, block: Block) -> float:
+    def _fetch(self, block: SampleBlock) -> float:
         """Seconds that it took."""
         began = time.monotonic()
         extents = self._maps[block.set_index]
@@ -197,12 +197,12 @@ class Fetcher:
             del self._running[future]
             self.depth.waited(future.result())
 
-    def _find_extents(self, block: Block) -> tuple[Extent, ...]:
+    def _find_extents(self, block: SampleBlock) -> tuple[Extent, ...]:
         extents = self._maps[block.set_index]
         assert extents is not None, "a local set"
         return tuple(extents.of_block(block.number))
 
-    def _is_there(self, block: Block) -> bool:
+    def _is_there(self, block: SampleBlock) -> bool:
         extents = self._extents(block)
         self._pin(block)  # first, or it may be removed in between
         if all(map(self.store.has, extents)):
@@ -210,13 +210,13 @@ class Fetcher:
         self._unpin(block)
         return False
 
-    def _pin(self, block: Block) -> None:
+    def _pin(self, block: SampleBlock) -> None:
         for extent in self._extents(block):
             self._users[extent.name] = self._users.get(extent.name, 0) + 1
             if self._users[extent.name] == 1:
                 self.store.pin(extent)
 
-    def _unpin(self, block: Block) -> None:
+    def _unpin(self, block: SampleBlock) -> None:
         for extent in self._extents(block):
             self._users[extent.name] -= 1
             if not self._users[extent.name]:

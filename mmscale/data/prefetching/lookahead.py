@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mmscale.data.planning.step_plan import PlannedSequence
 
 
-class Block(NamedTuple):
+class SampleBlock(NamedTuple):
     """A run of neighbouring samples of one set of a plan."""
 
     set_index: int
@@ -59,22 +59,22 @@ class Lookahead:
         reads: Callable[[int], Iterable[PlannedSequence]],
         block_samples: list[int],
         *,
-        size: Callable[[Block], int],
-        is_there: Callable[[Block], bool],
+        size: Callable[[SampleBlock], int],
+        is_there: Callable[[SampleBlock], bool],
         start: int,
-        released: Iterable[Block] = (),
+        released: Iterable[SampleBlock] = (),
     ) -> None:
         self._reads, self._block_samples = reads, block_samples
         self._size, self._is_there = size, is_there
         self.looked = start
-        self._queue: deque[Block] = deque()  # needed and not there, in the order of first use
-        self._holds: dict[_Hold, set[Block]] = {}
+        self._queue: deque[SampleBlock] = deque()  # needed and not there, in the order of first use
+        self._holds: dict[_Hold, set[SampleBlock]] = {}
         self._by_lane: dict[tuple[int, int], list[_Hold]] = {}
-        self._users: dict[Block, int] = {}  # holds of a block
-        self._first: dict[Block, int] = {}  # of those that are not there: the step that waits
-        self._last: dict[Block, int] = {}  # the last step that was seen to read it
+        self._users: dict[SampleBlock, int] = {}  # holds of a block
+        self._first: dict[SampleBlock, int] = {}  # of those that are not there: the step that waits
+        self._last: dict[SampleBlock, int] = {}  # the last step that was seen to read it
         self._ending: dict[int, list[_Hold]] = {}  # by the step after which they end
-        self._taken: set[Block] = set()
+        self._taken: set[SampleBlock] = set()
         self._released = dict.fromkeys(released)
         self.held_bytes = self.needed_bytes = 0
         self.released_bytes = sum(map(size, self._released))
@@ -87,24 +87,24 @@ class Lookahead:
                     self._see(sequence, self.looked)
             self.looked += 1
 
-    def next(self) -> Block | None:
+    def next(self) -> SampleBlock | None:
         """The block to fetch next; None: all that was looked at is there or taken."""
         while self._queue and self._queue[0] not in self._first:
             self._queue.popleft()  # its windows ended unread: what is read was dealt anew
         return self._queue[0] if self._queue else None
 
-    def take(self) -> Block:
+    def take(self) -> SampleBlock:
         """`next`, whose fetching begins: from now on it counts among those held."""
         block = self._queue.popleft()
         del self._first[block]
         self._hold(block)
         return block
 
-    def first_use(self, block: Block) -> int:
+    def first_use(self, block: SampleBlock) -> int:
         """The step that waits for a block; `looked` if none does."""
         return self._first.get(block, self.looked)
 
-    def consumed(self, step: int) -> list[Block]:
+    def consumed(self, step: int) -> list[SampleBlock]:
         """All ranks of the machine have the batches of ``step`` and before; the blocks released."""
         out = []
         for ended in sorted(at for at in self._ending if at <= step):
@@ -112,7 +112,7 @@ class Lookahead:
                 out += self._end(hold)
         return out
 
-    def give_up(self, wanted: int) -> list[Block]:
+    def give_up(self, wanted: int) -> list[SampleBlock]:
         """Released blocks of at least ``wanted`` bytes, as far as there are so many, to be
         removed.
         """
@@ -124,7 +124,7 @@ class Lookahead:
             out.append(block)
         return out
 
-    def surrender(self, wanted: int, step: int) -> list[Block]:
+    def surrender(self, wanted: int, step: int) -> list[SampleBlock]:
         """Held blocks of at least ``wanted`` bytes that no step after ``step`` was seen to read, as
         far as there are so many, to be removed: they will be fetched again.
 
@@ -152,7 +152,7 @@ class Lookahead:
             self._holds[hold] = set()
         numbers = sequence.samples // self._block_samples[sequence.set_index]
         for number in np.unique(numbers).tolist():
-            block = Block(sequence.set_index, number)
+            block = SampleBlock(sequence.set_index, number)
             if block not in self._holds[hold]:
                 self._holds[hold].add(block)
                 self._users[block] = self._users.get(block, 0) + 1
@@ -163,7 +163,7 @@ class Lookahead:
             self._by_lane[lane].remove(hold)
             self._ending.setdefault(step, []).append(hold)
 
-    def _need(self, block: Block, step: int) -> None:
+    def _need(self, block: SampleBlock, step: int) -> None:
         if block in self._released:
             del self._released[block]
             self.released_bytes -= self._size(block)
@@ -174,11 +174,11 @@ class Lookahead:
             self._first[block] = step
             self._queue.append(block)
 
-    def _hold(self, block: Block) -> None:
+    def _hold(self, block: SampleBlock) -> None:
         self._taken.add(block)
         self.held_bytes += self._size(block)
 
-    def _end(self, hold: _Hold) -> list[Block]:
+    def _end(self, hold: _Hold) -> list[SampleBlock]:
         out = []
         for block in self._holds.pop(hold):
             self._users[block] -= 1
