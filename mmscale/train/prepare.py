@@ -187,9 +187,14 @@ def _report(plan: Plan, config: Config) -> None:
             f"{planned.counts.tokens / (sequences * plan.seq_len):.1%} full, "
             f"{epochs[planned.name]:.1f} epochs in {config.train.steps:,} steps"
         )
+        if planned.counts.cut:
+            line += (
+                f"; {planned.counts.cut:,} samples longer than data.seq_len={plan.seq_len} "
+                f"({planned.counts.cut / planned.counts.samples:.1%}) are cut"
+            )
         if planned.counts.oversize:
             line += (
                 f"; {planned.counts.oversize:,} samples longer than data.seq_len={plan.seq_len} "
-                "are left out"
+                f"are left out; data.sets.{planned.name}.long=split cuts texts instead"
             )
         write_line(line)
