@@ -19,6 +19,7 @@ from tqdm import tqdm
 from mmscale.config import CacheConfig, MediaConfig
 from mmscale.data.index.index_files import FIELD_NAME, FOLDER, Shard
 from mmscale.data.index.index_writer import IndexWriter, replace_index
+from mmscale.data.index.kept_texts import is_text
 from mmscale.data.index.manifest import Manifest
 from mmscale.data.index.probe import kind_of, probe
 from mmscale.data.index.tar_headers import Member, open_shard, scan, scan_source
@@ -220,6 +221,7 @@ def _index_shard(
     base: Path | str, name: str, media: MediaConfig, writer: IndexWriter, bar: tqdm[Any]
 ) -> None:
     samples: list[tuple[str, dict[str, tuple[int, ...]]]] = []
+    texts: dict[str, list[bytes]] = {}
     with _open(base, name) as (file, size, place):
         if isinstance(base, str):
             bar.total = (bar.total or 0) + size  # of local shards the sum is known at the start
@@ -228,25 +230,32 @@ def _index_shard(
             scan_source(reader, size, place), key=lambda member: member.key
         ):
             fields: dict[str, tuple[int, ...]] = {}
+            own: dict[str, bytes] = {}
             usable = True
             for member in members:
                 try:
-                    fields[member.field] = _facts(reader, member, media)
+                    fields[member.field], text = _facts(reader, member, media)
+                    if text is not None and writer.wants_texts:
+                        own[member.field] = text
                 except SampleFault as fault:
                     writer.add_problem(key, name, member.offset, member.field, str(fault))
                     usable = False
             if usable:
                 samples.append((key, fields))
-    writer.add_shard(Shard(name, size, reader.hexdigest(), len(samples)), samples)
+                for field, text in own.items():
+                    texts.setdefault(field, []).append(text)
+    writer.add_shard(Shard(name, size, reader.hexdigest(), len(samples)), samples, texts)
 
 
-def _facts(reader: _HashingReader, member: Member, media: MediaConfig) -> Facts:
-    """Facts of the member whose payload ``reader`` stands at."""
+def _facts(
+    reader: _HashingReader, member: Member, media: MediaConfig
+) -> tuple[Facts, bytes | None]:
+    """Facts of the member whose payload ``reader`` stands at, and that payload if it is a text."""
     if not FIELD_NAME.fullmatch(member.field):
         raise SampleFault("a field is named with 1 to 64 of a-z 0-9 _ . - only; rename the file")
     kind = kind_of(member.field)
     if kind is None:
-        return member.offset, member.size, reader.crc(member.size), 0, 0
+        return (member.offset, member.size, reader.crc(member.size), 0, 0), None
     if member.size > media.max_file_bytes:
         raise SampleFault(
             f"{member.size} bytes are over media.max_file_bytes={media.max_file_bytes}"
@@ -256,7 +265,8 @@ def _facts(reader: _HashingReader, member: Member, media: MediaConfig) -> Facts:
         facts = probe(kind, data, media)
     except UserError as error:  # the machine's trouble, which may be this member's doing
         raise UserError(f"{member.name}: {error}") from None
-    return member.offset, member.size, zlib.crc32(data), *facts
+    text = data if is_text(member.field) else None
+    return (member.offset, member.size, zlib.crc32(data), *facts), text
 
 
 def _verify_shard(manifest: Manifest, shard: Shard, rows: range, bar: tqdm[Any]) -> list[str]:

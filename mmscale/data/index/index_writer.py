@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmscale.data.index.index_files import FACTS, FIELD_NAME, FOLDER, VERSION, Shard, identity
+from mmscale.data.index.kept_texts import may_be_kept
 from mmscale.errors import UserError
 
 # Every field costs 28 bytes for each sample of the folder, whether a sample has it or not.
@@ -37,6 +38,8 @@ class IndexWriter:
         self._keys = _Column(folder / "keys.npy", "u1")
         self._key_ends = _Column(folder / "key_ends.npy", "<u8")
         self._columns: dict[str, _Column] = {}
+        self._texts: dict[str, _Column] | None = {}  # None: too many to be kept
+        self._text_bytes = self._shard_bytes = 0
         # Closed in `finish`.
         self._problems = open(folder / "problems.jsonl", "w", encoding="utf-8")  # noqa: SIM115
 
@@ -47,9 +50,13 @@ class IndexWriter:
         self._problem_count += 1
 
     def add_shard(
-        self, shard: Shard, samples: list[tuple[str, dict[str, tuple[int, ...]]]]
+        self,
+        shard: Shard,
+        samples: list[tuple[str, dict[str, tuple[int, ...]]]],
+        texts: dict[str, list[bytes]],
     ) -> None:
-        """Add all usable samples of one shard, each as (key, values of `FACTS` by field).
+        """Add all usable samples of one shard, each as (key, values of `FACTS` by field), and by
+        field the texts of those that have one, in their order.
 
         Raises `UserError` when the folder has more than `MAX_FIELDS` fields.
         """
@@ -71,6 +78,7 @@ class IndexWriter:
             self._column(field).append(values, at=self._samples)
         self._shards.append(shard)
         self._samples += len(samples)
+        self._keep(shard.bytes, texts)
 
     def finish(self) -> None:
         """Complete all files; ``manifest.json`` last."""
@@ -79,7 +87,8 @@ class IndexWriter:
         for column in self._columns.values():
             column.finish(self._samples)
         self._problems.close()
-        tree = {
+        self._forget_texts(final=True)
+        tree: dict[str, Any] = {
             "version": VERSION,
             "digest": identity(self._shards),
             "samples": self._samples,
@@ -87,6 +96,10 @@ class IndexWriter:
             "fields": sorted(self._columns),
             "problems": self._problem_count,
         }
+        if self._texts:
+            for column in self._texts.values():
+                column.finish(column.length)
+            tree["texts"] = {field: self._texts[field].length for field in sorted(self._texts)}
         if self._base:
             tree["base"] = self._base
         (self._folder / "manifest.json").write_text(
@@ -95,9 +108,35 @@ class IndexWriter:
 
     def abandon(self) -> None:
         """Close all files without completing them."""
-        for column in (self._keys, self._key_ends, *self._columns.values()):
+        texts = (self._texts or {}).values()
+        for column in (self._keys, self._key_ends, *self._columns.values(), *texts):
             column.close()
         self._problems.close()
+
+    @property
+    def wants_texts(self) -> bool:
+        """Whether texts may still be kept."""
+        return self._texts is not None
+
+    def _keep(self, shard_bytes: int, texts: dict[str, list[bytes]]) -> None:
+        self._shard_bytes += shard_bytes
+        self._text_bytes += sum(len(text) for some in texts.values() for text in some)
+        self._forget_texts(final=False)
+        for field, some in texts.items():
+            if self._texts is None:
+                return
+            if field not in self._texts:
+                self._texts[field] = _Column(self._folder / f"texts.{field}.npy", "u1")
+            self._texts[field].append(np.frombuffer(b"".join(some), np.uint8))
+
+    def _forget_texts(self, final: bool) -> None:
+        """Remove the kept texts if they are too many."""
+        if self._texts is None or may_be_kept(self._text_bytes, self._shard_bytes, final):
+            return
+        for field, column in self._texts.items():
+            column.close()
+            (self._folder / f"texts.{field}.npy").unlink()
+        self._texts = None
 
     def _check_fields(self, field: str, shard: str, columns: Iterable[str]) -> None:
         """Refuse a new ``field`` beyond `MAX_FIELDS`: each takes memory for every sample of the

@@ -294,6 +294,17 @@ class Manifest:
             kinds.setdefault(str(kind_of(field)), []).append(field)
         return kinds
 
+    @property
+    def stored(self) -> IndexFiles:
+        """The index behind this view."""
+        return self._stored
+
+    def fields_of(self, reference: str) -> list[str]:
+        """The fields that a reference of a config means, the first of them that a sample has; empty
+        if there are none.
+        """
+        return self._candidates(reference)
+
     def _candidates(self, reference: str) -> list[str]:
         kind, name = split_reference(reference)
         if kind == "json":
