@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmscale.cli.data.manifest import print_manifest
 from mmscale.cli.data.media_limits import add_media_limits, media_limits
+from mmscale.cli.data.task_pool import add_task_pool, open_task_pool
 from mmscale.cli.verb import verb
 from mmscale.errors import UserError
 from mmscale.messages import report
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
     from mmscale.data.index.manifest import Manifest
 
 INDEX_EPILOG = """\
-Every shard is read once, from front to back. Remote shards stay where they are. A config names DIR,
-and a run fetches what it reads into the local cache (data.cache). Texts that are few beside the
-shards are kept with the index, so that a start reads no shard to count their tokens.
+Every shard is read once, from front to back; of a set that grew, the new shards alone. Remote
+shards stay where they are. A config names DIR, and a run fetches what it reads into the local cache
+(data.cache). Texts that are few beside the shards are kept with the index, so that a start reads no
+shard to count their tokens. A bad shard does not end the pass: all of them are named at its end.
 See docs/remote.md.
 
 examples:
@@ -57,16 +59,30 @@ def add(verbs: Any) -> None:
         help="with --tokenizer: text fields to count, such as text or json.caption (default: text "
         "and cls, where there are any)",
     )
+    index.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="where shards cannot be indexed, name them and index the rest (default: name them and "
+        "fail)",
+    )
+    index.add_argument(
+        "--all",
+        action="store_true",
+        help="read every shard, also those that have not changed since the index that is there",
+    )
+    add_task_pool(index, "the index is the same")
     add_media_limits(index)
 
 
 def _index(arguments: argparse.Namespace) -> dict[str, Any]:
-    from mmscale.data.index.build_index import index_sources
+    from mmscale.data.index.build_index import IndexPass, index_sources
 
     if arguments.count and not arguments.tokenizer:
         raise UserError("--count: is for --tokenizer FILE; name the tokenizer, or leave it away")
     out = Path(arguments.out) if arguments.out else None
-    manifest = index_sources(arguments.sources, out, media_limits(arguments), progress=True)
+    with open_task_pool(arguments) as pool:
+        how = IndexPass(pool=pool, skip_bad=arguments.skip_bad, every=arguments.all)
+        manifest = index_sources(arguments.sources, out, media_limits(arguments), how=how)
     if arguments.tokenizer:
         _count_tokens(manifest, arguments.tokenizer, arguments.count)
     return print_manifest(manifest, arguments.json)

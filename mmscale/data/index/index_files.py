@@ -9,7 +9,9 @@ Layout of ``DIR/index/``:
   ends; samples stand in the order of the shards;
 - ``field.<name>.npy``, one per field, structured [N] of `FACTS`;
 - ``texts.<name>.npy`` uint8, of text fields that are few beside the shards (`kept_texts`);
-  ``manifest.json`` has their lengths as ``texts``, where there are any;
+  ``manifest.json`` has their lengths as ``texts``, where there are any, and as ``skipped`` the
+  shards that were left out as bad, each with the reason;
+- ``stamps.json``, by which the next pass knows what has not changed (`earlier_index`);
 - ``problems.jsonl``: members that cannot be used; their samples are not among the N.
 """
 
@@ -89,6 +91,7 @@ class IndexFiles:
             self.fields: list[str] = sorted(tree["fields"])
             self.base: Path | str = tree.get("base", root)
             self.kept_texts: dict[str, int] = dict(tree.get("texts", {}))
+            self.skipped: dict[str, str] = dict(tree.get("skipped", {}))
             sound = self._sound(tree["digest"])
         except (KeyError, TypeError, AttributeError):
             sound = False
@@ -133,6 +136,7 @@ class IndexFiles:
             and all(_is_sound(shard) for shard in self.shards)
             and self.samples == sum(shard.samples for shard in self.shards)
             and all(FIELD_NAME.fullmatch(field) for field in self.fields)
+            and all(isinstance(reason, str) for reason in self.skipped.values())
             and set(self.kept_texts) <= set(self.fields)
             and all(type(size) is int and size >= 0 for size in self.kept_texts.values())
             and (isinstance(self.base, Path) or _URL.fullmatch(self.base) is not None)

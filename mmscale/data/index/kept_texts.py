@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _LARGEST_SHARE = 0.005
 # Of any set; and what may be kept before the share is known.
 _ALWAYS_BYTES, _UNKNOWN_BYTES = 1 << 16, 64 << 20
+# Of one shard: with more, no text of the set is kept. So nobody holds many in memory.
+_LARGEST_SHARD_SHARE, _ALWAYS_OF_SHARD = 0.1, 1 << 20
 _CHUNK = 1 << 20  # rows
 
 
@@ -41,6 +43,11 @@ def may_be_kept(text_bytes: int, shard_bytes: int, final: bool) -> bool:
     """
     most = max(_ALWAYS_BYTES, _LARGEST_SHARE * shard_bytes)
     return text_bytes <= (most if final else most + _UNKNOWN_BYTES)
+
+
+def too_many_of_shard(text_bytes: int, shard_bytes: int) -> bool:
+    """Whether one shard has so many texts that those of no shard are kept."""
+    return text_bytes > max(_ALWAYS_OF_SHARD, _LARGEST_SHARD_SHARE * shard_bytes)
 
 
 class KeptTexts:
