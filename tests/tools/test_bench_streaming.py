@@ -6,6 +6,7 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 from bench_streaming_http import Amounts, Trial, table
 from bench_streaming_mosaic import _Shards
 from bench_streaming_server import Counts, Server
-from bench_streaming_simulation import EPOCHS, Draw, Machine, run
+from bench_streaming_simulation import EPOCHS, SEQUENCES, Machine, run
 from bench_streaming_throttled import least_waits
 
 
@@ -55,39 +56,43 @@ def test_the_server_counts_every_byte_and_does_not_forget(tmp_path):
         server.close()
 
 
-def draws(
-    *blocks: int, lane: int = 0, window: int = 0, left: int = 0, epoch: int = 0
-) -> list[Draw]:
-    return [Draw(epoch, lane, window, left, list(blocks))]
+class Steps:
+    """A plan of one set in blocks of one sample: every step reads the same blocks, in lanes."""
+
+    def __init__(self, lanes: int, steps: int) -> None:
+        self.sets = [SimpleNamespace(layout=SimpleNamespace(block=1))]
+        width = SEQUENCES // lanes
+        self.steps = [
+            [
+                SimpleNamespace(
+                    set_index=0, epoch=0, lane=number // width, window=0, left=1,
+                    samples=np.array([number // width]),
+                )
+                for number in range(SEQUENCES)
+            ]
+            for _ in range(steps)
+        ]  # fmt: skip
+
+    def node_share(self, step: int, node: range, world: int) -> list:
+        per_rank = SEQUENCES // world
+        return self.steps[step][node.start * per_rank : node.stop * per_rank]
 
 
-def test_a_machine_holds_a_block_until_its_windows_are_done_with():
-    machine = Machine(room=2)
-    machine.step(draws(1, 2, left=1))
-    machine.step(draws(3, left=1))  # more than there is room for: all three are needed
-    machine.step(draws(1, 2, 3))
-    assert machine.fetched == [1, 2, 3] and machine.most == 3
-    machine.step(draws(1, window=1))
-    assert machine.fetched == [1, 2, 3], "what was released last went, the others stayed"
-    machine.step(draws(3, window=2))
-    assert machine.fetched == [1, 2, 3, 3]
-
-
-def test_a_window_whose_end_another_machine_draws_is_released_all_the_same():
-    machine = Machine(room=1)
-    machine.step(draws(1, left=5))
-    machine.step(draws(2, window=1, left=5))
-    machine.step(draws(3, window=2, left=5))
-    assert machine.most == 2, "the one that is left and the one that begins, in the step between"
-    machine.restart()
-    machine.step(draws(3, window=2, left=1))
-    assert machine.fetched == [1, 2, 3], "the disk outlives a restart"
-
-
-def test_machines_read_their_parts_of_each_step():
-    step = [Draw(0, lane, 0, 0, [lane]) for lane in range(6)]
-    machines = run([step] * 3 * EPOCHS, (2, 3, 2), room=100)
+def test_machines_read_their_parts_of_each_step_and_keep_their_disks():
+    plan = Steps(lanes=6, steps=3 * EPOCHS)
+    machines = run(plan, np.full(6, 10), (2, 3, 2), room=100)
     assert [sorted(machine.fetched) for machine in machines] == [[0, 1, 2], [2, 3, 4, 5], [4, 5]]
+    assert [machine.most for machine in machines] == [30, 30, 20]
+
+
+def test_a_disk_that_is_too_small_forgets_what_was_released_last():
+    plan = Steps(lanes=6, steps=1)
+    machine = Machine(plan, np.full(6, 10), room=20)
+    machine.step(0, range(1), 2)
+    assert machine.fetched == [0, 1, 2] and machine.most == 30, "all three are needed"
+    machine.restart()
+    machine.step(0, range(1), 3)
+    assert machine.fetched == [0, 1, 2], "the disk outlives a restart, and what it holds is used"
 
 
 def test_the_cache_of_shards_that_others_have_forgets_the_least_recently_used():
@@ -105,6 +110,6 @@ def test_epochs_over_http_are_counted(tmp_path: Path):
     results = list(Trial(tmp_path, amounts, "", sys.executable).run())
     ours, webdataset = results
     assert (ours.side, ours.problem, webdataset.problem) == ("mmscale", "", "")
-    assert ours.times >= 0.9 and ours.requests > 0
+    assert 0.5 < ours.times <= 1.05 and ours.requests > 0, "nine tenths outlive an epoch"
     assert webdataset.times == 1.0 and webdataset.requests == 16 * 2
     assert table(results).count("\n") == 3
