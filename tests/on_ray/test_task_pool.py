@@ -26,12 +26,14 @@ def cluster() -> Iterator:
     """Three machines of one CPU each, as processes here."""
     from ray.cluster_utils import Cluster
 
-    os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}:{os.environ.get('PYTHONPATH', '')}"
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    made.nodes = [made.add_node(num_cpus=1) for _ in range(2)]
-    yield made
-    ray.shutdown()
-    made.shutdown()
+    folders = (ROOT, ROOT / "tests", Path(__file__).parent, os.environ.get("PYTHONPATH", ""))
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTHONPATH", ":".join(map(str, folders)))
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        made.nodes = [made.add_node(num_cpus=1) for _ in range(2)]
+        yield made
+        ray.shutdown()
+        made.shutdown()
 
 
 def write(folder: Path) -> None:

@@ -180,6 +180,11 @@ class Plan:
                 self._steps.popitem(last=False)
         return planned_step
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether some set is fetched from a server as it is read."""
+        return any(planned.dataset.extents is not None for planned in self.sets)
+
     def share(
         self, step: int, rank: int, world: int, node: range | None = None
     ) -> list[PlannedSequence]:
