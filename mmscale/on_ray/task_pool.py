@@ -51,6 +51,12 @@ class RayPool:
                     yield number, ray.get(reference)
                 except ray.exceptions.RayTaskError as error:
                     failed[number] = error.cause if error.cause is not None else error
+                    if "No module named" in str(error):
+                        failed[number] = UserError(
+                            "a machine of the Ray cluster lacks a module "
+                            f"({str(error).strip().splitlines()[-1]}); install the same mmscale "
+                            "and plug-ins on all of them"
+                        )
                 except ray.exceptions.RayError as error:
                     reason = " ".join(str(error).split())[:200]
                     failed[number] = UserError(

@@ -93,3 +93,16 @@ def test_pack_on_the_cluster_gives_the_same_shards(cluster, tmp_path):
     assert content(tmp_path / "there") == content(tmp_path / "here")
     there, here = (content(tmp_path / name / "index") for name in ("there", "here"))
     assert {**there, "stamps.json": b""} == {**here, "stamps.json": b""}
+
+
+def test_a_machine_that_lacks_a_module_is_told(cluster, tmp_path, monkeypatch):
+    """Here: the one of a plug-in that only the driver can import."""
+    (tmp_path / "of_the_driver.py").write_text("def twice(task):\n    return 2 * task\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    from of_the_driver import twice
+
+    with (
+        ray_pool(cluster.address) as pool,
+        pytest.raises(UserError, match="lacks a module .*of_the_driver.*; install"),
+    ):
+        list(pool.run(twice, [1, 2], 2))

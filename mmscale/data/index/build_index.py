@@ -140,7 +140,7 @@ def _index(
     """Write ``root/index/`` of the named shards of ``base``."""
     earlier = EarlierIndex(root, base, media)
     with replace_index(root, base if isinstance(base, str) else "") as writer:
-        done = _Merged(writer)
+        done = _Merged(writer, names, how.skip_bad)
         new = [name for name in names if how.every or not done.take(earlier, name)]
         if 0 < len(new) < len(names):
             report(f"{len(names) - len(new)} shards have not changed and are not read again")
@@ -156,7 +156,7 @@ def _index(
                 done.add(new[number], result)
                 if how.pool is not None and isinstance(result, IndexedShard):
                     bar.update(result.shard.bytes)
-        done.write(names, how.skip_bad)
+        done.finish()
         again = done.forgot_texts_that_fit
         if not again:
             write_stamps(writer.folder, media, done.stamps)
@@ -181,15 +181,25 @@ def _bytes_of(base: Path | str, names: list[str]) -> int | None:
 
 
 class _Merged:
-    """The shards of an index, however they come, written in their order."""
+    """The shards of an index, however they come: each is written, and forgotten, as soon as all
+    before it are.
+    """
 
-    def __init__(self, writer: IndexWriter) -> None:
-        self._writer = writer
+    def __init__(self, writer: IndexWriter, names: list[str], skip_bad: bool) -> None:
+        self._writer, self._names, self._skip_bad = writer, names, skip_bad
+        self._written = 0
         self._earlier: dict[str, Callable[[], IndexedShard]] = {}
         self._new: dict[str, IndexedShard] = {}
         self._bad: dict[str, str] = {}
-        self.forgot_texts_that_fit = False
+        self._forgot, self._fits = False, True
+        self._text_bytes = self._shard_bytes = 0
         self.stamps: dict[str, Stamp] = {}
+
+    @property
+    def forgot_texts_that_fit(self) -> bool:
+        """Whether an earlier index kept no texts where now all are few enough to be kept."""
+        few = may_be_kept(self._text_bytes, self._shard_bytes, final=True)
+        return self._forgot and self._fits and few
 
     def take(self, earlier: EarlierIndex, name: str) -> bool:
         """Whether an earlier index has the shard as it is now."""
@@ -204,39 +214,53 @@ class _Merged:
             self._bad[name] = result.reason
         else:
             self._new[name] = result
+        self._write()
 
-    def write(self, names: list[str], skip_bad: bool) -> None:
-        """Write all of them. Raises `UserError` naming the bad ones, unless they are skipped."""
-        self._report_bad(len(names), skip_bad)
-        forgot, fits, text_bytes, shard_bytes = False, True, 0, 0
-        for name in names:
+    def finish(self) -> None:
+        """Write what is left. Raises `UserError` naming the bad ones, unless they are skipped."""
+        self._write()
+        assert self._written == len(self._names)
+        self._report_bad()
+
+    def _write(self) -> None:
+        while self._written < len(self._names):
+            name = self._names[self._written]
             if name in self._bad:
                 self._writer.skip_shard(name, self._bad[name])
-                continue
-            indexed = self._new.pop(name) if name in self._new else self._earlier[name]()
-            self._writer.add(indexed)
-            self.stamps[name] = indexed.stamp
-            own = sum(
-                facts[1]
-                for _, fields in indexed.samples
-                for field, facts in fields.items()
-                if is_text(field)
-            )
-            text_bytes, shard_bytes = text_bytes + own, shard_bytes + indexed.shard.bytes
-            fits = fits and not too_many_of_shard(own, indexed.shard.bytes)
-            forgot = forgot or (indexed.texts is None and name in self._earlier)
-        fits = fits and may_be_kept(text_bytes, shard_bytes, final=True)
-        self.forgot_texts_that_fit = forgot and fits
+            elif name in self._new:
+                self._add(name, self._new.pop(name))
+            elif name in self._earlier:
+                self._add(name, self._earlier[name]())
+            else:
+                return
+            self._written += 1
 
-    def _report_bad(self, count: int, skip_bad: bool) -> None:
+    def _add(self, name: str, indexed: IndexedShard) -> None:
+        if self._bad and not self._skip_bad:
+            return  # there will be no index: the rest is read to name all that is bad
+        self._writer.add(indexed)
+        self.stamps[name] = indexed.stamp
+        own = sum(
+            facts[1]
+            for _, fields in indexed.samples
+            for field, facts in fields.items()
+            if is_text(field)
+        )
+        self._text_bytes += own
+        self._shard_bytes += indexed.shard.bytes
+        self._fits = self._fits and not too_many_of_shard(own, indexed.shard.bytes)
+        self._forgot = self._forgot or (indexed.texts is None and name in self._earlier)
+
+    def _report_bad(self) -> None:
         if not self._bad:
             return
         reasons = [self._bad[name] for name in sorted(self._bad)]
-        if not skip_bad and len(reasons) == 1:
+        if not self._skip_bad and len(reasons) == 1:
             raise UserError(reasons[0])
         for reason in reasons:
             warn(reason)
-        if not skip_bad:
+        count = len(self._names)
+        if not self._skip_bad:
             raise UserError(
                 f"{len(reasons)} of {count} shards cannot be indexed, named above; repair them, or "
                 "index the rest with --skip-bad"
