@@ -193,8 +193,8 @@ class _Handler(BaseHTTPRequestHandler):
             while start < end:
                 data = file.read(min(_CHUNK, end - start))
                 self.gate.send(len(data))
+                self.counter.add(name, size=len(data))  # first: who has it may ask for the counts
                 self.wfile.write(data)
-                self.counter.add(name, size=len(data))
                 start += len(data)
 
     def handle(self) -> None:

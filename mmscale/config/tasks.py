@@ -107,6 +107,13 @@ class SetConfig:
         low=0,
     )
     tasks: list[TaskConfig] = key([], "What is learned from its samples.")
+    long: str = key(
+        "refuse",
+        "What becomes of a sample that is longer than data.seq_len. refuse: it is left out. split: "
+        "its text is cut into segments, each token learned once; for sets whose one task is "
+        "next_token on a text without input and prompt.",
+        choices=("refuse", "split"),
+    )
     augment: AugmentConfig = key(AugmentConfig, "Random changes to its samples.")
 
 
@@ -128,6 +135,19 @@ def check_set(where: str, data_set: SetConfig) -> None:
             check_field(place, name)
         OBJECTIVES[task.objective].check(place, task)
     _check_mixing(where, data_set)
+    _check_long(where, data_set)
+
+
+def _check_long(where: str, data_set: SetConfig) -> None:
+    """Only a text alone can be cut: what else a segment held, all its parts would need."""
+    if data_set.long == "split" and not (
+        len(data_set.tasks) == 1
+        and OBJECTIVES[data_set.tasks[0].objective].can_split(data_set.tasks[0])
+    ):
+        raise UserError(
+            f"{where}.long: split is for a set whose one task is {{objective: next_token, target: "
+            "text}, without input and prompt; use refuse"
+        )
 
 
 def _check_mixing(where: str, data_set: SetConfig) -> None:

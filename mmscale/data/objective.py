@@ -54,6 +54,7 @@ class TaskLayout:
     count: float  # of the whole step, over all ranks: what the loss is a mean over
     group: int  # of neighbouring sequences, whose samples are compared with each other
     next_slot: Callable[[], int]  # place of one item more among those counted for the step
+    part: range | None = None  # of the segment's positions, where it is cut; None: all
 
     def add_field(self, field: str) -> NDArray[np.int64] | None:
         """Add one field to the open segment; returns flat positions, int64 [n], if it is text."""
@@ -87,6 +88,12 @@ class Objective(ABC):
             raise UserError(
                 f"{where}.target: a {self.name} task answers with a text field, such as text"
             )
+
+    def can_split(self, task: TaskConfig) -> bool:
+        """Whether the task's one segment may be cut into several, each of which `lay` can lay by
+        `TaskLayout.part`.
+        """
+        return False
 
     def describe(self, task: TaskConfig) -> str:
         """What is learned, in a few words for people."""

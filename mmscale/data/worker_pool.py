@@ -13,13 +13,21 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from mmscale.errors import UserError
 from mmscale.plugins import import_plugins, imported_plugins
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+
+class TaskPool(Protocol):
+    """Processes, here or on a cluster, that call a function for many tasks (`WorkerPool.run`)."""
+
+    def run(
+        self, function: Callable[[Task], Result], tasks: Iterable[Task], count: int
+    ) -> Iterator[tuple[int, Result]]: ...
 
 
 class WorkerPool:
@@ -42,6 +50,7 @@ class WorkerPool:
     ) -> None:
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor = None  # it may be entered again
 
     def run(
         self, function: Callable[[Task], Result], tasks: Iterable[Task], count: int

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mmscale.data.worker_pool import TaskPool
 from mmscale.errors import UserError
 from mmscale.inspect.checks import run_checks
 from mmscale.inspect.duplicates import add_groups
@@ -25,6 +26,7 @@ def inspect(
     table: Path | None = None,
     seed: int = 0,
     workers: int | None = None,
+    pool: TaskPool | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Write one HTML page about the indexed shard folders ``sources``; returns the same for
@@ -38,6 +40,7 @@ def inspect(
         table: also write the measures of every sample to this Parquet file.
         seed: draws the subset and the samples that are shown.
         workers: processes; None: one per core; 0: this one alone. The result does not depend on it.
+        pool: who does the work instead; the result does not depend on it either.
         progress: show bars on stderr.
 
     Raises `UserError` when a source has no index, a file cannot be written, or pandas, pyarrow or
@@ -48,7 +51,7 @@ def inspect(
     for path in (html, table):
         _check_writable(path)
     sets = open_sets(sources, names or [], sample, seed)
-    samples = build_table(scan_samples(sets, workers, progress))
+    samples = build_table(scan_samples(sets, workers, progress, pool))
     add_groups(samples)
     run_checks(samples)
     report = build_report(sets, samples, seed, progress)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mmscale.data.index.dataset import Dataset
+from mmscale.data.worker_pool import TaskPool
 from mmscale.errors import SampleFault, UserError
 from mmscale.inspect.named_set import NamedSet
 from mmscale.inspect.picture import measure_picture
@@ -26,19 +28,20 @@ ScannedSample = dict[str, Any]
 # Samples handed to a process at a time, and below which starting processes costs more than it
 # saves.
 _CHUNK = 64
+_JOBS = 16  # of one task of a pool
 _WORTH_PROCESSES = 256
 # Any path will do: it names the sample's JSON document.
 _JSON = "json.document"
 
 
 def scan_samples(
-    sets: list[NamedSet], workers: int | None, progress: bool
+    sets: list[NamedSet], workers: int | None, progress: bool, pool: TaskPool | None = None
 ) -> Iterator[ScannedSample]:
     """One row for every sample to be looked at, in the order of the sets; the same for any
     ``workers``.
 
-    ``workers`` processes share the work (None: one per core; 0: this one alone). ``progress`` shows
-    a bar.
+    ``workers`` processes share the work (None: one per core; 0: this one alone), or a ``pool`` of
+    others does it. ``progress`` shows a bar.
 
     Raises `UserError` when the system ends a worker, naming the folder.
     """
@@ -53,11 +56,13 @@ def scan_samples(
     names = [named_set.name for named_set in sets]
     datasets = [named_set.dataset for named_set in sets]
     with tqdm(total=total, desc="inspect", unit="sample", disable=not progress) as bar:
-        for rows in (
-            _in_processes(jobs, names, datasets, workers)
-            if workers
-            else _here(jobs, names, datasets)
-        ):
+        if pool is not None:
+            scanned = _in_pool(jobs, names, datasets, pool)
+        elif workers:
+            scanned = _in_processes(jobs, names, datasets, workers)
+        else:
+            scanned = _here(jobs, names, datasets)
+        for rows in scanned:
             bar.update(len(rows))
             yield from rows
 
@@ -67,6 +72,26 @@ def _here(
 ) -> Iterator[list[ScannedSample]]:
     scanner = _Scanner(names, datasets)
     return map(scanner, jobs)
+
+
+def _in_pool(
+    jobs: list[ScanJob], names: list[str], datasets: list[Dataset], pool: TaskPool
+) -> Iterator[list[ScannedSample]]:
+    """In the order of the jobs; those of a task have one look at the sets."""
+    tasks = [jobs[start : start + _JOBS] for start in range(0, len(jobs), _JOBS)]
+    scan, waiting = partial(_scan_some, names, datasets), dict[int, list[list[ScannedSample]]]()
+    following = 0
+    for number, rows in pool.run(scan, tasks, len(tasks)):
+        waiting[number] = rows
+        while following in waiting:
+            yield from waiting.pop(following)
+            following += 1
+
+
+def _scan_some(
+    names: list[str], datasets: list[Dataset], jobs: list[ScanJob]
+) -> list[list[ScannedSample]]:
+    return list(map(_Scanner(names, datasets), jobs))
 
 
 def _in_processes(

@@ -165,10 +165,13 @@ def _open_run(config: Config, ranks: Ranks, until: int | None) -> _Run:
 
     adversary = Adversary(config, strategy)
     machine = find_machine(ranks)
+    # A machine fetches no more than its own part of a step. What every machine has at hand is dealt
+    # among all ranks: at costs more equal, and to the same ranks on any machines.
+    node = machine.readers if plan.is_remote else range(ranks.data_world)
     prefetcher = fetch_ahead(
         plan,
         config.data.cache,
-        node=machine.readers,
+        node=node,
         world=ranks.data_world,
         local_rank=machine.local_rank,
         ranks=machine.ranks,
@@ -182,7 +185,7 @@ def _open_run(config: Config, ranks: Ranks, until: int | None) -> _Run:
         micro_batch=train.micro_batch,
         rank=ranks.data_rank,
         world=ranks.data_world,
-        node=machine.readers,
+        node=node,
     )
     steps = iterate_steps(
         data,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from mmscale import prf
 from mmscale.checkpoint.run_state import list_checkpoints, read_state
 from mmscale.checkpoint.towers import resolve_towers
 from mmscale.config import Config
@@ -17,7 +18,7 @@ from mmscale.data.index.dataset import Dataset
 from mmscale.data.planning.editions import EditionHistory
 from mmscale.data.planning.sample_sizes import text_fields
 from mmscale.data.planning.step_plan import Plan
-from mmscale.data.planning.token_counts import iterate_texts
+from mmscale.data.planning.token_counts import sample_texts
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.durable import write_durably
 from mmscale.errors import UserError
@@ -26,6 +27,9 @@ from mmscale.model.flops import Flops
 from mmscale.parallel.ranks import Ranks, on_first_rank
 from mmscale.release.init_from import initial_tokenizer
 from mmscale.train.classes import find_classes, write_classes
+
+# Of a field's texts: more teaches a tokenizer of any usual size nothing.
+_TOKENIZER_BYTES = 32 << 20
 
 
 def prepare(config: Config, ranks: Ranks, resume_step: int) -> tuple[Tokenizer, Plan]:
@@ -79,7 +83,9 @@ def prepare_data(config: Config) -> None:
 
 
 def prepare_tokenizer(config: Config) -> Tokenizer:
-    """The configured tokenizer, or one trained on every text the tasks read."""
+    """The configured tokenizer, or one trained on the texts that the tasks read: all, or of each
+    field of a larger set 32 MB from all over it.
+    """
     configured = Tokenizer.load(config.data.tokenizer.file) if config.data.tokenizer.file else None
     if config.model.init_from:
         theirs = initial_tokenizer(Path(config.model.init_from))
@@ -95,7 +101,8 @@ def prepare_tokenizer(config: Config) -> Tokenizer:
     for data_set in config.data.sets.values():
         dataset = Dataset.open(data_set.shards, config.data.cache)
         for field in text_fields(data_set.tasks):
-            texts.extend(iterate_texts(dataset, field))
+            key = prf.derive_key("tokenizer", field)
+            texts.extend(sample_texts(dataset, field, _TOKENIZER_BYTES, key))
         texts += [task.prompt for task in data_set.tasks if task.prompt]
     return Tokenizer.train(texts, config.data.tokenizer.vocab_size)
 
@@ -187,9 +194,14 @@ def _report(plan: Plan, config: Config) -> None:
             f"{planned.counts.tokens / (sequences * plan.seq_len):.1%} full, "
             f"{epochs[planned.name]:.1f} epochs in {config.train.steps:,} steps"
         )
+        if planned.counts.cut:
+            line += (
+                f"; {planned.counts.cut:,} samples longer than data.seq_len={plan.seq_len} "
+                f"({planned.counts.cut / planned.counts.samples:.1%}) are cut"
+            )
         if planned.counts.oversize:
             line += (
                 f"; {planned.counts.oversize:,} samples longer than data.seq_len={plan.seq_len} "
-                "are left out"
+                f"are left out; data.sets.{planned.name}.long=split cuts texts instead"
             )
         write_line(line)

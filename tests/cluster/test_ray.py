@@ -209,7 +209,7 @@ def test_a_submitted_run_ends_in_the_weights_of_torchrun(cluster, reference, sma
 
 def test_a_killed_node_leaves_the_other_to_go_on(cluster, reference, small_run, tmp_path):
     """One or two ranks: the run goes on with one, and its batches are those of two."""
-    job = cluster.submit("train", *run(tmp_path, small_run, "train.steps=41"), RANKS="1:2")
+    job = cluster.submit("train", *run(tmp_path, small_run), RANKS="1:2")
     try:
         wait_for(lambda: steps(tmp_path) >= 12, job)
         cluster.kill_node()
@@ -217,17 +217,18 @@ def test_a_killed_node_leaves_the_other_to_go_on(cluster, reference, small_run, 
     finally:
         cluster.add_node()
     rows = metrics(tmp_path)
-    assert [row["step"] for row in rows] == list(range(41))
+    assert [row["step"] for row in rows] == list(range(STEPS))
     assert rows[0]["ranks"] == 2 and rows[-1]["ranks"] == 1
     undisturbed = metrics(reference)
     assert all(
-        abs(row["loss"] / other["loss"] - 1) < 1e-3
-        for row, other in zip(rows[:20], undisturbed[:20], strict=True)
+        abs(row["loss"] / other["loss"] - 1) < 1e-4
+        for row, other in zip(rows, undisturbed, strict=True)
     )
 
 
 def search(folder, small_run):
-    space = "tune.space={train.optimizer.lr: {range: [1.0e-4, 1.0e-1], scale: log}}"
+    # Rates that do not make a difference of rounding grow.
+    space = "tune.space={train.optimizer.lr: {range: [1.0e-4, 1.0e-2], scale: log}}"
     return [
         *run(folder, small_run, "train.checkpoint_every=100"), space, "tune.trials=3",
         "tune.search=random",

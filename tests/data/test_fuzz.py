@@ -24,10 +24,11 @@ from PIL import Image
 from tars import BLOCK, FORMATS, write_tar
 
 from mmscale.config import AugmentConfig, MediaConfig
-from mmscale.data.index.build_index import build_index, verify_shards
+from mmscale.data.index.build_index import build_index
 from mmscale.data.index.dataset import Dataset
 from mmscale.data.index.json_field import json_text
 from mmscale.data.index.probe import kind_of, probe
+from mmscale.data.index.verify_shards import verify_shards
 from mmscale.data.media.audio import decode_audio
 from mmscale.data.media.augment import CROP_DRAWS, draw_crop
 from mmscale.data.media.image import decode_image

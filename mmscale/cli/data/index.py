@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmscale.cli.data.manifest import print_manifest
 from mmscale.cli.data.media_limits import add_media_limits, media_limits
+from mmscale.cli.data.task_pool import add_task_pool, open_task_pool
 from mmscale.cli.verb import verb
+from mmscale.errors import UserError
+from mmscale.messages import report
+
+if TYPE_CHECKING:
+    from mmscale.data.index.manifest import Manifest
 
 INDEX_EPILOG = """\
-Every shard is read once, from front to back. Remote shards stay where they are. A config names DIR,
-and each shard is fetched into the local cache (data.cache) when one of its samples is first needed.
+Every shard is read once, from front to back; of a set that grew, the new shards alone. Remote
+shards stay where they are. A config names DIR, and a run fetches what it reads into the local cache
+(data.cache). Texts that are few beside the shards are kept with the index, so that a start reads no
+shard to count their tokens. A bad shard does not end the pass: all of them are named at its end.
 See docs/remote.md.
 
 examples:
   mmscale data index shards/train
   mmscale data index 's3://bucket/train/part-{0000..0099}.tar' --out indexes/train
   mmscale data index s3://bucket/train/ --out indexes/train
+  mmscale data index shards/train --tokenizer tokenizer.json --count text json.caption
 """
 
 
@@ -37,12 +46,59 @@ def add(verbs: Any) -> None:
         metavar="DIR",
         help="remote shards only: folder for the index; it then stands for the shards",
     )
+    index.add_argument(
+        "--tokenizer",
+        metavar="FILE",
+        help="a tokenizer.json: count the tokens of texts now, and keep the counts with the index, "
+        "so that a start of training reads no text",
+    )
+    index.add_argument(
+        "--count",
+        nargs="+",
+        metavar="FIELD",
+        help="with --tokenizer: text fields to count, such as text or json.caption (default: text "
+        "and cls, where there are any)",
+    )
+    index.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="where shards cannot be indexed, name them and index the rest (default: name them and "
+        "fail)",
+    )
+    index.add_argument(
+        "--all",
+        action="store_true",
+        help="read every shard, also those that have not changed since the index that is there",
+    )
+    add_task_pool(index, "the index is the same")
     add_media_limits(index)
 
 
 def _index(arguments: argparse.Namespace) -> dict[str, Any]:
-    from mmscale.data.index.build_index import index_sources
+    from mmscale.data.index.build_index import IndexPass, index_sources
 
+    if arguments.count and not arguments.tokenizer:
+        raise UserError("--count: is for --tokenizer FILE; name the tokenizer, or leave it away")
     out = Path(arguments.out) if arguments.out else None
-    manifest = index_sources(arguments.sources, out, media_limits(arguments), progress=True)
+    with open_task_pool(arguments) as pool:
+        how = IndexPass(pool=pool, skip_bad=arguments.skip_bad, every=arguments.all)
+        manifest = index_sources(arguments.sources, out, media_limits(arguments), how=how)
+    if arguments.tokenizer:
+        _count_tokens(manifest, arguments.tokenizer, arguments.count)
     return print_manifest(manifest, arguments.json)
+
+
+def _count_tokens(manifest: Manifest, file: str, fields: list[str] | None) -> None:
+    from mmscale.data.index.manifest import split_reference
+    from mmscale.data.planning.token_counts import keep_token_counts
+    from mmscale.data.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(file)
+    for field in fields or ():
+        if split_reference(field)[0] not in ("text", "cls", "json"):
+            raise UserError(f"--count {field}: not a text; name text, cls or json.<path>")
+        manifest.locate(field)
+    if fields is None:
+        fields = [field for field in ("text", "cls") if manifest.has(field)]
+    keep_token_counts(manifest, tokenizer, fields)
+    report(f"tokens of {', '.join(fields) or 'no field'} are counted")

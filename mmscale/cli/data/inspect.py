@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from mmscale.cli.data.task_pool import add_task_pool, open_task_pool
 from mmscale.cli.verb import verb
 
 INSPECT_EPILOG = """\
@@ -61,26 +63,23 @@ def add(verbs: Any) -> None:
         metavar="N",
         help="which samples are drawn and shown (default: 0)",
     )
-    inspect.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="processes (default: all cores); the page is the same",
-    )
+    add_task_pool(inspect, "the page is the same")
 
 
 def _inspect(arguments: argparse.Namespace) -> dict[str, Any]:
     from mmscale.inspect.run import inspect
 
-    result = inspect(
-        arguments.sources,
-        Path(arguments.html),
-        names=arguments.name,
-        sample=arguments.sample,
-        table=Path(arguments.table) if arguments.table else None,
-        seed=arguments.seed,
-        workers=arguments.workers,
-    )
+    with open_task_pool(arguments) if arguments.ray is not None else nullcontext() as pool:
+        result = inspect(
+            arguments.sources,
+            Path(arguments.html),
+            names=arguments.name,
+            sample=arguments.sample,
+            table=Path(arguments.table) if arguments.table else None,
+            seed=arguments.seed,
+            workers=arguments.workers,
+            pool=pool,
+        )
     if not arguments.json:
         for warning in result["warnings"]:
             print(f"{warning['severity']}: {warning['title']}")

@@ -51,4 +51,6 @@ def _order(arguments: argparse.Namespace) -> None:
                 dataset = plan.sets[sequence.set_index].dataset
                 keys = [dataset.key(sample) for sample in sequence.samples.tolist()]
                 row = {"step": step, "sequence": sequence.number, "rank": rank, "keys": keys}
+                if plan.sets[sequence.set_index].config.long == "split":
+                    row["parts"] = sequence.parts.tolist()
                 print(json.dumps(row, ensure_ascii=False))

@@ -8,6 +8,7 @@ from typing import Any
 
 from mmscale.cli.data.manifest import print_manifest
 from mmscale.cli.data.media_limits import add_media_limits, media_limits
+from mmscale.cli.data.task_pool import add_task_pool, open_task_pool
 from mmscale.cli.verb import verb
 
 PACK_EPILOG = """\
@@ -49,12 +50,7 @@ def add(verbs: Any) -> None:
         metavar="DIR",
         help="an empty or new folder, or the folder of a pack to continue",
     )
-    pack.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="processes (default: all cores); the shards are the same",
-    )
+    add_task_pool(pack, "the shards are the same")
     pack.add_argument(
         "--samples-per-shard",
         type=int,
@@ -83,16 +79,16 @@ def add(verbs: Any) -> None:
 
 def _pack(arguments: argparse.Namespace) -> dict[str, Any]:
     from mmscale.data.ingest.pack import pack
-    from mmscale.data.worker_pool import available_cores
 
-    manifest = pack(
-        Path(arguments.source),
-        Path(arguments.out),
-        shuffle_seed=arguments.shuffle_seed,
-        samples_per_shard=arguments.samples_per_shard,
-        shuffle_gb=arguments.shuffle_gb,
-        workers=available_cores() if arguments.workers is None else arguments.workers,
-        media=media_limits(arguments),
-        progress=True,
-    )
+    with open_task_pool(arguments) as pool:
+        manifest = pack(
+            Path(arguments.source),
+            Path(arguments.out),
+            shuffle_seed=arguments.shuffle_seed,
+            samples_per_shard=arguments.samples_per_shard,
+            shuffle_gb=arguments.shuffle_gb,
+            pool=pool,
+            media=media_limits(arguments),
+            progress=True,
+        )
     return print_manifest(manifest, arguments.json)

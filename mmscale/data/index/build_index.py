@@ -1,36 +1,50 @@
-"""Builds and verifies the index of shards, local or remote, in one sequential pass that decodes
-nothing.
+"""Builds the index of shards, local or remote, in one sequential pass that decodes nothing.
+
+A shard is a task (`index_shard`), for this process, for several, or for a cluster. Their results
+are written in the order of the shards' names, so an index is the same to the byte however it was
+made. Shards that have not changed since an earlier index are not read again (`earlier_index`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import os
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import groupby
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from tqdm import tqdm
 
 from mmscale.config import CacheConfig, MediaConfig
-from mmscale.data.index.index_files import FIELD_NAME, FOLDER, Shard
+from mmscale.data.index.earlier_index import EarlierIndex, write_stamps
+from mmscale.data.index.index_files import FOLDER
+from mmscale.data.index.index_shard import BadShard, IndexedShard, ShardTask, index_shard
 from mmscale.data.index.index_writer import IndexWriter, replace_index
+from mmscale.data.index.kept_texts import is_text, may_be_kept, too_many_of_shard
+from mmscale.data.index.local_shards import shards_of
 from mmscale.data.index.manifest import Manifest
-from mmscale.data.index.probe import kind_of, probe
-from mmscale.data.index.tar_headers import Member, open_shard, scan, scan_source
-from mmscale.data.storage.remote_file import CHUNK, check_remote, list_shards, open_remote
+from mmscale.data.index.shard_reader import Stamp
+from mmscale.data.storage.remote_file import list_shards
 from mmscale.data.storage.shard_patterns import expand, group_by_folder
-from mmscale.data.storage.url import is_url, join_url
-from mmscale.errors import SampleFault, UserError
+from mmscale.data.storage.url import is_url
+from mmscale.data.worker_pool import TaskPool, WorkerPool
+from mmscale.errors import UserError
+from mmscale.messages import report, warn
 
-_CHUNK = 1 << 20
-_COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
-Facts = tuple[int, int, int, int, int]
+@dataclass(frozen=True, kw_only=True)
+class IndexPass:
+    """How an index is made.
+
+    Attributes:
+        pool: who reads the shards; None: this process, one after the other.
+        skip_bad: index the rest where a shard cannot be indexed.
+        every: read every shard, also those that have not changed since the index that is there.
+    """
+
+    pool: TaskPool | None = None
+    skip_bad: bool = False
+    every: bool = False
 
 
 def has_index(directory: Path) -> bool:
@@ -39,7 +53,11 @@ def has_index(directory: Path) -> bool:
 
 
 def index_sources(
-    sources: list[str], out: Path | None, media: MediaConfig, progress: bool = True
+    sources: list[str],
+    out: Path | None,
+    media: MediaConfig,
+    progress: bool = True,
+    how: IndexPass = IndexPass(),
 ) -> Manifest:
     """Index one local folder (`build_index`), or remote shards into ``out`` (`build_remote_index`).
 
@@ -51,17 +69,19 @@ def index_sources(
             raise UserError(
                 "--out: missing; name the folder that is to hold the index of the remote shards"
             )
-        return build_remote_index(names, out, media, progress)
+        return build_remote_index(names, out, media, progress, how)
     if out is not None:
         raise UserError(
             f"--out {out}: the index of local shards lies beside them; leave --out away"
         )
     if len(names) != 1:
         raise UserError(f"{names[1]}: a second local folder; index one at a time")
-    return build_index(Path(names[0]), media, progress)
+    return build_index(Path(names[0]), media, progress, how)
 
 
-def build_index(directory: Path, media: MediaConfig, progress: bool = True) -> Manifest:
+def build_index(
+    directory: Path, media: MediaConfig, progress: bool = True, how: IndexPass = IndexPass()
+) -> Manifest:
     """Index every ``.tar`` of ``directory`` and replace the index that is there.
 
     A member that cannot be used (unreadable header, over a limit of ``media``, text that is not
@@ -69,20 +89,22 @@ def build_index(directory: Path, media: MediaConfig, progress: bool = True) -> M
     `Manifest.problems` gives these as one-line warnings. ``progress`` shows a bar in bytes on
     stderr.
 
-    Raises `UserError` for what `tar_headers.scan` does, when there is no shard, when the folder
-    cannot be written, and when no sample is usable (its problems are on disk then).
+    Raises `UserError` for what `tar_headers.scan` does, after all shards were looked at; when there
+    is no shard, when the folder cannot be written, and when no sample is usable (its problems are
+    on disk then).
     """
     directory = Path(directory)
-    paths = _shards_of(directory)
-    total = sum(path.stat().st_size for path in paths)
-    with replace_index(directory) as writer, _bar("index", total, progress) as bar:
-        for path in paths:
-            _index_shard(directory, path.name, media, writer, bar)
+    names = [path.name for path in shards_of(directory)]
+    _index(directory, directory, names, media, progress, how)
     return Manifest.open(directory)
 
 
 def build_remote_index(
-    names: list[str], out: Path, media: MediaConfig, progress: bool = True
+    names: list[str],
+    out: Path,
+    media: MediaConfig,
+    progress: bool = True,
+    how: IndexPass = IndexPass(),
 ) -> Manifest:
     """`build_index` for remote shards of one folder, given by URL: writes ``out/index/`` and no
     shard.
@@ -107,198 +129,140 @@ def build_remote_index(
         ) from None
     if any(out.glob("*.tar")):
         raise UserError(f"--out {out}: holds shards of its own; name an empty folder")
-    with replace_index(out, base) as writer, _bar("index", 0, progress) as bar:
-        for name in shards:
-            _index_shard(base, name, media, writer, bar)
+    _index(out, base, shards, media, progress, how)
     return Manifest.open(out)
 
 
-def verify_shards(directory: Path, progress: bool = False) -> list[str]:
-    """Compare every byte of the shards with the index; returns one line per fault, naming shard and
-    key.
+def _index(
+    root: Path, base: Path | str, names: list[str], media: MediaConfig, progress: bool,
+    how: IndexPass,
+) -> None:  # fmt: skip
+    """Write ``root/index/`` of the named shards of ``base``."""
+    earlier = EarlierIndex(root, base, media)
+    with replace_index(root, base if isinstance(base, str) else "") as writer:
+        done = _Merged(writer, names, how.skip_bad)
+        new = [name for name in names if how.every or not done.take(earlier, name)]
+        if 0 < len(new) < len(names):
+            report(f"{len(names) - len(new)} shards have not changed and are not read again")
+        tasks = [ShardTask(base=base, name=name, media=media) for name in new]
+        with tqdm(
+            total=_bytes_of(base, new),
+            desc="index",
+            unit="B",
+            unit_scale=True,
+            disable=not progress,
+        ) as bar:
+            for number, result in _run(tasks, how.pool, bar):
+                done.add(new[number], result)
+                if how.pool is not None and isinstance(result, IndexedShard):
+                    bar.update(result.shard.bytes)
+        done.finish()
+        again = done.forgot_texts_that_fit
+        if not again:
+            write_stamps(writer.folder, media, done.stamps)
+    if again:
+        # The index that was there kept none of the texts, which with the new shards are few.
+        _index(root, base, names, media, progress, replace(how, every=True))
 
-    Checked: the strict rules of `tar_headers.scan`, each shard's size and SHA-256, each field's
-    place and CRC-32, shards that are missing or not indexed. Members already listed as problems are
-    not repeated. Remote shards are read where they are, not from the cache.
 
-    Raises `UserError` when there is no index or it is damaged itself.
+def _run(
+    tasks: list[ShardTask], pool: TaskPool | None, bar: tqdm[Any]
+) -> Iterator[tuple[int, IndexedShard | BadShard]]:
+    if pool is None:
+        return WorkerPool(1).run(partial(index_shard, told=bar.update), tasks, len(tasks))
+    return pool.run(index_shard, tasks, len(tasks))
+
+
+def _bytes_of(base: Path | str, names: list[str]) -> int | None:
+    """Of local shards; those of remote ones are known when they are opened."""
+    if isinstance(base, str):
+        return None
+    return sum((base / name).stat().st_size for name in names)
+
+
+class _Merged:
+    """The shards of an index, however they come: each is written, and forgotten, as soon as all
+    before it are.
     """
-    directory = Path(directory)
-    manifest = Manifest.load(directory)
-    listed = {shard.name for shard in manifest.entries}
-    faults: list[str] = []
-    if isinstance(manifest.base, Path):
-        faults += [
-            f"{path}: not in the index" for path in _shards_of(directory) if path.name not in listed
-        ]
-    else:
-        check_remote(manifest.base)
-    with _bar("verify", sum(shard.bytes for shard in manifest.entries), progress) as bar:
-        first = 0
-        for shard in manifest.entries:
-            faults += _verify_shard(manifest, shard, range(first, first + shard.samples), bar)
-            first += shard.samples
-    return faults
 
+    def __init__(self, writer: IndexWriter, names: list[str], skip_bad: bool) -> None:
+        self._writer, self._names, self._skip_bad = writer, names, skip_bad
+        self._written = 0
+        self._earlier: dict[str, Callable[[], IndexedShard]] = {}
+        self._new: dict[str, IndexedShard] = {}
+        self._bad: dict[str, str] = {}
+        self._forgot, self._fits = False, True
+        self._text_bytes = self._shard_bytes = 0
+        self.stamps: dict[str, Stamp] = {}
 
-class _HashingReader:
-    """A `tar_headers.Source`: one forward pass over a shard; whatever is read or skipped is
-    hashed.
-    """
+    @property
+    def forgot_texts_that_fit(self) -> bool:
+        """Whether an earlier index kept no texts where now all are few enough to be kept."""
+        few = may_be_kept(self._text_bytes, self._shard_bytes, final=True)
+        return self._forgot and self._fits and few
 
-    def __init__(self, file: BinaryIO, bar: tqdm[Any]) -> None:
-        self._file, self._bar, self._at = file, bar, 0
-        self._sha256 = hashlib.sha256()
+    def take(self, earlier: EarlierIndex, name: str) -> bool:
+        """Whether an earlier index has the shard as it is now."""
+        if not earlier.has(name):
+            return False
+        self._earlier[name] = partial(earlier.get, name)
+        return True
 
-    def read(self, size: int, /) -> bytes:
-        data = self._file.read(size)
-        self._sha256.update(data)
-        self._bar.update(len(data))
-        self._at += len(data)
-        return data
+    def add(self, name: str, result: IndexedShard | BadShard) -> None:
+        """Take one result."""
+        if isinstance(result, BadShard):
+            self._bad[name] = result.reason
+        else:
+            self._new[name] = result
+        self._write()
 
-    def seek(self, offset: int, /) -> int:
-        assert offset >= self._at
-        while self._at < offset and self.read(min(_CHUNK, offset - self._at)):
-            pass
-        return self._at
+    def finish(self) -> None:
+        """Write what is left. Raises `UserError` naming the bad ones, unless they are skipped."""
+        self._write()
+        assert self._written == len(self._names)
+        self._report_bad()
 
-    def crc(self, size: int) -> int:
-        """CRC-32 of the next ``size`` bytes."""
-        crc, end = 0, self._at + size
-        while self._at < end and (data := self.read(min(_CHUNK, end - self._at))):
-            crc = zlib.crc32(data, crc)
-        return crc
+    def _write(self) -> None:
+        while self._written < len(self._names):
+            name = self._names[self._written]
+            if name in self._bad:
+                self._writer.skip_shard(name, self._bad[name])
+            elif name in self._new:
+                self._add(name, self._new.pop(name))
+            elif name in self._earlier:
+                self._add(name, self._earlier[name]())
+            else:
+                return
+            self._written += 1
 
-    def hexdigest(self) -> str:
-        return self._sha256.hexdigest()
-
-
-def _shards_of(directory: Path) -> list[Path]:
-    if not directory.is_dir():
-        raise UserError(f"{directory}: no such folder; name the folder that holds the .tar shards")
-    files = sorted(
-        path for path in directory.iterdir() if path.is_file() and not path.name.startswith(".")
-    )
-    paths = [path for path in files if path.suffix == ".tar"]
-    for path in files:
-        if path.name.endswith(_COMPRESSED):
-            next(scan(path), None)  # refuses what is compressed, with the command that repairs it
-            raise UserError(f"{path}: not compressed, against its name; rename it to .tar")
-    if not paths:
-        raise UserError(f"{directory}: no .tar shards; make some with `mmscale data pack`")
-    for path in paths:
-        try:
-            path.name.encode("utf-8")
-        except UnicodeEncodeError:
-            raise UserError(
-                f"{os.fsencode(path)!r}: the name is not UTF-8; rename the shard"
-            ) from None
-    return paths
-
-
-def _bar(what: str, total: int, progress: bool) -> tqdm[Any]:
-    return tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=not progress)
-
-
-@contextmanager
-def _open(base: Path | str, name: str) -> Iterator[tuple[BinaryIO, int, Path | str]]:
-    """An open shard, its bytes, and what to call it in messages."""
-    if isinstance(base, Path):
-        with open_shard(base / name) as local:
-            yield local, os.fstat(local.fileno()).st_size, base / name
-    else:
-        url = join_url(base, name)
-        with (
-            open_remote(url, CacheConfig().retries) as remote,
-            io.BufferedReader(remote, CHUNK) as file,
-        ):
-            yield file, remote.size, url
-
-
-def _index_shard(
-    base: Path | str, name: str, media: MediaConfig, writer: IndexWriter, bar: tqdm[Any]
-) -> None:
-    samples: list[tuple[str, dict[str, tuple[int, ...]]]] = []
-    with _open(base, name) as (file, size, place):
-        if isinstance(base, str):
-            bar.total = (bar.total or 0) + size  # of local shards the sum is known at the start
-        reader = _HashingReader(file, bar)
-        for key, members in groupby(
-            scan_source(reader, size, place), key=lambda member: member.key
-        ):
-            fields: dict[str, tuple[int, ...]] = {}
-            usable = True
-            for member in members:
-                try:
-                    fields[member.field] = _facts(reader, member, media)
-                except SampleFault as fault:
-                    writer.add_problem(key, name, member.offset, member.field, str(fault))
-                    usable = False
-            if usable:
-                samples.append((key, fields))
-    writer.add_shard(Shard(name, size, reader.hexdigest(), len(samples)), samples)
-
-
-def _facts(reader: _HashingReader, member: Member, media: MediaConfig) -> Facts:
-    """Facts of the member whose payload ``reader`` stands at."""
-    if not FIELD_NAME.fullmatch(member.field):
-        raise SampleFault("a field is named with 1 to 64 of a-z 0-9 _ . - only; rename the file")
-    kind = kind_of(member.field)
-    if kind is None:
-        return member.offset, member.size, reader.crc(member.size), 0, 0
-    if member.size > media.max_file_bytes:
-        raise SampleFault(
-            f"{member.size} bytes are over media.max_file_bytes={media.max_file_bytes}"
+    def _add(self, name: str, indexed: IndexedShard) -> None:
+        if self._bad and not self._skip_bad:
+            return  # there will be no index: the rest is read to name all that is bad
+        self._writer.add(indexed)
+        self.stamps[name] = indexed.stamp
+        own = sum(
+            facts[1]
+            for _, fields in indexed.samples
+            for field, facts in fields.items()
+            if is_text(field)
         )
-    data = reader.read(member.size)
-    try:
-        facts = probe(kind, data, media)
-    except UserError as error:  # the machine's trouble, which may be this member's doing
-        raise UserError(f"{member.name}: {error}") from None
-    return member.offset, member.size, zlib.crc32(data), *facts
+        self._text_bytes += own
+        self._shard_bytes += indexed.shard.bytes
+        self._fits = self._fits and not too_many_of_shard(own, indexed.shard.bytes)
+        self._forgot = self._forgot or (indexed.texts is None and name in self._earlier)
 
-
-def _verify_shard(manifest: Manifest, shard: Shard, rows: range, bar: tqdm[Any]) -> list[str]:
-    expected = _expected(manifest, rows)
-    faults: list[str] = []
-    try:
-        with _open(manifest.base, shard.name) as (file, size, place):
-            if size != shard.bytes:
-                faults.append(f"{place}: {size} bytes, but {shard.bytes} when it was indexed")
-            reader = _HashingReader(file, bar)
-            for member in scan_source(reader, size, place):
-                entry = expected.pop((member.key, member.field), None)
-                if entry is None:
-                    continue
-                crc = reader.crc(member.size)
-                if entry != (member.offset, member.size, crc):
-                    where = f"{place}: byte {member.offset}: sample {member.key!r}"
-                    faults.append(f"{where}: {member.field}: differs from the index")
-    except UserError as error:
-        return [*faults, str(error)]
-    if reader.hexdigest() != shard.sha256:
-        faults.append(f"{place}: SHA-256 differs from the index")
-    faults += [
-        f"{place}: sample {key!r}: {field}: in the index, not in the shard"
-        for key, field in expected
-    ]
-    return faults
-
-
-def _expected(manifest: Manifest, rows: range) -> dict[tuple[str, str], tuple[int, int, int]]:
-    """(offset, size, CRC-32) by (key, field) of the samples ``rows``."""
-    keys = [manifest.key(row) for row in rows]
-    expected = {}
-    for field in manifest.fields:
-        facts = manifest.column(field)[rows.start : rows.stop]
-        for key, offset, size, crc in zip(
-            keys,
-            facts["offset"].tolist(),
-            facts["size"].tolist(),
-            facts["crc"].tolist(),
-            strict=True,
-        ):
-            if offset:
-                expected[key, field] = (offset, size, crc)
-    return expected
+    def _report_bad(self) -> None:
+        if not self._bad:
+            return
+        reasons = [self._bad[name] for name in sorted(self._bad)]
+        if not self._skip_bad and len(reasons) == 1:
+            raise UserError(reasons[0])
+        for reason in reasons:
+            warn(reason)
+        count = len(self._names)
+        if not self._skip_bad:
+            raise UserError(
+                f"{len(reasons)} of {count} shards cannot be indexed, named above; repair them, or "
+                "index the rest with --skip-bad"
+            )
+        report(f"{len(reasons)} of {count} shards are left out, named above")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from mmscale.data.index.byte_reader import ByteReader
 from mmscale.data.index.default_block import default_block
 from mmscale.data.index.index_files import FACTS
 from mmscale.data.index.json_field import json_text
+from mmscale.data.index.kept_texts import KeptTexts, open_texts
 from mmscale.data.index.manifest import FieldLocator, Manifest, open_manifests
 from mmscale.data.index.remote_reader import RemoteReader
 from mmscale.errors import SampleFault
@@ -50,6 +51,7 @@ class Dataset:
         self.cache = cache or CacheConfig()
         self._ends = list(accumulate(len(manifest) for manifest in manifests))
         self._located: dict[tuple[int, str], FieldLocator | None] = {}
+        self._kept_texts: dict[tuple[int, str], KeptTexts | None] = {}
         self._local = ByteReader()
         self.extents: ExtentMap | None = None
         if any(isinstance(manifest.base, str) for manifest in manifests):
@@ -132,21 +134,45 @@ class Dataset:
 
     def text(self, field: str, sample: int) -> str | None:
         """Text of a text, cls or json.<path> field; None where the JSON has no such path."""
-        raw = self.read(field, sample)
-        try:
-            text = raw.decode("utf-8")
-        except UnicodeDecodeError:
-            raise SampleFault(f"{field}: not UTF-8") from None
-        if not field.startswith("json."):
-            return text.strip()
-        value = json_text(text, field.removeprefix("json."))
-        if (
-            value is not None
-            and not value.isascii()
-            and any("\ud800" <= letter <= "\udfff" for letter in value)
-        ):
-            raise SampleFault(f"{field}: holds half of a surrogate pair, which no UTF-8 text can")
-        return value
+        return _decoded(self.read(field, sample), field)
+
+    def texts(self, field: str, samples: NDArray[np.int64]) -> Iterator[str | None]:
+        """`text` of ascending neighbours, None also where a sample lacks the field or it is no
+        text; read from the index where that keeps the texts (`kept_texts`).
+
+        Raises `ShardFault` if a shard cannot be read.
+        """
+        owners = np.searchsorted(self._ends, samples, side="right")
+        for number in np.unique(owners).tolist():
+            mine = samples[owners == number]
+            kept = self._kept(number, field)
+            if kept is None:
+                yield from (self._text_or_none(field, sample) for sample in mine.tolist())
+            else:
+                yield from (
+                    None if raw is None else _decoded_or_none(raw, field)
+                    for raw in kept.read(mine - self._start(number))
+                )
+
+    def keeps_texts(self, field: str) -> bool:
+        """Whether the texts of ``field`` are read from the index, or from local shards."""
+        return all(
+            isinstance(manifest.base, Path) or self._kept(number, field) is not None
+            for number, manifest in enumerate(self.manifests)
+            if manifest.has(field)
+        )
+
+    def _kept(self, number: int, field: str) -> KeptTexts | None:
+        if (number, field) not in self._kept_texts:
+            self._kept_texts[number, field] = open_texts(self.manifests[number], field)
+        return self._kept_texts[number, field]
+
+    def _text_or_none(self, field: str, sample: int) -> str | None:
+        number, row = self._find(sample)
+        located = self._locate(number, field)
+        if located is None or not located.bytes_of(row)[0]:
+            return None
+        return _decoded_or_none(self.read(field, sample), field)
 
     def where(self, sample: int, field: str) -> dict[str, Any]:
         """Where a field lies, for the quarantine log."""
@@ -174,4 +200,29 @@ class Dataset:
 
     def __getstate__(self) -> dict[str, Any]:
         # Located again in the worker: pickling a memory-mapped column would copy it.
-        return self.__dict__ | {"_located": {}}
+        return self.__dict__ | {"_located": {}, "_kept_texts": {}}
+
+
+def _decoded(raw: bytes, field: str) -> str | None:
+    """Text of a text, cls or json.<path> field. Raises `SampleFault` with the reason."""
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise SampleFault(f"{field}: not UTF-8") from None
+    if not field.startswith("json."):
+        return text.strip()
+    value = json_text(text, field.removeprefix("json."))
+    if (
+        value is not None
+        and not value.isascii()
+        and any("\ud800" <= letter <= "\udfff" for letter in value)
+    ):
+        raise SampleFault(f"{field}: holds half of a surrogate pair, which no UTF-8 text can")
+    return value
+
+
+def _decoded_or_none(raw: bytes, field: str) -> str | None:
+    try:
+        return _decoded(raw, field)
+    except SampleFault:
+        return None  # not a text, or a JSON without the path: a property of the indexed bytes

@@ -8,6 +8,10 @@ Layout of ``DIR/index/``:
 - ``keys.npy`` uint8, the UTF-8 keys one after another, and ``key_ends.npy`` uint64 [N], where each
   ends; samples stand in the order of the shards;
 - ``field.<name>.npy``, one per field, structured [N] of `FACTS`;
+- ``texts.<name>.npy`` uint8, of text fields that are few beside the shards (`kept_texts`);
+  ``manifest.json`` has their lengths as ``texts``, where there are any, and as ``skipped`` the
+  shards that were left out as bad, each with the reason;
+- ``stamps.json``, by which the next pass knows what has not changed (`earlier_index`);
 - ``problems.jsonl``: members that cannot be used; their samples are not among the N.
 """
 
@@ -86,11 +90,13 @@ class IndexFiles:
             self.shards = [Shard(**shard) for shard in tree["shards"]]
             self.fields: list[str] = sorted(tree["fields"])
             self.base: Path | str = tree.get("base", root)
+            self.kept_texts: dict[str, int] = dict(tree.get("texts", {}))
+            self.skipped: dict[str, str] = dict(tree.get("skipped", {}))
             sound = self._sound(tree["digest"])
         except (KeyError, TypeError, AttributeError):
             sound = False
         if not sound:
-            raise self._damaged("manifest.json")
+            raise self.damaged("manifest.json")
         self.digest: str = tree["digest"]
         if not self.samples:
             listed = (
@@ -102,6 +108,7 @@ class IndexFiles:
         self.key_ends = self._map("key_ends", "<u8", self.samples)
         self.keys = self._map("keys", "u1", int(self.key_ends[-1]))
         self._columns: dict[str, NDArray[Any]] = {}
+        self._texts: dict[str, NDArray[Any]] = {}
 
     def column(self, field: str) -> NDArray[Any]:
         """Facts of one field over all samples: structured [N] of `FACTS`, memory-mapped."""
@@ -113,6 +120,12 @@ class IndexFiles:
             self._columns[field] = self._map(f"field.{field}", FACTS, self.samples)
         return self._columns[field]
 
+    def texts(self, field: str) -> NDArray[Any]:
+        """The kept texts of one of the `kept_texts`: uint8, one behind the other, memory-mapped."""
+        if field not in self._texts:
+            self._texts[field] = self._map(f"texts.{field}", "u1", self.kept_texts[field])
+        return self._texts[field]
+
     def _sound(self, digest: str) -> bool:
         names = [shard.name for shard in self.shards]
         return (
@@ -123,6 +136,9 @@ class IndexFiles:
             and all(_is_sound(shard) for shard in self.shards)
             and self.samples == sum(shard.samples for shard in self.shards)
             and all(FIELD_NAME.fullmatch(field) for field in self.fields)
+            and all(isinstance(reason, str) for reason in self.skipped.values())
+            and set(self.kept_texts) <= set(self.fields)
+            and all(type(size) is int and size >= 0 for size in self.kept_texts.values())
             and (isinstance(self.base, Path) or _URL.fullmatch(self.base) is not None)
             and digest == identity(self.shards)
         )
@@ -130,7 +146,7 @@ class IndexFiles:
     def _read_json(self, path: Path) -> dict[str, Any]:
         try:
             if path.stat().st_size > _MAX_MANIFEST_BYTES:
-                raise self._damaged(path.name)
+                raise self.damaged(path.name)
             tree = json.loads(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(
@@ -141,9 +157,9 @@ class IndexFiles:
                 f"{path}: cannot be read ({error.strerror}); check its rights"
             ) from None
         except (ValueError, RecursionError):
-            raise self._damaged(path.name) from None
+            raise self.damaged(path.name) from None
         if not isinstance(tree, dict):
-            raise self._damaged(path.name)
+            raise self.damaged(path.name)
         if tree.get("version") != VERSION:
             version = tree.get("version")
             raise UserError(
@@ -157,12 +173,13 @@ class IndexFiles:
         try:
             array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError):
-            raise self._damaged(path.name) from None
+            raise self.damaged(path.name) from None
         if array.dtype != np.dtype(dtype) or array.shape != (length,):
-            raise self._damaged(path.name)
+            raise self.damaged(path.name)
         return array.view(np.ndarray)  # a memmap makes a memmap of every element that is looked up
 
-    def _damaged(self, name: str) -> UserError:
+    def damaged(self, name: str) -> UserError:
+        """The error that a file of the index is not as the others say."""
         return UserError(
             f"{self.root / FOLDER / name}: the index is damaged; {reindex_remedy(self.root)}"
         )

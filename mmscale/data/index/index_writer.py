@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmscale.data.index.index_files import FACTS, FIELD_NAME, FOLDER, VERSION, Shard, identity
+from mmscale.data.index.index_shard import IndexedShard, ShardProblem
+from mmscale.data.index.kept_texts import may_be_kept
 from mmscale.errors import UserError
 
 # Every field costs 28 bytes for each sample of the folder, whether a sample has it or not.
@@ -30,26 +32,46 @@ class IndexWriter:
     """
 
     def __init__(self, folder: Path, base: str = "") -> None:
-        self._folder, self._base = folder, base
+        self.folder, self._base = folder, base
         self._shards: list[Shard] = []
         self._samples = 0
         self._problem_count = 0
         self._keys = _Column(folder / "keys.npy", "u1")
         self._key_ends = _Column(folder / "key_ends.npy", "<u8")
         self._columns: dict[str, _Column] = {}
+        self._texts: dict[str, _Column] | None = {}  # None: too many to be kept
+        self._text_bytes = self._shard_bytes = 0
+        self._skipped: dict[str, str] = {}
         # Closed in `finish`.
         self._problems = open(folder / "problems.jsonl", "w", encoding="utf-8")  # noqa: SIM115
 
-    def add_problem(self, key: str, shard: str, offset: int, field: str, reason: str) -> None:
-        """Record a member that cannot be used; ``offset`` is of its payload, bytes."""
-        row = {"key": key, "shard": shard, "offset": offset, "field": field, "reason": reason}
+    def add_problem(self, shard: str, problem: ShardProblem) -> None:
+        """Record a member of ``shard`` that cannot be used."""
+        row = {
+            "key": problem.key, "shard": shard, "offset": problem.offset, "field": problem.field,
+            "reason": problem.reason,
+        }  # fmt: skip
         self._problems.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._problem_count += 1
 
+    def add(self, indexed: IndexedShard) -> None:
+        """Add everything of one shard. Raises `UserError` as `add_shard` does."""
+        for problem in indexed.problems:
+            self.add_problem(indexed.shard.name, problem)
+        self.add_shard(indexed.shard, indexed.samples, indexed.texts)
+
+    def skip_shard(self, name: str, reason: str) -> None:
+        """Note a shard that is left out, and why."""
+        self._skipped[name] = reason
+
     def add_shard(
-        self, shard: Shard, samples: list[tuple[str, dict[str, tuple[int, ...]]]]
+        self,
+        shard: Shard,
+        samples: list[tuple[str, dict[str, tuple[int, int, int, int, int]]]],
+        texts: dict[str, list[bytes]] | None,
     ) -> None:
-        """Add all usable samples of one shard, each as (key, values of `FACTS` by field).
+        """Add all usable samples of one shard, each as (key, values of `FACTS` by field), and by
+        field the texts of those that have one, in their order.
 
         Raises `UserError` when the folder has more than `MAX_FIELDS` fields.
         """
@@ -71,6 +93,7 @@ class IndexWriter:
             self._column(field).append(values, at=self._samples)
         self._shards.append(shard)
         self._samples += len(samples)
+        self._keep(shard.bytes, texts)
 
     def finish(self) -> None:
         """Complete all files; ``manifest.json`` last."""
@@ -79,7 +102,8 @@ class IndexWriter:
         for column in self._columns.values():
             column.finish(self._samples)
         self._problems.close()
-        tree = {
+        self._forget_texts(final=True)
+        tree: dict[str, Any] = {
             "version": VERSION,
             "digest": identity(self._shards),
             "samples": self._samples,
@@ -87,17 +111,49 @@ class IndexWriter:
             "fields": sorted(self._columns),
             "problems": self._problem_count,
         }
+        if self._texts:
+            for column in self._texts.values():
+                column.finish(column.length)
+            tree["texts"] = {field: self._texts[field].length for field in sorted(self._texts)}
+        if self._skipped:
+            tree["skipped"] = dict(sorted(self._skipped.items()))
         if self._base:
             tree["base"] = self._base
-        (self._folder / "manifest.json").write_text(
+        (self.folder / "manifest.json").write_text(
             json.dumps(tree, ensure_ascii=False, indent=1), "utf-8"
         )
 
     def abandon(self) -> None:
         """Close all files without completing them."""
-        for column in (self._keys, self._key_ends, *self._columns.values()):
+        texts = (self._texts or {}).values()
+        for column in (self._keys, self._key_ends, *self._columns.values(), *texts):
             column.close()
         self._problems.close()
+
+    def _keep(self, shard_bytes: int, texts: dict[str, list[bytes]] | None) -> None:
+        self._shard_bytes += shard_bytes
+        if texts is None:
+            self._remove_texts()
+            return
+        self._text_bytes += sum(len(text) for some in texts.values() for text in some)
+        self._forget_texts(final=False)
+        for field, some in texts.items():
+            if self._texts is None:
+                return
+            if field not in self._texts:
+                self._texts[field] = _Column(self.folder / f"texts.{field}.npy", "u1")
+            self._texts[field].append(np.frombuffer(b"".join(some), np.uint8))
+
+    def _forget_texts(self, final: bool) -> None:
+        """Remove the kept texts if they are too many."""
+        if not may_be_kept(self._text_bytes, self._shard_bytes, final):
+            self._remove_texts()
+
+    def _remove_texts(self) -> None:
+        for field, column in (self._texts or {}).items():
+            column.close()
+            (self.folder / f"texts.{field}.npy").unlink()
+        self._texts = None
 
     def _check_fields(self, field: str, shard: str, columns: Iterable[str]) -> None:
         """Refuse a new ``field`` beyond `MAX_FIELDS`: each takes memory for every sample of the
@@ -112,7 +168,7 @@ class IndexWriter:
     def _column(self, field: str) -> _Column:
         assert FIELD_NAME.fullmatch(field), field
         if field not in self._columns:
-            self._columns[field] = _Column(self._folder / f"field.{field}.npy", FACTS)
+            self._columns[field] = _Column(self.folder / f"field.{field}.npy", FACTS)
         return self._columns[field]
 
 

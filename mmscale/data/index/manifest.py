@@ -140,7 +140,7 @@ class Manifest:
                     f"{self.base / shard.name}: {sizes[shard.name]} bytes, but {shard.bytes} when "
                     f"it was indexed; restore it or {remedy}"
                 )
-        new = sorted(sizes.keys() - set(self.shards)) if added else []
+        new = sorted(sizes.keys() - set(self.shards) - self.skipped.keys()) if added else []
         if new:
             raise UserError(f"{self.base / new[0]}: not in the index; remove it or {remedy}")
 
@@ -293,6 +293,22 @@ class Manifest:
         for field in self.fields:
             kinds.setdefault(str(kind_of(field)), []).append(field)
         return kinds
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Bad shards of the folder that were left out of the index, each with the reason."""
+        return self._stored.skipped
+
+    @property
+    def stored(self) -> IndexFiles:
+        """The index behind this view."""
+        return self._stored
+
+    def fields_of(self, reference: str) -> list[str]:
+        """The fields that a reference of a config means, the first of them that a sample has; empty
+        if there are none.
+        """
+        return self._candidates(reference)
 
     def _candidates(self, reference: str) -> list[str]:
         kind, name = split_reference(reference)

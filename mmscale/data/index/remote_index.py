@@ -7,8 +7,10 @@ and one rename commits it. Its room counts within the cache's bound.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -19,9 +21,10 @@ from tqdm import tqdm
 from mmscale.config import CacheConfig
 from mmscale.data.fetching.cache_room import CacheRoom, make_cache_folder
 from mmscale.data.index.index_files import FACTS, FIELD_NAME, FOLDER, VERSION, IndexFiles
+from mmscale.data.index.kept_texts import check_texts
 from mmscale.data.index.tar_headers import MAX_NAME_BYTES
 from mmscale.data.storage.file_lock import locked
-from mmscale.data.storage.remote_file import CHUNK, open_remote
+from mmscale.data.storage.remote_file import CHUNK, RemoteFault, RemoteFile, open_remote
 from mmscale.data.storage.url import join_url
 from mmscale.errors import UserError
 
@@ -89,6 +92,43 @@ def kept_index(base: str, cache: CacheConfig) -> Path | None:
     return max(found)[1] if found else None
 
 
+def fetch_beside(base: str, root: Path, name: str, size: int, cache: CacheConfig) -> bool:
+    """Fetch one more file of the index of the remote folder ``base`` to its copy in ``root``.
+
+    Args:
+        base: URL of the folder that has ``index/``.
+        root: where the copy of the index lies.
+        name: of the file.
+        size: that the file must have; another one is left where it is.
+        cache: for the room it takes.
+
+    Returns:
+        Whether it is there now. Who has no such file is asked by one request.
+    """
+    target, room = root / FOLDER / name, CacheRoom(cache)
+    part = target.with_name(f".{name}.{os.getpid()}.tmp")
+    try:
+        with (
+            RemoteFile(join_url(base, f"{FOLDER}/{name}"), cache.retries) as source,
+            open(part, "wb") as file,
+        ):
+            if source.size != size:
+                return False
+            fcntl.flock(file, fcntl.LOCK_EX)  # else taken for a dead process's
+            if root.is_relative_to(cache.folder()):
+                room.claim(file.fileno(), size, _what(base))
+            buffer = memoryview(bytearray(min(CHUNK, size)))
+            while got := source.readinto(buffer):
+                file.write(buffer[:got])
+            file.flush()
+            room.rename(part, target)
+    except (RemoteFault, OSError):
+        return False
+    finally:
+        part.unlink(missing_ok=True)
+    return True
+
+
 def _read_manifest(base: str, cache: CacheConfig) -> bytes:
     url = join_url(base, f"{FOLDER}/manifest.json")
     with open_remote(url, cache.retries, _REMEDY) as source:
@@ -105,6 +145,7 @@ def _files(base: str, manifest: bytes) -> dict[str, int]:
         version, samples, problems, fields = (
             tree[k] for k in ("version", "samples", "problems", "fields")
         )
+        texts = dict(tree.get("texts", {}))
     except (ValueError, RecursionError, KeyError, TypeError):
         raise _damaged(url) from None
     if version != VERSION:
@@ -115,12 +156,15 @@ def _files(base: str, manifest: bytes) -> dict[str, int]:
         raise _damaged(url)
     if not all(isinstance(field, str) and FIELD_NAME.fullmatch(field) for field in fields):
         raise _damaged(url)
+    if not (set(texts) <= set(fields) and all(type(size) is int for size in texts.values())):
+        raise _damaged(url)
     column = np.dtype(FACTS).itemsize * samples + _NPY_HEADER_BYTES
     return {
         "key_ends.npy": 8 * samples + _NPY_HEADER_BYTES,
         "keys.npy": MAX_NAME_BYTES * samples + _NPY_HEADER_BYTES,
         "problems.jsonl": _MAX_PROBLEM_BYTES * problems,
         **{f"field.{field}.npy": column for field in fields},
+        **{f"texts.{field}.npy": size + _NPY_HEADER_BYTES for field, size in texts.items()},
     }
 
 
@@ -149,6 +193,9 @@ def _check(root: Path, base: str) -> None:
         stored = IndexFiles(root)
         for field in stored.fields:
             stored.column(field)
+        for field in stored.kept_texts:
+            stored.texts(field)
+        check_texts(stored)
     except UserError:
         raise _damaged(f"{base}/{FOLDER}") from None
 

@@ -15,12 +15,12 @@ import numpy as np
 from tqdm import tqdm
 
 from mmscale.config import MediaConfig
-from mmscale.data.index.build_index import build_index
+from mmscale.data.index.build_index import IndexPass, build_index
 from mmscale.data.index.manifest import Manifest
 from mmscale.data.ingest.pack_state import PackState
 from mmscale.data.ingest.shard_writer import ShardFile, ShardWriter, shard_name
 from mmscale.data.ingest.sources import Source, SourceSample, SourceSamples, open_source
-from mmscale.data.worker_pool import WorkerPool
+from mmscale.data.worker_pool import TaskPool, WorkerPool
 from mmscale.errors import UserError
 from mmscale.prf import Permutation, derive_key
 
@@ -35,6 +35,7 @@ def pack(
     samples_per_shard: int = 1000,
     shuffle_gb: float = 8.0,
     workers: int = 1,
+    pool: TaskPool | None = None,
     media: MediaConfig | None = None,
     progress: bool = True,
 ) -> Manifest:
@@ -54,9 +55,10 @@ def pack(
     the samples of each portion are shuffled. One portion at a time is unpacked in ``out``, which
     needs as much room.
 
-    ``workers`` processes write the shards (1: this process does); the same source, seed and sizes
-    give the same shards, byte for byte, whatever their number. They are started with the spawn
-    method, so a script that asks for more than one needs the ``if __name__ == "__main__":`` guard.
+    ``workers`` processes write the shards (1: this process does), or a ``pool`` of others; the same
+    source, seed and sizes give the same shards, byte for byte, whatever their number. Processes are
+    started with the spawn method, so a script that asks for more than one needs the
+    ``if __name__ == "__main__":`` guard.
 
     Shards and index appear in ``out`` only when all samples are written. Until then complete shards
     wait in ``out/.pack``, also after an error or a kill. The same call then continues: shards whose
@@ -74,7 +76,7 @@ def pack(
         )
     media = media or MediaConfig()
     source, out = Path(source), Path(out)
-    pool = WorkerPool(workers)
+    own = WorkerPool(workers)
     opened = open_source(source, media, out, shuffle_seed, int(shuffle_gb * 1e9))
     shards = _layout(opened, shuffle_seed, samples_per_shard)
     plan = {
@@ -86,12 +88,12 @@ def pack(
     with PackState(out, plan, {shard.name: len(shard.positions) for shard in shards}) as state:
         _check_unchanged(opened, shards, state)
         try:
-            with pool:
+            with own:
                 _write_shards(
                     source=opened,
                     shards=shards,
                     state=state,
-                    pool=pool,
+                    pool=pool or own,
                     media=media,
                     progress=progress,
                 )
@@ -101,7 +103,9 @@ def pack(
                 tqdm.write(f"{out}: {done}; the same command continues from there", file=sys.stderr)
             raise
         state.publish()
-        manifest = build_index(out, media, progress)
+        how = IndexPass(pool=pool or own) if pool or workers > 1 else IndexPass()
+        with own:
+            manifest = build_index(out, media, progress, how)
         state.close()
     return manifest
 
@@ -153,7 +157,7 @@ def _write_shards(
     source: Source,
     shards: list[_ShardPlan],
     state: PackState,
-    pool: WorkerPool,
+    pool: TaskPool,
     media: MediaConfig,
     progress: bool,
 ) -> None:

@@ -33,7 +33,7 @@ from mmscale.data.ingest.table_row import (
     is_empty,
     plain,
 )
-from mmscale.data.worker_pool import WorkerPool
+from mmscale.data.worker_pool import TaskPool
 from mmscale.errors import UserError
 from mmscale.prf import Permutation, derive_key
 
@@ -135,7 +135,7 @@ class ParquetSource:
 
     @contextmanager
     def load(
-        self, portion: range, pool: WorkerPool, scratch: Path, progress: bool
+        self, portion: range, pool: TaskPool, scratch: Path, progress: bool
     ) -> Iterator[UnpackedSamples]:
         """Unpack the portion's row groups into ``scratch``; they are deleted when the context
         closes.

@@ -13,7 +13,7 @@ from mmscale.data.index.probe import ENDINGS, kind_of
 from mmscale.data.ingest.csv_source import csv_samples, json_samples
 from mmscale.data.ingest.parquet_source import ParquetSource, parquet_files
 from mmscale.data.ingest.table_row import MEDIA_COLUMNS, TableRow, check_file, encode_json
-from mmscale.data.worker_pool import WorkerPool
+from mmscale.data.worker_pool import TaskPool
 from mmscale.errors import UserError
 
 # What reads a file that ends so. Its rows are held in memory, see `RowSource`.
@@ -58,7 +58,7 @@ class Source(Protocol):
         ...
 
     def load(
-        self, portion: range, pool: WorkerPool, scratch: Path, progress: bool
+        self, portion: range, pool: TaskPool, scratch: Path, progress: bool
     ) -> AbstractContextManager[SourceSamples]:
         """The samples of one of the portions, for as long as the context is open.
 
@@ -125,7 +125,7 @@ class RowSource:
         return self._rows[number].fingerprint()
 
     def load(
-        self, portion: range, pool: WorkerPool, scratch: Path, progress: bool
+        self, portion: range, pool: TaskPool, scratch: Path, progress: bool
     ) -> AbstractContextManager[SourceSamples]:
         return nullcontext(self._rows)
 

@@ -13,12 +13,13 @@ import numpy as np
 
 from mmscale import prf
 from mmscale.batch import Batch
-from mmscale.config import Config
+from mmscale.config import Config, TaskConfig
 from mmscale.data.loading.batch_builder import BatchBuilder
 from mmscale.data.loading.decoded_sample import DecodedSample, DecodingMeans, mix_samples
 from mmscale.data.media.augment import CROP_DRAWS
 from mmscale.data.media.log_mel import LogMel
 from mmscale.data.objective import TaskLayout
+from mmscale.data.planning.sample_sizes import part_range
 from mmscale.data.planning.step_plan import Plan, PlannedSequence, PlannedSet, PlannedStep
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.registry import OBJECTIVES
@@ -91,8 +92,11 @@ class Assembler:
                 sequence.epoch,
                 number,
                 [task for task, has in enumerate(tasks) if has],
+                part=part if planned.config.long == "split" else None,
             )
-            for number, tasks in zip(sequence.samples.tolist(), applies, strict=True)
+            for number, part, tasks in zip(
+                sequence.samples.tolist(), sequence.parts.tolist(), applies, strict=True
+            )
         ]
         for field in dict.fromkeys(name for task in planned.config.tasks for name in task.fields()):
             having = [sample for sample in samples if field in sample.fields]
@@ -119,8 +123,16 @@ class Assembler:
                     number=planned.first_task + number, prompt=self._prompts[task.prompt],
                     media=media, count=cursor.step.counts[task.objective], group=cursor.group,
                     next_slot=partial(cursor.next_slot, task.objective),
+                    part=self._part(sample, task),
                 )
             )  # fmt: skip
+
+    def _part(self, sample: DecodedSample, task: TaskConfig) -> range | None:
+        """Positions of the task's segment that are in the sample's part, where it is cut."""
+        if sample.part is None:
+            return None
+        tokens = len(sample.texts[task.target]) + 1
+        return part_range(sample.part, tokens, self._seq_len)
 
 
 class _SequenceCursor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -23,11 +23,14 @@ from mmscale.data.media.augment import (
 from mmscale.data.media.image import decode_image
 from mmscale.data.media.log_mel import LogMel
 from mmscale.data.media.mixup import mix_images
+from mmscale.data.planning.bounded_cache import BoundedCache
 from mmscale.data.planning.step_plan import PlannedSet
 from mmscale.data.special_tokens import MASK
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.errors import SampleFault, UserError
 from mmscale.registry import OBJECTIVES
+
+_LONG_TEXTS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +42,26 @@ class DecodingMeans:
     tokenizer: Tokenizer
     log_mel: LogMel
     classes: dict[str, dict[str, int]]  # of each linear head: number of every class
+    # Texts that are cut, for their other parts: a document of 4 MB makes hundreds.
+    long_texts: BoundedCache[tuple[str, NDArray[np.int64]]] = field(
+        default_factory=lambda: BoundedCache(_LONG_TEXTS)
+    )
 
 
 class DecodedSample:
     """Decoded and augmented fields of one sample, each made once however many tasks use it."""
 
     def __init__(
-        self, means: DecodingMeans, planned: PlannedSet, epoch: int, sample: int, tasks: list[int]
+        self,
+        means: DecodingMeans,
+        planned: PlannedSet,
+        epoch: int,
+        sample: int,
+        tasks: list[int],
+        part: int | None = None,
     ) -> None:
         self._means, self._planned, self._epoch, self.sample = means, planned, epoch, sample
+        self.part = part  # of a sample that is cut; None: the set's samples are whole
         self.tasks = tasks  # numbers of those the sample has the fields of
         self.fields = {name for number in tasks for name in planned.config.tasks[number].fields()}
         self.key = planned.dataset.key(sample)
@@ -122,14 +136,10 @@ class DecodedSample:
 
     def _read(self, field: str, crop: list[float]) -> None:
         dataset, augment = self._planned.dataset, self._planned.config.augment
-        media, tokenizer = self._means.media, self._means.tokenizer
+        media = self._means.media
         draws = prf.Draws(self.draw_key(field))
         if not is_media(field):
-            text = dataset.text(field, self.sample)
-            if text is None:
-                raise SampleFault("the field is gone since the index was made")
-            self.raw[field] = text
-            self.texts[field] = np.array(tokenizer.encode(text), dtype=np.int64)
+            self.raw[field], self.texts[field] = self._text(field)
             self.inputs[field] = drop_text(self.texts[field], augment, draws, MASK)
             return
         data = dataset.read(field, self.sample)
@@ -141,6 +151,20 @@ class DecodedSample:
         else:
             wave = augment_wave(decode_audio(data, media), media, augment, draws)
             self._mels[field] = augment_mel(self._means.log_mel(wave), augment, draws)
+
+    def _text(self, field: str) -> tuple[str, NDArray[np.int64]]:
+        """A text and its tokens, int64 [n]; kept for the other parts of a sample that is cut."""
+        dataset, tokenizer = self._planned.dataset, self._means.tokenizer
+
+        def read() -> tuple[str, NDArray[np.int64]]:
+            text = dataset.text(field, self.sample)
+            if text is None:
+                raise SampleFault("the field is gone since the index was made")
+            return text, np.array(tokenizer.encode(text), dtype=np.int64)
+
+        if self.part is None:
+            return read()
+        return self._means.long_texts.recall((self._planned.name, self.sample, field), read)
 
 
 def mix_samples(samples: list[DecodedSample], augment: AugmentConfig) -> None:

@@ -1,6 +1,7 @@
 """Next token: captioning, transcription, answering with a label's text, plain text.
 
 One segment:  input fields · prompt · <|answer|> · target          (predicts … <|end|>)
+A target alone may be cut into segments; each predicts the tokens that follow its own.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ class NextToken(Objective):
 
     name = NAME
 
+    def can_split(self, task: TaskConfig) -> bool:
+        """See `Objective`."""
+        return not task.input and not task.prompt
+
     def measure(
         self, task: TaskConfig, tokens: dict[str, NDArray[np.int64]], prompt: int
     ) -> TaskSizes:
@@ -54,8 +59,11 @@ class NextToken(Objective):
                 add_targets(builder, at[:-1], texts[field][1:], weight)
         builder.add_text(layout.prompt)
         answer = texts[task.target]
-        at = builder.add_text(np.concatenate([[ANSWER], answer]))
-        add_targets(builder, at, np.concatenate([answer, [END]]), task.weight / layout.count)
+        seen, learned = np.concatenate([[ANSWER], answer]), np.concatenate([answer, [END]])
+        if layout.part is not None:  # begins with the token before the first that it learns
+            seen, learned = (row[layout.part.start : layout.part.stop] for row in (seen, learned))
+        at = builder.add_text(seen)
+        add_targets(builder, at, learned, task.weight / layout.count)
 
     def block(self, items: list[Any]) -> dict[str, NDArray[Any]]:
         """See `Objective`."""

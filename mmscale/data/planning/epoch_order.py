@@ -37,6 +37,7 @@ class _Packing:
     """A packed group. Sequence i holds ``samples[ends[i - 1]:ends[i]]`` and ``totals[i]``."""
 
     samples: NDArray[np.int64]
+    parts: NDArray[np.int64]  # of those
     ends: NDArray[np.int64]
     totals: NDArray[np.float64]  # [sequences, totals], in the order of `total_names`
 
@@ -51,11 +52,12 @@ class _Found:
     window_end: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OrderedSequence:
     """One sequence of an epoch's row."""
 
     samples: NDArray[np.int64]  # [k]
+    parts: NDArray[np.int64]  # [k], of samples that are cut; else 0
     totals: list[float]  # in the order of `total_names`
     window: int  # of its epoch
     window_end: int  # place in the row where the window ends
@@ -112,9 +114,16 @@ class SequenceOrder:
         for (epoch, _), at in zip(wanted, found, strict=True):
             packing = packed[epoch, at.group]
             first = int(packing.ends[at.row - 1]) if at.row else 0
-            samples = packing.samples[first : int(packing.ends[at.row])]
-            totals = packing.totals[at.row].tolist()
-            out.append(OrderedSequence(samples, totals, at.window, at.window_end))
+            mine = slice(first, int(packing.ends[at.row]))
+            out.append(
+                OrderedSequence(
+                    samples=packing.samples[mine],
+                    parts=packing.parts[mine],
+                    totals=packing.totals[at.row].tolist(),
+                    window=at.window,
+                    window_end=at.window_end,
+                )
+            )
         return out
 
     def _find(self, epoch: int, place: int) -> _Found:
@@ -154,11 +163,12 @@ class SequenceOrder:
             return packed
         members = self._layout.members([group for _, group in missing])
         sizes = self._measure.sizes(np.concatenate(members))
-        totals, end = sizes.totals(), 0
-        for (epoch, group), samples in zip(missing, members, strict=True):
-            start, end = end, end + len(samples)
+        samples, totals = np.concatenate(members)[sizes.rows], sizes.totals()
+        ends = np.searchsorted(sizes.rows, np.cumsum([len(some) for some in members]))
+        for (epoch, group), start, end in zip(missing, [0, *ends[:-1]], ends, strict=True):
+            mine = slice(int(start), int(end))
             packed[epoch, group] = self._packing(
-                epoch, group, samples, sizes.tokens[start:end], totals[:, start:end]
+                epoch, group, samples[mine], sizes.parts[mine], sizes.tokens[mine], totals[:, mine]
             )
             self._packings.keep((epoch, group), packed[epoch, group])
         return packed
@@ -168,6 +178,7 @@ class SequenceOrder:
         epoch: int,
         group: int,
         samples: NDArray[np.int64],
+        parts: NDArray[np.int64],
         tokens: NDArray[np.int64],
         totals: NDArray[np.float64],
     ) -> _Packing:
@@ -176,7 +187,7 @@ class SequenceOrder:
         bins = shuffled_bins(tokens[used], self._capacity, int(self._counts[group]), key)
         ends = np.cumsum([len(items) for items in bins])
         flat = used[[item for items in bins for item in items]]
-        return _Packing(samples[flat], ends, _sums(totals[:, flat], ends))
+        return _Packing(samples[flat], parts[flat], ends, _sums(totals[:, flat], ends))
 
 
 def _sums(columns: NDArray[np.float64], ends: NDArray[np.int64]) -> NDArray[np.float64]:

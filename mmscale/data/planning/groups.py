@@ -84,22 +84,23 @@ class GroupCounts:
     blocks: NDArray[np.int64]  # [groups]
     sequences: NDArray[np.int64]  # [groups]
     samples: int  # that are used
+    cut: int  # samples that are cut because they are longer than a sequence
     oversize: int  # samples refused because they are longer than a sequence
     shortest: int  # tokens of the shortest refused sample; 0: none was refused
     tokens: int  # of all used samples
 
     def to_array(self) -> NDArray[np.int64]:
-        """int64 [4 + 2 * groups], to be kept in a file."""
-        totals = [self.samples, self.oversize, self.shortest, self.tokens]
+        """int64 [5 + 2 * groups], to be kept in a file."""
+        totals = [self.samples, self.cut, self.oversize, self.shortest, self.tokens]
         return np.concatenate([totals, self.blocks, self.sequences]).astype(np.int64)
 
     @classmethod
     def from_array(cls, array: NDArray[np.int64]) -> GroupCounts:
         """The inverse of `to_array`."""
-        blocks, sequences = np.asarray(array[4:]).reshape(2, -1)
-        samples, oversize, shortest, tokens = array[:4].tolist()
+        blocks, sequences = np.asarray(array[5:]).reshape(2, -1)
+        samples, cut, oversize, shortest, tokens = array[:5].tolist()
         return cls(
-            blocks=blocks, sequences=sequences, samples=samples, oversize=oversize,
+            blocks=blocks, sequences=sequences, samples=samples, cut=cut, oversize=oversize,
             shortest=shortest, tokens=tokens,
         )  # fmt: skip
 
@@ -155,6 +156,7 @@ def _joined(parts: list[GroupCounts]) -> GroupCounts:
         blocks=np.concatenate([part.blocks for part in parts]),
         sequences=np.concatenate([part.sequences for part in parts]),
         samples=sum(part.samples for part in parts),
+        cut=sum(part.cut for part in parts),
         oversize=sum(part.oversize for part in parts),
         shortest=min((part.shortest for part in parts if part.oversize), default=0),
         tokens=sum(part.tokens for part in parts),
@@ -168,8 +170,8 @@ def _count_section(task: tuple[_BlockRow, SampleMeasure, int, int, int, int]) ->
     samples = row.samples(row_blocks)
     sizes = measure.sizes(samples)
     order = np.argsort(row_blocks)
-    # The place in the section of every sample's block.
-    place = order[np.searchsorted(row_blocks[order], samples // row.block)]
+    # The place in the section of the block of every sample, or of every part of one.
+    place = order[np.searchsorted(row_blocks[order], samples // row.block)][sizes.rows]
     by_block = np.bincount(place, weights=sizes.tokens, minlength=end - start)
     if group_blocks:
         blocks = _fixed(end - start, group_blocks)
@@ -185,7 +187,8 @@ def _count_section(task: tuple[_BlockRow, SampleMeasure, int, int, int, int]) ->
     return GroupCounts(
         blocks=blocks,
         sequences=np.array([bin_count(of_group, capacity) for of_group in lengths], np.int64),
-        samples=int(used.sum()),
+        samples=int((used & (sizes.parts == 0)).sum()),
+        cut=int((sizes.parts == 1).sum()),
         oversize=len(sizes.refused_tokens),
         shortest=int(sizes.refused_tokens.min()) if len(sizes.refused_tokens) else 0,
         tokens=int(sizes.tokens.sum()),

@@ -22,8 +22,13 @@ _OF_ALL_OBJECTIVES = ("tokens", "predictions", "squares", "image_tokens", "audio
 
 @dataclass(kw_only=True)
 class SampleSizes:
-    """What planning needs of some samples; arrays are [n]."""
+    """What planning needs of some samples, or of the parts of those that are cut; arrays are [n].
 
+    Without ``long: split`` there is one part of each sample.
+    """
+
+    rows: NDArray[np.int64]  # position, among the samples asked for, of the part's sample
+    parts: NDArray[np.int64]  # which part of its sample
     # Of all segments; 0: not used, for want of fields or because it is too long.
     tokens: NDArray[np.int64]
     predictions: NDArray[np.int64]  # positions that need logits over the vocabulary
@@ -70,7 +75,7 @@ class SampleMeasure:
         text_tokens: token counts of every text field, uint32 [samples] (see `token_counts`).
         tokenizer: for the prompts.
         media: token counts of pictures and clips.
-        seq_len: a sample that is longer is refused whole, never cut.
+        seq_len: a sample that is longer is refused whole, or cut where the set's ``long`` says so.
 
     Raises:
         UserError: no sample has a field that a task reads.
@@ -88,17 +93,19 @@ class SampleMeasure:
     ) -> None:
         self._tasks, self._dataset, self._text_tokens = config.tasks, dataset, text_tokens
         self._media, self._seq_len = media, seq_len
+        self._splits = config.long == "split"
         self._prompts = [len(tokenizer.encode(task.prompt)) for task in config.tasks]
         self._fields = list(dict.fromkeys(name for task in config.tasks for name in task.fields()))
         for field in self._fields:
             dataset.check_field(field)
 
     def sizes(self, samples: NDArray[np.int64]) -> SampleSizes:
-        """Sizes of the numbered samples."""
+        """Sizes of the numbered samples, or of their parts, those of a sample together."""
         tokens = {field: self._field_tokens(field, samples) for field in self._fields}
         zero = np.zeros(len(samples), np.int64)
         sizes = SampleSizes(
-            tokens=zero, predictions=zero, squares=zero, image_tokens=zero, audio_tokens=zero,
+            rows=np.arange(len(samples)), parts=zero, tokens=zero,
+            predictions=zero, squares=zero, image_tokens=zero, audio_tokens=zero,
             counts={name: zero.astype(np.float64) for name in OBJECTIVES.names()},
             oversize=zero.astype(bool), refused_tokens=zero[:0],
         )  # fmt: skip
@@ -107,6 +114,8 @@ class SampleMeasure:
         for field in self._fields:
             if is_media(field):
                 self._add_media(sizes, field, tokens)
+        if self._splits:
+            return _cut(sizes, self._seq_len, self._tasks[0].objective)
         sizes.oversize = sizes.oversize | (sizes.tokens > self._seq_len)
         if sizes.oversize.any():
             sizes.refused_tokens = sizes.tokens[sizes.oversize]
@@ -164,6 +173,26 @@ class SampleMeasure:
         else:
             tokens = self._media.audio_tokens(a, b)
         return np.where(facts["offset"] > 0, tokens, -1)
+
+
+def part_range(part: int, tokens: int, seq_len: int) -> range:
+    """Positions, of a segment of so many tokens, that are in a part of it."""
+    return range(part * seq_len, min((part + 1) * seq_len, tokens))
+
+
+def _cut(sizes: SampleSizes, seq_len: int, objective: str) -> SampleSizes:
+    """The parts of samples of one segment: whole sequences, and what is left."""
+    count = np.maximum(-(-sizes.tokens // seq_len), 1)
+    rows = np.repeat(np.arange(len(count)), count)
+    parts = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
+    tokens = np.minimum(sizes.tokens[rows] - parts * seq_len, seq_len)
+    zero = np.zeros_like(tokens)
+    counts = dict.fromkeys(sizes.counts, zero.astype(np.float64))
+    return SampleSizes(
+        rows=rows, parts=parts, tokens=tokens, predictions=tokens, squares=tokens**2,
+        image_tokens=zero, audio_tokens=zero, counts=counts | {objective: tokens * 1.0},
+        oversize=zero.astype(bool), refused_tokens=zero[:0],
+    )  # fmt: skip
 
 
 def _has_all(task: TaskConfig, tokens: dict[str, NDArray[np.int64]]) -> NDArray[np.bool_]:

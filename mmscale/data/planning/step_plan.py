@@ -61,6 +61,7 @@ class PlannedSequence:
     set_index: int
     epoch: int
     samples: NDArray[np.int64]
+    parts: NDArray[np.int64]  # of samples that are cut (``long: split``); else 0
     tokens: int
     # By objective: what the step's sequences before this one hold of what its loss is a mean over.
     before: dict[str, float]
@@ -179,6 +180,11 @@ class Plan:
                 self._steps.popitem(last=False)
         return planned_step
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether some set is fetched from a server as it is read."""
+        return any(planned.dataset.extents is not None for planned in self.sets)
+
     def share(
         self, step: int, rank: int, world: int, node: range | None = None
     ) -> list[PlannedSequence]:
@@ -227,6 +233,7 @@ class Plan:
             planned_set.name: {
                 "tasks": [asdict(task) for task in planned_set.config.tasks],
                 "augment": asdict(planned_set.config.augment),
+                "long": planned_set.config.long,
                 "editions": [
                     asdict(edition)
                     for edition in self.history.editions[planned_set.name]
@@ -260,6 +267,7 @@ class Plan:
                     set_index=turn.set_index,
                     epoch=turn.epoch,
                     samples=ordered.samples,
+                    parts=ordered.parts,
                     tokens=int(of["tokens"]),
                     before={name: before[name] for name in OBJECTIVES.names()},
                     cost=float(self._cost(of)),
@@ -385,6 +393,7 @@ def _depends(
         "media": asdict(config.media),
         "tasks": [asdict(task) for task in set_config.tasks],
         "sizes": sizes,
+        "long": set_config.long,
     }
     return [json.dumps(facts, sort_keys=True), tokenizer.digest, *dataset.digests]
 
@@ -398,7 +407,7 @@ def _group_counts(
     sizes = [data.seq_len, block, data.group_blocks]
     file = derived.name("counts", *_depends(set_config, config, dataset, tokenizer, sizes))
     kept = derived.load(file, np.int64)
-    if kept is None or len(kept.array) < 6 or len(kept.array) % 2:
+    if kept is None or len(kept.array) < 7 or not len(kept.array) % 2:
         counts = count_groups(
             len(dataset), block, measure, data.seq_len, group_blocks=data.group_blocks,
             workers=available_cores(), progress=progress, name=name,

@@ -13,15 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from mmscale import prf
+from mmscale.config import CacheConfig
 from mmscale.data.index.byte_reader import ShardFault
 from mmscale.data.index.dataset import Dataset
+from mmscale.data.index.index_files import FOLDER
+from mmscale.data.index.manifest import Manifest
+from mmscale.data.index.remote_index import fetch_beside
 from mmscale.data.planning.array_cache import ArrayCache, CachedArray
 from mmscale.data.tokenizer import Tokenizer
-from mmscale.errors import SampleFault, UserError
+from mmscale.errors import UserError
+from mmscale.messages import report
 
 ABSENT = np.uint32(0xFFFFFFFF)
 
 _CHUNK = 4096
+_NPY_HEADER_BYTES = 128  # of a one-dimensional array
+# Neighbours that are read together, and more runs of them than are ever sampled.
+_RUN, _MANY = 256, 1 << 20
 
 
 def token_counts(
@@ -42,8 +51,10 @@ def token_counts(
         dataset.check_field(field)
         counts = kept_token_counts(dataset, field, tokenizer, derived)
         if counts is None:
-            name = _file_name(dataset, field, tokenizer)
-            counts = derived.save(name, _count(dataset, field, tokenizer, progress))
+            counted = _of_folders(dataset, field, tokenizer)
+            if counted is None:
+                counted = _count(dataset, field, tokenizer, progress)
+            counts = derived.save(_file_name(dataset.digests, field, tokenizer), counted)
         out[field] = counts
     return out
 
@@ -52,7 +63,24 @@ def kept_token_counts(
     dataset: Dataset, field: str, tokenizer: Tokenizer, derived: ArrayCache
 ) -> CachedArray | None:
     """`token_counts` of one field if they are there; no text is read."""
-    return derived.load(_file_name(dataset, field, tokenizer), np.uint32, len(dataset))
+    name = _file_name(dataset.digests, field, tokenizer)
+    return derived.load(name, np.uint32, len(dataset))
+
+
+def keep_token_counts(manifest: Manifest, tokenizer: Tokenizer, fields: list[str]) -> list[str]:
+    """Count the tokens of ``fields`` of a whole folder into its index; names of the files.
+
+    They go with the index wherever it is copied to, so that a start reads no text.
+    """
+    dataset = Dataset([manifest])
+    index = ArrayCache([manifest.root / FOLDER])
+    names = []
+    for field in fields:
+        name = _file_name([manifest.digest], field, tokenizer)
+        if index.load(name, np.uint32, len(dataset)) is None:
+            index.save(name, _count(dataset, field, tokenizer, progress=True))
+        names.append(name)
+    return names
 
 
 def iterate_texts(dataset: Dataset, field: str) -> Iterator[str]:
@@ -62,31 +90,92 @@ def iterate_texts(dataset: Dataset, field: str) -> Iterator[str]:
     """
     dataset.check_field(field)
     for chunk in _chunks(dataset):
-        for sample in chunk[dataset.facts(field, chunk)["offset"] > 0].tolist():
-            if (text := _text_or_none(dataset, field, sample)) is not None:
+        yield from (text for text in _texts(dataset, field, chunk) if text is not None)
+
+
+def sample_texts(dataset: Dataset, field: str, most_bytes: int, key: int) -> Iterator[str]:
+    """`iterate_texts` of a small set; of a larger one, of runs of neighbours drawn from all over it
+    until about ``most_bytes`` were given.
+    """
+    dataset.check_field(field)
+    total = sum(
+        int(dataset.facts(field, chunk)["size"].sum(dtype=np.int64)) for chunk in _chunks(dataset)
+    )
+    if total <= most_bytes:
+        yield from iterate_texts(dataset, field)
+        return
+    runs = -(-len(dataset) // _RUN)
+    drawn = prf.Permutation(key, runs)(np.arange(min(runs, _MANY)))
+    given = 0
+    for run in drawn.tolist():
+        samples = np.arange(run * _RUN, min((run + 1) * _RUN, len(dataset)))
+        for text in _texts(dataset, field, samples):
+            if text is not None:
+                given += len(text.encode())
                 yield text
+        if given >= most_bytes:
+            return
 
 
-def _file_name(dataset: Dataset, field: str, tokenizer: Tokenizer) -> str:
-    return ArrayCache.name("tokens", tokenizer.digest, field, *dataset.digests)
+def _file_name(digests: list[str], field: str, tokenizer: Tokenizer) -> str:
+    return ArrayCache.name("tokens", tokenizer.digest, field, *digests)
+
+
+def _of_folders(dataset: Dataset, field: str, tokenizer: Tokenizer) -> NDArray[np.uint32] | None:
+    """The counts that the indexes of all folders of the set bring with them, if they do."""
+    parts = []
+    for manifest in dataset.manifests:
+        name = _file_name([manifest.stored.digest], field, tokenizer)
+        kept = _beside_index(manifest, name, dataset.cache)
+        if kept is None and manifest.has(field):
+            return None
+        rows = manifest.rows(np.arange(len(manifest)))
+        absent = np.full(len(manifest), ABSENT)
+        parts.append(absent if kept is None else kept.array[rows])
+    return np.concatenate(parts)
+
+
+def _beside_index(manifest: Manifest, name: str, cache: CacheConfig) -> CachedArray | None:
+    """An array of a folder's samples that lies with its index, here or at the remote shards."""
+    index, samples = ArrayCache([manifest.root / FOLDER]), manifest.stored.samples
+    kept = index.load(name, np.uint32, samples)
+    if kept is None and isinstance(manifest.base, str):
+        size = _NPY_HEADER_BYTES + 4 * samples
+        if fetch_beside(manifest.base, manifest.root, name, size, cache):
+            kept = index.load(name, np.uint32, samples)
+    return kept
 
 
 def _count(
     dataset: Dataset, field: str, tokenizer: Tokenizer, progress: bool
 ) -> NDArray[np.uint32]:
+    _say_what_is_read(dataset, field)
     counts = np.full(len(dataset), ABSENT, dtype=np.uint32)
     with tqdm(
         total=len(dataset), desc=f"count tokens of {field}", unit="sample", disable=not progress
     ) as bar:
         for chunk in _chunks(dataset):
-            present = chunk[dataset.facts(field, chunk)["offset"] > 0]
-            texts = [_text_or_none(dataset, field, sample) for sample in present.tolist()]
+            texts = _texts(dataset, field, chunk)
             readable = np.array([text is not None for text in texts], dtype=bool)
-            counts[present[readable]] = tokenizer.lengths(
+            counts[chunk[readable]] = tokenizer.lengths(
                 [text for text in texts if text is not None]
             )
             bar.update(len(chunk))
     return counts
+
+
+def _say_what_is_read(dataset: Dataset, field: str) -> None:
+    """Counting reads every text of remote shards; there is a way around it."""
+    if dataset.keeps_texts(field):
+        return
+    size = sum(
+        int(dataset.facts(field, chunk)["size"].sum(dtype=np.int64)) for chunk in _chunks(dataset)
+    )
+    report(
+        f"{dataset.manifests[0].base}: all texts of {field} are read to count their tokens "
+        f"({size / 1e9:.3g} GB and what lies between them); `mmscale data index --tokenizer FILE "
+        f"--count {field}` keeps the counts with the index"
+    )
 
 
 def _chunks(dataset: Dataset) -> Iterator[NDArray[np.int64]]:
@@ -94,16 +183,13 @@ def _chunks(dataset: Dataset) -> Iterator[NDArray[np.int64]]:
         yield np.arange(start, min(start + _CHUNK, len(dataset)))
 
 
-def _text_or_none(dataset: Dataset, field: str, sample: int) -> str | None:
+def _texts(dataset: Dataset, field: str, samples: NDArray[np.int64]) -> list[str | None]:
     try:
-        return dataset.text(field, sample)
+        return list(dataset.texts(field, samples))
     except ShardFault as fault:
         # Nothing that is kept may follow from it: with the shard restored, the counts would be
         # wrong for ever.
-        key = dataset.key(sample)
         raise UserError(
-            f"sample {key!r}: {field}: {fault}; restore the shard, or run `mmscale data index` on "
-            "its folder"
+            f"samples {dataset.key(int(samples[0]))!r} to {dataset.key(int(samples[-1]))!r}: "
+            f"{field}: {fault}; restore the shard, or run `mmscale data index` on its folder"
         ) from None
-    except SampleFault:
-        return None  # not a text, or a JSON without the path: a property of the indexed bytes

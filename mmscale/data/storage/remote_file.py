@@ -102,6 +102,11 @@ class RemoteFile(io.RawIOBase):
         self._hang_up()
         super().close()
 
+    @property
+    def version(self) -> str:
+        """Changes with the content, where the server reports it; else empty."""
+        return self._version
+
     def _tried(self, act: Callable[[], None]) -> bool:
         """Whether ``act`` went well; after a failure it may be tried again."""
         try:

@@ -21,12 +21,12 @@ from indexed import (
 from PIL import Image
 
 from mmscale.config import MediaConfig
-from mmscale.data.index import build_index as index_module
-from mmscale.data.index import index_writer
-from mmscale.data.index.build_index import build_index, verify_shards
+from mmscale.data.index import index_writer, shard_reader
+from mmscale.data.index.build_index import build_index
 from mmscale.data.index.manifest import Manifest
 from mmscale.data.index.probe import probe
 from mmscale.data.index.tar_headers import scan
+from mmscale.data.index.verify_shards import verify_shards
 from mmscale.errors import SampleFault, UserError
 
 
@@ -105,9 +105,9 @@ def test_oversized_members_are_not_read_whole(
         tmp_path, {"1": {"txt": b"1" * (3 << 20)}, "2": {"txt": b"2"}, "3": {"mp4": bytes(3 << 20)}}
     )
     reads: list[int] = []
-    read = index_module._HashingReader.read
+    read = shard_reader.HashingReader.read
     monkeypatch.setattr(
-        index_module._HashingReader,
+        shard_reader.HashingReader,
         "read",
         lambda self, size: reads.append(size) or read(self, size),
     )

@@ -22,8 +22,9 @@ from patience import patience
 from PIL import Image
 
 from mmscale.config import MediaConfig
-from mmscale.data.index.build_index import has_index, verify_shards
+from mmscale.data.index.build_index import has_index
 from mmscale.data.index.tar_headers import scan
+from mmscale.data.index.verify_shards import verify_shards
 from mmscale.data.ingest import pack as pack_module
 from mmscale.data.ingest.pack_state import FOLDER, PackState
 from mmscale.data.worker_pool import WorkerPool

@@ -26,6 +26,7 @@ class Lengths:
     def sizes(self, samples):
         tokens, zero = self.lengths[samples], np.zeros(len(samples), np.int64)
         return SampleSizes(
+            rows=np.arange(len(samples)), parts=zero,
             tokens=tokens, predictions=zero, squares=tokens**2, image_tokens=zero,
             audio_tokens=zero, oversize=zero.astype(bool), refused_tokens=zero[:0],
             counts={name: zero.astype(float) for name in OBJECTIVES.names()}

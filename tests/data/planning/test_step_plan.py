@@ -245,12 +245,12 @@ def test_kept_counts_are_read_back_and_made_again_when_damaged(sets, tokenizer):
     (kept,) = [
         path
         for path in (sets["a"] / "index").glob("counts.*")
-        # Four totals, then blocks and sequences of 38 blocks in groups of four.
-        if np.load(path)[0] == 300 and len(np.load(path)) == 4 + 2 * 10
+        # Five totals, then blocks and sequences of 38 blocks in groups of four.
+        if np.load(path)[0] == 300 and len(np.load(path)) == 5 + 2 * 10
     ]
     kept.write_bytes(kept.read_bytes()[:-3])
     assert seen(make_plan(config, tokenizer), range(5)) == expected
-    assert len(np.load(kept)) == 4 + 2 * 10
+    assert len(np.load(kept)) == 5 + 2 * 10
 
 
 def test_oversize_samples_are_counted_and_left_out(sets, tokenizer):

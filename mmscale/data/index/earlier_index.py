@@ -1,0 +1,113 @@
+"""What an earlier index says of shards that have not changed since: they are not read again.
+
+``index/stamps.json`` has, for each shard, what shows cheaply that it is still the one that was
+read: of a local one its size, time of change in nanoseconds and inode; of a remote one its size and
+the version that the server reports (ETag and the like), without which it is read again. It also has
+the limits of media that the index was made with, because they decide what is a problem.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmscale.config import MediaConfig
+from mmscale.data.index.index_files import FOLDER, IndexFiles, Shard
+from mmscale.data.index.index_shard import IndexedShard, ShardProblem
+from mmscale.data.index.kept_texts import KeptTexts, is_text
+from mmscale.data.index.manifest import Manifest
+from mmscale.data.index.shard_reader import Stamp, open_place
+from mmscale.errors import UserError
+
+STAMPS = "stamps.json"
+# Raise it when `index_shard` finds other facts or problems in the same bytes.
+_RULES = 1
+
+
+def write_stamps(folder: Path, media: MediaConfig, stamps: dict[str, Stamp]) -> None:
+    """Write the file into a new index ``folder``."""
+    tree = {"rules": _facts(media), "shards": {name: of for name, of in stamps.items() if of}}
+    (folder / STAMPS).write_text(json.dumps(tree, ensure_ascii=False), "utf-8")
+
+
+class EarlierIndex:
+    """The index that lies in ``root``, for the shards of ``base``; empty if there is none, or it
+    was made by other rules.
+    """
+
+    def __init__(self, root: Path, base: Path | str, media: MediaConfig) -> None:
+        self._base = base
+        self._stamps: dict[str, Stamp] = {}
+        self._manifest: Manifest | None = None
+        self._rows: dict[str, tuple[Shard, int]] = {}
+        try:
+            tree = json.loads((root / FOLDER / STAMPS).read_bytes())
+            stored = IndexFiles(root)
+            if stored.base == base and tree["rules"] == _facts(media):
+                self._stamps, self._manifest = dict(tree["shards"]), Manifest(stored)
+        except (OSError, ValueError, KeyError, TypeError, UserError):
+            return
+        first = 0
+        for shard in stored.shards:
+            self._rows[shard.name] = shard, first
+            first += shard.samples
+        self._problems = _problems(root)
+
+    def has(self, name: str) -> bool:
+        """Whether the index has the shard, which has not changed."""
+        if name not in self._rows or name not in self._stamps:
+            return False
+        try:
+            with open_place(self._base, name) as opened:
+                return opened.stamp == self._stamps[name]
+        except UserError:
+            return False  # reading it will say why
+
+    def get(self, name: str) -> IndexedShard:
+        """What the index says of a shard that it has."""
+        assert self._manifest is not None
+        shard, first = self._rows[name]
+        rows = np.arange(first, first + shard.samples)
+        samples: list[tuple[str, dict[str, Any]]] = [
+            (self._manifest.key(row), {}) for row in rows.tolist()
+        ]
+        keeps = self._manifest.stored.kept_texts
+        texts: dict[str, list[bytes]] = {}
+        lacks = False
+        for field in self._manifest.fields:
+            facts = self._manifest.stored_column(field)[rows]
+            for place in np.flatnonzero(facts["offset"]).tolist():
+                samples[place][1][field] = facts[place].item()
+            lacks = lacks or (is_text(field) and field not in keeps and bool(facts["offset"].any()))
+            if len(rows) and field in keeps:
+                kept = KeptTexts(self._manifest, self._manifest.stored, [field])
+                own = [text for text in kept.read(rows) if text is not None]
+                if own:
+                    texts[field] = own
+        return IndexedShard(
+            shard=shard,
+            stamp=self._stamps[name],
+            samples=samples,
+            problems=self._problems.get(name, []),
+            texts=None if lacks else texts,
+        )
+
+
+def _facts(media: MediaConfig) -> dict[str, Any]:
+    limits = {
+        name: value for name, value in dataclasses.asdict(media).items() if name.startswith("max_")
+    }
+    return {"version": _RULES, "limits": limits}
+
+
+def _problems(root: Path) -> dict[str, list[ShardProblem]]:
+    out: dict[str, list[ShardProblem]] = {}
+    with open(root / FOLDER / "problems.jsonl", encoding="utf-8") as file:
+        for line in file:
+            row = json.loads(line)
+            out.setdefault(row.pop("shard"), []).append(ShardProblem(**row))
+    return out
