@@ -103,6 +103,6 @@ def test_a_machine_that_lacks_a_module_is_told(cluster, tmp_path, monkeypatch):
 
     with (
         ray_pool(cluster.address) as pool,
-        pytest.raises(UserError, match="lacks a module .*of_the_driver.*; install"),
+        pytest.raises(UserError, match=r"lacks a module .*of_the_driver.*; install"),
     ):
         list(pool.run(twice, [1, 2], 2))
