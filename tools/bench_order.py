@@ -68,7 +68,7 @@ def bench(folder: Path) -> dict[str, Any]:
             more = [f"data.{key}={value}" for key, value in settings.items()]
             _mmscale("train", str(config), f"run.dir={run}", f"seed={seed}", *more)
             scores = json.loads(_mmscale("eval", str(run), "--json"))
-            result[name]["accuracy"].append(scores["scores"]["digits"]["accuracy"])
+            result[name]["accuracy"].append(scores["digits"]["accuracy"])
     return result
 
 
