@@ -181,6 +181,18 @@ def open_remote(url: str, retries: int, remedy: str = _REMEDY) -> Iterator[Remot
         raise UserError(f"{url}: cannot be fetched ({fault}); {remedy}") from None
 
 
+def open_beginning(url: str, size: int, retries: int) -> RemoteFile:
+    """The first ``size`` bytes of a remote file, so that little more is sent; where the server
+    knows no ranges, all of it.
+
+    Raises `RemoteFault` as `RemoteFile`.
+    """
+    try:
+        return RemoteFile(url, retries, (0, size))
+    except NoRanges:
+        return RemoteFile(url, retries)
+
+
 def attempt(url: str, retries: int, act: Callable[[Any], Result]) -> Result:
     """What ``act`` makes of the file system of ``url``; after a passing failure it is called again.
 
