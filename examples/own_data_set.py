@@ -21,8 +21,9 @@ from PIL import Image
 from train_from_python import small_config
 
 from mmscale.config import MediaConfig, SetConfig, TaskConfig
-from mmscale.data.index.build_index import build_index, verify_shards
+from mmscale.data.index.build_index import build_index
 from mmscale.data.index.manifest import Manifest
+from mmscale.data.index.verify_shards import verify_shards
 from mmscale.data.ingest.shard_writer import ShardWriter
 from mmscale.train.loop import train
 

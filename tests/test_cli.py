@@ -161,6 +161,9 @@ def test_eval_and_export_explain(capsys, in_root, tmp_path):
     assert "not a run directory" in complaint(
         capsys, "export", str(tmp_path), "--out", str(tmp_path / "o")
     )
+    assert "does not divide the ranks" in complaint(
+        capsys, "data", "order", CONFIG, "--steps", "0:1", "--world", "4", "--nodes", "3"
+    )
     assert "write A:B" in complaint(capsys, "data", "order", CONFIG, "--steps", "5")
     assert "a rank counts from 0" in complaint(
         capsys, "data", "order", CONFIG, "--steps", "0:1", "--world", "2", "--rank", "2"

@@ -29,7 +29,11 @@ class CacheConfig:
         "Size limit in 10^9 bytes of everything in the folder: copies, transfers, indexes.",
         low=0.001,
     )
-    retries: int = key(8, "Attempts after a temporary network failure, with growing pauses.", low=0)
+    retries: int = key(
+        16,
+        "Attempts after a temporary network failure, with pauses that grow to 5 s: 40 s or more.",
+        low=0,
+    )
     connections: int = key(16, "Transfers at a time when a machine fetches ahead.", low=1)
     ahead_s: float = key(
         30.0, "Seconds of training whose data is fetched ahead, where the cache has room.", low=0.0

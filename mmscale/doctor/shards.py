@@ -10,7 +10,7 @@ from typing import Any
 
 from mmscale.config import Config, SetConfig
 from mmscale.data.index.manifest import Manifest, open_manifests
-from mmscale.data.storage.remote_file import RemoteFault, RemoteFile
+from mmscale.data.storage.remote_file import RemoteFault, open_beginning
 from mmscale.data.storage.url import join_url
 from mmscale.doctor.check import FAILED, OK, HealthCheck, RankPlace, complain, usual
 from mmscale.errors import UserError
@@ -76,7 +76,7 @@ def _read_ends(manifest: Manifest, shard: int, retries: int) -> None:
     name, size = place.shard.name, place.shard.bytes
     if isinstance(place.base, str):
         try:
-            with RemoteFile(join_url(place.base, name), retries) as file:
+            with open_beginning(join_url(place.base, name), _PROBE, retries) as file:
                 got, size_now = file.readinto(bytearray(_PROBE)), file.size
         except RemoteFault as fault:
             raise UserError(f"shard {name} cannot be fetched ({fault})") from None

@@ -8,6 +8,7 @@ by ``make test``.
 import contextlib
 import os
 import signal
+import struct
 import sys
 import time
 from pathlib import Path
@@ -222,3 +223,72 @@ def test_a_cable_is_cut_and_mended(nodes, tmp_path, small_run, one_machine):
     finish(jobs, tmp_path)
     with_two_with_one_with_two(tmp_path)
     as_if_nothing_had_happened(tmp_path / "run", one_machine(*LONG) / "run")
+
+
+PORT = "8099"  # of each machine's own server, under one address
+
+
+def serve(node, shards, folder):
+    """What stands for a bucket, on ``node``; counts what this machine is sent."""
+    counts = folder / f"{node.name}.counts"
+    if not counts.exists():
+        counts.write_bytes(bytes(4 * 8))
+    command = [
+        sys.executable, str(ROOT / "tools" / "bench_streaming_server.py"), str(shards), PORT,
+        str(counts), "{}",
+    ]  # fmt: skip
+    log = folder / f"{node.name}.server.log"
+    process = node.start(command, log)
+    deadline = time.monotonic() + LIMIT
+    while b"ready" not in log.read_bytes():
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+    log.write_bytes(b"")
+    return counts
+
+
+def test_machines_with_caches_of_their_own_and_one_that_returns(
+    nodes, tmp_path, small_run, small_digits, one_machine
+):
+    """The set lies on a server. Each machine fetches its own lanes, once; the one that was lost has
+    its disk still when it returns. Samples and curve are those of local shards.
+    """
+    first, second = nodes
+    shards = small_digits / "train"
+    counts = [serve(node, shards, tmp_path) for node in nodes]
+    # Small blocks, so that the machines read different ones.
+    order = ("data.block=2", "data.group_blocks=8")
+    remote = (*LONG, *order, f"data.sets.digits.shards=[http://127.0.0.1:{PORT}]")
+
+    def begin(node):
+        return train(
+            [node], tmp_path, small_run, "torchrun.sh", *remote, NNODES="1:2",
+            MMSCALE_CACHE=str(tmp_path / f"{node.name}.cache"),
+        )  # fmt: skip
+
+    (job,), _ = begin(first), begin(second)
+    wait(tmp_path, lambda rows: len(rows) >= 8)
+    second.kill()
+    before = sent(counts[1])
+
+    def return_():
+        serve(second, shards, tmp_path)
+        return begin(second)
+
+    back = until_both_train(tmp_path, first, return_)
+    finish([job, *back], tmp_path)
+    with_two_with_one_with_two(tmp_path)
+    as_if_nothing_had_happened(tmp_path / "run", one_machine(*LONG, *order) / "run")
+    whole = sum(path.stat().st_size for path in shards.glob("*.tar"))
+    assert 0 < before < whole and all(0 < sent(path) <= whole for path in counts)
+    kept = [
+        sum(path.stat().st_size for path in (tmp_path / f"{node.name}.cache").glob("blocks/??/*"))
+        for node in nodes
+    ]
+    # What is on a disk was fetched once; each start looks at the beginning of a shard besides.
+    assert all(0 <= sent(path) - size <= 4 * 512 for path, size in zip(counts, kept, strict=True))
+
+
+def sent(counts):
+    """Bytes of shards that a server has sent."""
+    return struct.unpack("<4q", counts.read_bytes())[1]

@@ -24,8 +24,8 @@ from mmscale.strict_yaml import write_yaml
 MEDIA = {"image_height": 16, "image_width": 16, "image_patch": 8, "mel_bins": 8}
 
 
-def write_set(folder):
-    """64 pictures with texts in 8 shards."""
+def write_set(folder, more=b""):
+    """64 pictures with texts in 8 shards; ``more`` ends every text."""
     with ShardWriter(folder, samples_per_shard=8) as writer:
         for number in range(64):
             pixels = (prf.uniform(prf.derive_key("faults", number), 20 * 20 * 3) * 255).astype(
@@ -34,7 +34,8 @@ def write_set(folder):
             file = io.BytesIO()
             Image.fromarray(pixels.reshape(20, 20, 3)).save(file, "PNG")
             writer.write(
-                f"s{number:02d}", {"png": file.getvalue(), "txt": b"colour %d" % (number % 5)}
+                f"s{number:02d}",
+                {"png": file.getvalue(), "txt": b"colour %d" % (number % 5) + more},
             )
     build_index(folder, MediaConfig(**MEDIA), progress=False)
 
@@ -153,9 +154,12 @@ def test_a_shard_that_is_missing_at_the_start_is_refused_by_name(config, tmp_pat
 
 def test_damage_before_the_first_start_is_refused_by_name(config, tmp_path):
     """Text must be measured once; what cannot be read then would be left out of every later
-    epoch.
+    epoch. Few texts lie with the index, and are read there.
     """
+    shutil.rmtree(tmp_path / "data")
+    write_set(tmp_path / "data", b" and more words" * 100)
     manifest = Manifest.open(tmp_path / "data")
+    assert not manifest.stored.kept_texts
     shard = tmp_path / "data" / manifest.shards[1]
     raw = bytearray(shard.read_bytes())
     raw[int(manifest.column("txt")[9]["offset"])] ^= 1

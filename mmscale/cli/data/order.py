@@ -21,6 +21,14 @@ def add(verbs: Any) -> None:
     order.add_argument(
         "--world", type=int, default=1, metavar="W", help="number of ranks (default: 1)"
     )
+    order.add_argument(
+        "--nodes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="machines that the ranks stand on, equally many on each (default: 1); sequences of "
+        "sets on a server are dealt within a machine",
+    )
     order.add_argument("--rank", type=int, metavar="R", help="print this rank's share only")
 
 
@@ -39,12 +47,19 @@ def _order(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"--rank {arguments.rank} --world {arguments.world}: a rank counts from 0 to W-1"
         )
+    if arguments.nodes < 1 or arguments.world % arguments.nodes:
+        raise UserError(
+            f"--nodes {arguments.nodes}: does not divide the ranks (--world {arguments.world})"
+        )
     check_world(config.data.sequences, arguments.world)
     prepare_data(config)
     plan = open_plan(config, run_tokenizer(config), finished_steps(Path(config.run.dir)))
+    per_node = arguments.world // (arguments.nodes if plan.is_remote else 1)
     for step in range(int(first), int(last)):
         shares = [
-            (r, s) for r in range(arguments.world) for s in plan.share(step, r, arguments.world)
+            (rank, sequence)
+            for rank in range(arguments.world)
+            for sequence in plan.share(step, rank, arguments.world, _node(rank, per_node))
         ]
         for rank, sequence in sorted(shares, key=lambda share: share[1].number):
             if arguments.rank is None or rank == arguments.rank:
@@ -54,3 +69,9 @@ def _order(arguments: argparse.Namespace) -> None:
                 if plan.sets[sequence.set_index].config.long == "split":
                     row["parts"] = sequence.parts.tolist()
                 print(json.dumps(row, ensure_ascii=False))
+
+
+def _node(rank: int, ranks: int) -> range:
+    """The ranks of ``rank``'s machine, of ``ranks`` each."""
+    first = rank - rank % ranks
+    return range(first, first + ranks)

@@ -194,21 +194,28 @@ class BlockStore:
 
     def _open(self, extent: Extent, checks: Checks) -> tuple[int, int, int]:
         """(descriptor of a copy, the byte of the shard at which it starts, bytes fetched)."""
-        attainable = self._servers.attainable(extent)
         try:
-            handle = self._copies.find(attainable)
+            found = self._find(extent)
+            if found is None and self._followed is not None:
+                found = self._followed.wait_for(
+                    lambda: self._servers.attainable(extent).name, lambda: self._find(extent)
+                )
         except OSError as error:
             raise RemoteFault(self._trouble(error)) from None
-        if handle is None and self._followed is not None:
-            handle = self._followed.wait_for(extent.name, lambda: self._copies.find(attainable))
-        if handle is not None:
-            return handle, attainable.offset, 0
-        start, handle, done = self._bring(attainable, checks)
+        if found is not None:
+            return *found, 0
+        start, handle, done = self._bring(self._servers.attainable(extent), checks)
         if done is None:
             return handle, start, 0
         with self._guard:
             self.figures.add(done)
         return handle, start, done.bytes
+
+    def _find(self, extent: Extent) -> tuple[int, int] | None:
+        """(descriptor of a copy that is there, the byte of the shard at which it starts)."""
+        attainable = self._servers.attainable(extent)
+        handle = self._copies.find(attainable)
+        return None if handle is None else (handle, attainable.offset)
 
     def _bring(self, extent: Extent, checks: Checks) -> tuple[int, int, Arrival | None]:
         """Fetch it, or fail at once for the reason of before."""

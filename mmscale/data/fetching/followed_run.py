@@ -5,8 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from mmscale.data.fetching.run_folders import given_up_file, is_alive
+
+Found = TypeVar("Found")
 
 # For the process to begin; once.
 _BEGINS_S = 10.0
@@ -29,19 +32,25 @@ class FollowedRun:
         """The run takes the extent for whole, which it is not: do not wait for it."""
         self._doubted.add(name)
 
-    def wait_for(self, name: str, find: Callable[[], int | None]) -> int | None:
-        """What ``find`` gives as soon as it does; None: the run will not bring that extent."""
+    def wait_for(self, name: Callable[[], str], find: Callable[[], Found | None]) -> Found | None:
+        """What ``find`` gives as soon as it does; None: the run will not bring that extent.
+
+        Args:
+            name: of the extent as it can be had now: the run may learn meanwhile that its server
+                gives whole shards alone.
+            find: looks for it on the disk.
+        """
         began = looked = time.monotonic()
         pause = _FIRST_PAUSE_S
-        while not self._over and name not in self._doubted:
-            handle = find()
-            if handle is not None:
-                return handle
+        while not self._over and name() not in self._doubted:
+            found = find()
+            if found is not None:
+                return found
             now = time.monotonic()
             if now - looked > _LOOK_S or not self._begun:
                 looked = now
                 self._look(now - began)
-            if given_up_file(self.folder, name).exists() or now - began > _PATIENCE_S:
+            if given_up_file(self.folder, name()).exists() or now - began > _PATIENCE_S:
                 return None
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)

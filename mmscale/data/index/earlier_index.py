@@ -20,7 +20,8 @@ from mmscale.data.index.index_files import FOLDER, IndexFiles, Shard
 from mmscale.data.index.index_shard import IndexedShard, ShardProblem
 from mmscale.data.index.kept_texts import KeptTexts, is_text
 from mmscale.data.index.manifest import Manifest
-from mmscale.data.index.shard_reader import Stamp, open_place
+from mmscale.data.index.shard_reader import Stamp, read_stamp
+from mmscale.data.storage.remote_file import RemoteFault
 from mmscale.errors import UserError
 
 STAMPS = "stamps.json"
@@ -62,9 +63,8 @@ class EarlierIndex:
         if name not in self._rows or name not in self._stamps:
             return False
         try:
-            with open_place(self._base, name) as opened:
-                return opened.stamp == self._stamps[name]
-        except UserError:
+            return read_stamp(self._base, name) == self._stamps[name]
+        except (OSError, RemoteFault):
             return False  # reading it will say why
 
     def get(self, name: str) -> IndexedShard:

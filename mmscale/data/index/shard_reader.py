@@ -14,10 +14,11 @@ from typing import BinaryIO
 
 from mmscale.config import CacheConfig
 from mmscale.data.index.tar_headers import open_shard
-from mmscale.data.storage.remote_file import CHUNK, open_remote
+from mmscale.data.storage.remote_file import CHUNK, RemoteFile, open_beginning, open_remote
 from mmscale.data.storage.url import join_url
 
 _CHUNK = 1 << 20
+_BEGINNING = 512  # bytes, a tar header
 
 
 class HashingReader:
@@ -73,7 +74,7 @@ def open_place(base: Path | str, name: str) -> Iterator[OpenPlace]:
     if isinstance(base, Path):
         with open_shard(base / name) as local:
             facts = os.fstat(local.fileno())
-            stamp: Stamp = [facts.st_size, facts.st_mtime_ns, facts.st_ino]
+            stamp = _local_stamp(facts)
             yield OpenPlace(file=local, size=facts.st_size, place=base / name, stamp=stamp)
     else:
         url = join_url(base, name)
@@ -81,5 +82,21 @@ def open_place(base: Path | str, name: str) -> Iterator[OpenPlace]:
             open_remote(url, CacheConfig().retries) as remote,
             io.BufferedReader(remote, CHUNK) as file,
         ):
-            stamp = [remote.size, remote.version] if remote.version else []
+            stamp = _remote_stamp(remote)
             yield OpenPlace(file=file, size=remote.size, place=url, stamp=stamp)
+
+
+def read_stamp(base: Path | str, name: str) -> Stamp:
+    """The `Stamp` of a shard as it is now. Raises `OSError` or `RemoteFault`."""
+    if isinstance(base, Path):
+        return _local_stamp(os.stat(base / name))
+    with open_beginning(join_url(base, name), _BEGINNING, CacheConfig().retries) as file:
+        return _remote_stamp(file)
+
+
+def _local_stamp(facts: os.stat_result) -> Stamp:
+    return [facts.st_size, facts.st_mtime_ns, facts.st_ino]
+
+
+def _remote_stamp(file: RemoteFile) -> Stamp:
+    return [file.size, file.version] if file.version else []

@@ -186,10 +186,19 @@ def _chunks(dataset: Dataset) -> Iterator[NDArray[np.int64]]:
 def _texts(dataset: Dataset, field: str, samples: NDArray[np.int64]) -> list[str | None]:
     try:
         return list(dataset.texts(field, samples))
+    except ShardFault:
+        # One at a time, to name the one that cannot be read.
+        return [_text(dataset, field, sample) for sample in samples.tolist()]
+
+
+def _text(dataset: Dataset, field: str, sample: int) -> str | None:
+    try:
+        (text,) = dataset.texts(field, np.array([sample]))
     except ShardFault as fault:
         # Nothing that is kept may follow from it: with the shard restored, the counts would be
         # wrong for ever.
         raise UserError(
-            f"samples {dataset.key(int(samples[0]))!r} to {dataset.key(int(samples[-1]))!r}: "
-            f"{field}: {fault}; restore the shard, or run `mmscale data index` on its folder"
+            f"sample {dataset.key(sample)!r}: {field}: {fault}; restore the shard, or run "
+            "`mmscale data index` on its folder"
         ) from None
+    return text

@@ -30,7 +30,9 @@ CHUNK = 8 << 20
 Result = TypeVar("Result")
 
 _FIRST_PAUSE_S = 0.2
-_LONGEST_PAUSE_S = 60.0
+# Of pauses that double: a server that is back is found soon, while what was fetched ahead lasts.
+_MOST_GROWN_PAUSE_S = 5.0
+_LONGEST_PAUSE_S = 60.0  # of those that the server asks for
 _CONNECT_S = 30.0
 _SILENCE_S = 30.0  # a server that sends nothing for so long has hung up
 _REMEDY = "check the URL, the network and the credentials (docs/remote.md)"
@@ -179,6 +181,18 @@ def open_remote(url: str, retries: int, remedy: str = _REMEDY) -> Iterator[Remot
             yield file
     except RemoteFault as fault:
         raise UserError(f"{url}: cannot be fetched ({fault}); {remedy}") from None
+
+
+def open_beginning(url: str, size: int, retries: int) -> RemoteFile:
+    """The first ``size`` bytes of a remote file, so that little more is sent; where the server
+    knows no ranges, all of it.
+
+    Raises `RemoteFault` as `RemoteFile`.
+    """
+    try:
+        return RemoteFile(url, retries, (0, size))
+    except NoRanges:
+        return RemoteFile(url, retries)
 
 
 def attempt(url: str, retries: int, act: Callable[[Any], Result]) -> Result:
@@ -403,4 +417,4 @@ def _pause(url: str, failures: int, wait_s: float | None) -> float:
     if wait_s is not None:
         return min(wait_s, _LONGEST_PAUSE_S)
     spread = prf.Draws(prf.derive_key("retry", url, failures)).uniform(0.5, 1.0)
-    return min(_FIRST_PAUSE_S * 2 ** min(failures - 1, 30), _LONGEST_PAUSE_S) * spread
+    return min(_FIRST_PAUSE_S * 2 ** min(failures - 1, 30), _MOST_GROWN_PAUSE_S) * spread

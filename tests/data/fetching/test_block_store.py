@@ -9,6 +9,7 @@ import pickle
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from remote_shards import (
 from servers import FaultyServer, serve
 
 from mmscale.config import CacheConfig
-from mmscale.data.fetching import extent_source, local_copies
+from mmscale.data.fetching import extent_source, followed_run, local_copies, run_folders
 from mmscale.data.fetching.block_store import PATIENCE, BlockStore
 from mmscale.data.fetching.extent import Extent
 from mmscale.data.index.index_files import Shard
@@ -379,3 +380,27 @@ def test_a_cache_that_became_read_only_is_read(
     _, err = reader.communicate(timeout=patience(5))
     assert f"RemoteFault: the cache {cache.dir}: Read-only file system" in err
     assert server.counts() == {"0.tar": 1, "1.tar": 1}
+
+
+def test_a_reader_waits_for_the_whole_shard_once_the_run_learns_that_there_are_no_ranges(
+    server: FaultyServer, extents: list[Extent], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It began to wait for a part, which will never come."""
+    server.ranges = False
+    cache = cache_for(tmp_path)
+    runner, reader = BlockStore(cache), BlockStore(cache)
+    folder = runner.start_run("run")
+    reader.follow(folder)
+    waits, got = threading.Event(), list[bytes]()
+
+    def look(path: Path) -> bool:
+        waits.set()
+        return run_folders.is_alive(path)
+
+    monkeypatch.setattr(followed_run, "is_alive", look)
+    reading = threading.Thread(target=lambda: got.append(read(reader, extents[0])), daemon=True)
+    reading.start()
+    assert waits.wait(patience(5))
+    runner.fetch(extents[0])
+    reading.join(patience(5))
+    assert got == [bytes_of(server, extents[0])] and not reader.figures.extents

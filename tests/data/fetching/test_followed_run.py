@@ -21,15 +21,15 @@ def living(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, int]:
 
 def test_what_comes_is_given(living: tuple[Path, int]) -> None:
     answers = iter([None, None, 7])
-    assert FollowedRun(living[0]).wait_for("a", lambda: next(answers)) == 7
+    assert FollowedRun(living[0]).wait_for(lambda: "a", lambda: next(answers)) == 7
 
 
 def test_what_the_run_gave_up_on_is_not_waited_for(living: tuple[Path, int]) -> None:
     given_up_file(living[0], "a").touch()
     run = FollowedRun(living[0])
-    assert run.wait_for("a", lambda: None) is None
+    assert run.wait_for(lambda: "a", lambda: None) is None
     run.doubt("b")
-    assert run.wait_for("b", lambda: pytest.fail("it was not to be looked for")) is None
+    assert run.wait_for(lambda: "b", lambda: pytest.fail("it was not to be looked for")) is None
 
 
 def test_a_run_that_ends_is_waited_for_no_more(living: tuple[Path, int]) -> None:
@@ -44,9 +44,9 @@ def test_a_run_that_ends_is_waited_for_no_more(living: tuple[Path, int]) -> None
 
     ending = threading.Thread(target=end)
     ending.start()
-    assert run.wait_for("a", find) is None
+    assert run.wait_for(lambda: "a", find) is None
     ending.join()
-    assert run.wait_for("b", lambda: pytest.fail("it is over")) is None
+    assert run.wait_for(lambda: "b", lambda: pytest.fail("it is over")) is None
 
 
 def test_a_run_that_never_begins_is_waited_for_once(
@@ -54,5 +54,5 @@ def test_a_run_that_never_begins_is_waited_for_once(
 ) -> None:
     monkeypatch.setattr(followed_run, "_BEGINS_S", 0.05)
     run = FollowedRun(tmp_path / "runs" / "none")
-    assert run.wait_for("a", lambda: None) is None
-    assert run.wait_for("b", lambda: os.abort()) is None
+    assert run.wait_for(lambda: "a", lambda: None) is None
+    assert run.wait_for(lambda: "b", lambda: os.abort()) is None

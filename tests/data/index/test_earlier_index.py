@@ -197,6 +197,7 @@ def test_unchanged_remote_shards_are_known_by_their_version(folder: Path, tmp_pa
         )
         size = (folder / "shard-003.tar").stat().st_size
         assert server.sent["shard-003.tar"] == size and len(manifest) == 20
+        assert all(server.sent[f"shard-{number:03d}.tar"] <= 512 for number in range(3))
         assert manifest.digest == build_index(folder, MEDIA, progress=False).digest
 
 

@@ -385,13 +385,18 @@ def test_same_order_and_batches_as_the_local_shards(
         for source in (shards, tmp_path / "out", server.url)
     )
 
-    def order(changes: list[str]) -> list[str]:
-        return lines(["mmscale", "data", "order", CONFIG, *changes, "--steps", "0:4"])
+    def order(changes: list[str], *more: str) -> list[str]:
+        return lines(["mmscale", "data", "order", CONFIG, *changes, "--steps", "0:4", *more])
 
     expected = order(local)
     assert len(expected) == 16 and order(indexed) == expected
     asked = [name for name, _ in server.requests[requests:]]
     assert not [name for name in asked if name.endswith(".tar")], "the index has what plans need"
+    two = ("--world", "2", "--nodes", "2")
+    rows = [json.loads(line) for line in order(indexed, *two)]
+    assert [row["rank"] for row in rows] == [0, 0, 1, 1] * 4, "each machine reads its own lanes"
+    assert [row["keys"] for row in rows] == [json.loads(line)["keys"] for line in expected]
+    assert order(local, *two) == order(local, "--world", "2") != order(indexed, *two)
     server.faults.extend(
         [("0.tar", "status", 503), ("1.tar", "cut", 20_000), ("2.tar", "corrupt", 9000)]
     )
