@@ -106,7 +106,9 @@ OPTIMIZERS = Registry("optimizer", "mmscale.optim.optimizers", ("card", "moments
 STRATEGIES = Registry("strategy", "mmscale.parallel.strategies", ("name",))
 TRACKERS = Registry("tracker", "mmscale.train.trackers")
 NORMALISERS = Registry("text normaliser", "mmscale.evaluate.normalisers")
+LAYOUTS = Registry("layout", "mmscale.data.ingest.layouts", ("name", "summary"))
 
 REGISTRIES = (
     OBJECTIVES, LOSSES, IMAGE_STEMS, AUDIO_STEMS, OPTIMIZERS, STRATEGIES, TRACKERS, NORMALISERS,
+    LAYOUTS,
 )  # fmt: skip

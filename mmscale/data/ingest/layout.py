@@ -1,0 +1,84 @@
+"""What a layout is: it finds the samples of a source, by split, and says what becomes of the rest.
+
+A layout reads names and tables, never media. It gives each sample as a row of named columns; what
+a column means is decided once for all layouts, by `mmscale.data.ingest.table_row.RowReader`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from mmscale.data.account import Account
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutOptions:
+    """What the user said of a source.
+
+    Attributes:
+        columns: by ``image``, ``audio``, ``text`` or ``label``: the column that has it; what is not
+            named is found by the layout's own names.
+        root: the folder that media files may lie in besides that of the source.
+        out: the folder that is written; a layout passes over it.
+    """
+
+    columns: dict[str, str] = field(default_factory=dict)
+    root: Path | None = None
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """One sample: ``columns`` by name, as `RowReader.row` takes them. Paths of media are relative
+    to `SplitRows.folder`, or absolute.
+    """
+
+    where: str
+    columns: dict[str, Any]
+    key: str
+
+
+@dataclass(frozen=True)
+class SplitRows:
+    """The samples of one split. ``folder``: what paths of media are relative to, and lie in."""
+
+    folder: Path
+    rows: Iterable[SourceRow]
+
+
+@dataclass(frozen=True)
+class SplitParquet:
+    """A split whose rows are read from Parquet as they are packed."""
+
+    folder: Path
+    files: list[Path]
+
+
+Split = SplitRows | SplitParquet
+
+
+class Layout(Protocol):
+    """One way in which people store data.
+
+    Attributes:
+        name: as ``--layout`` has it.
+        summary: what it is and who writes it, one line.
+    """
+
+    name: str
+    summary: str
+
+    def matches(self, source: Path) -> bool:
+        """Whether ``source`` is surely of this layout: by names and first lines, no media."""
+        ...
+
+    def splits(self, source: Path, options: LayoutOptions, account: Account) -> dict[str, Split]:
+        """The samples by split; one without a name, ``""``, where the source has no splits.
+
+        Notes in ``account`` what of the source is no sample. Raises `UserError` naming the file or
+        row and the remedy.
+        """
+        ...

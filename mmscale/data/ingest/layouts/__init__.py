@@ -1,0 +1,1 @@
+"""Layouts that people have their data in: each module is one, named as ``--layout`` is."""
