@@ -44,7 +44,7 @@ def load_config(
             rule of `Config.check` broken; the message names the file or key and the remedy.
     """
     tree = _read(Path(path), depth=0)
-    _apply(tree, str(path), overrides, plugins)
+    override_tree(tree, str(path), overrides, plugins)
     return config_from_tree(tree, str(path))
 
 
@@ -70,7 +70,7 @@ def load_model_config(
     alone = set(tree) - {"plugins"} <= {item.name for item in dataclasses.fields(ModelConfig)}
     if "model" not in tree and alone:
         tree = {"model": {name: tree[name] for name in tree if name != "plugins"}}
-    _apply(tree, str(path), overrides, plugins)
+    override_tree(tree, str(path), overrides, plugins)
     source = str(path)
     model = _build(ModelConfig, tree.get("model", {}), "model", source)
     media = _build(MediaConfig, tree.get("media", {}), "media", source)
@@ -165,7 +165,7 @@ def describe_keys() -> list[tuple[str, str, str]]:
     return rows
 
 
-def _apply(
+def override_tree(
     tree: dict[str, Any],
     source: str,
     overrides: typing.Sequence[str],
@@ -215,7 +215,7 @@ def _resolve(tree: dict[str, Any], path: Path, depth: int) -> dict[str, Any]:
         if not isinstance(name, str):
             raise UserError(f"{path}: key {name!r} is not a string; put it in quotes")
         if isinstance(value, dict):
-            value = _merge(out.get(name), _resolve(value, path, depth))
+            value = overlay(out.get(name), _resolve(value, path, depth))
         elif isinstance(value, list):
             value = [_resolve(v, path, depth) if isinstance(v, dict) else _expand(v) for v in value]
         else:
@@ -224,12 +224,13 @@ def _resolve(tree: dict[str, Any], path: Path, depth: int) -> dict[str, Any]:
     return out
 
 
-def _merge(under: Any, over: dict[str, Any]) -> dict[str, Any]:
+def overlay(under: Any, over: dict[str, Any]) -> dict[str, Any]:
+    """``over`` laid over ``under``, group by group; neither changes."""
     if not isinstance(under, dict):
         return over
     out = dict(under)
     for name, value in over.items():
-        out[name] = _merge(out.get(name), value) if isinstance(value, dict) else value
+        out[name] = overlay(out.get(name), value) if isinstance(value, dict) else value
     return out
 
 

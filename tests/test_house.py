@@ -25,7 +25,7 @@ FLOORS = [
     ["config_file", "data", "model"],
     ["data.fetching", "data.media", "data.objectives", "optim"],
     ["data.index", "parallel"],
-    ["data.ingest", "data.planning"],
+    ["data.ingest", "data.planning", "recipes"],
     ["data.loading", "data.prefetching", "demo"],
     ["predict"],
     ["checkpoint"],

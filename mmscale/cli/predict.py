@@ -14,9 +14,10 @@ _DECODING = ("max_new_tokens", "beams", "temperature", "top_k", "top_p", "seed")
 
 PREDICT_EPILOG = """\
 By default the answer takes the likeliest token at each position. --beams and --temperature change
-that.
+that. Where classify tasks alone had such input, their linear head answers, with probabilities.
 
 examples:
+  mmscale predict runs/pets --image cat.jpg
   mmscale predict release --image cat.jpg --prompt topic --labels cat,dog
   mmscale predict runs/fsdd --audio clip.wav --beams 4
   mmscale predict release --text "The match ended" --temperature 0.8 --top-p 0.95 --seed 7
@@ -69,7 +70,7 @@ def add(verbs: Any) -> None:
 
 def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
     from mmscale.predict.decoding import Decoding
-    from mmscale.predict.question import trained_prompts
+    from mmscale.predict.question import trained_heads, trained_prompts
     from mmscale.release.trained_model import load_trained
 
     decoding = {name: getattr(arguments, name) for name in _DECODING}
@@ -86,13 +87,20 @@ def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
                 )
     model = load_trained(Path(arguments.target))
     inputs = {name: getattr(arguments, name) for name in ("image", "audio", "text")}
-    trained = trained_prompts(
-        model.config, [name for name, given in inputs.items() if given is not None]
-    )
+    given = [name for name, value in inputs.items() if value is not None]
+    trained = trained_prompts(model.config, given)
+    if given and not labels and not trained and trained_heads(model.config, given):
+        for name, value in decoding.items():
+            if value != getattr(Decoding(), name):
+                raise UserError(
+                    f"--{name.replace('_', '-')}: changes nothing where a linear head answers; "
+                    "leave it out"
+                )
+        return _told(model.classify(None, **inputs, prompt=arguments.prompt), arguments.json)
     if not trained:
         report(
             "no task taught the model to answer such input; the answer is a guess (what "
-            "ctc, classify and contrastive tasks taught, mmscale eval scores)"
+            "ctc and contrastive tasks taught, mmscale eval scores)"
         )
     elif arguments.prompt is not None and arguments.prompt not in trained:
         known = ", ".join(map(repr, trained))
@@ -101,12 +109,20 @@ def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
             "answer is a guess"
         )
     if labels:
-        scored = model.classify(labels, **inputs, prompt=arguments.prompt)
-        if not arguments.json:
-            for label, probability in scored:
-                print(f"{probability:6.1%}  {label}")
-        return {"answer": scored[0][0], "probabilities": dict(scored)}
+        return _told(model.classify(labels, **inputs, prompt=arguments.prompt), arguments.json)
     answer = model.answer(**inputs, prompt=arguments.prompt, **decoding)
     if not arguments.json:
         print(answer)
     return {"answer": answer}
+
+
+_SHOWN = 10  # classes of a head or labels
+
+
+def _told(scored: list[tuple[str, float]], as_json: bool) -> dict[str, Any]:
+    if not as_json:
+        for label, probability in scored[:_SHOWN]:
+            print(f"{probability:6.1%}  {label}")
+        if len(scored) > _SHOWN:
+            print(f"        and {len(scored) - _SHOWN} less likely ones (--json has them)")
+    return {"answer": scored[0][0], "probabilities": dict(scored)}

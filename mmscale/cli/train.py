@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from mmscale.cli.verb import add_config, verb
 from mmscale.errors import UserError
+from mmscale.recipes.names import recipe_names
 
 if TYPE_CHECKING:
+    from mmscale.config import Config
     from mmscale.train.loop import TrainResult
 
 # torchrun kills its ranks so many seconds after a stop signal: longer than train.grace_s, as in
@@ -25,6 +27,7 @@ parallel.strategy says how the work is split; where it is auto, accelerate's own
 If a run stops, the same command resumes it from the newest checkpoint in run.dir.
 
 examples:
+  mmscale train --recipe classify-images shards/       # no config: the recipe is fitted to the data
   mmscale train configs/train/digits.yaml train.steps=200
   mmscale train configs/train/digits.yaml --ranks 2
   torchrun --nproc-per-node 8 -m mmscale train configs/train/digits.yaml parallel.strategy=fsdp
@@ -39,6 +42,22 @@ def add(verbs: Any) -> None:
     """Declare the command `train` and its options."""
     train = verb(verbs, "train", _train, "train as a config says, or resume", EPILOG)
     add_config(train, needed=False)
+    recipe = train.add_argument_group(
+        "recipes", "in place of a config: a job, and the folder of packed samples it learns from"
+    )
+    recipe.add_argument(
+        "--recipe", metavar="NAME", help=f"one of {', '.join(recipe_names())} (docs/recipes.md)"
+    )
+    recipe.add_argument(
+        "--label", default="", metavar="FIELD", help="the field of the classes, such as json.topic"
+    )
+    recipe.add_argument(
+        "--text", default="", metavar="FIELD", help="the field of the texts, such as json.title"
+    )
+    recipe.add_argument(
+        "--print-config", action="store_true",
+        help="print the config that would be used, to begin one of your own with, and stop",
+    )  # fmt: skip
     train.add_argument(
         "--ranks",
         type=int,
@@ -86,7 +105,7 @@ def start_ranks(count: int) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> dict[str, Any] | None:
-    from mmscale.config_file import describe_keys, load_config
+    from mmscale.config_file import describe_keys, dump_config
     from mmscale.data.loading.fork_server import start_fork_server
 
     if arguments.keys:
@@ -94,14 +113,17 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any] | None:
             print(f"{name} (default {default or 'empty'})\n    {text}")
         return None
     if not arguments.config:
-        raise UserError("no config; try: mmscale train configs/train/digits.yaml")
+        raise UserError(_nothing_named(arguments.recipe))
     if arguments.ranks and arguments.ray:
         raise UserError(
             "--ranks starts processes here, --ray on a cluster; leave one of the two out"
         )
-    if arguments.ranks:
+    if arguments.ranks and not arguments.print_config:
         start_ranks(arguments.ranks)
-    config, preflight = load_config(arguments.config, arguments.overrides, arguments.plugins), None
+    config, preflight = _config(arguments), None
+    if arguments.print_config:
+        print(dump_config(config), end="")
+        return None
     if arguments.preflight:
         from mmscale.doctor import examine
 
@@ -121,6 +143,31 @@ def _train(arguments: argparse.Namespace) -> dict[str, Any] | None:
     if result.exit_code:
         raise SystemExit(result.exit_code)
     return _report(result, arguments.json) if read_environment()[0] == 0 else None
+
+
+def _config(arguments: argparse.Namespace) -> Config:
+    """Of the file that was named, or of the recipe for the folder that was."""
+    from mmscale.config_file import load_config
+
+    if not arguments.recipe:
+        if arguments.label or arguments.text:
+            raise UserError("--label and --text are for --recipe; a config names its fields itself")
+        return load_config(arguments.config, arguments.overrides, arguments.plugins)
+    from mmscale.recipes.recipe import recipe_config
+
+    return recipe_config(
+        arguments.recipe, arguments.config, arguments.overrides, arguments.plugins,
+        label=arguments.label, text=arguments.text,
+    )  # fmt: skip
+
+
+def _nothing_named(recipe: str | None) -> str:
+    if recipe:
+        return f"--recipe {recipe}: name the folder of packed samples after it, such as shards/"
+    return (
+        "no config; try: mmscale train configs/train/digits.yaml, or "
+        "mmscale train --recipe classify-images SHARDS"
+    )
 
 
 def _ray_workers(text: str) -> tuple[int, int]:

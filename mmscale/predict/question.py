@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from os import PathLike
 from typing import Any
 
-from mmscale.config import Config, is_media
+from mmscale.config import Config, TaskConfig, is_media
 from mmscale.errors import SampleFault, UserError
 from mmscale.predict.query import Part, PartReader
 from mmscale.predict.raw_input import AudioInput, ImageInput, audio_bytes, image_bytes
@@ -47,7 +47,7 @@ def read_question(
         parts["text"] = reader.text(checked_text(text, "text").strip())
     if not parts:
         raise UserError("no input; give image, audio or text")
-    orders = _orders(config, parts)
+    orders = _orders(config, parts) or _orders(config, parts, "classify")
     order = orders[0][0] if orders else list(parts)
     return [parts[kind] for kind in order], trained_prompts(config, parts)
 
@@ -57,19 +57,51 @@ def trained_prompts(config: Config, kinds: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(prompt for _, prompt in _orders(config, kinds)))
 
 
-def _orders(config: Config, kinds: Iterable[str]) -> list[tuple[list[str], str]]:
+def trained_heads(config: Config, kinds: Iterable[str]) -> list[tuple[str, str]]:
+    """(prompt, linear head) of the classify tasks whose input is of these kinds, each once."""
+    return list(
+        dict.fromkeys(
+            (task.prompt, task.head_name())
+            for _, task in _tasks(config, kinds, "classify")
+            if task.head_name() in config.model.classes
+        )
+    )
+
+
+def _orders(
+    config: Config, kinds: Iterable[str], objective: str = "next_token"
+) -> list[tuple[list[str], str]]:
     """(kinds of input in the task's order, its prompt) of every task that answers to just these
     kinds.
     """
+    return [(order, task.prompt) for order, task in _tasks(config, kinds, objective)]
+
+
+def _tasks(
+    config: Config, kinds: Iterable[str], objective: str
+) -> list[tuple[list[str], TaskConfig]]:
     wanted = sorted(kinds)
     return [
-        (order, task.prompt)
+        (order, task)
         for data_set in config.data.sets.values()
         for task in data_set.tasks
-        if task.objective == "next_token"
+        if task.objective == objective
         for order in [[name.partition(".")[0] if is_media(name) else "text" for name in task.input]]
         if sorted(order) == wanted
     ]
+
+
+def choose_head(prompt: str | None, heads: list[tuple[str, str]]) -> tuple[str, str]:
+    """(prompt, head) of the one that was trained, or the one with ``prompt``. Raises `UserError` if
+    there are several, or none.
+    """
+    fitting = [pair for pair in heads if prompt is None or pair[0] == prompt]
+    if len(fitting) == 1:
+        return fitting[0]
+    if not heads:
+        raise UserError("labels: no classify task had such input; give the answers to choose from")
+    known = ", ".join(f"{own!r} ({head})" for own, head in heads)
+    raise UserError(f"prompt: heads were trained with {known}; give the prompt of one")
 
 
 def choose_prompt(prompt: str | None, trained: list[str]) -> str:

@@ -20,7 +20,13 @@ from mmscale.plugins import import_plugins
 from mmscale.predict.decoding import Decoding
 from mmscale.predict.predictor import Predictor
 from mmscale.predict.query import Part
-from mmscale.predict.question import checked_text, choose_prompt, read_question
+from mmscale.predict.question import (
+    checked_text,
+    choose_head,
+    choose_prompt,
+    read_question,
+    trained_heads,
+)
 from mmscale.predict.raw_input import AudioInput, ImageInput
 from mmscale.release.layout import WEIGHT_TYPES
 from mmscale.release.open_release import is_release, load_release
@@ -44,7 +50,7 @@ class TrainedModel:
 
     def classify(
         self,
-        labels: Sequence[str],
+        labels: Sequence[str] | None = None,
         *,
         image: ImageInput | None = None,
         audio: AudioInput | None = None,
@@ -54,8 +60,11 @@ class TrainedModel:
         """(label, probability) of every label, the likeliest first.
 
         The probability is the likelihood of the label as the whole answer, normalised over
-        ``labels``.
+        ``labels``. Without ``labels``: that of each class of the linear head that a classify task
+        trained with such inputs.
         """
+        if labels is None:
+            return self._by_head(self._query(image, audio, text)[0], prompt, image, audio, text)
         labels = (
             [] if isinstance(labels, str) else [checked_text(label, "labels") for label in labels]
         )
@@ -67,6 +76,19 @@ class TrainedModel:
         weights /= weights.sum()
         order = np.argsort(-scores, kind="stable")
         return [(labels[number], float(weights[number])) for number in order.tolist()]
+
+    def _by_head(
+        self, query: list[Part], prompt: str | None, *inputs: Any
+    ) -> list[tuple[str, float]]:
+        kinds = [
+            kind
+            for kind, given in zip(("image", "audio", "text"), inputs, strict=True)
+            if given is not None
+        ]
+        own, head = choose_head(prompt, trained_heads(self.config, kinds))
+        scores = np.exp(self.predictor.class_scores([query], own, head)[0].astype(np.float64))
+        pairs = zip(self.config.model.classes[head], scores.tolist(), strict=True)
+        return sorted(pairs, key=lambda pair: -pair[1])
 
     def answer(
         self,
