@@ -15,6 +15,7 @@ from typing import Any
 
 from mmscale.config import MediaConfig
 from mmscale.data.index.probe import ENDINGS, Kind, kind_of
+from mmscale.data.ingest.clip_cut import ClipCut, cut_sound
 from mmscale.data.ingest.shard_writer import check_names, encode_sample
 from mmscale.data.media.format import ending_of
 from mmscale.errors import UserError
@@ -51,6 +52,27 @@ class TableMedia:
                 f"{where}: {self.path}: changed while it was packed; give the command again"
             )
         return data
+
+
+@dataclass(frozen=True)
+class TableCut(TableMedia):
+    """A part of a recording, decoded and written as FLAC when its sample is encoded."""
+
+    cut: ClipCut
+
+    def read(self, where: str, media: MediaConfig) -> bytes:
+        """The part as FLAC. Raises `UserError` if the file cannot be read or is not what it was."""
+        try:
+            with open(self.path, "rb") as file:
+                now = os.fstat(file.fileno())
+                if (now.st_size, now.st_mtime_ns) != (self.size, self.mtime_ns):
+                    raise UserError("changed while it was packed; give the command again")
+                return cut_sound(file, self.cut, media.max_file_bytes)
+        except OSError as error:
+            reason = f"cannot be read ({error.strerror}); check the file"
+        except UserError as error:
+            reason = str(error)
+        raise UserError(f"{where}: {self.path}: {reason}")
 
 
 @dataclass
@@ -106,10 +128,11 @@ class RowReader:
     """Makes samples of the rows of tables in ``folder``, which no row can lead out of.
 
     ``image`` and ``audio`` hold a path relative to ``folder``, the encoded bytes, or ``{"bytes",
-    "path"}`` as Hugging Face datasets write it; ``text`` and ``cls`` a string or number; ``key``
-    the sample's name. An ``image``, ``audio`` or ``text`` that is a list becomes the fields
-    ``0.jpg``, ``1.jpg``, …. What other columns hold becomes the sample's json; dates and times are
-    ISO 8601 text there, decimals text too. Nulls, NaN and empty strings are no values.
+    "path"}`` as Hugging Face datasets write it; ``audio`` also a `ClipCut` of a recording;
+    ``text`` and ``cls`` a string or number; ``key`` the sample's name. An ``image``, ``audio`` or
+    ``text`` that is a list becomes the fields ``0.jpg``, ``1.jpg``, …. What other columns hold
+    becomes the sample's json; dates and times are ISO 8601 text there, decimals text too. Nulls,
+    NaN and empty strings are no values.
     """
 
     def __init__(self, folder: Path, media: MediaConfig) -> None:
@@ -151,6 +174,11 @@ class RowReader:
             item = item.get("path") if item.get("bytes") is None else item["bytes"]
         if isinstance(item, bytes):
             return self._ending(kind, item, label), item
+        if isinstance(item, ClipCut):
+            # The recording may be far longer than what is stored of it.
+            named = f"{label} {item.path!r}"
+            file = check_file(self._folder / item.path, item.name(), self._base, named)
+            return "flac", TableCut(file.path, file.name, file.size, file.mtime_ns, item)
         where, _, column = label.rpartition(": ")
         name = plain(item, column, where)
         path = self._folder / name
