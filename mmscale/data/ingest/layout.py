@@ -23,11 +23,14 @@ class LayoutOptions:
             named is found by the layout's own names.
         root: the folder that media files may lie in besides that of the source.
         out: the folder that is written; a layout passes over it.
+        splits: names of the splits that are wanted, also such that a layout gives only when asked;
+            empty: those it gives by itself.
     """
 
     columns: dict[str, str] = field(default_factory=dict)
     root: Path | None = None
     out: Path | None = None
+    splits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
