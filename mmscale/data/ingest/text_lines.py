@@ -11,7 +11,7 @@ from mmscale.errors import UserError
 MAX_LINE_BYTES = 1 << 20
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path, most: int = MAX_LINE_BYTES) -> Iterator[tuple[int, str]]:
     """Number from 1 and text, without its end, of each line that is not blank.
 
     Raises `UserError` naming the file and line.
@@ -19,12 +19,11 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with open(path, "rb") as file:
             number = 0
-            while raw := file.readline(MAX_LINE_BYTES + 1):
+            while raw := file.readline(most + 1):
                 number += 1
-                if len(raw) > MAX_LINE_BYTES:
+                if len(raw) > most:
                     raise UserError(
-                        f"{path}: line {number}: over {MAX_LINE_BYTES} bytes; check that it is "
-                        "the right file"
+                        f"{path}: line {number}: over {most} bytes; check that it is the right file"
                     )
                 line = _text(path, number, raw).rstrip("\r\n")
                 if line.strip():
