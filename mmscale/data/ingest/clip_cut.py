@@ -107,7 +107,10 @@ def _blocks(
     sound: soundfile.SoundFile, begin: int, end: int
 ) -> Iterator[NDArray[np.int16] | NDArray[np.int32]]:
     """Integer [n, channels] of the frames, all of them."""
-    sound.seek(begin)
+    # A frame of MP3 needs bits of frames before it, at most 511 bytes: half a second at 8 kbit/s.
+    lead = min(begin, sound.samplerate) if sound.format == "MP3" else 0
+    sound.seek(begin - lead)
+    sound.read(lead, dtype="float32")
     left = end - begin
     while left > 0:
         many = min(left, _BLOCK // sound.channels)

@@ -8,7 +8,7 @@ from typing import Any
 
 from mmscale.data.account import Account, Notice
 from mmscale.data.index.probe import Kind
-from mmscale.data.ingest.conversation_media import ConversationMedia, Part, text_parts
+from mmscale.data.ingest.conversation_media import ContentPart, ConversationMedia, text_parts
 from mmscale.errors import UserError
 
 KEYS_UNREAD = Notice("keys of turns that are not taken", "move what they say into the text")
@@ -144,20 +144,20 @@ def _message(
     return {"role": role, "content": parts, **({"tool_calls": calls} if calls else {}), **kept}
 
 
-def _parts(content: Any, media: ConversationMedia, marks: bool, where: str) -> list[Part]:
+def _parts(content: Any, media: ConversationMedia, marks: bool, where: str) -> list[ContentPart]:
     if content is None:
         return []
     if isinstance(content, str):
         return media.split_text(content) if marks else text_parts(content)
     if not isinstance(content, list):
         raise UserError(f"{where}: its content is {content!r:.40}; write a text or a list of parts")
-    parts: list[Part] = []
+    parts: list[ContentPart] = []
     for number, part in enumerate(content, start=1):
         parts += _typed(part, media, f"{where}: part {number}")
     return parts
 
 
-def _typed(part: Any, media: ConversationMedia, where: str) -> list[Part]:
+def _typed(part: Any, media: ConversationMedia, where: str) -> list[ContentPart]:
     """What a part with a type says, in our own types."""
     if isinstance(part, str):
         return text_parts(part)

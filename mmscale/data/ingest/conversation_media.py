@@ -12,7 +12,7 @@ from mmscale.data.index.probe import Kind
 from mmscale.data.media.format import ending_of
 from mmscale.errors import UserError
 
-Part = dict[str, Any]
+ContentPart = dict[str, Any]
 
 # A path is no longer; what is can only be the medium itself.
 _LONGEST_PATH = 4096
@@ -44,7 +44,7 @@ class ConversationMedia:
         """Whether the row has media beside its turns, which text can refer to."""
         return any(self._given.values())
 
-    def split_text(self, text: str) -> list[Part]:
+    def split_text(self, text: str) -> list[ContentPart]:
         """Parts of a text with ``<image>`` and ``<audio>``, in order.
 
         The line break after a placeholder goes, or that before one which ends the text: writers put
@@ -62,7 +62,7 @@ class ConversationMedia:
             parts += [self.take_given("audio" if kind == "audio" else "image"), *text_parts(after)]
         return parts
 
-    def take_given(self, kind: Kind) -> Part:
+    def take_given(self, kind: Kind) -> ContentPart:
         """The next that the row has of a kind. Raises `UserError` if all are taken."""
         number, given = self._next.get(kind, 0), self._given.get(kind, [])
         self._next[kind] = number + 1
@@ -73,7 +73,7 @@ class ConversationMedia:
             )
         return self.add(kind, given[number])
 
-    def add(self, kind: Kind, value: Any) -> Part:
+    def add(self, kind: Kind, value: Any) -> ContentPart:
         """One more medium of the conversation: a path, a data URL, bytes as base64, or an object
         with one of these.
         """
@@ -97,7 +97,7 @@ class ConversationMedia:
                 )
 
 
-def text_parts(text: str) -> list[Part]:
+def text_parts(text: str) -> list[ContentPart]:
     """One part, or none of an empty text."""
     return [{"type": "text", "text": text}] if text else []
 
