@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from mmscale.data.host_error import check_host
 from mmscale.data.index.probe import ENDINGS
 from mmscale.data.media.format import ending_of
+from mmscale.data.media.forward_sound import ForwardSound
 from mmscale.errors import UserError
 
 # Times in manifests are rounded, and decoders differ about the last samples.
@@ -60,7 +61,7 @@ def cut_sound(file: BinaryIO, cut: ClipCut, max_bytes: int) -> bytes:
     if ending_of(head) not in ENDINGS["audio"]:
         raise UserError(f"not a sound in a format that is read ({', '.join(ENDINGS['audio'])})")
     try:
-        with soundfile.SoundFile(file) as sound:
+        with ForwardSound(file) as sound:
             begin, end = _frames(cut, sound.frames, sound.samplerate)
             return _flac(sound, begin, end, max_bytes)
     except (RuntimeError, OSError, TypeError, MemoryError) as error:
@@ -107,10 +108,11 @@ def _blocks(
     sound: soundfile.SoundFile, begin: int, end: int
 ) -> Iterator[NDArray[np.int16] | NDArray[np.int32]]:
     """Integer [n, channels] of the frames, all of them."""
-    # A frame of MP3 needs bits of frames before it, at most 511 bytes: half a second at 8 kbit/s.
+    # Bits that a frame of MP3 needs of those before it are lost by a seek; they are at most 511
+    # bytes, half a second at 8 kbit/s.
     lead = min(begin, sound.samplerate) if sound.format == "MP3" else 0
     sound.seek(begin - lead)
-    sound.read(lead, dtype="float32")
+    sound.read(lead, dtype="float32", always_2d=True)
     left = end - begin
     while left > 0:
         many = min(left, _BLOCK // sound.channels)
