@@ -23,6 +23,8 @@ class LayoutOptions:
             named is found by the layout's own names.
         root: the folder that media files may lie in besides that of the source.
         out: the folder that is written; a layout passes over it.
+        splits: names of the splits that are wanted, also such that a layout gives only when asked;
+            empty: those it gives by itself.
         delimiter: of the columns of a CSV; None: found in the file.
         config: of a source that holds several data sets, the one to take.
         max_file_bytes: most bytes of a cell, or of a line of JSON.
@@ -31,6 +33,7 @@ class LayoutOptions:
     columns: dict[str, str] = field(default_factory=dict)
     root: Path | None = None
     out: Path | None = None
+    splits: tuple[str, ...] = ()
     delimiter: str | None = None
     config: str | None = None
     max_file_bytes: int = 64_000_000

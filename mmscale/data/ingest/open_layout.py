@@ -101,5 +101,6 @@ def _sets(
 
 def with_limits(options: SourceOptions, out: Path, max_file_bytes: int) -> SourceOptions:
     """``options`` with what the pass itself knows."""
-    reading = replace(options.reading, out=out, max_file_bytes=max_file_bytes)
+    splits = () if options.split is None else (options.split,)
+    reading = replace(options.reading, out=out, max_file_bytes=max_file_bytes, splits=splits)
     return replace(options, reading=reading)

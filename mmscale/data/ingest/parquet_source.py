@@ -77,7 +77,7 @@ class ParquetPart:
     key_prefix: str = ""
 
 
-def parquet_splits(split: SplitParquet, options: LayoutOptions) -> dict[str, Split]:
+def parquet_splits(split: SplitParquet) -> dict[str, Split]:
     """``split`` by the column ``split`` of its files; under ``""`` where they have none."""
     need_pyarrow(split.files[0])
     values = split_values(split.files)
@@ -191,13 +191,15 @@ class ParquetSource:
     ) -> list[RowGroup]:
         # A file that was named may be a link to anywhere; one that was found in a folder may not.
         own = path.resolve().parent if path == source else part.split.folder.resolve()
-        alone = path == part.split.folder
-        inside = path.relative_to(part.split.folder).with_suffix("").as_posix()
+        name = ""
+        if path != part.split.folder:
+            inside = path.relative_to(part.split.folder).with_suffix("")
+            name = f"{inside.as_posix().replace('.', '_')}/"
         groups = open_table(
             path,
             (own, *(folder.resolve() for folder in self._reading.others)),
             key_prefix=part.key_prefix,
-            name_prefix=part.key_prefix + ("" if alone else f"{inside.replace('.', '_')}/"),
+            name_prefix=part.key_prefix + name,
             where_split=part.split.where_split,
             columns=options.columns,
             account=account,

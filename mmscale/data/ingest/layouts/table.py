@@ -8,7 +8,7 @@ from mmscale.data.account import Account
 from mmscale.data.ingest.csv_source import TABLES
 from mmscale.data.ingest.layout import LayoutOptions, Split, SplitParquet
 from mmscale.data.ingest.parquet_source import parquet_files, parquet_splits
-from mmscale.data.ingest.split_names import split_in
+from mmscale.data.ingest.split_names import divide, split_in
 from mmscale.data.ingest.table_rows import by_split_column, read_table, renamed
 from mmscale.errors import UserError
 from mmscale.registry import LAYOUTS
@@ -24,13 +24,15 @@ class Table:
 
     def matches(self, source: Path) -> bool:
         if source.is_dir():
-            tables = parquet_files(source)
-            return bool(tables) and not any(split_in(path.stem) for path in tables)
+            return bool(parquet_files(source))
         return source.suffix.lower() in ENDINGS
 
     def splits(self, source: Path, options: LayoutOptions, account: Account) -> dict[str, Split]:
         if tables := parquet_files(source):
-            return parquet_splits(SplitParquet(source, tables), options)
+            splits = divide(((path, split_in(path.stem)) for path in tables), account)
+            if splits.keys() != {""}:
+                return {name: SplitParquet(source, files) for name, files in splits.items()}
+            return parquet_splits(SplitParquet(source, tables))
         if source.suffix.lower() not in TABLES:
             raise UserError(
                 f"{source}: not a kind of source that is read; use a folder or a file that ends in "
