@@ -13,12 +13,13 @@ import soundfile
 
 from mmscale.config import MediaConfig
 from mmscale.data.account import Account
-from mmscale.data.index.build_index import build_index
-from mmscale.data.ingest.layout import LayoutOptions, SplitRows
-from mmscale.data.ingest.shard_writer import ShardFile
-from mmscale.data.ingest.sources import RowSource
-from mmscale.data.ingest.table_row import RowReader
-from mmscale.registry import LAYOUTS
+from mmscale.data.index.build_index import IndexPass
+from mmscale.data.ingest.layout import LayoutOptions
+from mmscale.data.ingest.open_layout import SourceOptions
+from mmscale.data.ingest.pack import pack_open
+from mmscale.data.ingest.sources import open_source
+from mmscale.data.ingest.write_set import SetWriter
+from mmscale.data.worker_pool import WorkerPool
 
 Packed = dict[str, dict[str, bytes]]
 
@@ -29,30 +30,28 @@ def pack_layout(
     out: Path,
     account: Account | None = None,
     media: MediaConfig | None = None,
+    split: str | None = None,
     **options: Any,
 ) -> dict[str, Packed]:
-    """By split and key, the fields as Python's tarfile reads them; every sample is indexed without
-    a problem.
+    """By split and key, in the order of the source, the fields as Python's tarfile reads them. The
+    ``split`` that is asked for is ``""``. Every sample is indexed without a problem.
     """
-    account, media = account or Account(), media or MediaConfig()
+    account, media, pool = account or Account(), media or MediaConfig(), WorkerPool(1)
+    reading = SourceOptions(layout=name, split=split, reading=LayoutOptions(**options))
+    opened = open_source(source, reading, media, out, account)
+    writer = SetWriter(
+        shuffle_seed=0, samples_per_shard=1000, shuffle_gb=1, pool=pool, index_pass=IndexPass(),
+        media=media, progress=False,
+    )  # fmt: skip
+    with pool:
+        manifests = pack_open(opened, out, writer)
     packed = {}
-    for split, rows in LAYOUTS[name].splits(source, LayoutOptions(**options), account).items():
-        assert isinstance(rows, SplitRows)
-        reader = RowReader(rows.folder, media)
-        samples = RowSource(
-            source, (reader.row(row.where, dict(row.columns), row.key) for row in rows.rows)
-        )
-        folder = out / (split or "all")
-        folder.mkdir(parents=True)
-        shard = ShardFile(folder / "shard-000000.tar")
-        with samples.load(samples.portions[0], None, folder, False) as loaded:
-            for number in samples.portions[0]:
-                shard.add(loaded[number].encode(media))
-        shard.finish()
-        manifest = build_index(folder, media, progress=False)
+    for split, rows in opened.sets.items():
+        folder = out / split
         problems = (folder / "index/problems.jsonl").read_text()
-        assert len(manifest) == len(samples.portions[0]) and not problems, problems
-        packed[split] = read_shard(folder / "shard-000000.tar")
+        samples = read_shard(folder / "shard-000000.tar")
+        assert len(manifests[split]) == len(samples) and not problems, problems
+        packed[split] = {row.key: samples[row.key] for row in rows.first(len(samples))}
     return packed
 
 

@@ -9,6 +9,7 @@ from layout_packs import json_of, noise, pack_layout, write_sound
 
 from mmscale.data.account import Account
 from mmscale.data.ingest.layouts.aishell import join_han
+from mmscale.data.ingest.open_layout import find_layout
 from mmscale.errors import UserError
 from mmscale.registry import LAYOUTS
 
@@ -38,7 +39,7 @@ def write_transcript(top: Path, *lines: str) -> None:
 
 @pytest.mark.parametrize("named", ["data_aishell", "."])
 def test_every_clip_with_its_text(corpus: Path, tmp_path: Path, named: str) -> None:
-    assert LAYOUT.matches(corpus.parent / named)
+    assert find_layout(corpus.parent / named, None) is LAYOUT
     account = Account()
     packed = pack_layout("aishell", corpus.parent / named, tmp_path / "out", account)
     assert packed.keys() == {"train", "dev", "test"}
@@ -81,7 +82,7 @@ def test_broken_sources_are_refused(corpus: Path, tmp_path: Path) -> None:
         pack_layout("aishell", corpus, tmp_path / "1")
     write_transcript(corpus, "BAC009S0002W0122", "BAC009S0003W0121 好")
     account = Account()
-    sample = pack_layout("aishell", corpus, tmp_path / "2", account, splits=("train",))["train"]
+    sample = pack_layout("aishell", corpus, tmp_path / "2", account, split="train")[""]
     assert "txt" not in sample["BAC009S0002W0122"]
     assert any(line.startswith("1 clips whose text is empty (") for line in account.lines())
     write_sound(corpus / "wav/train/S0003/BAC009S0002W0122.wav", noise(100))

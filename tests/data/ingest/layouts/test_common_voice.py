@@ -11,6 +11,7 @@ import pytest
 from layout_packs import json_of, noise, pack_layout, write_sound
 
 from mmscale.data.account import Account
+from mmscale.data.ingest.open_layout import find_layout
 from mmscale.errors import UserError
 from mmscale.registry import LAYOUTS
 
@@ -68,7 +69,7 @@ def expected_json(one: dict[str, Any]) -> dict[str, Any]:
 def test_every_row_is_a_sample_of_its_split(tmp_path: Path, options: dict[str, Any]) -> None:
     source = tmp_path / "en"
     tables = write_language(source, "en", **options)
-    assert LAYOUT.matches(source)
+    assert find_layout(source, None) is LAYOUT
     account = Account()
     packed = pack_layout("common_voice", source, tmp_path / "out", account)
     assert packed.keys() == {"train", "dev", "test"}
@@ -87,7 +88,7 @@ def test_languages_of_one_corpus(tmp_path: Path) -> None:
     source = tmp_path / "cv-corpus-17.0-2024-03-15"
     for lang in ("en", "zh-CN"):
         write_language(source / lang, lang)
-    assert LAYOUT.matches(source)
+    assert find_layout(source, None) is LAYOUT
     train = pack_layout("common_voice", source, tmp_path / "out")["train"]
     assert sorted(train) == sorted(
         f"{lang}/common_voice_{lang}_{number}" for lang in ("en", "zh-CN") for number in range(5)
@@ -102,14 +103,14 @@ def test_tables_that_are_no_splits_are_given_when_asked(tmp_path: Path) -> None:
     write_table(source / "other.tsv", [row("en", 77, "later")])
     (source / "reported.tsv").write_text("sentence\treason\n")
     account = Account()
-    packed = pack_layout("common_voice", source, tmp_path / "out", account, splits=("other",))
-    assert packed.keys() == {"other"} and list(packed["other"]) == ["common_voice_en_77"]
+    packed = pack_layout("common_voice", source, tmp_path / "out", account, split="other")
+    assert packed.keys() == {""} and list(packed[""]) == ["common_voice_en_77"]
     lines = "\n".join(account.lines())
     assert "8 clips that no row of the splits names, left out (clips/common_voice_en_0.mp3" in lines
     assert "4 tables that are no splits, left out (train.tsv, dev.tsv, test.tsv, …)" in lines
     assert "1 files beside the clips that are not read (reported.tsv)" in lines
     with pytest.raises(UserError, match=r"no split 'invalidated'; it has train, dev, test, val"):
-        pack_layout("common_voice", source, tmp_path / "no", splits=("invalidated",))
+        pack_layout("common_voice", source, tmp_path / "no", split="invalidated")
 
 
 def test_a_text_of_another_column_and_a_row_without_one(tmp_path: Path) -> None:
@@ -117,7 +118,7 @@ def test_a_text_of_another_column_and_a_row_without_one(tmp_path: Path) -> None:
     write_language(source, "en")
     write_table(source / "dev.tsv", [row("en", 5, ""), row("en", 6, " x ")])
     account = Account()
-    dev = pack_layout("common_voice", source, tmp_path / "1", account, splits=("dev",))["dev"]
+    dev = pack_layout("common_voice", source, tmp_path / "1", account, split="dev")[""]
     assert "txt" not in dev["common_voice_en_5"] and dev["common_voice_en_6"]["txt"] == b"x"
     empty = [line for line in account.lines() if "text is empty" in line]
     assert len(empty) == 1 and f"1 clips whose text is empty ({source}/dev.tsv: line 2)" in empty[0]
@@ -125,7 +126,7 @@ def test_a_text_of_another_column_and_a_row_without_one(tmp_path: Path) -> None:
     assert other["dev"]["common_voice_en_5"]["txt"] == b"client5"
     with pytest.raises(UserError, match=r"dev\.tsv: no column 'words' in the header; it has cli"):
         pack_layout("common_voice", source, tmp_path / "3", columns={"text": "words"},
-                    splits=("dev",))  # fmt: skip
+                    split="dev")  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from indexed import picture
 from layout_packs import json_of, noise, pack_layout, write_sound
 
 from mmscale.data.account import Account
+from mmscale.data.ingest.open_layout import find_layout
 from mmscale.errors import UserError
 from mmscale.registry import LAYOUTS
 
@@ -107,7 +108,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("named", [".", "dataset_info.json"])
 def test_every_data_set_is_a_split(source: Path, tmp_path: Path, named: str) -> None:
-    assert LAYOUT.matches(source / named)
+    assert find_layout(source / named, None) is LAYOUT
     account = Account()
     packed = pack_layout("llama_factory", source / named, tmp_path / "out", account)
     assert {
@@ -136,12 +137,12 @@ def test_a_question_that_is_empty_is_named(tmp_path: Path) -> None:
 
 
 def test_one_that_is_asked_for(source: Path, tmp_path: Path) -> None:
-    packed = pack_layout("llama_factory", source, tmp_path / "1", splits=("mllm",))
-    assert packed.keys() == {"mllm"}
+    packed = pack_layout("llama_factory", source, tmp_path / "1", split="mllm")
+    assert packed.keys() == {""} and packed[""]["00000001"].keys() == {"0.jpg", "0.mp3", "json"}
     with pytest.raises(UserError, match=r"dataset_info\.json: lost: .*not here.*; download them"):
-        pack_layout("llama_factory", source, tmp_path / "2", splits=("lost",))
+        pack_layout("llama_factory", source, tmp_path / "2", split="lost")
     with pytest.raises(UserError, match=r"has no split 'gone'; it has identity, history"):
-        pack_layout("llama_factory", source, tmp_path / "3", splits=("gone",))
+        pack_layout("llama_factory", source, tmp_path / "3", split="gone")
 
 
 @pytest.mark.parametrize(
@@ -178,5 +179,6 @@ def test_other_tables_of_that_name(tmp_path: Path) -> None:
     assert not LAYOUT.matches(tmp_path)
     with pytest.raises(UserError, match=r"dataset_info\.json: cannot be read"):
         pack_layout("llama_factory", tmp_path, tmp_path / "out")
+    (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match=r"dataset_info\.json: missing; name the folder"):
-        pack_layout("llama_factory", tmp_path / "none", tmp_path / "out")
+        pack_layout("llama_factory", tmp_path / "none", tmp_path / "out2")

@@ -13,6 +13,7 @@ from layout_packs import Packed, json_of, pack_layout
 from mmscale.config import MediaConfig
 from mmscale.data.account import Account
 from mmscale.data.ingest.layout import LayoutOptions
+from mmscale.data.ingest.open_layout import find_layout
 from mmscale.errors import UserError
 from mmscale.registry import LAYOUTS
 
@@ -87,7 +88,7 @@ def check_equal(packed: Packed, folder: Path) -> None:
 
 
 def test_every_row_is_one_conversation(source: Path, tmp_path: Path) -> None:
-    assert LAYOUT.matches(source) and LAYOUT.matches(source.parent)
+    assert find_layout(source, None) is LAYOUT and LAYOUT.matches(source.parent)
     assert not LAYOUTS["sharegpt"].matches(source)
     account = Account()
     packed = pack_layout("llava", source, tmp_path / "out", account)
@@ -122,6 +123,19 @@ def test_columns_of_other_names(source: Path, tmp_path: Path) -> None:
         "llava", source, tmp_path / "out", columns={"image": "pic", "text": "talk"}
     )
     assert packed[""]["00000001"].keys() == {"0.png", "json"}
+
+
+def test_pictures_elsewhere(source: Path, tmp_path: Path) -> None:
+    rows = [
+        {"image": "b.png", "conversations": turns("<image>", "B")},
+        {"image": str(source.parent / "coco/b.png"), "conversations": turns("<image>", "B")},
+    ]
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables/train.json").write_text(json.dumps(rows))
+    packed = pack_layout(
+        "llava", tmp_path / "tables", tmp_path / "out", root=source.parent / "coco"
+    )
+    assert [sample["0.png"] for sample in packed["train"].values()] == [picture(9, 9)] * 2
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from indexed import picture
 from layout_packs import json_of, noise, pack_layout, write_sound
 
 from mmscale.config import MediaConfig
+from mmscale.data.ingest.open_layout import find_layout
 from mmscale.errors import UserError
 from mmscale.registry import LAYOUTS
 
@@ -61,7 +62,7 @@ def test_every_line_is_one_conversation(tmp_path: Path) -> None:
         {"messages": [user("<image>\nsame as <image>?"), answer("no")],
          "images": ["b.jpg", f"data:image/png;base64,{encoded(png)}"]},
     )  # fmt: skip
-    assert LAYOUT.matches(source) and not LAYOUTS["sharegpt"].matches(source)
+    assert find_layout(source, None) is LAYOUT and not LAYOUTS["sharegpt"].matches(source)
     packed = list(pack_layout("messages", source, tmp_path / "out")[""].values())
     assert json_of(packed[0])["messages"] == [
         {"role": "system", "content": [text("Be kind.")]},

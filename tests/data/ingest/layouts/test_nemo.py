@@ -11,8 +11,7 @@ import pytest
 from layout_packs import json_of, noise, pack_layout, samples_of, write_sound
 
 from mmscale.data.account import Account
-from mmscale.data.ingest.clip_cut import ClipCut
-from mmscale.data.ingest.layout import LayoutOptions
+from mmscale.data.ingest.open_layout import find_layout
 from mmscale.errors import UserError
 from mmscale.registry import LAYOUTS
 
@@ -42,7 +41,7 @@ def clips(folder: Path) -> list[dict[str, Any]]:
 def test_whole_files_are_kept_as_they_are(tmp_path: Path) -> None:
     rows = clips(tmp_path / "corpus")
     manifest = write_manifest(tmp_path / "corpus/train_manifest.json", *rows)
-    assert LAYOUT.matches(manifest)
+    assert find_layout(manifest, None) is LAYOUT
     packed = pack_layout("nemo", manifest, tmp_path / "out")
     assert packed.keys() == {"train"} and len(packed["train"]) == len(rows)
     for number, (row, ending) in enumerate(zip(rows, ["wav", "flac", "opus"], strict=True)):
@@ -81,7 +80,7 @@ def test_manifests_of_a_folder_are_splits(tmp_path: Path) -> None:
     write_manifest(folder / "manifest_dev-clean.jsonl", rows[2])
     (folder / "vocab.txt").write_text("a")
     write_sound(folder / "beside.wav", noise(10))
-    assert LAYOUT.matches(folder)
+    assert find_layout(folder, None) is LAYOUT
     account = Account()
     packed = pack_layout("nemo", folder, tmp_path / "out", account)
     assert {split: len(samples) for split, samples in packed.items()} == {
@@ -101,15 +100,22 @@ def test_columns_of_other_names_and_absolute_paths(tmp_path: Path) -> None:
     packed = pack_layout("nemo", manifest, tmp_path / "1", columns=columns)[""]
     assert packed["a"].keys() == {"wav", "txt"} and packed["a"]["txt"] == b"x"
     root = tmp_path / "root"
-    write_manifest(manifest, {"audio_filepath": f"{root}/sub/a.wav", "offset": 1, "text": " "})
+    write_sound(root / "sub/b.wav", noise(RATE))
+    write_manifest(
+        manifest,
+        {"audio_filepath": f"{root}/sub/b.wav", "offset": 0.5, "text": " "},
+        {"audio_filepath": "sub/b.wav"},
+    )
     account = Account()
-    (row,) = LAYOUT.splits(manifest, LayoutOptions(root=root), account)[""].rows
-    assert row.columns == {"audio": ClipCut(f"{root}/sub/a.wav", 1.0, None), "offset": 1}
-    assert row.key == "sub/a-00001000-end"
+    elsewhere = pack_layout("nemo", manifest, tmp_path / "2", account, root=root)[""]
+    assert np.array_equal(samples_of(elsewhere["sub/b-00000500-end"]["flac"]), noise(RATE)[8000:])
+    assert elsewhere["sub/b"] == {"wav": (root / "sub/b.wav").read_bytes()}
     assert account.lines() == [
-        f"1 clips whose text is empty ({manifest}: row 1); they are packed without a txt; correct "
-        "the table if they have one"
+        f"2 clips whose text is empty ({manifest}: row 1, {manifest}: row 2); they are packed "
+        "without a txt; correct the table if they have one"
     ]
+    with pytest.raises(UserError, match=r"row 1: audio '.*b\.wav from 0\.5.*|lies outside"):
+        pack_layout("nemo", manifest, tmp_path / "3")
 
 
 GOOD = {"audio_filepath": "a.wav", "text": "x", "duration": 0.1}

@@ -10,6 +10,7 @@ import pytest
 from layout_packs import json_of, pack_layout
 
 from mmscale.data.account import Account
+from mmscale.data.ingest.open_layout import find_layout
 from mmscale.errors import UserError
 from mmscale.registry import LAYOUTS
 
@@ -59,7 +60,7 @@ def test_every_row_is_one_conversation(tmp_path: Path, lines: bool) -> None:
     source = tmp_path / ("share.jsonl" if lines else "share.json")
     text = "".join(json.dumps(row) + "\n" for row in ROWS) if lines else json.dumps(ROWS)
     source.write_text(text)
-    assert LAYOUT.matches(source) and not LAYOUTS["llava"].matches(source)
+    assert find_layout(source, None) is LAYOUT and not LAYOUTS["llava"].matches(source)
     assert not LAYOUTS["messages"].matches(source)
     account = Account()
     packed = pack_layout("sharegpt", source, tmp_path / "out", account)[""]

@@ -12,6 +12,7 @@ import soundfile
 from layout_packs import json_of, noise, pack_layout, samples_of, write_sound
 
 from mmscale.data.account import Account
+from mmscale.data.ingest.open_layout import find_layout
 from mmscale.errors import UserError
 from mmscale.registry import LAYOUTS
 
@@ -53,7 +54,7 @@ def corpus(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("named", [".", "WenetSpeech.json"])
 def test_segments_by_subset(corpus: Path, tmp_path: Path, named: str) -> None:
     source = corpus / named
-    assert LAYOUT.matches(source)
+    assert find_layout(source, None) is LAYOUT
     (corpus / "README.md").write_text("")
     account = Account()
     packed = pack_layout("wenetspeech", source, tmp_path / "out", account)
@@ -83,12 +84,12 @@ def test_segments_by_subset(corpus: Path, tmp_path: Path, named: str) -> None:
 
 def test_a_subset_that_is_asked_for(corpus: Path, tmp_path: Path) -> None:
     account = Account()
-    packed = pack_layout("wenetspeech", corpus, tmp_path / "out", account, splits=("M",))
-    assert packed.keys() == {"M"} and packed["M"].keys() == {"Y0_S0", "Y0_S1"}
+    packed = pack_layout("wenetspeech", corpus, tmp_path / "out", account, split="M")
+    assert packed.keys() == {""} and packed[""].keys() == {"Y0_S0", "Y0_S1"}
     (line,) = account.lines()
     assert line.startswith("7 segments of no split that is packed, left out (W, L, DEV, …); --")
     with pytest.raises(UserError, match=r"no split 'S'; it has DEV, L, M, W"):
-        pack_layout("wenetspeech", corpus, tmp_path / "no", splits=("S",))
+        pack_layout("wenetspeech", corpus, tmp_path / "no", split="S")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,7 @@ def test_missing_and_cut_files_are_refused(corpus: Path, tmp_path: Path) -> None
         pack_layout("wenetspeech", corpus, tmp_path / "3")
     assert not LAYOUT.matches(corpus)
     with pytest.raises(UserError, match=r"no WenetSpeech\.json in it"):
-        pack_layout("wenetspeech", tmp_path / "1", tmp_path / "4")
+        pack_layout("wenetspeech", corpus / "audio", tmp_path / "4")
 
 
 def test_an_empty_text_is_named(tmp_path: Path) -> None:
