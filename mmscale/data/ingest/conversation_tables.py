@@ -12,7 +12,7 @@ from mmscale.data.ingest.conversation import ConversationForm, conversation_colu
 from mmscale.data.ingest.file_splits import no_tables, note_others, split_tables, tables_in
 from mmscale.data.ingest.json_rows import first_objects, read_objects
 from mmscale.data.ingest.layout import LayoutOptions, SourceRow, Split, SplitRows
-from mmscale.data.ingest.speech_corpus import sample_key, wanted_splits
+from mmscale.data.ingest.speech_corpus import name_columns, sample_key, wanted_splits
 
 ENDINGS = (".json", ".jsonl", ".ndjson")
 IDS_TWICE = Notice(
@@ -41,8 +41,9 @@ def conversation_splits(
     source: Path, form: ConversationForm, options: LayoutOptions, account: Account
 ) -> dict[str, Split]:
     """What a layout of JSON files gives. ``--image`` and ``--audio`` name columns of media,
-    ``--text`` that of the turns.
+    ``--text`` that of the turns, ``--label`` one that becomes ``json.label``.
     """
+    label = {role: name for role, name in options.columns.items() if role == "label"}
     form = replace(
         form,
         turns=options.columns.get("text", form.turns),
@@ -63,7 +64,7 @@ def conversation_splits(
             tables[0].parent,
             table_rows(
                 splits[name],
-                lambda row, where: conversation_columns(row, form, where, account),
+                lambda row, where: _columns(row, form, label, where, account),
                 account,
             ),
         )
@@ -84,6 +85,14 @@ def table_rows(tables: list[Path], columns: RowColumns, account: Account) -> Ite
                 key = f"{key}-{number}"
             taken.add(key)
             yield SourceRow(where, columns(row, where), key)
+
+
+def _columns(
+    row: dict[str, Any], form: ConversationForm, label: dict[str, str], where: str, account: Account
+) -> dict[str, Any]:
+    columns = conversation_columns(row, form, where, account)
+    name_columns(columns, label, where, account)
+    return columns
 
 
 def _key(identity: Any, number: int) -> str:

@@ -6,9 +6,11 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from mmscale.data.account import Account, Notice
 from mmscale.data.index.probe import kind_of
+from mmscale.data.ingest.layout import LayoutOptions
 from mmscale.errors import UserError
 
 EMPTY_TEXTS = Notice(
@@ -19,6 +21,9 @@ TEXTS_ALONE = Notice(
     "transcripts without a clip, left out", "restore the files or remove the lines"
 )
 FILES_UNREAD = Notice("files beside the clips that are not read", "nothing of them is packed")
+COLUMNS_REPLACED = Notice(
+    "columns whose name --text or --label gives to another, left out", "rename them"
+)
 ARCHIVES = Notice("archives that are not unpacked, left out", "unpack them where they are")
 
 _ARCHIVE = re.compile(r"\.(tar|tgz|zip|tar\.\w+|gz)$", re.I)
@@ -57,6 +62,28 @@ def subfolders(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if entry.name[:1] != "." and entry.is_dir()]
     return [folder / name for name in sorted(names)]
+
+
+def check_columns(options: LayoutOptions, layout: str, *roles: str) -> None:
+    """Raise `UserError` for an option that names a column where the layout has none to choose."""
+    for role, column in options.columns.items():
+        if role not in roles:
+            known = ", ".join(f"--{name}" for name in roles) or "none of these options"
+            raise UserError(
+                f"--{role} {column}: not for the layout {layout}, which takes {known}; leave it out"
+            )
+
+
+def name_columns(
+    columns: dict[str, Any], named: dict[str, str], where: str, account: Account
+) -> None:
+    """Give the columns ``text`` and ``label`` what the user's columns of ``named`` hold."""
+    for role in ("text", "label"):
+        column = named.get(role, role)
+        if column != role:
+            if role in columns:
+                account.note(COLUMNS_REPLACED, f"{role!r} of {where}")
+            columns[role] = columns.pop(column, None)
 
 
 def wanted_splits(known: Iterable[str], asked: tuple[str, ...], source: Path) -> list[str]:

@@ -12,6 +12,7 @@ from mmscale.data.ingest.speech_corpus import (
     CLIPS_ALONE,
     EMPTY_TEXTS,
     TEXTS_ALONE,
+    check_columns,
     note_unread,
     sample_key,
     sounds_in,
@@ -44,6 +45,7 @@ class Aishell:
         return any(_table(top) and (top / "wav").is_dir() for top in (source, source / _TOP))
 
     def splits(self, source: Path, options: LayoutOptions, account: Account) -> dict[str, Split]:
+        check_columns(options, self.name)
         top = source if _table(source) else source / _TOP
         table = _table(top)
         if table is None:

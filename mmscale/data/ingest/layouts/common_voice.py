@@ -15,6 +15,8 @@ from mmscale.data.account import Account, Notice
 from mmscale.data.ingest.layout import LayoutOptions, SourceRow, Split, SplitRows
 from mmscale.data.ingest.speech_corpus import (
     EMPTY_TEXTS,
+    check_columns,
+    name_columns,
     note_unread,
     sample_key,
     subfolders,
@@ -49,6 +51,7 @@ class CommonVoice:
         return bool(_languages(source))
 
     def splits(self, source: Path, options: LayoutOptions, account: Account) -> dict[str, Split]:
+        check_columns(options, self.name, "text", "label")
         languages = _languages(source)
         if not languages:
             raise UserError(
@@ -66,9 +69,9 @@ class CommonVoice:
         if not all(name in tables for name in chosen):
             raise UserError(f"{source}: has neither train.tsv nor validated.tsv; --split other?")
         _note_rest(source, languages, tables, chosen, account)
-        text = options.columns.get("text", "sentence")
         return {
-            name: SplitRows(source, _rows(source, tables[name], text, account)) for name in chosen
+            name: SplitRows(source, _rows(source, tables[name], options.columns, account))
+            for name in chosen
         }
 
 
@@ -109,7 +112,10 @@ def _note_rest(
             account.note(OTHER_CLIPS, example, len(rest))
 
 
-def _rows(source: Path, tables: list[Path], text: str, account: Account) -> Iterator[SourceRow]:
+def _rows(
+    source: Path, tables: list[Path], named: dict[str, str], account: Account
+) -> Iterator[SourceRow]:
+    named = {"text": "sentence", **named}
     for table in tables:
         language = table.parent
         first: dict[str, str] = {}
@@ -120,14 +126,16 @@ def _rows(source: Path, tables: list[Path], text: str, account: Account) -> Iter
                 )
             first[row.clip] = row.where
             columns: dict[str, Any] = dict(row.cells)
-            if text not in columns:
-                raise UserError(
-                    f"{table}: no column {text!r} in the header; it has {', '.join(columns)}"
-                )
+            for column in named.values():
+                if column not in columns:
+                    raise UserError(
+                        f"{table}: no column {column!r} in the header; it has {', '.join(columns)}"
+                    )
             for name in _COUNTS:
                 if columns.get(name, "").isdecimal():
                     columns[name] = int(columns[name])
-            columns["text"] = columns.pop(text).strip()
+            name_columns(columns, named, row.where, account)
+            columns["text"] = str(columns["text"]).strip()
             if not columns["text"]:
                 account.note(EMPTY_TEXTS, row.where)
             columns["audio"] = _relative(language / "clips" / row.clip, source)

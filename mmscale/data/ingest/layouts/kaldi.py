@@ -17,6 +17,7 @@ from mmscale.data.ingest.speech_corpus import (
     CLIPS_ALONE,
     EMPTY_TEXTS,
     TEXTS_ALONE,
+    check_columns,
     sample_key,
     subfolders,
     wanted_splits,
@@ -33,6 +34,8 @@ _CLIPS, _TEXT, _PARTS = "wav.scp", "text", "segments"
 # By file of "UTTERANCE VALUE": the column it becomes.
 _FACTS = {"utt2spk": "speaker", "utt2lang": "language"}
 _READ = (_CLIPS, _TEXT, _PARTS, *_FACTS)
+# Paths that show which folder they are relative to: a few files may be missing.
+_LOOK = 16
 _ARK = re.compile(r"\.ark(:\d+)?(\[.*\])?$|:\d+$")
 
 
@@ -48,6 +51,7 @@ class Kaldi:
         return bool(_sets(source))
 
     def splits(self, source: Path, options: LayoutOptions, account: Account) -> dict[str, Split]:
+        check_columns(options, self.name)
         sets = _sets(source)
         if not sets:
             raise UserError(
@@ -161,16 +165,16 @@ def _base(folder: Path, paths: list[str], root: Path | None) -> Path:
 
     Raises `UserError` with the remedy if there is none.
     """
-    relative = next((path for path in paths if not os.path.isabs(path)), None)
-    if relative is None:
+    relative = [path for path in paths if not os.path.isabs(path)][:_LOOK]
+    if not relative:
         return folder
     above = folder.absolute().parents
     places = [*([root] if root else []), folder, *list(above)[:3]]
     for place in places:
-        if (place / relative).exists():
+        if any((place / path).exists() for path in relative):
             return place
     raise UserError(
-        f"{folder / _CLIPS}: {relative!r} is neither in {folder} nor in a folder above it; name "
+        f"{folder / _CLIPS}: {relative[0]!r} is neither in {folder} nor in a folder above it; name "
         "the folder in which the recipe ran with --root DIR"
     )
 

@@ -13,6 +13,7 @@ from mmscale.data.ingest.speech_corpus import (
     CLIPS_ALONE,
     EMPTY_TEXTS,
     TEXTS_ALONE,
+    check_columns,
     note_unread,
     sample_key,
     sounds_in,
@@ -38,6 +39,7 @@ class LibriSpeech:
         return bool(_subsets(source))
 
     def splits(self, source: Path, options: LayoutOptions, account: Account) -> dict[str, Split]:
+        check_columns(options, self.name)
         subsets = _subsets(source)
         if not subsets:
             raise UserError(

@@ -19,7 +19,7 @@ from mmscale.data.ingest.conversation import (
 from mmscale.data.ingest.conversation_tables import ENDINGS, RowColumns, table_rows
 from mmscale.data.ingest.file_splits import tables_in
 from mmscale.data.ingest.layout import LayoutOptions, Split, SplitRows
-from mmscale.data.ingest.speech_corpus import wanted_splits
+from mmscale.data.ingest.speech_corpus import check_columns, wanted_splits
 from mmscale.errors import UserError
 from mmscale.json_file import read_object
 from mmscale.registry import LAYOUTS
@@ -62,6 +62,7 @@ class LlamaFactory:
         )
 
     def splits(self, source: Path, options: LayoutOptions, account: Account) -> dict[str, Split]:
+        check_columns(options, self.name)
         table = _table(source)
         infos = read_object(table, f"name the folder that holds {_TABLE}")
         splits: dict[str, Split] = {}

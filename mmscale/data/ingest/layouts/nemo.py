@@ -19,7 +19,13 @@ from mmscale.data.ingest.file_splits import (
 )
 from mmscale.data.ingest.json_rows import first_objects, read_objects
 from mmscale.data.ingest.layout import LayoutOptions, SourceRow, Split, SplitRows
-from mmscale.data.ingest.speech_corpus import EMPTY_TEXTS, sample_key, wanted_splits
+from mmscale.data.ingest.speech_corpus import (
+    EMPTY_TEXTS,
+    check_columns,
+    name_columns,
+    sample_key,
+    wanted_splits,
+)
 from mmscale.errors import UserError
 from mmscale.registry import LAYOUTS
 
@@ -39,6 +45,7 @@ class Nemo:
         return fits(source, _ENDINGS, _is_manifest)
 
     def splits(self, source: Path, options: LayoutOptions, account: Account) -> dict[str, Split]:
+        check_columns(options, self.name, "audio", "text", "label")
         audio = options.columns.get("audio", _AUDIO)
         tables = [
             table
@@ -64,16 +71,15 @@ def _is_manifest(table: Path, audio: str = _AUDIO) -> bool:
 def _rows(
     tables: list[Path], audio: str, options: LayoutOptions, account: Account
 ) -> Iterator[SourceRow]:
-    text = options.columns.get("text", "text")
     for table in tables:
         for number, row in read_objects(table):
             where = f"{table}: row {number}"
             columns = dict(row)
             name = _name(columns.pop(audio, None), audio, "shard_id" in row, where)
-            columns["text"] = columns.pop(text, None)
-            if not str(columns["text"] or "").strip():
+            name_columns(columns, options.columns, where, account)
+            if not str(columns.get("text") or "").strip():
                 account.note(EMPTY_TEXTS, where)
-                del columns["text"]
+                columns["text"] = None
             key = _key(name, table.parent, options.root)
             columns["audio"] = name
             begin_s = _seconds(row, "offset", where)

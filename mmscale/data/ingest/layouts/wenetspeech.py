@@ -11,7 +11,13 @@ from mmscale.data.account import Account, Notice
 from mmscale.data.ingest.clip_cut import ClipCut
 from mmscale.data.ingest.json_rows import first_objects, read_objects
 from mmscale.data.ingest.layout import LayoutOptions, SourceRow, Split, SplitRows
-from mmscale.data.ingest.speech_corpus import EMPTY_TEXTS, note_unread, sample_key, wanted_splits
+from mmscale.data.ingest.speech_corpus import (
+    EMPTY_TEXTS,
+    check_columns,
+    note_unread,
+    sample_key,
+    wanted_splits,
+)
 from mmscale.errors import UserError
 from mmscale.registry import LAYOUTS
 
@@ -39,6 +45,7 @@ class WenetSpeech:
         return bool(rows) and {"aid", "path", "segments"} <= rows[0].keys()
 
     def splits(self, source: Path, options: LayoutOptions, account: Account) -> dict[str, Split]:
+        check_columns(options, self.name)
         table = _table(source)
         if not table.is_file():
             raise UserError(f"{source}: no {_TABLE} in it; name the folder that holds it")

@@ -124,6 +124,11 @@ def test_a_text_of_another_column_and_a_row_without_one(tmp_path: Path) -> None:
     assert len(empty) == 1 and f"1 clips whose text is empty ({source}/dev.tsv: line 2)" in empty[0]
     other = pack_layout("common_voice", source, tmp_path / "2", columns={"text": "client_id"})
     assert other["dev"]["common_voice_en_5"]["txt"] == b"client5"
+    assert json_of(other["dev"]["common_voice_en_5"])["sentence_id"] == "s5"
+    labels = pack_layout("common_voice", source, tmp_path / "4", columns={"label": "locale"})
+    assert json_of(labels["dev"]["common_voice_en_5"])["label"] == "en"
+    with pytest.raises(UserError, match=r"--image x: not for the layout common_voice, which takes"):
+        pack_layout("common_voice", source, tmp_path / "5", columns={"image": "x"})
     with pytest.raises(UserError, match=r"dev\.tsv: no column 'words' in the header; it has cli"):
         pack_layout("common_voice", source, tmp_path / "3", columns={"text": "words"},
                     split="dev")  # fmt: skip

@@ -91,6 +91,7 @@ def test_a_root_for_relative_paths(tmp_path: Path) -> None:
     source = write_set(tmp_path / "deep/er/still/set", wav_scp=["a wavs/a.wav"], text=["a x"])
     with pytest.raises(UserError, match=r"'wavs/a\.wav' is neither in .*--root DIR"):
         pack_layout("kaldi", source, tmp_path / "1")
+    (source / "wav.scp").write_text("0 wavs/gone.wav\na wavs/a.wav\n")
     packed = pack_layout("kaldi", source, tmp_path / "2", root=tmp_path / "elsewhere")
     assert packed[""].keys() == {"a"}
 

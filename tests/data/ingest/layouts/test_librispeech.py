@@ -106,6 +106,11 @@ def test_a_folder_that_is_none_of_it(tmp_path: Path) -> None:
         pack_layout("librispeech", tmp_path, tmp_path / "out")
 
 
+def test_there_are_no_columns_to_choose(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--text x: not for the layout librispeech, which takes"):
+        pack_layout("librispeech", corpus, tmp_path / "out", columns={"text": "x"})
+
+
 def test_two_clips_of_one_name(corpus: Path, tmp_path: Path) -> None:
     write_sound(corpus / "dev-clean/84/121123/84-121123-0000.wav", noise(100))
     with pytest.raises(UserError, match=r"84-121123-0000\.wav: beside 84-121123-0000\.flac"):

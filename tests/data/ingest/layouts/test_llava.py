@@ -117,12 +117,12 @@ def test_json_lines_and_several_files(source: Path, tmp_path: Path) -> None:
 
 
 def test_columns_of_other_names(source: Path, tmp_path: Path) -> None:
-    rows = [{"pic": "coco/b.png", "talk": turns("<image>", "B")}]
+    rows = [{"pic": "coco/b.png", "talk": turns("<image>", "B"), "kind": "letter"}]
     source.write_text(json.dumps(rows))
-    packed = pack_layout(
-        "llava", source, tmp_path / "out", columns={"image": "pic", "text": "talk"}
-    )
+    columns = {"image": "pic", "text": "talk", "label": "kind"}
+    packed = pack_layout("llava", source, tmp_path / "out", columns=columns)
     assert packed[""]["00000001"].keys() == {"0.png", "json"}
+    assert json_of(packed[""]["00000001"])["label"] == "letter"
 
 
 def test_pictures_elsewhere(source: Path, tmp_path: Path) -> None:

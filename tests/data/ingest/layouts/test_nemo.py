@@ -95,10 +95,16 @@ def test_manifests_of_a_folder_are_splits(tmp_path: Path) -> None:
 
 def test_columns_of_other_names_and_absolute_paths(tmp_path: Path) -> None:
     write_sound(tmp_path / "m/a.wav", noise(100))
-    manifest = write_manifest(tmp_path / "m/m.json", {"wav": "a.wav", "said": "x", "text": "y"})
-    columns = {"audio": "wav", "text": "said"}
-    packed = pack_layout("nemo", manifest, tmp_path / "1", columns=columns)[""]
-    assert packed["a"].keys() == {"wav", "txt"} and packed["a"]["txt"] == b"x"
+    row = {"wav": "a.wav", "said": "x", "text": "y", "who": "z"}
+    manifest = write_manifest(tmp_path / "m/m.json", row)
+    account = Account()
+    columns = {"audio": "wav", "text": "said", "label": "who"}
+    packed = pack_layout("nemo", manifest, tmp_path / "1", account, columns=columns)[""]
+    assert packed["a"]["txt"] == b"x" and json_of(packed["a"]) == {"label": "z"}
+    assert account.lines() == [
+        "1 columns whose name --text or --label gives to another, left out ('text' of "
+        f"{manifest}: row 1); rename them"
+    ]
     root = tmp_path / "root"
     write_sound(root / "sub/b.wav", noise(RATE))
     write_manifest(
