@@ -12,8 +12,8 @@ from mmscale.data.ingest.split_names import check_split_names
 from mmscale.errors import UserError
 from mmscale.registry import LAYOUTS
 
-# What reads a source that is of no other layout.
-_GENERAL = ("table", "image_folder")
+# What reads a source that is of no other layout, the first that matches.
+_GENERAL = ("hf_repository", "table", "image_folder")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mmscale.data.account import Account, Notice
 from mmscale.data.index.probe import Kind
 from mmscale.data.ingest.column_roles import ColumnRoles, field_word, rename
+from mmscale.data.ingest.layout import SourceRow
 from mmscale.data.ingest.row_checks import RowChecks
 from mmscale.data.ingest.table_row import MEDIA_COLUMNS, check_file, is_empty
 from mmscale.data.ingest.table_rows import REPLACED, SPLIT_COLUMN
@@ -204,6 +205,22 @@ def column_values(path: Path, column: str) -> Iterator[Any]:
             )
     except read_errors() as error:
         raise unreadable(f"{path}: column {column!r}", error) from None
+
+
+def table_rows(path: Path) -> Iterator[SourceRow]:
+    """All rows of a file that is small, such as of metadata."""
+    need_pyarrow(path)
+    number = 0
+    try:
+        with open_parquet(path) as file:
+            for batch in file.iter_batches(_BATCH_ROWS, use_threads=False):
+                for columns in batch.to_pylist():
+                    number += 1
+                    yield SourceRow(f"{path}: row {number}", columns, f"{number:08d}")
+    except UserError:
+        raise
+    except read_errors() as error:
+        raise unreadable(f"{path}: row {number + 1}", error) from None
 
 
 def column_names(path: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from mmscale.data.account import Account, Notice
@@ -106,8 +106,16 @@ def split_folders(source: Path, options: LayoutOptions, account: Account) -> lis
     return found
 
 
-def samples(source: Path, options: LayoutOptions, account: Account) -> Iterator[SourceRow]:
-    """Files of one folder and stem are one sample; the first folder is its label."""
+def samples(
+    source: Path,
+    options: LayoutOptions,
+    account: Account,
+    labelled: bool = True,
+    known: Collection[str] = (),
+) -> Iterator[SourceRow]:
+    """Files of one folder and stem are one sample; the first folder is its label, if
+    ``labelled``. Files of names that are ``known`` are none, and not noted.
+    """
 
     def on_hidden(folder: Path) -> None:
         if folder.name not in _LITTER_FOLDERS:
@@ -117,6 +125,8 @@ def samples(source: Path, options: LayoutOptions, account: Account) -> Iterator[
         inside = folder.relative_to(source)
         stems: dict[str, dict[str, Path]] = {}
         for name in names:
+            if name in known:
+                continue
             stem, _, ending = name.rpartition(".")
             ending = ending.lower()
             if not stem or name.startswith(".") or kind_of(ending) is None:
@@ -129,7 +139,7 @@ def samples(source: Path, options: LayoutOptions, account: Account) -> Iterator[
                     "them"
                 )
             files[ending] = folder / name
-        label = inside.parts[:1]
+        label = inside.parts[:1] if labelled else ()
         if label and any(is_split(part) for part in inside.parts[1:]):
             account.note(DEEP_SPLIT, inside.as_posix())
         taken = 0
