@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import io
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
+from packed_sets import Samples, read_shards
 
 from mmscale.config import MediaConfig
 from mmscale.data.account import Account
-from mmscale.data.index.build_index import IndexPass
 from mmscale.data.ingest.layout import LayoutOptions
 from mmscale.data.ingest.open_layout import SourceOptions
-from mmscale.data.ingest.pack import pack_open
+from mmscale.data.ingest.pack import pack
 from mmscale.data.ingest.sources import open_source
-from mmscale.data.ingest.write_set import SetWriter
-from mmscale.data.worker_pool import WorkerPool
 
-Packed = dict[str, dict[str, bytes]]
+Packed = Samples
 
 
 def pack_layout(
@@ -36,35 +33,18 @@ def pack_layout(
     """By split and key, in the order of the source, the fields as Python's tarfile reads them. The
     ``split`` that is asked for is ``""``. Every sample is indexed without a problem.
     """
-    account, media, pool = account or Account(), media or MediaConfig(), WorkerPool(1)
+    account, media = account or Account(), media or MediaConfig()
     reading = SourceOptions(layout=name, split=split, reading=LayoutOptions(**options))
     opened = open_source(source, reading, media, out, account)
-    writer = SetWriter(
-        shuffle_seed=0, samples_per_shard=1000, shuffle_gb=1, pool=pool, index_pass=IndexPass(),
-        media=media, progress=False,
-    )  # fmt: skip
-    with pool:
-        manifests = pack_open(opened, out, writer)
+    manifests = pack(source, out, options=reading, media=media, progress=False)
     packed = {}
     for split, rows in opened.sets.items():
         folder = out / split
         problems = (folder / "index/problems.jsonl").read_text()
-        samples = read_shard(folder / "shard-000000.tar")
+        samples = read_shards(folder)
         assert len(manifests[split]) == len(samples) and not problems, problems
         packed[split] = {row.key: samples[row.key] for row in rows.first(len(samples))}
     return packed
-
-
-def read_shard(path: Path) -> Packed:
-    samples: Packed = {}
-    with tarfile.open(path) as archive:
-        for info in archive:
-            directory, _, base = info.name.rpartition("/")
-            stem, field = base.split(".", 1)
-            stream = archive.extractfile(info)
-            assert stream is not None
-            samples.setdefault(f"{directory}/{stem}".lstrip("/"), {})[field] = stream.read()
-    return samples
 
 
 def json_of(sample: dict[str, bytes]) -> dict[str, Any]:

@@ -49,7 +49,8 @@ class FinishedSets:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._rows.keys() == set(self._names) or not self._rows:
+        """Without an error all sets are complete."""
+        if kind is None or not self._rows:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def kept(self, name: str, source: Source, plan: dict[str, Any]) -> Manifest | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -13,15 +16,16 @@ from mmscale.data.ingest.finished_sets import FinishedSets
 from mmscale.data.ingest.open_layout import SourceOptions
 from mmscale.data.ingest.shard_writer import ShardWriter
 from mmscale.data.ingest.sources import OpenSource, open_source
+from mmscale.data.ingest.stream_source import Rows, open_rows, scratch_folder
 from mmscale.data.ingest.write_set import SetWriter
 from mmscale.data.worker_pool import TaskPool, WorkerPool
 
-__all__ = ["ShardWriter", "pack", "pack_open"]
+__all__ = ["ShardWriter", "pack"]
 
 
 def pack(
-    source: Path,
-    out: Path,
+    source: Path | str | Rows | Mapping[str, Rows],
+    out: Path | str,
     *,
     options: SourceOptions | None = None,
     strict: bool = False,
@@ -36,8 +40,11 @@ def pack(
     """Write the samples of ``source`` to shards in ``out`` and index them.
 
     ``source`` is in one of the layouts of `mmscale.data.ingest.layouts`; ``options`` says which,
-    where it cannot be told. The manifests are given by split: each is a set in a folder of its
-    name. A source without splits is the set ``""``, in ``out`` itself.
+    where it cannot be told. Or it is an iterable of dicts, or a data set of Hugging Face's
+    `datasets`, or a dict of such by split (`python_rows.python_rows`).
+
+    The manifests are given by split: each is a set in a folder of its name. A source without
+    splits is the set ``""``, in ``out`` itself.
 
     At the end every kind of thing that was not simply taken is told (`Account`). With ``strict``
     each is an error, before anything is written.
@@ -64,8 +71,7 @@ def pack(
 
     Raises `UserError` naming the file or row and the remedy.
     """
-    media = media or MediaConfig()
-    source, out = Path(source), Path(out)
+    media, out = media or MediaConfig(), Path(out)
     own = WorkerPool(workers)
     writer = SetWriter(
         shuffle_seed=shuffle_seed,
@@ -76,25 +82,26 @@ def pack(
         media=media,
         progress=progress,
     )
+    options = options or SourceOptions()
     account = Account()
-    opened = open_source(
-        source,
-        options or SourceOptions(),
-        media,
-        out,
-        account,
-        shuffle_seed,
-        int(shuffle_gb * 1e9),
-    )
-    if strict:
-        account.tell(strict)
-    with own:
-        manifests = pack_open(opened, out, writer)
+    with ExitStack() as stack:
+        stack.enter_context(own)
+        if isinstance(source, str | os.PathLike):
+            shuffle_bytes = int(shuffle_gb * 1e9)
+            opened = open_source(
+                Path(source), options, media, out, account, shuffle_seed, shuffle_bytes
+            )
+        else:
+            scratch = stack.enter_context(scratch_folder(out))
+            opened = open_rows(source, options, media, scratch, account)
+        if strict:
+            account.tell(strict)
+        manifests = _write_sets(opened, out, writer)
     account.tell()
     return manifests
 
 
-def pack_open(opened: OpenSource, out: Path, writer: SetWriter) -> dict[str, Manifest]:
+def _write_sets(opened: OpenSource, out: Path, writer: SetWriter) -> dict[str, Manifest]:
     """Write each set of an opened source into its folder."""
     if opened.sets.keys() == {""}:
         return {"": writer.write(opened.sets[""], out)}

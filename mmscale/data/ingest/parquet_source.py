@@ -39,6 +39,7 @@ from mmscale.data.ingest.parquet_table import (
     split_values,
     unreadable,
 )
+from mmscale.data.ingest.row_checks import RowChecks
 from mmscale.data.ingest.shard_writer import check_names
 from mmscale.data.ingest.table_row import (
     FINGERPRINT_BYTES,
@@ -97,6 +98,7 @@ class ParquetSource:
         *,
         options: LayoutOptions,
         account: Account,
+        checks: RowChecks,
         others: tuple[Path, ...],
         shuffle_seed: int,
         shuffle_bytes: int,
@@ -108,12 +110,16 @@ class ParquetSource:
         """
         need_pyarrow(source)
         self._reading = _Reading(media, others, options.root)
-        groups = [
-            group
-            for part in parts
-            for path in part.split.files
-            for group in self._open(part, path, source, options, account)
-        ]
+        groups = []
+        for part in parts:
+            folder = part.split.folder if part.split.folder.is_dir() else source.parent
+            checks.begin([folder, *([options.root] if options.root else [])])
+            for path in part.split.files:
+                of_file = self._open(part, path, source, options, account)
+                if of_file:
+                    look_through(of_file, checks)
+                groups += of_file
+            checks.finish()
         if not groups:
             raise UserError(f"{source}: holds no samples; every Parquet file there is empty")
         self._tables = list(dict.fromkeys(group.table for group in groups))
@@ -195,7 +201,7 @@ class ParquetSource:
         if path != part.split.folder:
             inside = path.relative_to(part.split.folder).with_suffix("")
             name = f"{inside.as_posix().replace('.', '_')}/"
-        groups = open_table(
+        return open_table(
             path,
             (own, *(folder.resolve() for folder in self._reading.others)),
             key_prefix=part.key_prefix,
@@ -204,10 +210,6 @@ class ParquetSource:
             columns=options.columns,
             account=account,
         )
-        if groups:
-            folders = [path.parent, *([options.root] if options.root else [])]
-            look_through(groups, account, folders)
-        return groups
 
     def _locate(self, number: int) -> tuple[ParquetTable, int]:
         at = int(np.searchsorted(self._starts, number, side="right")) - 1

@@ -144,10 +144,9 @@ def _row_groups(
         first += rows
 
 
-def look_through(groups: list[RowGroup], account: Account, folders: list[Path]) -> None:
-    """Note what in the columns of a table may not be what its owner means (`RowChecks`)."""
+def look_through(groups: list[RowGroup], checks: RowChecks) -> None:
+    """Show the rows of one file to ``checks``: labels, and the first cells that may name files."""
     table = groups[0].table
-    checks = RowChecks(account, folders)
     labels = _source_of("label", table.roles, column_names(table.path))
     if labels is not None and labels not in table.roles.classes:
         values = list(column_values(table.path, labels))
@@ -171,7 +170,6 @@ def look_through(groups: list[RowGroup], account: Account, folders: list[Path]) 
                     checks.see_cell(column, value)
     except read_errors():
         pass  # told, with the row, when it is packed
-    checks.finish()
 
 
 def split_values(paths: list[Path]) -> list[str]:
@@ -251,7 +249,7 @@ def _roles(
         raise UserError(f"{path}: two columns are called {twice!r}; rename one")
     renamed, left = rename(options, names, str(path))
     for column in left:
-        account.note(REPLACED, column)
+        account.note(REPLACED, f"{path.name}: {column}")
     features = _features(schema)
     declared = {
         column: kind
@@ -282,7 +280,7 @@ def _roles(
                     f"{path}: column {column!r} holds bytes ({schema.field(column).type}), which "
                     "JSON cannot; rename it to image or audio, or drop it"
                 )
-            account.note(MEDIA_LEFT_OUT, column)
+            account.note(MEDIA_LEFT_OUT, f"{path.name}: {column}")
             left.append(column)
     if by_split:
         left.append(SPLIT_COLUMN)

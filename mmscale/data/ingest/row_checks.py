@@ -35,18 +35,24 @@ _NO_NAMES = frozenset(("", "nan", "none", "null", "n/a", "na", "<na>", "undefine
 
 
 class RowChecks:
-    """Sees every row of one split.
+    """Sees the rows of a source, one set after another: `begin`, its rows, `finish`.
 
-    Args:
-        folders: what paths in cells may be relative to.
+    A class or column that several sets have is noted once.
     """
 
-    def __init__(self, account: Account, folders: list[Path]) -> None:
-        self._account, self._folders = account, folders
+    def __init__(self, account: Account) -> None:
+        self._account = account
+        self._folders: list[Path] = []
         self._classes: set[str] = set()
-        self._unlabelled: list[str] = []
-        self._rows = 0
         self._files: set[str] = set()
+        self._rows = 0
+        self._is_labelled = False
+        self._unlabelled: list[str] = []
+
+    def begin(self, folders: list[Path]) -> None:
+        """A set whose cells may name files in ``folders``."""
+        self._folders, self._rows = folders, 0
+        self._is_labelled, self._unlabelled = False, []
 
     def see(self, columns: dict[str, Any], where: str) -> None:
         """One row, as `RowReader` takes it."""
@@ -62,6 +68,7 @@ class RowChecks:
         if label is None or label == "":
             self._unlabelled.append(where)
             return
+        self._is_labelled = True
         for one in label if isinstance(label, list) else [label]:
             text = str(one)
             if text in self._classes or isinstance(one, dict | list | bool):
@@ -82,8 +89,8 @@ class RowChecks:
             self._account.note(FILES, f"{column}: {value[:80]!r}")
 
     def finish(self) -> None:
-        """Note what only the whole split shows."""
-        if self._classes:
+        """Note what only the whole set shows."""
+        if self._is_labelled:
             for where in self._unlabelled:
                 self._account.note(UNLABELLED, where)
 

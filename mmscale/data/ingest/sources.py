@@ -104,6 +104,7 @@ def open_source(
         layout, sets = open_layout(source, options, account)
         source = snapshot_in(source)
         others = _others(source, options.reading)
+        checks = RowChecks(account)
         opened: dict[str, Source] = {}
         for name, parts in sets.items():
             tables = [ParquetPart(part.split, part.key_prefix)
@@ -116,12 +117,13 @@ def open_source(
                     media,
                     options=options.reading,
                     account=account,
+                    checks=checks,
                     others=others,
                     shuffle_seed=shuffle_seed,
                     shuffle_bytes=shuffle_bytes,
                 )
             else:
-                opened[name] = _row_source(source, parts, media, options.reading, account, others)
+                opened[name] = _row_source(source, parts, media, options.reading, checks, others)
         return OpenSource(layout, opened)
     except OSError as error:
         where = error.filename or source
@@ -139,11 +141,11 @@ def _row_source(
     parts: list[SplitPart],
     media: MediaConfig,
     reading: LayoutOptions,
-    account: Account,
+    checks: RowChecks,
     others: tuple[Path, ...],
 ) -> RowSource:
     uses: dict[str, str] = {}
-    rows = (row for part in parts for row in _rows(part, media, reading, account, others, uses))
+    rows = (row for part in parts for row in _rows(part, media, reading, checks, others, uses))
     return RowSource(source, rows, uses)
 
 
@@ -151,14 +153,14 @@ def _rows(
     part: SplitPart,
     media: MediaConfig,
     reading: LayoutOptions,
-    account: Account,
+    checks: RowChecks,
     others: tuple[Path, ...],
     uses: dict[str, str],
 ) -> Iterator[TableRow]:
     split = part.split
     assert isinstance(split, SplitRows)
     reader = RowReader(split.folder, media, others, reading.root)
-    checks = RowChecks(account, [split.folder, *([reading.root] if reading.root else [])])
+    checks.begin([split.folder, *([reading.root] if reading.root else [])])
     known: set[str] = set()
     for row in split.rows:
         checks.see(row.columns, row.where)

@@ -44,7 +44,7 @@ def renamed(
     columns = list(dict.fromkeys(column for row in rows for column in row.columns))
     names, left = rename(options.columns, columns, str(table))
     for column in left:
-        account.note(REPLACED, column)
+        account.note(REPLACED, f"{table.name}: {column}")
     roles = ColumnRoles(renamed=names, left_out=frozenset(left))
     uses.update((column, roles.use(column)) for column in [*names, *left])
     return [replace(row, columns=roles.apply(row.columns, row.where)[0]) for row in rows]

@@ -116,8 +116,8 @@ def test_columns_under_other_names(folder: Path, tmp_path: Path, kind: str) -> N
     }
     told = account_of(table, tmp_path / "out", columns=columns)
     assert told == (
-        "1 columns left out, as an option gives their name to another column (text); rename them "
-        "to keep them"
+        f"1 columns left out, as an option gives their name to another column ({table.name}: text);"
+        " rename them to keep them"
     )
     with pytest.raises(UserError, match="no column 'picture' for --image; it has photo, clip"):
         packed(table, tmp_path / "none", columns={"image": "picture"})
@@ -127,7 +127,10 @@ def test_media_bytes_under_another_name_are_told_with_the_option(tmp_path: Path)
     table = tmp_path / "t.parquet"
     pq.write_table(pa.table({"thumb": [picture(2, 2)], "text": ["a"]}), table)
     told = account_of(table, tmp_path / "out")
-    assert "1 columns that hold media and are left out (thumb); --image COL or --audio" in told
+    assert (
+        "1 columns that hold media and are left out (t.parquet: thumb); --image COL or --audio"
+        in told
+    )
     assert packed(table, tmp_path / "out")[""] == {"00000001": {"txt": b"a"}}
     sets = packed(table, tmp_path / "taken", columns={"image": "thumb"})
     assert sets[""]["00000001"] == {"png": picture(2, 2), "txt": b"a"}
