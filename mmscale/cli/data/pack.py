@@ -125,13 +125,13 @@ def add(verbs: Any) -> None:
 
 
 def _pack(arguments: argparse.Namespace) -> dict[str, Any]:
-    from mmscale.data.ingest.dry_run import dry_run
+    from mmscale.data.ingest.preview import preview
     from mmscale.data.ingest.pack import pack
 
     source, out = Path(arguments.source), Path(arguments.out)
     options, media = source_options(arguments), media_limits(arguments)
     if arguments.dry_run:
-        looked = dry_run(source, out, options, media, arguments.strict)
+        looked = preview(source, out, options, media, arguments.strict)
         if not arguments.json:
             print("\n".join(looked.lines()))
         return looked.facts()

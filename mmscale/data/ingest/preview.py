@@ -18,7 +18,7 @@ _SHOWN_CHARACTERS = 100
 
 
 @dataclass(frozen=True)
-class DryRun:
+class Preview:
     """An opened source, and what of it would not be packed."""
 
     source: Path
@@ -69,15 +69,15 @@ class DryRun:
         }
 
 
-def dry_run(
+def preview(
     source: Path, out: Path, options: SourceOptions, media: MediaConfig, strict: bool = False
-) -> DryRun:
+) -> Preview:
     """Look through ``source`` as `pack` does. Raises what it raises before it writes."""
     account = Account()
     opened = open_source(source, options, media, out, account)
     if strict:
         account.tell(strict)
-    return DryRun(source, opened, account)
+    return Preview(source, opened, account)
 
 
 def _shown(value: TableMedia | bytes) -> str:
