@@ -23,7 +23,7 @@ from mmscale.model.attention import AttentionPlan, make_plan
 from mmscale.model.fusion import FusionTransformer
 from mmscale.model.operators import Operators, use_operators
 from mmscale.model.time_major import time_major
-from mmscale.parallel.build import Builder, Split
+from mmscale.parallel.build import Builder, ModelSplit
 from mmscale.parallel.ranks import Ranks
 from mmscale.parallel.strategy import Strategy
 
@@ -35,7 +35,7 @@ class DryBuilder(Builder):
         self._operators = operators
         self._built: FusionTransformer | None = None
 
-    def outline(self, config: Config, ranks: Ranks, split: Split | None) -> FusionTransformer:
+    def outline(self, config: Config, ranks: Ranks, split: ModelSplit | None) -> FusionTransformer:
         """See `Builder`. Without fake tensors: a mesh is made of numbers that are read; parameters
         on the meta device are cheaper.
         """

@@ -18,7 +18,7 @@ from mmscale.parallel.compile import compile_blocks
 from mmscale.parallel.float8 import use_float8
 from mmscale.parallel.ranks import Ranks
 
-Split = Callable[[FusionTransformer], None]
+ModelSplit = Callable[[FusionTransformer], None]
 
 
 class Builder:
@@ -32,7 +32,7 @@ class Builder:
         self,
         config: Config,
         ranks: Ranks,
-        split: Split | None = None,
+        split: ModelSplit | None = None,
         device: torch.device | None = None,
     ) -> FusionTransformer:
         """The model where it stays, with its initial weights.
@@ -46,7 +46,7 @@ class Builder:
         self.fill(model, config)
         return model
 
-    def outline(self, config: Config, ranks: Ranks, split: Split | None) -> FusionTransformer:
+    def outline(self, config: Config, ranks: Ranks, split: ModelSplit | None) -> FusionTransformer:
         """The model on the meta device, split."""
         model = build_model(config, ranks)
         if split is not None:

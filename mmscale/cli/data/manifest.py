@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 from mmscale.messages import warn
@@ -33,3 +34,9 @@ def print_manifest(manifest: Any, quiet: bool) -> dict[str, Any]:
         )
         print(f"digest {manifest.digest}")
     return facts
+
+
+def print_sets(out: Path, manifests: dict[str, Any], quiet: bool) -> dict[str, Any]:
+    """`print_manifest` of each; the facts of the only one, or of all by the name of the set."""
+    facts = {name: print_manifest(manifest, quiet) for name, manifest in manifests.items()}
+    return facts[""] if facts.keys() == {""} else {"directory": str(out), "sets": facts}

@@ -15,7 +15,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,27 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mmscale.config import MediaConfig
+from mmscale.data.account import Account
+from mmscale.data.ingest.layout import LayoutOptions, Split, SplitParquet
+from mmscale.data.ingest.parquet_table import (
+    ParquetTable,
+    RowGroup,
+    column_names,
+    column_values,
+    look_through,
+    need_pyarrow,
+    open_parquet,
+    open_table,
+    read_errors,
+    split_values,
+    unreadable,
+)
+from mmscale.data.ingest.row_checks import RowChecks
 from mmscale.data.ingest.shard_writer import check_names
 from mmscale.data.ingest.table_row import (
     FINGERPRINT_BYTES,
-    MEDIA_COLUMNS,
     RowReader,
-    check_file,
+    TableRow,
     is_empty,
     plain,
 )
@@ -40,8 +55,6 @@ from mmscale.prf import Permutation, derive_key
 # Rows are converted in batches of about this many bytes, and never more than so many rows.
 _BATCH_BYTES = 1 << 24
 _BATCH_ROWS = 1024
-# What tar headers and padding add to a sample, about.
-_TAR_BYTES = 2048
 
 
 def parquet_files(source: Path) -> list[Path]:
@@ -57,37 +70,21 @@ def parquet_files(source: Path) -> list[Path]:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Table:
-    """One Parquet file. ``key_prefix`` begins the keys of rows that name none; rows count from 0
-    here.
-    """
-
-    path: Path
-    size: int
-    mtime_ns: int
-    key_prefix: str
-    has_key: bool
-    rows: int
-
-    def where(self, row: int) -> str:
-        return f"{self.path}: row {row + 1}"
-
-    def default_key(self, row: int) -> str:
-        return f"{self.key_prefix}{row + 1:08d}"
-
-
 @dataclass(frozen=True)
-class _RowGroup:
-    """Row group ``number`` of a file; ``first`` is its first row there, ``bytes`` its estimated
-    size in tar.
-    """
+class ParquetPart:
+    """A split that is packed, alone or with others. ``key_prefix`` begins its keys."""
 
-    table: _Table
-    number: int
-    first: int
-    rows: int
-    bytes: int
+    split: SplitParquet
+    key_prefix: str = ""
+
+
+def parquet_splits(split: SplitParquet) -> dict[str, Split]:
+    """``split`` by the column ``split`` of its files; under ``""`` where they have none."""
+    need_pyarrow(split.files[0])
+    values = split_values(split.files)
+    if not values:
+        return {"": split}
+    return {value: replace(split, where_split=value) for value in values}
 
 
 class ParquetSource:
@@ -96,25 +93,42 @@ class ParquetSource:
     def __init__(
         self,
         source: Path,
-        paths: list[Path],
+        parts: list[ParquetPart],
         media: MediaConfig,
+        *,
+        options: LayoutOptions,
+        account: Account,
+        checks: RowChecks,
+        others: tuple[Path, ...],
         shuffle_seed: int,
         shuffle_bytes: int,
     ) -> None:
-        """Raises `UserError` naming the file for damaged files, columns that json cannot hold, and
+        """``others``: folders besides that of the source which links and paths may lead into.
+
+        Raises `UserError` naming the file for damaged files, columns that json cannot hold, and
         keys.
         """
-        _need_pyarrow(source)
-        groups = [group for path in paths for group in _open_table(source, path)]
+        need_pyarrow(source)
+        self._reading = _Reading(media, others, options.root)
+        groups = []
+        for part in parts:
+            folder = part.split.folder if part.split.folder.is_dir() else source.parent
+            checks.begin([folder, *([options.root] if options.root else [])])
+            for path in part.split.files:
+                of_file = self._open(part, path, source, options, account)
+                if of_file:
+                    look_through(of_file, checks)
+                groups += of_file
+            checks.finish()
         if not groups:
             raise UserError(f"{source}: holds no samples; every Parquet file there is empty")
         self._tables = list(dict.fromkeys(group.table for group in groups))
         _check_default_keys(self._tables)
-        _check_keys(self._tables)
+        _check_keys(groups)
         if sum(group.bytes for group in groups) > shuffle_bytes:
             order = Permutation(derive_key("pack row groups", shuffle_seed), len(groups))
             groups = [groups[number] for number in order(np.arange(len(groups))).tolist()]
-        self._groups, self._media = groups, media
+        self._groups = groups
         self._starts = np.cumsum([0, *(group.rows for group in groups)])
         self.portions = [
             range(int(self._starts[first]), int(self._starts[stop]))
@@ -144,7 +158,8 @@ class ParquetSource:
         groups = self._groups[first:stop]
         paths = [scratch / f"row-group-{number:06d}.tmp" for number in range(first, stop)]
         tasks = [
-            _Unpacking(group, self._media, path) for group, path in zip(groups, paths, strict=True)
+            _Unpacking(group, self._reading, path)
+            for group, path in zip(groups, paths, strict=True)
         ]
         ends: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * len(groups)
         try:
@@ -159,10 +174,56 @@ class ParquetSource:
             for path in paths:
                 path.unlink(missing_ok=True)
 
-    def _locate(self, number: int) -> tuple[_Table, int]:
+    def uses(self) -> dict[str, str]:
+        """What becomes of each column, in words."""
+        return {
+            column: table.roles.use(column)
+            for table in self._tables
+            for column in column_names(table.path)
+        }
+
+    def first(self, count: int) -> list[TableRow]:
+        """The first samples, in the order of the files."""
+        rows = (row for group in self._groups for row in _samples(group, self._reading))
+        return list(itertools.islice(rows, count))
+
+    def _open(
+        self,
+        part: ParquetPart,
+        path: Path,
+        source: Path,
+        options: LayoutOptions,
+        account: Account,
+    ) -> list[RowGroup]:
+        # A file that was named may be a link to anywhere; one that was found in a folder may not.
+        own = path.resolve().parent if path == source else part.split.folder.resolve()
+        name = ""
+        if path != part.split.folder:
+            inside = path.relative_to(part.split.folder).with_suffix("")
+            name = f"{inside.as_posix().replace('.', '_')}/"
+        return open_table(
+            path,
+            (own, *(folder.resolve() for folder in self._reading.others)),
+            key_prefix=part.key_prefix,
+            name_prefix=part.key_prefix + name,
+            where_split=part.split.where_split,
+            columns=options.columns,
+            account=account,
+        )
+
+    def _locate(self, number: int) -> tuple[ParquetTable, int]:
         at = int(np.searchsorted(self._starts, number, side="right")) - 1
         group = self._groups[at]
-        return group.table, group.first + number - int(self._starts[at])
+        return group.table, group.row(number - int(self._starts[at]))
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What a worker needs to know beside the row group."""
+
+    media: MediaConfig
+    others: tuple[Path, ...]
+    root: Path | None
 
 
 @dataclass(frozen=True)
@@ -199,8 +260,8 @@ class UnpackedSamples:
 class _Unpacking:
     """The task of a worker: one row group into one scratch file."""
 
-    group: _RowGroup
-    media: MediaConfig
+    group: RowGroup
+    reading: _Reading
     out: Path
 
 
@@ -208,46 +269,53 @@ def _unpack(task: _Unpacking) -> NDArray[np.int64]:
     """Write the samples of a row group one after another; int64 [rows], where each ends in the
     file.
     """
-    group, table = task.group, task.group.table
-    reader = RowReader(table.path.parent, task.media)
-    ends = np.zeros(group.rows, np.int64)
-    end, done = 0, 0
+    ends = np.zeros(task.group.rows, np.int64)
+    end = done = 0
     with open(task.out, "wb") as file:
-        for columns in _rows(group):
-            row = group.first + done
-            sample = reader.row(table.where(row), columns, table.default_key(row)).encode(
-                task.media
-            )
+        for row in _samples(task.group, task.reading):
+            sample = row.encode(task.reading.media)
             file.write(sample)
             end += len(sample)
             ends[done] = end
             done += 1
-    assert done == group.rows
+    assert done == task.group.rows
     return ends
 
 
-def _rows(group: _RowGroup) -> Iterator[dict[str, Any]]:
-    """The rows of a row group as Python values, a batch at a time."""
+def _samples(group: RowGroup, reading: _Reading) -> Iterator[TableRow]:
+    table = group.table
+    reader = RowReader(table.path.parent, reading.media, reading.others, reading.root)
+    for row, columns in _rows(group):
+        where = table.where(row)
+        columns, named = table.roles.apply(columns, where)
+        key_prefix = table.key_prefix if not is_empty(columns.get("key")) else ""
+        yield reader.row(where, columns, table.default_key(row), key_prefix=key_prefix, named=named)
+
+
+def _rows(group: RowGroup) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row of the file, its columns as Python values) of each row, a batch at a time."""
     table = group.table
     now = table.path.stat()
     if (now.st_size, now.st_mtime_ns) != (table.size, table.mtime_ns):
         raise UserError(f"{table.path}: changed while it was packed; give the command again")
     batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.rows // group.bytes))
-    done = 0
+    chosen = None if group.chosen is None else set(group.chosen.tolist())
+    row = group.first
     try:
-        with _open(table.path) as file:
+        with open_parquet(table.path) as file:
             for batch in file.iter_batches(
                 batch_rows, row_groups=[group.number], use_threads=False
             ):
                 for number in range(batch.num_rows):
-                    (columns,) = batch.slice(number, 1).to_pylist()
-                    yield columns
-                    done += 1
-    except _read_errors() as error:
-        raise _unreadable(f"{table.path}: row {group.first + done + 1}", error) from None
+                    if chosen is None or row in chosen:
+                        (columns,) = batch.slice(number, 1).to_pylist()
+                        yield row, columns
+                    row += 1
+    except read_errors() as error:
+        raise unreadable(f"{table.path}: row {row + 1}", error) from None
 
 
-def _split(groups: list[_RowGroup], most_bytes: int) -> Iterator[tuple[int, int]]:
+def _split(groups: list[RowGroup], most_bytes: int) -> Iterator[tuple[int, int]]:
     """(first, stop) of runs of groups of at most ``most_bytes`` together, or of a single larger
     group.
     """
@@ -260,85 +328,23 @@ def _split(groups: list[_RowGroup], most_bytes: int) -> Iterator[tuple[int, int]
     yield first, len(groups)
 
 
-def _open_table(source: Path, path: Path) -> list[_RowGroup]:
-    """The row groups of a file that hold rows, in order."""
-    # A file that was named may be a link to anywhere; one that was found in a folder may not.
-    base = path.resolve().parent if path == source else source.resolve()
-    status = check_file(path, path.name, base, str(path))
-    try:
-        with _open(path) as file:
-            metadata, schema = file.metadata, file.schema_arrow
-            sizes = [
-                (metadata.row_group(number).num_rows, metadata.row_group(number).total_byte_size)
-                for number in range(metadata.num_row_groups)
-            ]
-    except _read_errors() as error:
-        raise _unreadable(str(path), error) from None
-    _check_schema(path, schema)
-    prefix = "" if path == source else f"{path.stem.replace('.', '_')}/"
-    rows = sum(rows for rows, _ in sizes)
-    table = _Table(
-        path=path,
-        size=status.size,
-        mtime_ns=status.mtime_ns,
-        key_prefix=prefix,
-        has_key="key" in schema.names,
-        rows=rows,
-    )
-    groups, first = [], 0
-    for number, (rows, size) in enumerate(sizes):
-        if rows:
-            groups.append(_RowGroup(table, number, first, rows, size + rows * _TAR_BYTES))
-        first += rows
-    return groups
-
-
-def _check_schema(path: Path, schema: Any) -> None:
-    names = schema.names
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"{path}: two columns are called {twice!r}; rename one")
-    for column in schema:
-        if column.name not in MEDIA_COLUMNS and _holds_binary(column.type):
-            raise UserError(
-                f"{path}: column {column.name!r} holds bytes ({column.type}), which JSON cannot; "
-                f"rename it to image or audio, or drop it"
-            )
-
-
-def _holds_binary(kind: Any) -> bool:
-    import pyarrow as pa
-
-    if isinstance(kind, pa.BaseExtensionType):
-        kind = kind.storage_type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    binary = (
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_fixed_size_binary(kind)
-    )
-    return binary or any(
-        _holds_binary(kind.field(number).type) for number in range(kind.num_fields)
-    )
-
-
-def _check_default_keys(tables: list[_Table]) -> None:
-    first: dict[str, _Table] = {}
+def _check_default_keys(tables: list[ParquetTable]) -> None:
+    first: dict[str, ParquetTable] = {}
     for table in tables:
-        earlier = first.setdefault(table.key_prefix, table)
-        if earlier is not table:
+        earlier = first.setdefault(table.name_prefix, table)
+        if earlier.path != table.path:
             raise UserError(
                 f"{table.path}: its rows would have the keys of {earlier.path}; rename one of them"
             )
 
 
-def _check_keys(tables: list[_Table]) -> None:
+def _check_keys(groups: list[RowGroup]) -> None:
     """Refuse a key that is invalid or taken. Numbered keys alone cannot clash.
 
     Keys are compared by 64-bit hashes, so that a row costs eight bytes: among 10^8 keys that are
     all different two are taken for the same once in some 4,000 data sets.
     """
+    tables = list(dict.fromkeys(group.table for group in groups))
     for table in tables:
         _check_key(table.default_key(0), str(table.path))
     if not any(table.has_key for table in tables):
@@ -346,43 +352,43 @@ def _check_keys(tables: list[_Table]) -> None:
     hashes = np.fromiter(
         (
             int.from_bytes(hashlib.blake2b(key.encode("utf-8"), digest_size=8).digest())
-            for _, key in _keys(tables)
+            for _, key in _keys(groups)
         ),
         np.uint64,
-        sum(table.rows for table in tables),
+        sum(group.rows for group in groups),
     )
     order = np.argsort(hashes, kind="stable")
     clashes = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
     if len(clashes):
         at = clashes[np.argmin(order[clashes + 1])]
-        first_place, _ = next(itertools.islice(_keys(tables), int(order[at]), None))
-        second_place, key = next(itertools.islice(_keys(tables), int(order[at + 1]), None))
+        first_place, _ = next(itertools.islice(_keys(groups), int(order[at]), None))
+        second_place, key = next(itertools.islice(_keys(groups), int(order[at + 1]), None))
         raise UserError(
             f"{second_place}: key {key!r} is also that of {first_place}; give each its own"
         )
 
 
-def _keys(tables: list[_Table]) -> Iterator[tuple[str, str]]:
+def _keys(groups: list[RowGroup]) -> Iterator[tuple[str, str]]:
     """(where, valid key) of every row, in the order of the files."""
-    for table in tables:
+    for table, of_table in itertools.groupby(groups, key=lambda group: group.table):
+        mine = list(of_table)
         if not table.has_key:
-            yield from ((table.where(row), table.default_key(row)) for row in range(table.rows))
+            rows = (group.row(position) for group in mine for position in range(group.rows))
+            yield from ((table.where(row), table.default_key(row)) for row in rows)
             continue
-        try:
-            with _open(table.path) as file:
-                batches = file.iter_batches(_BATCH_ROWS, columns=["key"], use_threads=False)
-                values = itertools.chain.from_iterable(
-                    batch.column("key").to_pylist() for batch in batches
-                )
-                for row, value in enumerate(values):
-                    where = table.where(row)
-                    key = table.default_key(row) if is_empty(value) else plain(value, "key", where)
-                    _check_key(key, where)
-                    yield where, key
-        except UserError:
-            raise
-        except _read_errors() as error:
-            raise _unreadable(f"{table.path}: column 'key'", error) from None
+        chosen = None
+        if table.where_split is not None:
+            chosen = {group.row(position) for group in mine for position in range(group.rows)}
+        for row, value in enumerate(column_values(table.path, "key")):
+            if chosen is not None and row not in chosen:
+                continue
+            where = table.where(row)
+            if is_empty(value):
+                key = table.default_key(row)
+            else:
+                key = table.key_prefix + plain(value, "key", where)
+            _check_key(key, where)
+            yield where, key
 
 
 def _check_key(key: str, where: str) -> None:
@@ -390,34 +396,3 @@ def _check_key(key: str, where: str) -> None:
         check_names(key, ["txt"])
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-
-
-def _need_pyarrow(source: Path) -> None:
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError:
-        raise UserError(
-            f"{source}: Parquet is read with pyarrow, which is missing; run `pip install "
-            "'mmscale[tables]'`"
-        ) from None
-
-
-def _open(path: Path) -> Any:
-    """A `pyarrow.parquet.ParquetFile` that streams: neither mapped nor read ahead."""
-    import pyarrow.parquet as parquet
-
-    return parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
-
-
-def _read_errors() -> tuple[type[Exception], ...]:
-    """What pyarrow raises on damaged files and on values that Python cannot hold."""
-    import pyarrow as pa
-
-    return (pa.ArrowException, OSError, ValueError, OverflowError)
-
-
-def _unreadable(where: str, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:160]
-    return UserError(
-        f"{where}: cannot be read ({type(error).__name__}: {reason}); write the file again"
-    )

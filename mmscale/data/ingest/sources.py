@@ -1,27 +1,25 @@
-"""What `pack` turns into shards: a folder of media, or a table (CSV, JSON lines, Parquet)."""
+"""What `pack` turns into shards: the samples of each set of a source."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from mmscale.config import MediaConfig
-from mmscale.data.index.probe import ENDINGS, kind_of
-from mmscale.data.ingest.csv_source import csv_samples, json_samples
-from mmscale.data.ingest.parquet_source import ParquetSource, parquet_files
-from mmscale.data.ingest.table_row import MEDIA_COLUMNS, TableRow, check_file, encode_json
+from mmscale.data.account import Account
+from mmscale.data.index.probe import ENDINGS
+from mmscale.data.ingest.column_roles import USES
+from mmscale.data.ingest.hub_cache import cache_of, snapshot_in
+from mmscale.data.ingest.layout import LayoutOptions, SplitParquet, SplitRows
+from mmscale.data.ingest.open_layout import SourceOptions, SplitPart, open_layout, with_limits
+from mmscale.data.ingest.parquet_source import ParquetPart, ParquetSource
+from mmscale.data.ingest.row_checks import RowChecks
+from mmscale.data.ingest.table_row import RowReader, TableRow
 from mmscale.data.worker_pool import TaskPool
 from mmscale.errors import UserError
-
-# What reads a file that ends so. Its rows are held in memory, see `RowSource`.
-TABLES: dict[str, Callable[[Path, MediaConfig], Iterator[TableRow]]] = {
-    ".csv": csv_samples,
-    ".jsonl": json_samples,
-    ".ndjson": json_samples,
-}
 
 
 class SourceSample(Protocol):
@@ -57,6 +55,14 @@ class Source(Protocol):
         """`rows.FINGERPRINT_BYTES` that change when the sample does."""
         ...
 
+    def uses(self) -> dict[str, str]:
+        """What becomes of each column or kind of file, in words."""
+        ...
+
+    def first(self, count: int) -> list[TableRow]:
+        """Its first samples, in the order of the source."""
+        ...
+
     def load(
         self, portion: range, pool: TaskPool, scratch: Path, progress: bool
     ) -> AbstractContextManager[SourceSamples]:
@@ -67,42 +73,124 @@ class Source(Protocol):
         ...
 
 
-def open_source(
-    source: Path, media: MediaConfig, out: Path, shuffle_seed: int = 0, shuffle_bytes: int = 1 << 33
-) -> Source:
-    """Look through ``source``: a folder, ``.csv``, ``.jsonl``, ``.parquet`` or a folder of those.
+@dataclass(frozen=True)
+class OpenSource:
+    """The sets of a source by name; one, ``""``, where it has no splits."""
 
-    Of folders, CSV and JSON lines every row is read and every named file is known to exist and to
+    layout: str
+    sets: dict[str, Source]
+
+
+def open_source(
+    source: Path,
+    options: SourceOptions,
+    media: MediaConfig,
+    out: Path,
+    account: Account,
+    shuffle_seed: int = 0,
+    shuffle_bytes: int = 1 << 33,
+) -> OpenSource:
+    """Look through ``source`` in its layout; ``account`` notes what is not taken.
+
+    Of folders, CSV and JSON every row is read and every named file is known to exist and to
     have at most ``media.max_file_bytes``; rows are held in memory, about a kilobyte each and media
-    never. Of Parquet only the key column is read. A folder inside ``source`` that is ``out`` is
-    skipped.
+    never. Of Parquet only columns of keys, labels and splits are read. A folder inside ``source``
+    that is ``out`` is skipped.
 
     Raises `UserError` naming the file, and for tables the row, with the remedy.
     """
     try:
-        if not source.exists():
-            raise UserError(f"{source}: no such folder or file; check the path")
-        if tables := parquet_files(source):
-            return ParquetSource(source, tables, media, shuffle_seed, shuffle_bytes)
-        if source.is_dir():
-            return RowSource(source, _folder(source, media, out))
+        options = with_limits(options, out, media.max_file_bytes)
+        layout, sets = open_layout(source, options, account)
+        source = snapshot_in(source)
+        others = _others(source, options.reading)
+        checks = RowChecks(account)
+        opened: dict[str, Source] = {}
+        for name, parts in sets.items():
+            tables = [ParquetPart(part.split, part.key_prefix)
+                      for part in parts if isinstance(part.split, SplitParquet)]  # fmt: skip
+            if tables:
+                assert len(tables) == len(parts), "a layout gives rows or Parquet, never both"
+                opened[name] = ParquetSource(
+                    source,
+                    tables,
+                    media,
+                    options=options.reading,
+                    account=account,
+                    checks=checks,
+                    others=others,
+                    shuffle_seed=shuffle_seed,
+                    shuffle_bytes=shuffle_bytes,
+                )
+            else:
+                opened[name] = _row_source(source, parts, media, options.reading, checks, others)
+        return OpenSource(layout, opened)
     except OSError as error:
         where = error.filename or source
         raise UserError(f"{where}: cannot be read ({error.strerror}); check its rights") from None
-    read = TABLES.get(source.suffix.lower())
-    if read is None:
-        raise UserError(
-            f"{source}: not a kind of source that is read; use a folder or a file that ends in "
-            f"{', '.join([*TABLES, '.parquet'])}"
+
+
+def _others(source: Path, reading: LayoutOptions) -> tuple[Path, ...]:
+    """Folders that paths and links may lead into."""
+    named = (source if source.is_dir() else source.parent, reading.root, cache_of(source))
+    return tuple(folder for folder in named if folder is not None)
+
+
+def _row_source(
+    source: Path,
+    parts: list[SplitPart],
+    media: MediaConfig,
+    reading: LayoutOptions,
+    checks: RowChecks,
+    others: tuple[Path, ...],
+) -> RowSource:
+    uses: dict[str, str] = {}
+    rows = (row for part in parts for row in _rows(part, media, reading, checks, others, uses))
+    return RowSource(source, rows, uses)
+
+
+def _rows(
+    part: SplitPart,
+    media: MediaConfig,
+    reading: LayoutOptions,
+    checks: RowChecks,
+    others: tuple[Path, ...],
+    uses: dict[str, str],
+) -> Iterator[TableRow]:
+    split = part.split
+    assert isinstance(split, SplitRows)
+    reader = RowReader(split.folder, media, others, reading.root)
+    checks.begin([split.folder, *([reading.root] if reading.root else [])])
+    known: set[str] = set()
+    for row in split.rows:
+        checks.see(row.columns, row.where)
+        if not known >= row.columns.keys():
+            known |= row.columns.keys()
+        yield reader.row(
+            row.where,
+            row.columns,
+            row.key,
+            key_prefix=part.key_prefix,
+            files=row.files,
+            named=row.named,
         )
-    return RowSource(source, read(source, media))
+    checks.finish()
+    uses.update(split.uses)
+    taken = {words for words in split.uses.values()}
+    for column in sorted(known):
+        words = USES.get(column, f"json.{column}")
+        if words not in taken:
+            uses.setdefault(column, words)
 
 
 class RowSource:
     """A `Source` whose rows are held in memory; one portion, so the shuffle is over all of them."""
 
-    def __init__(self, source: Path, rows: Iterable[TableRow]) -> None:
+    def __init__(
+        self, source: Path, rows: Iterable[TableRow], uses: dict[str, str] | None = None
+    ) -> None:
         """Raises `UserError` for keys that are taken or unreadable, and when there is no row."""
+        self._uses = {} if uses is None else uses
         self._rows = list(rows)
         if not self._rows:
             known = ", ".join(sum(ENDINGS.values(), ()))
@@ -124,57 +212,13 @@ class RowSource:
     def fingerprint(self, number: int) -> bytes:
         return self._rows[number].fingerprint()
 
+    def uses(self) -> dict[str, str]:
+        return self._uses
+
+    def first(self, count: int) -> list[TableRow]:
+        return self._rows[:count]
+
     def load(
         self, portion: range, pool: TaskPool, scratch: Path, progress: bool
     ) -> AbstractContextManager[SourceSamples]:
         return nullcontext(self._rows)
-
-
-def _folder(source: Path, media: MediaConfig, out: Path) -> Iterator[TableRow]:
-    """Files of one folder and stem are one sample; the first sub-folder is its label, as in
-    ImageFolder.
-    """
-    base, skipped = source.resolve(), out.resolve()
-    for directory, subfolders, names in os.walk(source, onerror=_raise):
-        folder = Path(directory)
-        for name in subfolders:
-            if not name.startswith(".") and (folder / name).is_symlink():
-                raise UserError(
-                    f"{folder / name}: a link to a folder, which is not followed; copy the folder "
-                    "there, or pack it by itself"
-                )
-        subfolders[:] = sorted(
-            name
-            for name in subfolders
-            if not name.startswith(".") and (folder / name).resolve() != skipped
-        )
-        stems: dict[str, TableRow] = {}
-        for name in sorted(names):
-            stem, _, ending = name.rpartition(".")
-            ending = ending.lower()
-            if not stem or name.startswith(".") or kind_of(ending) is None:
-                continue
-            # A dot would end the key, and what follows become part of the field.
-            key = (folder.relative_to(source) / stem.replace(".", "_")).as_posix()
-            row = stems.setdefault(stem, TableRow(where=str(folder / stem), key=key))
-            before = row.fields.get(ending)
-            if before is not None:
-                assert not isinstance(before, bytes)
-                raise UserError(
-                    f"{folder / name}: its sample has {before.path.name!r} too; rename one of them"
-                )
-            row.fields[ending] = check_file(
-                folder / name, name, base, str(folder / name), media.max_file_bytes
-            )
-        label = folder.relative_to(source).parts[:1]
-        for row in stems.values():
-            if not any(kind_of(ending) in (*MEDIA_COLUMNS, "text") for ending in row.fields):
-                continue  # a json or cls file on its own describes the folder, not a sample
-            if label and "json" not in row.fields:
-                row.fields["json"] = encode_json({"label": label[0]}, row.where)
-            yield row
-
-
-def _raise(error: OSError) -> None:
-    """Without this, `os.walk` passes over a folder that it cannot read."""
-    raise error

@@ -9,12 +9,14 @@ import json
 import math
 import os
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmscale.config import MediaConfig
 from mmscale.data.index.probe import ENDINGS, Kind, kind_of
+from mmscale.data.ingest.clip_cut import ClipCut, cut_sound
 from mmscale.data.ingest.shard_writer import check_names, encode_sample
 from mmscale.data.media.format import ending_of
 from mmscale.errors import UserError
@@ -51,6 +53,27 @@ class TableMedia:
                 f"{where}: {self.path}: changed while it was packed; give the command again"
             )
         return data
+
+
+@dataclass(frozen=True)
+class TableCut(TableMedia):
+    """A part of a recording, decoded and written as FLAC when its sample is encoded."""
+
+    cut: ClipCut
+
+    def read(self, where: str, media: MediaConfig) -> bytes:
+        """The part as FLAC. Raises `UserError` if the file cannot be read or is not what it was."""
+        try:
+            with open(self.path, "rb") as file:
+                now = os.fstat(file.fileno())
+                if (now.st_size, now.st_mtime_ns) != (self.size, self.mtime_ns):
+                    raise UserError("changed while it was packed; give the command again")
+                return cut_sound(file, self.cut, media.max_file_bytes)
+        except OSError as error:
+            reason = f"cannot be read ({error.strerror}); check the file"
+        except UserError as error:
+            reason = str(error)
+        raise UserError(f"{where}: {self.path}: {reason}")
 
 
 @dataclass
@@ -103,30 +126,59 @@ class TableRow:
 
 
 class RowReader:
-    """Makes samples of the rows of tables in ``folder``, which no row can lead out of.
+    """Makes samples of the rows of tables in ``folder``. No row can lead out of it, but into
+    ``others``. A relative path that ``folder`` lacks is looked up in ``root``, one of them.
 
     ``image`` and ``audio`` hold a path relative to ``folder``, the encoded bytes, or ``{"bytes",
-    "path"}`` as Hugging Face datasets write it; ``text`` and ``cls`` a string or number; ``key``
-    the sample's name. An ``image``, ``audio`` or ``text`` that is a list becomes the fields
-    ``0.jpg``, ``1.jpg``, …. What other columns hold becomes the sample's json; dates and times are
-    ISO 8601 text there, decimals text too. Nulls, NaN and empty strings are no values.
+    "path"}`` as Hugging Face datasets write it; ``audio`` also a `ClipCut` of a recording;
+    ``text`` and ``cls`` a string or number; ``key`` the sample's name. An ``image``, ``audio`` or
+    ``text`` that is a list becomes the fields ``0.jpg``, ``1.jpg``, …. What other columns hold
+    becomes the sample's json; dates and times are ISO 8601 text there, decimals text too. Nulls,
+    NaN and empty strings are no values.
     """
 
-    def __init__(self, folder: Path, media: MediaConfig) -> None:
-        self._folder, self._base, self._media = folder, folder.resolve(), media
+    def __init__(
+        self,
+        folder: Path,
+        media: MediaConfig,
+        others: Iterable[Path] = (),
+        root: Path | None = None,
+    ) -> None:
+        self._folder, self._root, self._media = folder, root, media
+        self._base = tuple(base.resolve() for base in (folder, *others))
 
-    def row(self, where: str, columns: dict[str, Any], default_key: str) -> TableRow:
-        """The sample of one row. Raises `UserError` that begins with ``where`` and names the
-        column.
+    def row(
+        self,
+        where: str,
+        columns: dict[str, Any],
+        default_key: str,
+        *,
+        key_prefix: str = "",
+        files: dict[str, Path] | None = None,
+        named: dict[str, Any] | None = None,
+    ) -> TableRow:
+        """The sample of one row; ``files`` and ``named`` as `layout.SourceRow` has them.
+
+        Raises `UserError` that begins with ``where`` and names the column.
         """
         columns = {name: value for name, value in columns.items() if not is_empty(value)}
-        if not columns:
+        if not columns and not files and not named:
             raise UserError(f"{where}: empty; remove the row")
-        row = TableRow(where, key=plain(columns.pop("key", default_key), "key", where))
+        row = TableRow(where, key_prefix + plain(columns.pop("key", default_key), "key", where))
+        for ending, path in (files or {}).items():
+            row.fields[ending] = check_file(
+                path, path.name, self._base, str(path), self._media.max_file_bytes
+            )
         for kind in MEDIA_COLUMNS:
             for prefix, item, label in _items(columns.pop(kind, []), kind, where):
                 ending, value = self._medium(kind, item, label)
                 row.fields[prefix + ending] = value
+        for name, media in (named or {}).items():
+            if is_empty(media):
+                continue
+            for prefix, item, label in _items(media, name, where):
+                ending, value = self._medium(None, item, label)
+                row.fields[f"{name}.{prefix}{ending}"] = value
         for prefix, item, label in _items(columns.pop("text", []), "text", where):
             row.fields[f"{prefix}txt"] = utf8(
                 plain(item, label.removeprefix(f"{where}: "), where), where
@@ -139,8 +191,11 @@ class RowReader:
             raise UserError(f"{where}: nothing but a key; remove the row")
         return row
 
-    def _medium(self, kind: Kind, item: Any, label: str) -> tuple[str, TableMedia | bytes]:
-        """Ending and content of one image or audio value; ``label`` names it in messages."""
+    def _medium(self, kind: Kind | None, item: Any, label: str) -> tuple[str, TableMedia | bytes]:
+        """Ending and content of one image or audio value; ``label`` names it in messages.
+
+        ``kind`` None: of either.
+        """
         if isinstance(item, dict):
             if not item.keys() <= {"bytes", "path"}:
                 unknown = ", ".join(sorted(item.keys() - {"bytes", "path"}))
@@ -151,52 +206,71 @@ class RowReader:
             item = item.get("path") if item.get("bytes") is None else item["bytes"]
         if isinstance(item, bytes):
             return self._ending(kind, item, label), item
+        if isinstance(item, ClipCut):
+            # The recording may be far longer than what is stored of it.
+            named = f"{label} {item.path!r}"
+            file = check_file(self._path(item.path), item.name(), self._base, named)
+            return "flac", TableCut(file.path, file.name, file.size, file.mtime_ns, item)
         where, _, column = label.rpartition(": ")
         name = plain(item, column, where)
-        path = self._folder / name
+        path = self._path(name)
         ending = path.suffix.lower().removeprefix(".")
-        if kind_of(ending) != kind:
-            raise UserError(
-                f"{label} {name!r} does not end in {', '.join(ENDINGS[kind])}; convert it"
-            )
+        if kind_of(ending) not in _kinds(kind):
+            raise UserError(f"{label} {name!r} does not end in {_endings(kind)}; convert it")
         return ending, check_file(
             path, name, self._base, f"{label} {name!r}", self._media.max_file_bytes
         )
 
-    def _ending(self, kind: Kind, data: bytes, label: str) -> str:
+    def _path(self, name: str) -> Path:
+        path = self._folder / name
+        if self._root is not None and not os.path.lexists(path):
+            return self._root / name
+        return path
+
+    def _ending(self, kind: Kind | None, data: bytes, label: str) -> str:
         if len(data) > self._media.max_file_bytes:
             raise UserError(
                 f"{label} of {len(data)} bytes {_over_limit(self._media.max_file_bytes)}"
             )
         ending = ending_of(data)
-        known = ", ".join(ENDINGS[kind])
+        known = _endings(kind)
         if ending is None:
             raise UserError(
                 f"{label} of {len(data)} bytes that begin with {data[:8]!r} is none of {known}; "
                 "convert it"
             )
-        if kind_of(ending) != kind:
+        if kind_of(ending) not in _kinds(kind):
             raise UserError(
                 f"{label} is {ending}, not one of {known}; put it into the right column"
             )
         return ending
 
 
+def _kinds(kind: Kind | None) -> tuple[Kind, ...]:
+    return MEDIA_COLUMNS if kind is None else (kind,)
+
+
+def _endings(kind: Kind | None) -> str:
+    return ", ".join(ending for one in _kinds(kind) for ending in ENDINGS[one])
+
+
 def check_file(
-    path: Path, name: str, base: Path, where: str, max_bytes: int | None = None
+    path: Path, name: str, bases: tuple[Path, ...], where: str, max_bytes: int | None = None
 ) -> TableMedia:
-    """Refuse a file that is missing, too large, or outside ``base`` (resolved) by ``..``, root or
-    link.
+    """Refuse a file that is missing, too large, or outside all ``bases`` (resolved) by ``..``,
+    root or link.
 
     Raises `UserError` that begins with ``where``.
     """
     try:
-        inside = path.resolve(strict=True).is_relative_to(base)
+        place = path.resolve(strict=True)
+        inside = any(place.is_relative_to(base) for base in bases)
         status = path.stat()
     except (OSError, ValueError, RuntimeError):  # a NUL in the name, a loop of links
         raise UserError(f"{where}: no such file; correct the name or restore the file") from None
     if not inside:
-        raise UserError(f"{where}: lies outside {base}; copy it into that folder")
+        allowed = " and ".join(map(str, dict.fromkeys(bases)))
+        raise UserError(f"{where}: lies outside {allowed}; name the folder it lies in with --root")
     if not path.is_file():
         raise UserError(f"{where}: not a plain file; name a file")
     if max_bytes is not None and status.st_size > max_bytes:

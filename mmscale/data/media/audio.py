@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mmscale.config import MediaConfig
 from mmscale.data.host_error import check_host
 from mmscale.data.media.format import ending_of
+from mmscale.data.media.forward_sound import ForwardSound
 from mmscale.data.media.mp3_frames import layer3_samples
 from mmscale.errors import SampleFault
 
@@ -85,7 +86,7 @@ def open_sound(data: bytes, media: MediaConfig) -> Iterator[soundfile.SoundFile]
     if data.startswith(_OGG) and not _ends_stream(data):
         raise SampleFault("sound is cut short: an Ogg file without its last page")
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as sound:
+        with ForwardSound(io.BytesIO(data)) as sound:
             _check_header(sound, media)
             if sound.format == "MP3":
                 _check_mp3_length(sound, data)

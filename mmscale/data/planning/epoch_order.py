@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from mmscale import prf
 from mmscale.data.planning.bounded_cache import BoundedCache
-from mmscale.data.planning.groups import Layout
+from mmscale.data.planning.groups import GroupLayout
 from mmscale.data.planning.packing import shuffled_bins
 from mmscale.data.planning.sample_sizes import SampleMeasure
 
@@ -78,7 +78,7 @@ class SequenceOrder:
 
     def __init__(
         self,
-        layout: Layout,
+        layout: GroupLayout,
         counts: NDArray[np.int64],
         measure: SampleMeasure,
         capacity: int,

@@ -34,7 +34,7 @@ _SLACK = 0.006  # of each sequence, left to packing: exchanges that fill it cost
 _SECTION_BLOCKS = 2048
 
 
-class Layout:
+class GroupLayout:
     """Which samples form a group.
 
     Args:

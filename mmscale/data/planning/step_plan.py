@@ -22,7 +22,7 @@ from mmscale.data.planning import mixture
 from mmscale.data.planning.array_cache import ArrayCache
 from mmscale.data.planning.editions import EditionHistory
 from mmscale.data.planning.epoch_order import OrderedSequence, SequenceOrder
-from mmscale.data.planning.groups import COUNT_VERSION, GroupCounts, Layout, count_groups
+from mmscale.data.planning.groups import COUNT_VERSION, GroupCounts, GroupLayout, count_groups
 from mmscale.data.planning.lanes import Place, choose_lanes, choose_window_groups
 from mmscale.data.planning.mixture_schedule import Change, MixtureSchedule, Slot
 from mmscale.data.planning.rank_balance import deal
@@ -46,7 +46,7 @@ class PlannedSet:
     dataset: Dataset
     measure: SampleMeasure
     counts: GroupCounts
-    layout: Layout
+    layout: GroupLayout
     lanes: int
     window_groups: int
     order: SequenceOrder
@@ -348,7 +348,7 @@ def _open_set(
         name, set_config, config, dataset, tokenizer,
         block=block, measure=measure, derived=derived, progress=progress,
     )  # fmt: skip
-    layout = Layout(len(dataset), block, groups.blocks)
+    layout = GroupLayout(len(dataset), block, groups.blocks)
     lanes = data.lanes or choose_lanes(data.sequences, layout.groups)
     window_groups = data.window_groups or choose_window_groups(lanes)
     order = SequenceOrder(

@@ -43,7 +43,8 @@ def checksums(folder: Path) -> dict[str, str]:
 
 
 def quietly(source: Path, out: Path, **options) -> Manifest:
-    return pack(source, out, progress=False, **options)
+    (manifest,) = pack(source, out, progress=False, **options).values()
+    return manifest
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 
 from mmscale import prf
 from mmscale.data.planning.epoch_order import SequenceOrder
-from mmscale.data.planning.groups import Layout, count_groups
+from mmscale.data.planning.groups import GroupLayout, count_groups
 from mmscale.data.planning.mixture import PERIOD, Mixture
 from mmscale.data.planning.packing import _best_fit_count, best_fit, bin_count, shuffled_bins
 from mmscale.data.planning.sample_sizes import SampleSizes, total_names
@@ -37,7 +37,7 @@ class Lengths:
 def make_order(lengths, key=5):
     measure = Lengths(lengths)
     counts = count_groups(len(lengths), 16, measure, 256, group_blocks=4)
-    layout = Layout(len(lengths), 16, counts.blocks)
+    layout = GroupLayout(len(lengths), 16, counts.blocks)
     return SequenceOrder(layout, counts.sequences, measure, 256, window_groups=3, key=key)
 
 

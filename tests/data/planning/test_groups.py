@@ -5,13 +5,13 @@ import pytest
 from test_epoch_order import Lengths, random_lengths
 
 from mmscale import prf
-from mmscale.data.planning.groups import GroupCounts, Layout, count_groups
+from mmscale.data.planning.groups import GroupCounts, GroupLayout, count_groups
 
 
 def test_every_sample_is_in_one_group():
     lengths = random_lengths(5003, 60)
     counts = count_groups(5003, 16, Lengths(lengths), 256)
-    layout = Layout(5003, 16, counts.blocks)
+    layout = GroupLayout(5003, 16, counts.blocks)
     members = layout.members(list(range(layout.groups)))
     assert layout.members([3, 0])[1].tolist() == members[0].tolist()
     assert sorted(np.concatenate(members).tolist()) == list(range(5003))
