@@ -125,8 +125,8 @@ def add(verbs: Any) -> None:
 
 
 def _pack(arguments: argparse.Namespace) -> dict[str, Any]:
-    from mmscale.data.ingest.preview import preview
     from mmscale.data.ingest.pack import pack
+    from mmscale.data.ingest.preview import preview
 
     source, out = Path(arguments.source), Path(arguments.out)
     options, media = source_options(arguments), media_limits(arguments)
