@@ -14,10 +14,13 @@ import numpy as np
 
 from mmscale.data.ingest.column_roles import ColumnRoles, field_word, rename
 from mmscale.data.ingest.layout import SourceRow
+from mmscale.data.ingest.table_row import MEDIA_COLUMNS
+from mmscale.data.media.format import ending_of
 from mmscale.errors import UserError
 from mmscale.plain_file import read_plain
 
 _KINDS = {"Image": "image", "Audio": "audio"}
+_OTHER_NAMES = {"img": "image", "images": "image", "audios": "audio"}
 _LISTS = ("List", "LargeList", "Sequence")
 
 
@@ -38,17 +41,41 @@ def python_rows(
         where = f"row {number}"
         if not isinstance(row, Mapping):
             raise UserError(f"{where}: {type(row).__name__}, not a dict; give named columns")
-        if roles is None:
-            roles = ColumnRoles(renamed=rename(columns, list(row), where)[0])
         values = {
             name: _value(value, f"{where}: {name}", max_file_bytes) for name, value in row.items()
         }
-        taken, named = roles.apply(values, where)
+        taken, named = (roles or _roles(values, columns, where)).apply(values, where)
         yield SourceRow(where, taken, f"{number:08d}", named=named)
+
+
+def _roles(values: dict[str, Any], columns: dict[str, str], where: str) -> ColumnRoles:
+    """What the columns of a dict are: by the options, their names, and what is a medium."""
+    renamed, left = rename(columns, list(values), where)
+    named: dict[str, str] = {}
+    for name, value in values.items():
+        if name in renamed or name in left or name in MEDIA_COLUMNS or not _is_medium(value):
+            continue
+        kind = _OTHER_NAMES.get(name)
+        if kind is not None and kind not in values and kind not in renamed.values():
+            renamed[name] = kind
+        else:
+            named[name] = field_word(name)
+    return ColumnRoles(renamed=renamed, named=named, left_out=frozenset(left))
+
+
+def _is_medium(value: Any) -> bool:
+    """Whether a value, as `_value` gives it, is the bytes of a medium, or several."""
+    if isinstance(value, list):
+        return bool(value) and all(_is_medium(item) for item in value)
+    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
+        value = value["bytes"]
+    return isinstance(value, bytes) and ending_of(value) is not None
 
 
 def _undecoded(rows: Any, features: Mapping[str, Any], columns: dict[str, str]) -> Any:
     """(the data set with its media as bytes and paths, what its columns are)."""
+    if hasattr(rows, "with_format"):
+        rows = rows.with_format(None)
     names = list(features)
     renamed, left = rename(columns, names, "the data set")
     named: dict[str, str] = {}

@@ -9,6 +9,7 @@ from typing import Any
 
 from mmscale.data.account import Account, Notice
 from mmscale.data.index.probe import kind_of
+from mmscale.data.ingest.table_row import is_empty
 
 # Rows whose cells are looked at as names of files: each costs a look at the disk.
 _LOOKED_AT = 100
@@ -65,7 +66,7 @@ class RowChecks:
 
     def see_label(self, label: Any, where: str) -> None:
         """A value of the column ``label``, as it stands there."""
-        if label is None or label == "":
+        if is_empty(label):
             self._unlabelled.append(where)
             return
         self._is_labelled = True

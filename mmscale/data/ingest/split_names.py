@@ -15,6 +15,7 @@ SPLIT_NAMES = frozenset(
 )  # fmt: skip
 # A file that `datasets` wrote: train-00000-of-00004.parquet, also with a hash.
 _NUMBERED = re.compile(r"(\w+(?:\.\w+)*)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?")
+_NUMBER = re.compile(r"[-._ 0-9]+$")
 _BETWEEN_WORDS = re.compile(r"[-._ 0-9]+")
 # What can name a folder for its shards, and be read in every command.
 _FOLDER_NAME = re.compile(r"\w[\w.-]{0,63}")
@@ -26,8 +27,8 @@ MIXED = Notice(
 
 
 def is_split(name: str) -> bool:
-    """Whether a folder of that name is a split."""
-    return name.lower() in SPLIT_NAMES
+    """Whether a folder of that name is a split: ``train``, ``val2017``, ``Test_1``."""
+    return _NUMBER.sub("", name.lower()) in SPLIT_NAMES
 
 
 def split_in(stem: str) -> str:

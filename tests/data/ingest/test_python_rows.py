@@ -96,6 +96,13 @@ def test_pictures_and_arrays(tmp_path: Path) -> None:
     assert made["00000004"] == {"txt": b"0.5"}
 
 
+def test_media_under_other_names(tmp_path: Path) -> None:
+    source = [{"img": Image.new("L", (2, 2)), "Depth map": picture(1, 1), "note": "a"}]
+    fields = packed(source, tmp_path / "out")[""]["00000001"]
+    assert fields.keys() == {"png", "depth_map.png", "json"}
+    assert fields["depth_map.png"] == picture(1, 1) and fields["json"] == b'{"note": "a"}'
+
+
 @pytest.mark.parametrize(
     ("scale", "dtype", "ending"),
     [(15, np.float64, "flac"), (15, np.float32, "flac"), (23, np.float64, "flac"),
@@ -187,7 +194,7 @@ def hugging_face(datasets: Any, folder: Path) -> Any:
     return datasets.Dataset.from_list(found, features=features)
 
 
-@pytest.mark.parametrize("kind", ["Dataset", "IterableDataset", "DatasetDict"])
+@pytest.mark.parametrize("kind", ["Dataset", "IterableDataset", "DatasetDict", "formatted"])
 def test_data_sets_of_hugging_face_as_they_are(tmp_path: Path, kind: str) -> None:
     datasets = pytest.importorskip("datasets")
     made = hugging_face(datasets, tmp_path)
@@ -195,6 +202,7 @@ def test_data_sets_of_hugging_face_as_they_are(tmp_path: Path, kind: str) -> Non
     given = {
         "Dataset": made,
         "IterableDataset": made.to_iterable_dataset(),
+        "formatted": made.with_format("numpy"),
         "DatasetDict": datasets.DatasetDict({"train": made}),
     }[kind]
     sets = packed(given, tmp_path / "out")

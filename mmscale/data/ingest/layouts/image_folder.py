@@ -27,6 +27,10 @@ SEVERAL = Notice(
     "samples of several pictures or clips, whose names differ in their endings alone",
     "rename the files to make a sample of each",
 )
+TEXT_ALONE = Notice(
+    "texts alone, each a sample beside those of pictures or sound",
+    "move them away, if they describe the folder",
+)
 EMPTY_CLASS = Notice("folders without a sample", "remove them, or restore their files")
 BESIDE = Notice(
     "files beside the folders of the splits, which are packed into none", "move them into a split"
@@ -68,7 +72,7 @@ class ImageFolder:
 
 _USES = {
     "name": "the sample's name: folder and file name without ending",
-    "first folder": "json.label, where the sample has no json of its own",
+    "label": "json.label: the first folder, where the sample has no json of its own",
     "files": "fields named by their endings",
 }
 
@@ -121,6 +125,8 @@ def samples(
         if folder.name not in _LITTER_FOLDERS:
             account.note(HIDDEN, f"{folder.relative_to(source).as_posix()}/")
 
+    alone: list[str] = []
+    has_media = False
     for folder, names in walk_folder(source, options.out, options.root, on_hidden):
         inside = folder.relative_to(source)
         stems: dict[str, dict[str, Path]] = {}
@@ -152,6 +158,10 @@ def samples(
                 continue
             if any(kinds.count(kind) > 1 for kind in MEDIA_COLUMNS):
                 account.note(SEVERAL, f"{(inside / stem).as_posix()}.{{{','.join(files)}}}")
+            if any(kind in MEDIA_COLUMNS for kind in kinds):
+                has_media = True
+            else:
+                alone.append((inside / next(iter(files.values())).name).as_posix())
             taken += 1
             yield SourceRow(
                 where=str(folder / stem),
@@ -162,6 +172,8 @@ def samples(
             )
         if not taken and len(inside.parts) == 1 and not _has_samples(folder, options):
             account.note(EMPTY_CLASS, inside.as_posix())
+    for name in alone if has_media else []:
+        account.note(TEXT_ALONE, name)
 
 
 def note_file(account: Account, name: str, shown: str) -> None:

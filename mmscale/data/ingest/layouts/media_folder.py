@@ -9,7 +9,7 @@ from typing import Any
 
 from mmscale.data.account import Account, Notice
 from mmscale.data.index.probe import kind_of
-from mmscale.data.ingest.column_roles import field_word
+from mmscale.data.ingest.column_roles import USES, field_word
 from mmscale.data.ingest.folder_walk import walk_folder
 from mmscale.data.ingest.layout import LayoutOptions, SourceRow, Split, SplitRows
 from mmscale.data.ingest.layouts.image_folder import note_file
@@ -110,7 +110,7 @@ def _rows(
             files += paths if isinstance(paths, list) else [paths]
             name = column if column in chosen else _role(column, files[-1])
             if name in MEDIA_COLUMNS:
-                uses[column] = f"the {'picture' if name == 'image' else 'clip'}"
+                uses[column] = USES[name]
                 columns[name] = paths
             else:
                 uses[column] = f"{name}.png, {name}.wav, …"

@@ -72,6 +72,16 @@ def test_every_split_folder_is_an_image_folder_of_its_own(tmp_path: Path) -> Non
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["Val", "test", "train"]
 
 
+def test_numbers_in_the_name_of_a_split_make_it_no_label(tmp_path: Path) -> None:
+    for split in ("train2017", "val2017"):
+        photo(tmp_path / "src" / split / "1.png")
+    sets = packed(tmp_path / "src", tmp_path / "out")
+    assert {name: labels(samples) for name, samples in sets.items()} == {
+        "train2017": {"1": None},
+        "val2017": {"1": None},
+    }
+
+
 def test_splits_are_merged_or_picked_only_when_asked(tmp_path: Path) -> None:
     root = tmp_path / "photos"
     for split in ("train", "test"):
@@ -121,6 +131,7 @@ def test_names_with_dots_are_a_sample_each(tmp_path: Path) -> None:
         (["\ufeff0/1.png", "cat/1.png"], r"1 classes that are hardly meant.*\\ufeff0"),
         (["cat/1.png", "train/1.png"], r"1 classes named like a split.*\(train\)"),
         (["images/train/1.png", "images/val/1.png"], "2 folders named like a split inside of"),
+        (["cat/1.png", "SOURCE.txt"], r"1 texts alone, each a sample beside.*\(SOURCE\.txt\)"),
         (["train/cat/1.png", "2.png"], r"1 files beside the folders of the splits.*\(2\.png\)"),
     ],
 )  # fmt: skip
@@ -129,6 +140,8 @@ def test_what_is_not_simply_taken_is_told_and_strict_refuses(
 ) -> None:
     for name in files:
         photo(tmp_path / "src" / name)
+        if name.endswith(".txt"):
+            (tmp_path / "src" / name).write_text("about")
     with pytest.raises(UserError, match=f"(?s)^--strict: .*{line}"):
         pack(tmp_path / "src", tmp_path / "strict", strict=True, progress=False)
     assert not (tmp_path / "strict").exists()
