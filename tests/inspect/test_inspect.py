@@ -46,11 +46,16 @@ def planted():
     return planted_sets()
 
 
+def example(of: str, key: str) -> dict[str, str]:
+    shard = int(key in ("clipped", "empty"))  # the last of the test set
+    return {"set": of, "shard": f"shard-{shard:06d}.tar", "key": key}
+
+
 @pytest.mark.parametrize(("code", "key"), SINGLE.items())
 def test_each_planted_fault_is_found_and_no_other(inspected, code, key):
     warning = inspected.warning(code)
     assert warning["count"] == 1
-    assert warning["examples"] == [[{"set": "test", "key": key}]]
+    assert warning["examples"] == [[example("test", key)]]
     assert inspected.result["checks"][code] == {"train": 0, "test": 1}
 
 
@@ -58,9 +63,7 @@ def test_each_planted_fault_is_found_and_no_other(inspected, code, key):
 def test_what_test_shares_with_train_is_found_with_its_partner(inspected, code, keys):
     warning = inspected.warning(code)
     assert warning["count"] == 1
-    assert warning["examples"] == [
-        [{"set": "test", "key": keys[0]}, {"set": "train", "key": keys[1]}]
-    ]
+    assert warning["examples"] == [[example("test", keys[0]), example("train", keys[1])]]
 
 
 def test_warnings_are_plain_sentences_with_the_gravest_first(inspected):
@@ -83,9 +86,7 @@ def test_only_the_planted_kinds_of_warning_appear(inspected):
 
 def test_the_same_picture_with_two_labels_is_reported(inspected):
     warning = inspected.warning("contradiction_image")
-    assert warning["examples"] == [
-        [{"set": "train", "key": "t00"}, {"set": "test", "key": "same-picture"}]
-    ]
+    assert warning["examples"] == [[example("train", "t00"), example("test", "same-picture")]]
 
 
 def test_the_indexs_own_problems_are_reported(inspected):

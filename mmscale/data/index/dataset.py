@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Collection, Iterator
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -90,9 +92,27 @@ class Dataset:
         return [manifest.digest for manifest in self.manifests]
 
     def key(self, sample: int) -> str:
-        """The sample's WebDataset key."""
+        """The sample's WebDataset key, which samples of other shards may have too: see `shard`."""
         manifest, row = self._find(sample)
         return self.manifests[manifest].key(row)
+
+    def shard(self, sample: int) -> str:
+        """Name of the shard that holds the sample: with the key what distinguishes it in the set.
+
+        With its folder where the set has shards of that name in several.
+        """
+        number, row = self._find(sample)
+        manifest = self.manifests[number]
+        name = manifest.shards[manifest.shard_of(row)]
+        return f"{manifest.base}/{name}" if name in self._shared_names else name
+
+    @cached_property
+    def _shared_names(self) -> set[str]:
+        """Names of shards that are in several folders."""
+        if len(self.manifests) == 1:
+            return set()
+        counts = Counter(name for manifest in self.manifests for name in manifest.shards)
+        return {name for name, count in counts.items() if count > 1}
 
     def check_field(self, field: str) -> None:
         """Raise `UserError` listing the fields there are if no folder of the set has ``field``."""
@@ -176,11 +196,9 @@ class Dataset:
 
     def where(self, sample: int, field: str) -> dict[str, Any]:
         """Where a field lies, for the quarantine log."""
-        number, row = self._find(sample)
-        manifest = self.manifests[number]
         return {
-            "key": manifest.key(row),
-            "shard": manifest.shards[manifest.shard_of(row)],
+            "key": self.key(sample),
+            "shard": self.shard(sample),
             "offset": int(self.facts(field, np.array([sample]))["offset"][0]),
         }
 
