@@ -89,7 +89,7 @@ def _index(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _count_tokens(manifest: Manifest, file: str, fields: list[str] | None) -> None:
-    from mmscale.data.index.manifest import split_reference
+    from mmscale.data.index.field_reference import split_reference
     from mmscale.data.planning.token_counts import keep_token_counts
     from mmscale.data.tokenizer import Tokenizer
 

@@ -11,7 +11,6 @@ import os
 from bisect import bisect_right
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmscale.config import CacheConfig
+from mmscale.data.index.field_reference import (
+    fields_meant,
+    json_place,
+    no_such_field,
+    split_reference,
+)
 from mmscale.data.index.index_files import (
     FACTS,
     FOLDER,
@@ -27,7 +32,7 @@ from mmscale.data.index.index_files import (
     identity,
     reindex_remedy,
 )
-from mmscale.data.index.probe import ENDINGS, Kind, kind_of
+from mmscale.data.index.probe import kind_of
 from mmscale.data.index.remote_index import fetch_index
 from mmscale.data.storage.remote_file import check_remote
 from mmscale.data.storage.shard_patterns import expand, group_by_folder
@@ -231,24 +236,16 @@ class Manifest:
 
     def has(self, reference: str) -> bool:
         """Whether some sample of the folder has the field that a config calls ``reference``."""
-        return bool(self._candidates(reference))
+        return bool(self.fields_of(reference))
 
     def locate(self, reference: str) -> FieldLocator:
-        """Resolve a field reference of a config: image, audio, text, cls, json.<path> or
-        <kind>.<name>.
-
-        ``image`` (``audio``) is the first that a sample has of the plain endings in the order of
-        `probe.ENDINGS`, then of longer ones such as ``0.png``, sorted. ``image.left`` is
-        ``left.png``, ``left.jpg`` and so on alone; likewise for audio, text and cls.
+        """Resolve a field reference of a config (`fields_meant`).
 
         Raises `UserError` listing the fields there are if no sample of the folder has it.
         """
-        fields = self._candidates(reference)
+        fields = self.fields_of(reference)
         if not fields:
-            raise UserError(
-                f"{self.root}: no sample has field {reference!r}; fields there are: "
-                f"{', '.join(self.fields)}"
-            )
+            raise UserError(f"{self.root}: {no_such_field(reference, self.fields)}")
         return FieldLocator(self, fields)
 
     def restrict(self, shard_names: list[str]) -> Manifest:
@@ -284,15 +281,8 @@ class Manifest:
         """The fields of each reference that some sample has; None: every one that can be read."""
         lists = [[field] for field in self.fields if kind_of(field) is not None]
         if references is not None:
-            lists = [self._candidates(reference) for reference in references]
+            lists = [self.fields_of(reference) for reference in references]
         return list(dict.fromkeys(map(tuple, filter(None, lists))))  # json.a and json.b are one
-
-    @cached_property
-    def _by_kind(self) -> dict[str, list[str]]:
-        kinds: dict[str, list[str]] = {}
-        for field in self.fields:
-            kinds.setdefault(str(kind_of(field)), []).append(field)
-        return kinds
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -308,40 +298,14 @@ class Manifest:
         """The fields that a reference of a config means, the first of them that a sample has; empty
         if there are none.
         """
-        return self._candidates(reference)
+        return fields_meant(reference, self._stored.fields)
 
-    def _candidates(self, reference: str) -> list[str]:
-        kind, name = split_reference(reference)
-        if kind == "json":
-            return [field for field in ENDINGS["json"] if field in self.fields]
-        if name:
-            return [
-                field for ending in ENDINGS[kind] if (field := f"{name}.{ending}") in self.fields
-            ]
-        plain = [field for field in ENDINGS[kind] if field in self.fields]
-        if kind not in ("image", "audio"):
-            return plain
-        return plain + [field for field in self._by_kind.get(kind, []) if field not in plain]
+    def json_path(self, reference: str) -> str:
+        """The path that a reference ``json.<path>`` means, in the JSON of `fields_of` it."""
+        return json_place(split_reference(reference)[1], self._stored.fields)[1]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.root, self._numbers, self.digest)
-
-
-def split_reference(reference: str) -> tuple[Kind, str]:
-    """(kind, name or JSON path) of a field reference; the name is empty for a plain one.
-
-    Raises `UserError` if it is none.
-    """
-    kinds: tuple[Kind, ...] = ("image", "audio", "text", "cls", "json")
-    for kind in kinds:
-        if reference == kind and kind != "json":
-            return kind, ""
-        if reference.startswith(f"{kind}.") and len(reference) > len(kind) + 1:
-            return kind, reference[len(kind) + 1 :]
-    raise UserError(
-        f"unknown field {reference!r}; use image, audio, text, cls, json.<path>, or image.<name> "
-        "for <name>.png"
-    )
 
 
 def open_manifests(shards: list[str], cache: CacheConfig) -> list[Manifest]:
