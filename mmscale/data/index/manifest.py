@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmscale.config import CacheConfig
+from mmscale.data.account import Account
 from mmscale.data.index.field_reference import (
     fields_meant,
     json_place,
@@ -30,6 +31,7 @@ from mmscale.data.index.index_files import (
     IndexFiles,
     Shard,
     identity,
+    is_shard_name,
     reindex_remedy,
 )
 from mmscale.data.index.probe import kind_of
@@ -87,7 +89,7 @@ class Manifest:
     Attributes:
         digest: identity of these shards, 64 hexadecimal digits.
         root: the folder that holds the index.
-        base: where the shards are: ``root``, or a URL.
+        base: where the shards are: ``root``, another local folder, or a URL.
         entries: the shards, sorted by name; ``shards`` are their names.
     """
 
@@ -134,9 +136,16 @@ class Manifest:
         """
         if not isinstance(self.base, Path):
             return
-        with os.scandir(self.base) as listing:
-            sizes = {entry.name: entry.stat().st_size for entry in listing if _is_shard(entry)}
-        remedy = reindex_remedy(self.root)
+        try:
+            with os.scandir(self.base) as listing:
+                sizes = {entry.name: entry.stat().st_size for entry in listing if _is_shard(entry)}
+        except OSError as error:
+            raise UserError(
+                f"{self.base}: the folder that holds the shards of {self.root} cannot be read "
+                f"({error.strerror}); mount it there, or, where they moved, "
+                f"`mmscale data index FOLDER --out {self.root}` (what has not changed is not read)"
+            ) from None
+        remedy = self.remedy
         for shard in self.entries:
             if shard.name not in sizes:
                 raise UserError(f"{self.base / shard.name}: missing; restore it or {remedy}")
@@ -148,6 +157,11 @@ class Manifest:
         new = sorted(sizes.keys() - set(self.shards) - self.skipped.keys()) if added else []
         if new:
             raise UserError(f"{self.base / new[0]}: not in the index; remove it or {remedy}")
+
+    @property
+    def remedy(self) -> str:
+        """What to do about an index that does not fit its shards."""
+        return reindex_remedy(self.root, self.base)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -257,8 +271,7 @@ class Manifest:
         unknown = sorted(wanted - set(self.shards))
         if unknown:
             raise UserError(
-                f"{self.root / unknown[0]}: not in the index; check the name or "
-                f"{reindex_remedy(self.root)}"
+                f"{self.root / unknown[0]}: not in the index; check the name or {self.remedy}"
             )
         own = self._numbers if self._numbers is not None else range(len(self.shards))
         numbers = [number for number, name in zip(own, self.shards, strict=True) if name in wanted]
@@ -288,6 +301,16 @@ class Manifest:
     def skipped(self) -> dict[str, str]:
         """Bad shards of the folder that were left out of the index, each with the reason."""
         return self._stored.skipped
+
+    @property
+    def key_dots(self) -> str:
+        """Which dot of a member's name ends the key (`sample_keys`)."""
+        return self._stored.key_dots
+
+    @property
+    def account(self) -> Account:
+        """What of the whole folder was left out, or reads otherwise than it may be meant."""
+        return self._stored.account
 
     @property
     def stored(self) -> IndexFiles:
@@ -367,4 +390,4 @@ def _reopen(root: Path, numbers: list[int] | None, digest: str) -> Manifest:
 
 
 def _is_shard(entry: os.DirEntry[str]) -> bool:
-    return entry.name.endswith(".tar") and not entry.name.startswith(".") and entry.is_file()
+    return is_shard_name(entry.name) and entry.is_file()

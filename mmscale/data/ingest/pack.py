@@ -17,6 +17,7 @@ from tqdm import tqdm
 from mmscale.config import MediaConfig
 from mmscale.data.index.build_index import IndexPass, build_index
 from mmscale.data.index.manifest import Manifest
+from mmscale.data.index.sample_keys import FIRST
 from mmscale.data.ingest.pack_state import PackState
 from mmscale.data.ingest.shard_writer import ShardFile, ShardWriter, shard_name
 from mmscale.data.ingest.sources import Source, SourceSample, SourceSamples, open_source
@@ -103,7 +104,8 @@ def pack(
                 tqdm.write(f"{out}: {done}; the same command continues from there", file=sys.stderr)
             raise
         state.publish()
-        how = IndexPass(pool=pool or own) if pool or workers > 1 else IndexPass()
+        # The keys that were written have no dots.
+        how = IndexPass(pool=(pool or own) if pool or workers > 1 else None, key_dots=FIRST)
         with own:
             manifest = build_index(out, media, progress, how)
         state.close()
