@@ -23,11 +23,12 @@ shards stay where they are. A config names DIR, and a run fetches what it reads 
 shard to count their tokens. A bad shard does not end the pass: all of them are named at its end.
 See docs/remote.md.
 
-A member is named KEY.FIELD. --key-dots says which dot ends the key: first, that of the base name, as
-webdataset has it; last, so that every file is named by its ending alone; a number, so many dots are
-in the key. auto is webdataset's rule, except where it would make one sample of several pictures or
-clips: 22.05.png and 22.06.png are two samples, x.left.png and x.right.png are one, and so are
-x.0.jpg and x.1.jpg. An index keeps its rule when it is made again. See docs/formats.md.
+A member is named KEY.FIELD. --key-dots says which dot ends the key: first, the first one of the
+base name, as webdataset has it; last, so that every file is named by its ending alone; a number, so
+many dots are in the key. auto is webdataset's rule, except where it would make one sample of
+several pictures or clips: 22.05.png and 22.06.png are two samples, x.left.png and x.right.png are
+one, and so are x.0.jpg and x.1.jpg. An index keeps its rule when it is made again. See
+docs/formats.md.
 
 The pass ends with what it did not simply take, and what changes it. --strict makes that an error.
 
