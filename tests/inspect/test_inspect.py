@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from html import unescape
 from pathlib import Path
 
 import pytest
 from conftest import run_module
 from planted import encode, picture, planted_report, planted_sets, sample
 
+from mmscale.cli import main
 from mmscale.config import MediaConfig
 from mmscale.data.index.build_index import build_index
 from mmscale.data.ingest.pack import ShardWriter
@@ -158,6 +160,20 @@ def test_sets_of_one_kind_alone_have_a_page_too(tmp_path, fields, number):
     result = inspect([str(tmp_path)], html, workers=0, progress=False)
     assert result["sets"][0]["samples"] == number
     assert html.read_text(encoding="utf-8").rstrip().endswith("</html>")
+
+
+def test_what_the_index_noted_is_shown(tmp_path, capsys):
+    with ShardWriter(tmp_path / "shards") as writer:
+        for key in range(3):
+            writer.write(str(key), {"txt": b"some words", "cls": b"nan", "npy": b"1"})
+    account = build_index(tmp_path / "shards", MediaConfig(), progress=False).account
+    assert len(account.lines()) == 2
+    html = tmp_path / "r.html"
+    main(["data", "inspect", str(tmp_path / "shards"), "--html", str(html), "--workers", "0"])
+    told, page = capsys.readouterr().out, html.read_text(encoding="utf-8")
+    for what, remedy, count, examples in account.as_json():
+        assert f"check: The index of shards notes {count} {what}\n" in told
+        assert all(text in unescape(page) for text in (what, remedy[1:], *examples))
 
 
 @pytest.mark.parametrize("workers", [1, 3])
