@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from indexed import picture
 from tars import write_tar
 
@@ -63,6 +65,25 @@ def test_rules(rule: str, split: tuple[str, str]) -> None:
     assert split_name(NAME, rule) == split
     for name in ("a", ".hidden.png", "d/.x", "__meta__/a.json", "a."):
         assert split_name(name, rule) is None
+
+
+DOCS = (ROOT / "docs" / "formats.md").read_text("utf-8")
+
+
+def test_the_rules_of_the_docs() -> None:
+    rows = re.findall(r"^\| (`.*) \| `(d/.*)` \| `(.*)` \|$", DOCS, re.M)
+    assert len(rows) == 4
+    for rule, key, field in rows:
+        assert split_name("d/22.05.left.png", rule.split("`")[1]) == (key, field)
+
+
+def test_the_examples_of_the_docs(tmp_path: Path) -> None:
+    rows = re.findall(r"^\| (`[^|]*`) \| (`[^|]*) \|$", DOCS.split("samples by `auto`")[1], re.M)
+    assert len(rows[:6]) == 6
+    for number, (members, keys) in enumerate(rows[:6]):
+        folder = shard(tmp_path / str(number), *re.findall("`([^`]*)`", members))
+        stated = re.findall("`([^`]*)`", re.split("[,;]", keys)[0])
+        assert list(samples(index(folder))) == stated
 
 
 def test_a_rule_that_is_none() -> None:
