@@ -64,6 +64,11 @@ def add(verbs: Any) -> None:
         "(default: as the index that is there has it, else auto)",
     )
     index.add_argument(
+        "--recursive",
+        action="store_true",
+        help="take the shards in sub-folders of a local folder, too (an index that has some does)",
+    )
+    index.add_argument(
         "--strict",
         action="store_true",
         help="fail where anything is left out or reads otherwise than it may be meant; the index "
@@ -111,6 +116,7 @@ def _index(arguments: argparse.Namespace) -> dict[str, Any]:
             every=arguments.all,
             key_dots=None if arguments.key_dots is None else check_key_dots(arguments.key_dots),
             strict=arguments.strict,
+            recursive=arguments.recursive,
         )
         manifest = index_sources(arguments.sources, out, media_limits(arguments), how=how)
     if arguments.tokenizer:

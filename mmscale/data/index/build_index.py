@@ -7,7 +7,6 @@ made. Shards that have not changed since an earlier index are not read again (`e
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,14 +17,14 @@ from tqdm import tqdm
 
 from mmscale.config import CacheConfig, MediaConfig
 from mmscale.data.account import Account
-from mmscale.data.index.earlier_index import EarlierIndex, write_stamps
+from mmscale.data.index.earlier_index import EarlierIndex, kept_choices, write_stamps
 from mmscale.data.index.index_files import FOLDER, is_shard_name
 from mmscale.data.index.index_shard import BadShard, IndexedShard, ShardTask, index_shard
 from mmscale.data.index.index_writer import IndexWriter, replace_index
 from mmscale.data.index.kept_texts import is_text, may_be_kept, too_many_of_shard
-from mmscale.data.index.local_shards import shards_of
+from mmscale.data.index.local_shards import shard_name, shards_of
 from mmscale.data.index.manifest import Manifest
-from mmscale.data.index.sample_keys import AUTO, FIRST, check_key_dots
+from mmscale.data.index.sample_keys import AUTO, FIRST
 from mmscale.data.index.set_notes import SetNotes
 from mmscale.data.index.shard_reader import Stamp
 from mmscale.data.storage.remote_file import list_shards
@@ -46,6 +45,7 @@ class IndexPass:
         every: read every shard, also those that have not changed since the index that is there.
         key_dots: which dot of a member's name ends the key (`sample_keys`); None: as the index that
             is there has it, else ``auto``.
+        recursive: take shards in sub-folders of a local folder, too; an index that has some does.
         strict: refuse what is otherwise noted in the account; the index is then not replaced.
     """
 
@@ -54,6 +54,7 @@ class IndexPass:
     every: bool = False
     key_dots: str | None = None
     strict: bool = False
+    recursive: bool = False
 
 
 def has_index(directory: Path) -> bool:
@@ -106,7 +107,8 @@ def build_index(
     on disk then).
     """
     directory = Path(directory)
-    names = [path.name for path in shards_of(directory)]
+    how = replace(how, recursive=how.recursive or kept_choices(out or directory).below)
+    names = [shard_name(directory, path) for path in shards_of(directory, how.recursive)]
     if out is None or out.absolute() == directory.absolute():
         _index(directory, None, names, media, progress, how)
         return Manifest.open(directory)
@@ -160,11 +162,12 @@ def _index(
 ) -> None:  # fmt: skip
     """Write ``root/index/`` of the named shards, which lie in ``root`` or ``elsewhere``."""
     base = root if elsewhere is None else elsewhere
-    kept = _kept_rule(root)
-    key_dots = how.key_dots or (kept if kept is not None else AUTO) or FIRST
+    kept = kept_choices(root)
+    key_dots = how.key_dots or kept.key_dots or (FIRST if kept.is_there else AUTO)
     earlier = EarlierIndex(root, base, media, key_dots)
     # An index of before has no rule and goes on without, until it is given one.
-    recorded = "" if how.key_dots is None and kept == "" else key_dots
+    asked = how.key_dots or kept.key_dots or not kept.is_there
+    recorded = key_dots if asked else ""
     with replace_index(root, elsewhere, recorded) as writer:
         notes = SetNotes(merged=recorded != FIRST)
         done = _Merged(writer, names, how.skip_bad, notes)
@@ -187,22 +190,12 @@ def _index(
         again = done.forgot_texts_that_fit
         if not again:
             write_stamps(writer.folder, media, key_dots, done.stamps, done.accounts)
-        writer.account = notes.finish(base if isinstance(base, Path) else None)
+        writer.account = notes.finish(base if isinstance(base, Path) else None, how.recursive)
         if how.strict:
             writer.account.tell(strict=True)
     if again:
         # The index that was there kept none of the texts, which with the new shards are few.
         _index(root, elsewhere, names, media, progress, replace(how, every=True))
-
-
-def _kept_rule(root: Path) -> str | None:
-    """The rule of keys that the index of ``root`` has, "" if it names none; None without one."""
-    try:
-        tree = json.loads((root / FOLDER / "manifest.json").read_bytes())
-        rule = tree.get("key_dots", "")
-        return check_key_dots(rule) if rule else ""
-    except (OSError, ValueError, AttributeError, TypeError, UserError):
-        return None
 
 
 def _run(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mmscale.data.index.index_files import FOLDER, IndexFiles, Shard
 from mmscale.data.index.index_shard import IndexedShard, ShardProblem
 from mmscale.data.index.kept_texts import KeptTexts, is_text
 from mmscale.data.index.manifest import Manifest
+from mmscale.data.index.sample_keys import check_key_dots
 from mmscale.data.index.shard_reader import Stamp, open_place
 from mmscale.errors import UserError
 
@@ -45,6 +47,32 @@ def write_stamps(
         "accounts": {name: rows for name, rows in notes.items() if rows},
     }
     (folder / STAMPS).write_text(json.dumps(tree, ensure_ascii=False), "utf-8")
+
+
+@dataclass(frozen=True)
+class KeptChoices:
+    """What was chosen for the index in a folder, by which it is made again.
+
+    Attributes:
+        is_there: there is one, however damaged the rest of it is.
+        key_dots: the rule of its keys; empty: it names none, as those of before there were rules.
+        below: it has shards of sub-folders.
+    """
+
+    is_there: bool = False
+    key_dots: str = ""
+    below: bool = False
+
+
+def kept_choices(root: Path) -> KeptChoices:
+    """The choices of the index in ``root``."""
+    try:
+        tree = json.loads((root / FOLDER / "manifest.json").read_bytes())
+        key_dots = tree.get("key_dots", "")
+        below = any("/" in shard["name"] for shard in tree["shards"])
+        return KeptChoices(True, key_dots and check_key_dots(key_dots), below)
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError, UserError):
+        return KeptChoices()
 
 
 class EarlierIndex:

@@ -48,9 +48,12 @@ _URL = re.compile(r"[a-z0-9]+://[^\s]+")
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard as it was indexed. ``sha256`` is of the whole file, in hexadecimal.
+    """One shard as it was indexed.
 
-    ``key_dots``: the rule of its keys (`sample_keys`), where any is not webdataset's; else empty.
+    Attributes:
+        name: its path from the folder of the set.
+        sha256: of the whole file, in hexadecimal.
+        key_dots: the rule of its keys (`sample_keys`), where any is not webdataset's; else empty.
     """
 
     name: str
@@ -209,10 +212,10 @@ class IndexFiles:
 
 
 def _is_sound(shard: Shard) -> bool:
-    # A name with a folder in it would lead out of the data set.
+    # A name may lead into a sub-folder, and not out of the data set.
     return (
         shard.name.lower().endswith(".tar")
-        and "/" not in shard.name
+        and not set(shard.name.split("/")) & {"", ".", ".."}
         and type(shard.bytes) is int
         and 0 <= shard.bytes < 1 << 62
         and type(shard.samples) is int

@@ -137,8 +137,7 @@ class Manifest:
         if not isinstance(self.base, Path):
             return
         try:
-            with os.scandir(self.base) as listing:
-                sizes = {entry.name: entry.stat().st_size for entry in listing if _is_shard(entry)}
+            sizes = _sizes(self.base, self.has_folders)
         except OSError as error:
             raise UserError(
                 f"{self.base}: the folder that holds the shards of {self.root} cannot be read "
@@ -157,6 +156,11 @@ class Manifest:
         new = sorted(sizes.keys() - set(self.shards) - self.skipped.keys()) if added else []
         if new:
             raise UserError(f"{self.base / new[0]}: not in the index; remove it or {remedy}")
+
+    @property
+    def has_folders(self) -> bool:
+        """Whether shards lie in sub-folders, all of which the index is to have then."""
+        return any("/" in shard.name for shard in self._stored.shards)
 
     @property
     def remedy(self) -> str:
@@ -389,5 +393,14 @@ def _reopen(root: Path, numbers: list[int] | None, digest: str) -> Manifest:
     return manifest
 
 
-def _is_shard(entry: os.DirEntry[str]) -> bool:
-    return is_shard_name(entry.name) and entry.is_file()
+def _sizes(folder: Path, below: bool) -> dict[str, int]:
+    """Bytes of the shards of a folder, ``below``: and of its sub-folders, by path from there."""
+    sizes: dict[str, int] = {}
+    with os.scandir(folder) as listing:
+        for entry in listing:
+            if is_shard_name(entry.name) and entry.is_file():
+                sizes[entry.name] = entry.stat().st_size
+            elif below and not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+                inner = _sizes(Path(entry.path), True) if entry.name != FOLDER else {}
+                sizes |= {f"{entry.name}/{name}": size for name, size in inner.items()}
+    return sizes

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mmscale.data.account import Account, Notice
 from mmscale.data.index.index_shard import IndexedShard
-from mmscale.data.index.local_shards import files_beside, shards_below
+from mmscale.data.index.local_shards import files_beside, shard_name, shards_below
 
 SAME_KEYS = Notice(
     "keys that are equal in several shards",
@@ -25,7 +25,7 @@ BESIDE = Notice(
 )
 BELOW = Notice(
     "shards in sub-folders that are not taken",
-    "index each folder, and name them all in data.sets.NAME.shards",
+    "--recursive takes them; or index each folder, and name them all in data.sets.NAME.shards",
 )
 
 _MOST_KEYS = 100_000  # that are remembered; of more, a sample
@@ -57,16 +57,18 @@ class SetNotes:
                     count, first = self._named.get(field, (0, f"{name}: {key}.{field}"))
                     self._named[field] = count + 1, first
 
-    def finish(self, folder: Path | None) -> Account:
-        """The account; ``folder`` holds the shards, if it is a local one."""
+    def finish(self, folder: Path | None, below: bool) -> Account:
+        """The account; ``folder`` holds the shards, if it is a local one; ``below``: also those of
+        its sub-folders were taken.
+        """
         if self._merged:
             self._note_merged()
         self._keys.note(self._account)
         if folder is not None:
-            for path in files_beside(folder):
-                self._account.note(BESIDE, path.name)
-            for path in shards_below(folder):
-                self._account.note(BELOW, str(path.relative_to(folder)))
+            for path in files_beside(folder, below):
+                self._account.note(BESIDE, shard_name(folder, path))
+            for path in () if below else shards_below(folder):
+                self._account.note(BELOW, shard_name(folder, path))
         return self._account
 
     def _note_merged(self) -> None:

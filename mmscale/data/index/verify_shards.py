@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mmscale.data.index.index_files import Shard
-from mmscale.data.index.local_shards import shards_of
+from mmscale.data.index.local_shards import shard_name, shards_of
 from mmscale.data.index.manifest import Manifest
 from mmscale.data.index.sample_groups import each_sample
 from mmscale.data.index.shard_reader import HashingReader, open_place
@@ -45,7 +45,8 @@ def verify_shards(
     known = {shard.name for shard in manifest.entries} | manifest.skipped.keys()
     faults = [f"{reason} (skipped when it was indexed)" for reason in manifest.skipped.values()]
     if isinstance(manifest.base, Path):
-        unknown = [path for path in shards_of(manifest.base) if path.name not in known]
+        there = shards_of(manifest.base, manifest.has_folders)
+        unknown = [path for path in there if shard_name(manifest.base, path) not in known]
         faults += [f"{path}: not in the index" for path in unknown]
     else:
         check_remote(manifest.base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from mmscale.config import MediaConfig
 from mmscale.data.account import Account
 from mmscale.data.index import set_notes
 from mmscale.data.index.build_index import IndexPass, build_index, index_sources
+from mmscale.data.index.dataset import Dataset
+from mmscale.data.index.index_files import identity
 from mmscale.data.index.manifest import Manifest
+from mmscale.data.index.verify_shards import verify_shards
 from mmscale.data.worker_pool import WorkerPool
 from mmscale.errors import UserError
 
@@ -119,7 +123,7 @@ def test_what_lies_beside_and_below_is_told(tmp_path: Path) -> None:
     assert index(tmp_path).account.lines() == [
         "3 files beside the shards that are not used (metadata.csv, s.parquet, s_stats.json); "
         f"{set_notes.BESIDE.remedy}",
-        "2 shards in sub-folders that are not taken (more/t.tar, more/a/u.TAR); "
+        "2 shards in sub-folders that are not taken (more/a/u.TAR, more/t.tar); "
         f"{set_notes.BELOW.remedy}",
     ]
     with pytest.raises(UserError, match="--strict: 2 shards in sub-folders"):
@@ -131,9 +135,52 @@ def test_shards_in_sub_folders_alone_are_named(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         write_tar(tmp_path / name / "s.tar", PLAIN)
     with pytest.raises(
-        UserError, match=rf"no \.tar shards but in sub-folders \({tmp_path}/a, {tmp_path}/b\)"
+        UserError, match=rf"no \.tar shards but in sub-folders, such as {tmp_path}/a; .*--recursive"
     ):
         index(tmp_path)
+
+
+def test_shards_in_sub_folders_are_taken_when_asked(tmp_path: Path) -> None:
+    for name in ("b/s.tar", "a-b.tar", "a/x/s.tar", ".hidden/s.tar"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write_tar(tmp_path / name, {f"{name[0]}.txt": name.encode()})
+    (tmp_path / "b" / "s.csv").write_bytes(b"x")
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    manifest = index(tmp_path, recursive=True)
+    assert manifest.shards == ["a-b.tar", "a/x/s.tar", "b/s.tar"]
+    assert (
+        manifest.account.lines()
+        == [
+            f"1 files beside the shards that are not used (b/s.csv); {set_notes.BESIDE.remedy}",
+            "1 keys that are equal in several shards (a in a-b.tar and a/x/s.tar); "
+            f"{set_notes.SAME_KEYS.remedy}",
+        ][::-1]
+    )
+    data = Dataset.open([str(tmp_path)])
+    assert [data.text("text", n) for n in range(3)] == manifest.shards
+    assert [data.shard(n) for n in range(3)] == manifest.shards
+    assert verify_shards(tmp_path) == []
+    assert index(tmp_path).digest == manifest.digest  # it goes on as it was made
+    write_tar(tmp_path / "b" / "t.tar", {"t.txt": b"t"})
+    with pytest.raises(UserError, match=rf"{tmp_path}/b/t\.tar: not in the index"):
+        Manifest.open(tmp_path)
+    assert verify_shards(tmp_path) == [f"{tmp_path}/b/t.tar: not in the index"]
+    assert index(tmp_path).shards[-1] == "b/t.tar"
+    (tmp_path / "a" / "x" / "s.tar").unlink()
+    with pytest.raises(UserError, match=rf"{tmp_path}/a/x/s\.tar: missing"):
+        Manifest.open(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["/a.tar", "a//b.tar", "a/../../b.tar", "./a.tar", "a/.tar/."])
+def test_a_name_never_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    write_tar(tmp_path / "s.tar", PLAIN)
+    (shard,) = index(tmp_path).entries
+    path = tmp_path / "index" / "manifest.json"
+    other = replace(shard, name=name)
+    changes = {"shards": [other.facts()], "digest": identity([other])}  # consistent, but hostile
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UserError, match="damaged"):
+        Manifest.load(tmp_path)
 
 
 def test_upper_case_shards_are_taken(tmp_path: Path) -> None:
