@@ -132,7 +132,7 @@ class _MachineTrouble(Exception):
     """The text says what, and the remedy."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _TakenMember:
     """``facts`` of one member, and its payload if it is a ``text``; or the ``fault`` it has."""
 

@@ -8,14 +8,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from mmscale.data.index.sample_keys import AUTO, FIRST, is_one_sample, split_name
+from mmscale.data.index.sample_keys import AUTO, FIRST, is_one_sample, split_name, webdataset_key
 from mmscale.data.index.tar_headers import Member
 from mmscale.errors import UserError
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class SampleMembers(Generic[T]):
     """One sample: its key, and by field its members, each with what was taken of it.
 
@@ -41,11 +41,11 @@ def each_sample(
     if key_dots != AUTO:
         for key, own in groupby(members, key=lambda member: member.key):
             taken = [(member.field, member, take(member)) for member in own]
-            apart = key_dots != FIRST and key != _webdataset(taken[0][1])[0]
+            apart = key_dots != FIRST and key != webdataset_key(key)
             yield SampleMembers(key, taken, apart)
         return
     joined: set[str] = set()
-    for key, own in groupby(members, key=lambda member: _webdataset(member)[0]):
+    for key, own in groupby(members, key=lambda member: webdataset_key(member.key)):
         taken = [(member.field, member, take(member)) for member in own]
         if all(member.key == key for _, member, _ in taken):
             yield SampleMembers(key, taken)
@@ -53,7 +53,7 @@ def each_sample(
         if key in joined:
             raise _again(place, taken[0][1], key)
         split = [(member.key, member.field) for _, member, _ in taken]
-        fields = [_webdataset(member)[1] for _, member, _ in taken]
+        fields = [_webdataset_field(member) for _, member, _ in taken]
         if is_one_sample(fields, split, key):
             joined.add(key)
             yield SampleMembers(
@@ -75,10 +75,10 @@ def _apart(
         yield SampleMembers(own, mine, own != key)
 
 
-def _webdataset(member: Member) -> tuple[str, str]:
+def _webdataset_field(member: Member) -> str:
     split = split_name(member.name)
     assert split is not None, "a member of a sample"
-    return split
+    return split[1]
 
 
 def _again(place: Path | str, member: Member, key: str) -> UserError:

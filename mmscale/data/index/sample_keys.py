@@ -70,6 +70,14 @@ def split_name(name: str, key_dots: str = FIRST) -> tuple[str, str] | None:
     return key, rest.lower()
 
 
+def webdataset_key(key: str) -> str:
+    """The key that webdataset's rule gives to a member that has ``key`` by any rule."""
+    if "." not in key:
+        return key
+    folder, slash, base = key.rpartition("/")
+    return folder + slash + base.partition(".")[0]
+
+
 def is_one_sample(fields: Sequence[str], split: Sequence[tuple[str, str]], key: str) -> bool:
     """``auto``: whether members of one webdataset ``key`` are one sample.
 

@@ -68,8 +68,9 @@ class ShardNotes:
         """Note what is odd in a member; ``text``: its payload, if it is a text."""
         kind = kind_of(field)
         if kind is None:
-            first, count = self._unread.get(field, (name, 0))
-            self._unread[field] = first, count + 1
+            ending = field.rpartition(".")[2]
+            first, count = self._unread.get(ending, (name, 0))
+            self._unread[ending] = first, count + 1
         elif text is not None and kind == "cls":
             self._class(name, text)
         elif text is not None and kind == "json" and (found := _JSON_CLASS.search(text)):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn, Protocol
 
-from mmscale.data.index.sample_keys import AUTO, FIRST, split_name
+from mmscale.data.index.sample_keys import AUTO, FIRST, split_name, webdataset_key
 from mmscale.errors import UserError
 
 BLOCK = 512
@@ -129,7 +129,7 @@ def scan_source(
             left_out(header.name)
             continue
         key, field = split
-        own_run = (split_name(header.name) or split)[0] if key_dots == AUTO else key
+        own_run = webdataset_key(key) if key_dots == AUTO else key
         if own_run != run:
             finished |= keys
             run, keys, fields = own_run, set(), set()
