@@ -56,6 +56,10 @@ class Account:
             fresh = [one for one in seen.examples if one not in mine.examples]
             mine.examples = [*mine.examples, *fresh][:_EXAMPLES]
 
+    def drop(self, notice: Notice) -> None:
+        """Forget what was noted under ``notice``, as what was asked for."""
+        self._seen.pop(notice, None)
+
     def as_json(self) -> list[list[Any]]:
         """What `from_json` takes."""
         return [

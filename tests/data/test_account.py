@@ -54,6 +54,13 @@ def test_parts_add_up_to_the_whole() -> None:
     assert few.lines() == ["4 odd things (thing 9, thing 0, …); make them even"]
 
 
+def test_what_was_asked_for_is_dropped() -> None:
+    account = noted()
+    account.drop(ODD)
+    account.drop(ODD)
+    assert account.lines() == LINES[1:]
+
+
 def test_it_can_be_kept() -> None:
     kept = json.loads(json.dumps(noted().as_json()))
     assert Account.from_json(kept).lines() == LINES

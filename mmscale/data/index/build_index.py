@@ -169,7 +169,7 @@ def _index(
     asked = how.key_dots or kept.key_dots or not kept.is_there
     recorded = key_dots if asked else ""
     with replace_index(root, elsewhere, recorded) as writer:
-        notes = SetNotes(merged=recorded != FIRST)
+        notes = SetNotes(asked=how.key_dots is not None or recorded == FIRST)
         done = _Merged(writer, names, how.skip_bad, notes)
         new = [name for name in names if how.every or not done.take(earlier, name)]
         if 0 < len(new) < len(names):

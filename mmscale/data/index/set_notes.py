@@ -9,6 +9,7 @@ from pathlib import Path
 from mmscale.data.account import Account, Notice
 from mmscale.data.index.index_shard import IndexedShard
 from mmscale.data.index.local_shards import files_beside, shard_name, shards_below
+from mmscale.data.index.shard_notes import APART
 
 SAME_KEYS = Notice(
     "keys that are equal in several shards",
@@ -35,11 +36,11 @@ _FEW = 0.01  # of the samples: a field of so few may be a name with a dot
 class SetNotes:
     """Collects the notices of a pass, shard by shard in their order, in bounded memory.
 
-    ``merged``: note files that became fields by a dot; not where the user asked for that rule.
+    ``asked``: the user named the rule of the keys, so that what it does is not noted.
     """
 
-    def __init__(self, merged: bool) -> None:
-        self._merged = merged
+    def __init__(self, asked: bool) -> None:
+        self._asked = asked
         self._account = Account()
         self._keys = _KeyCensus()
         self._samples = 0
@@ -61,7 +62,9 @@ class SetNotes:
         """The account; ``folder`` holds the shards, if it is a local one; ``below``: also those of
         its sub-folders were taken.
         """
-        if self._merged:
+        if self._asked:
+            self._account.drop(APART)
+        else:
             self._note_merged()
         self._keys.note(self._account)
         if folder is not None:

@@ -7,16 +7,20 @@ import os
 import shutil
 from pathlib import Path
 
+import plans
 import pytest
+import torch
 from indexed import SAMPLES, write_shards
 
 from mmscale.cli import main
-from mmscale.config import MediaConfig
+from mmscale.config import Config, MediaConfig, SetConfig, TaskConfig
 from mmscale.data.index import build_index as building
 from mmscale.data.index.build_index import build_index, index_sources
 from mmscale.data.index.dataset import Dataset
 from mmscale.data.index.manifest import Manifest
 from mmscale.data.index.verify_shards import verify_shards
+from mmscale.data.loading.assembler import Assembler
+from mmscale.data.tokenizer import Tokenizer
 from mmscale.errors import UserError
 
 MEDIA = MediaConfig()
@@ -69,6 +73,26 @@ def test_it_reads_as_an_index_beside_them(mount: Path, out: Path, tmp_path: Path
             else:
                 assert there.read(field, sample) == data
     assert verify_shards(out) == []
+
+
+def test_a_run_sees_the_same_batches(mount: Path, out: Path, tmp_path: Path) -> None:
+    batches = []
+    for name in (out, shutil.copytree(mount, tmp_path / "copy")):
+        if name != out:
+            build_index(name, MEDIA, progress=False)
+        config = Config(media=MediaConfig(image_patch=8, max_image_tokens=20))
+        task = TaskConfig(input=["image"], target="text")
+        config.data.sets = {"them": SetConfig(shards=[str(name)], tasks=[task])}
+        config.data.seq_len, config.data.sequences = 64, 2
+        tokenizer = Tokenizer.train(["数字 one"] * 3, 300)
+        plan = plans.make_plan(config, tokenizer)
+        step = plan.step(3)
+        batches.append(Assembler(config, plan, tokenizer).batch(step, step.sequences))
+    here, copy = batches
+    assert (
+        not here.faults and here.keys == copy.keys and torch.equal(here.tokens_BL, copy.tokens_BL)
+    )
+    assert all(map(torch.equal, here.image_N3HW, copy.image_N3HW)) and len(here.image_N3HW)
 
 
 def test_a_config_names_the_folder_of_the_index(mount: Path, out: Path, capsys) -> None:

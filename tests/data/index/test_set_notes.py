@@ -306,6 +306,9 @@ def test_an_asked_rule_is_no_surprise(tmp_path: Path) -> None:
     for rule, keys in (("first", ["mr"]), ("last", ["mr.smith", "mr.jones"])):
         manifest = index(tmp_path, key_dots=rule, strict=True)
         assert samples_of(manifest) == keys and manifest.account.lines() == []
+    write_tar(tmp_path / "s.tar", {"1.05.png": PICTURE, "1.06.png": PICTURE})
+    assert samples_of(index(tmp_path, key_dots="auto", strict=True)) == ["1.05", "1.06"]
+    assert len(index(tmp_path).account.lines()) == 1  # the index has the rule, nobody named it
 
 
 def test_accounts_of_shards_do_not_share_their_counts(odd: Path) -> None:
