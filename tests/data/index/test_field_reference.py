@@ -14,6 +14,9 @@ from mmscale.config import MediaConfig, check_field
 from mmscale.data.index.build_index import build_index
 from mmscale.data.index.dataset import Dataset
 from mmscale.data.index.field_reference import fields_meant, json_place
+from mmscale.data.planning.array_cache import ArrayCache
+from mmscale.data.planning.token_counts import keep_token_counts, named_documents
+from mmscale.data.tokenizer import Tokenizer
 from mmscale.errors import UserError
 
 FIELDS = ["0.png", "image.jpg", "info.json", "jpg", "json", "left.jpg", "left.png", "png", "wav"]
@@ -87,3 +90,15 @@ def test_a_document_of_one_value(tmp_path: Path) -> None:
     data = Dataset.open([str(tmp_path)])
     assert [data.text("json.class", n) for n in range(2)] == ["cat", None]
     assert [data.text("json.class.0", n) for n in range(2)] == [None, "cat"]
+
+
+def test_what_was_kept_of_the_plain_json_is_not_taken_for_the_named_one(tmp_path: Path) -> None:
+    """Counts of tokens are kept under names that tell them apart, by digest and document."""
+    write_tar(tmp_path / "s.tar", {"1.json": b'{"info": {"n": "x"}}', "1.info.json": b'{"n": 1}'})
+    manifests = [build_index(tmp_path, MediaConfig(), progress=False)]
+    assert named_documents(manifests, ["json.info.n", "text", "image"]) == ["info.json"]
+    assert named_documents(manifests, ["json.other.n", "json.info", "cls"]) == []
+    data, tokenizer = Dataset(manifests), Tokenizer.train(["0 1 2 x"] * 3, 300)
+    (path,) = keep_token_counts(manifests[0], tokenizer, ["json.info.n"])
+    before = ArrayCache.name("tokens", tokenizer.digest, "json.info.n", *data.digests)
+    assert path != before and (tmp_path / "index" / path).is_file()
