@@ -7,7 +7,14 @@ repeats it.
 
 from mmscale.config.data import CacheConfig, DataConfig, TokenizerConfig, WeightChange
 from mmscale.config.evaluation import SCORES, EvalConfig, RobustnessConfig
-from mmscale.config.keys import MEDIA_FIELDS, TEXT_FIELDS, check_field, is_media, media_kind
+from mmscale.config.keys import (
+    BY_KEY,
+    MEDIA_FIELDS,
+    TEXT_FIELDS,
+    check_field,
+    is_media,
+    media_kind,
+)
 from mmscale.config.media import MediaConfig
 from mmscale.config.model import ModelConfig
 from mmscale.config.parallel import ParallelConfig
@@ -18,6 +25,7 @@ from mmscale.config.train import AdversarialConfig, OptimizerConfig, TrainConfig
 from mmscale.config.tune import ParameterConfig, TuneConfig
 
 __all__ = [
+    "BY_KEY",
     "MEDIA_FIELDS",
     "SCORES",
     "TEXT_FIELDS",

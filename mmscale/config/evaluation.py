@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mmscale.config.keys import check_field, key
+from mmscale.config.keys import BY_KEY, check_field, key
 from mmscale.errors import UserError
 from mmscale.registry import NORMALISERS
 
@@ -34,8 +34,8 @@ class EvalConfig:
     candidates: str = key("", "retrieve: the field that is searched.")
     match: str = key(
         "",
-        "retrieve: candidates with equal values of this field count as found. Empty: the sample's "
-        "key.",
+        "retrieve: candidates with equal values of this field count as found. key: those with "
+        "equal keys, also of different shards. Empty: the sample itself alone.",
     )
     max_new_tokens: int = key(64, "transcribe: longest answer, tokens.", low=1)
     beams: int = key(
@@ -59,11 +59,9 @@ class EvalConfig:
 
     def fields(self) -> list[str]:
         """Every field the score reads."""
-        return [
-            name
-            for name in (*self.input, self.target, self.query, self.candidates, self.match)
-            if name
-        ]
+        match = "" if self.match == BY_KEY else self.match
+        names = (*self.input, self.target, self.query, self.candidates, match)
+        return [name for name in names if name]
 
 
 @dataclass(kw_only=True)

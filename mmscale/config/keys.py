@@ -14,6 +14,8 @@ TEXT_FIELDS = ("text", "cls")
 
 
 MEDIA_FIELDS = ("image", "audio")
+# What `match` says where samples of equal keys belong together, whatever shard they are in.
+BY_KEY = "key"
 
 
 def is_media(field: str) -> bool:

@@ -81,8 +81,8 @@ class TaskConfig:
     between: list[str] = key([], "contrastive: two or more fields that belong together.")
     match: str = key(
         "",
-        "contrastive: samples with equal values of this field also belong together. Empty: the "
-        "sample's key.",
+        "contrastive: samples with equal values of this field also belong together. key: samples "
+        "with equal keys, also of different shards. Empty: each sample belongs to itself alone.",
     )
 
     def fields(self) -> list[str]:

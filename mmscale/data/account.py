@@ -8,6 +8,7 @@ line for each kind, with the count and three examples. With ``strict`` every kin
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from mmscale.errors import UserError
 from mmscale.messages import warn
@@ -54,6 +55,27 @@ class Account:
             mine.count += seen.count
             fresh = [one for one in seen.examples if one not in mine.examples]
             mine.examples = [*mine.examples, *fresh][:_EXAMPLES]
+
+    def drop(self, notice: Notice) -> None:
+        """Forget what was noted under ``notice``, as what was asked for."""
+        self._seen.pop(notice, None)
+
+    def as_json(self) -> list[list[Any]]:
+        """What `from_json` takes."""
+        return [
+            [notice.what, notice.remedy, seen.count, list(seen.examples)]
+            for notice, seen in self._seen.items()
+        ]
+
+    @classmethod
+    def from_json(cls, rows: list[list[Any]]) -> Account:
+        """An account as it was kept. Raises `ValueError` or `TypeError` for anything else."""
+        account = cls()
+        for what, remedy, count, examples in rows:
+            if not all(isinstance(text, str) for text in (what, remedy, *examples)):
+                raise TypeError("a notice is of strings")
+            account._seen[Notice(what, remedy)] = _Seen(int(count), list(examples))
+        return account
 
     def lines(self) -> list[str]:
         """One line a kind: how many, what, examples, remedy."""

@@ -27,7 +27,7 @@ from mmscale.config import EvalConfig, SetConfig, TaskConfig
 from mmscale.data.index.dataset import Dataset
 from mmscale.errors import UserError
 from mmscale.evaluate.classify import label_scores, labels_of, longest_answer
-from mmscale.evaluate.samples import EvalSamples
+from mmscale.evaluate.samples import EvalSample, EvalSamples
 from mmscale.predict.predictor import Predictor
 
 FILE = "suspects.jsonl"
@@ -121,7 +121,7 @@ class LabelScan:
 
     def _scan(self, samples: EvalSamples) -> list[dict[str, Any]]:
         labels = labels_of(samples)
-        facts: list[tuple[str, int]] = []  # key and number of the given label
+        facts: list[tuple[EvalSample, int]] = []  # sample and number of the given label
         losses, margins, preferred = [], [], []
         for number in range(max(1, len(self._weights))):
             if self._weights:
@@ -143,7 +143,8 @@ class LabelScan:
         order = suspects[np.argsort(mean_margin[suspects], kind="stable")]
         return [
             {
-                "key": facts[at][0],
+                "key": facts[at][0].key,
+                "shard": facts[at][0].shard,
                 "label": labels[given[at]],
                 "model_prefers": labels[preferred[-1][at]],
                 "loss": round(float(mean_loss[at]), 4),
@@ -154,13 +155,13 @@ class LabelScan:
 
     def _read(
         self, samples: EvalSamples, labels: Sequence[str]
-    ) -> tuple[list[tuple[str, int]], NDArray[np.float64]]:
-        """(key and label of every sample; log-probabilities over the labels, float64 [samples,
+    ) -> tuple[list[tuple[EvalSample, int]], NDArray[np.float64]]:
+        """(sample and label of every sample; log-probabilities over the labels, float64 [samples,
         labels]).
         """
         number = {label: n for n, label in enumerate(labels)}
         samples.used = samples.skipped = samples.oversize = 0  # it is read once for each checkpoint
-        facts: list[tuple[str, int]] = []
+        facts: list[tuple[EvalSample, int]] = []
         parts = []
         for chunk in samples.chunks(longest_answer(self._predictor, samples.score, labels)):
             usable = [sample for sample in chunk if sample.answer in number]
@@ -171,7 +172,7 @@ class LabelScan:
             )
             wide = scores.astype(np.float64)
             parts.append(wide - np.logaddexp.reduce(wide, axis=1, keepdims=True))
-            facts += [(sample.key, number[sample.answer]) for sample in usable]
+            facts += [(sample, number[sample.answer]) for sample in usable]
         return facts, np.concatenate(parts)
 
 

@@ -224,4 +224,5 @@ def _mistyped(
 
 
 def _key(predictor: Predictor, score: EvalConfig, sample: EvalSample, kind: str, nth: int) -> int:
-    return prf.derive_key(predictor.config.seed, "robustness", score.target, sample.key, kind, nth)
+    of = (sample.shard, sample.key, kind, nth)
+    return prf.derive_key(predictor.config.seed, "robustness", score.target, *of)

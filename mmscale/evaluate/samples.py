@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mmscale import prf
-from mmscale.config import EvalConfig
+from mmscale.config import BY_KEY, EvalConfig
 from mmscale.data.index.dataset import Dataset
 from mmscale.errors import SampleFault, UserError
 from mmscale.predict.predictor import Predictor
@@ -23,6 +23,7 @@ class EvalSample:
     """What a score needs of one sample."""
 
     key: str
+    shard: str  # that holds it: other shards may have a sample of the same key
     queries: list[list[Part]]  # one for an answer, two for retrieval (query, candidate)
     answer: str  # the true answer, or the value to match
 
@@ -133,5 +134,10 @@ class EvalSamples:
             queries.append(query)
         key = dataset.key(sample)
         wanted = score.match if score.task == "retrieve" else score.target
-        answer = dataset.text(wanted, sample) if wanted else key
-        return None if answer is None else EvalSample(key, queries, answer)
+        if not wanted:
+            answer: str | None = str(sample)  # no other sample's
+        elif wanted == BY_KEY and score.task == "retrieve":
+            answer = key
+        else:
+            answer = dataset.text(wanted, sample)
+        return None if answer is None else EvalSample(key, dataset.shard(sample), queries, answer)

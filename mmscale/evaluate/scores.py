@@ -88,7 +88,7 @@ def recall_at(
         query: float32 [Q, E].
         candidate: float32 [C, E]; the similarity is the dot product.
         query_match, candidate_match: a candidate is a hit if its value equals the query's: sample
-            keys for instances, labels for classes.
+            numbers for instances, labels for classes.
         leave_out_own: candidate n is query n itself, and is not searched.
 
     Of equally similar candidates the misses count as the more similar, so that a model that gives

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import combinations, islice
 from typing import TYPE_CHECKING
 
+from mmscale.data.index.shard_notes import BROKEN
 from mmscale.inspect.checks import CHECKS, Severity
 from mmscale.inspect.duplicates import Overlap, repeats
 from mmscale.inspect.labels import FEW, IMBALANCE, Label, contradictions
@@ -72,6 +73,7 @@ def find(
         *_across(table, overlaps),
         *_single(table, names),
         *_left_out(sets),
+        *_accounts(sets),
         *_contradicting(table, label_fields, modalities),
         *_within(table, names, modalities),
         *_label_faults(labels, names),
@@ -155,6 +157,21 @@ def _left_out(sets: list[NamedSet]) -> Iterator[Finding]:
                 "them, then run `mmscale data index` again.",
                 lines=list(named_set.problems(PROBLEMS)),
             )
+
+
+def _accounts(sets: list[NamedSet]) -> Iterator[Finding]:
+    """What the index pass noted; members that cannot be used are `_left_out`'s."""
+    for named_set in sets:
+        for what, remedy, count, examples in named_set.account().as_json():
+            if what != BROKEN.what:
+                yield Finding(
+                    code="index_notes",
+                    severity="check",
+                    count=count,
+                    title=f"The index of {named_set.name} notes {count:,} {what}",
+                    remedy=f"{remedy[0].upper()}{remedy[1:]}.",
+                    lines=examples,
+                )
 
 
 def _contradicting(

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mmscale.data.account import Account
 from mmscale.data.index.dataset import Dataset
 from mmscale.data.index.probe import kind_of
 from mmscale.errors import UserError
@@ -47,6 +48,13 @@ class NamedSet:
     def problem_count(self) -> int:
         """Members its index left out."""
         return sum(manifest.problem_count for manifest in self.dataset.manifests)
+
+    def account(self) -> Account:
+        """What its indexes noted as left out, or read otherwise than it may be meant."""
+        account = Account()
+        for manifest in self.dataset.manifests:
+            account.add(manifest.account)
+        return account
 
     def problems(self, most: int) -> Iterator[str]:
         """One line for each of the first ``most`` members its index left out."""

@@ -41,6 +41,7 @@ class Exhibit:
     """A sample as the page shows it. ``says``: its label or text, or what is the matter."""
 
     set: str
+    shard: str  # other shards may have a sample of the same key
     key: str
     says: str
     thumbnail: Thumbnail | None = None
@@ -244,6 +245,7 @@ class _Exhibitor:
         )
         return Exhibit(
             set=facts["set"],
+            shard=facts["shard"],
             key=facts["key"],
             says=next(says, ""),
             thumbnail=self._thumbnails[row] if picture else None,
@@ -260,7 +262,7 @@ def _finding_json(shown: FindingWithExamples) -> dict[str, Any]:
         "title": finding.title,
         "remedy": finding.remedy,
         "examples": [
-            [{"set": exhibit.set, "key": exhibit.key} for exhibit in group]
+            [{"set": exhibit.set, "shard": exhibit.shard, "key": exhibit.key} for exhibit in group]
             for group in shown.examples
         ],
         "lines": finding.lines,

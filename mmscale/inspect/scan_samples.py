@@ -134,6 +134,7 @@ class _Scanner:
             row: ScannedSample = {
                 "set": self._names[number],
                 "sample": sample,
+                "shard": dataset.shard(sample),
                 "key": dataset.key(sample),
             }
             for field, column in facts.items():

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 COLUMNS = {
     "set": "string",
     "sample": "int64",
+    "shard": "string",
     "key": "string",
     "image_bytes": "Int64",
     "image_width": "Int64",

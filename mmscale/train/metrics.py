@@ -244,16 +244,23 @@ class Metrics:
         self.skipped += 1
         step, path = row["step"], Path(self._config.run.dir) / "skipped.jsonl"
         if self._skips is not None:
-            keys = {
+            samples = {
                 data_set.name: [
-                    data_set.dataset.key(sample)
+                    sample
                     for sequence in self._plan.step(step).sequences
                     if self._plan.sets[sequence.set_index] is data_set
                     for sample in sequence.samples.tolist()
                 ]
                 for data_set in self._plan.sets
             }
-            facts = {name: row[name] for name in ("step", "losses", "grad_norm")} | {"keys": keys}
+            facts = {name: row[name] for name in ("step", "losses", "grad_norm")}
+            datasets = {data_set.name: data_set.dataset for data_set in self._plan.sets}
+            facts["keys"] = {
+                name: list(map(datasets[name].key, own)) for name, own in samples.items()
+            }
+            facts["shards"] = {
+                name: list(map(datasets[name].shard, own)) for name, own in samples.items()
+            }
             self._skips.add(facts)
         if self.skipped > self._config.train.max_skipped:
             raise UserError(

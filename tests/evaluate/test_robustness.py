@@ -274,6 +274,7 @@ def test_exchanged_labels_are_found_and_few_others(trained):
     lines = [json.loads(line) for line in (plain / "suspects.jsonl").read_text().splitlines()]
     suspects = {int(line["key"][1:]) for line in lines}
     assert result["suspects"] == len(lines)
+    assert all(line["shard"].endswith(".tar") for line in lines)
     assert result["checkpoints"] == 2 and result["samples"] == 200
     assert result["suspect_share"] == pytest.approx(len(lines) / 200)
     assert len(suspects & exchanged) >= 0.8 * len(exchanged), (suspects, exchanged)

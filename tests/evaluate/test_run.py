@@ -1,5 +1,6 @@
 """Evaluating a run and its release on small shards."""
 
+import dataclasses
 import json
 import shutil
 
@@ -11,6 +12,7 @@ from mmscale.checkpoint.run_folder import load_run
 from mmscale.config import SCORES
 from mmscale.data.index.dataset import Dataset
 from mmscale.errors import UserError
+from mmscale.evaluate import run
 from mmscale.evaluate.run import evaluate, format_table
 from mmscale.evaluate.scores import accuracy, recall_at
 from mmscale.release.export import export
@@ -67,6 +69,32 @@ def test_retrieval_and_transcription(folder, scores):
     assert recall_at(*sides, match, match).items() <= scores["find"].items()
     assert set(scores["speech"]) >= {"wer", "cer", "exact", "samples", "skipped"}
     assert scores["speech"]["wer"] > 0.0
+
+
+def test_equal_keys_of_two_folders_are_not_one_sample(folder, tmp_path, monkeypatch):
+    config = small_config(tmp_path / "run", folder / "shards")
+    both = [str(folder / "others"), str(folder / "shards")]
+    config.eval = {
+        name: dataclasses.replace(config.eval["find"], match=match, shards=both)
+        for name, match in (("own", ""), ("keys", "key"))
+    }
+    matched = []
+
+    def noted(query, candidate, query_match, candidate_match, **rest):
+        assert query_match == candidate_match
+        matched.append(list(query_match))
+        return recall_at(query, candidate, query_match, candidate_match, **rest)
+
+    monkeypatch.setattr(run, "recall_at", noted)
+    evaluate(save_run(config), progress=False)
+    dataset = Dataset.open(both)
+    places = [n for n in range(len(dataset)) if dataset.key(n) != "sample003"]
+    keys = [dataset.key(place) for place in places]
+    assert len(set(keys)) < len(keys) == len(set(matched[0]))
+    assert matched[1] == keys
+    # Where shards of two folders have one name, the folder is told, too.
+    shards = {dataset.shard(place) for place in places}
+    assert {name.rpartition("/")[0] for name in shards} == set(both)
 
 
 def test_each_kind_has_the_values_that_tune_expects_of_it(scores):

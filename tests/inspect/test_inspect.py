@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from html import unescape
 from pathlib import Path
 
 import pytest
 from conftest import run_module
 from planted import encode, picture, planted_report, planted_sets, sample
 
+from mmscale.cli import main
 from mmscale.config import MediaConfig
 from mmscale.data.index.build_index import build_index
 from mmscale.data.ingest.pack import ShardWriter
@@ -46,11 +48,16 @@ def planted():
     return planted_sets()
 
 
+def example(of: str, key: str) -> dict[str, str]:
+    shard = int(key in ("clipped", "empty"))  # the last of the test set
+    return {"set": of, "shard": f"shard-{shard:06d}.tar", "key": key}
+
+
 @pytest.mark.parametrize(("code", "key"), SINGLE.items())
 def test_each_planted_fault_is_found_and_no_other(inspected, code, key):
     warning = inspected.warning(code)
     assert warning["count"] == 1
-    assert warning["examples"] == [[{"set": "test", "key": key}]]
+    assert warning["examples"] == [[example("test", key)]]
     assert inspected.result["checks"][code] == {"train": 0, "test": 1}
 
 
@@ -58,9 +65,7 @@ def test_each_planted_fault_is_found_and_no_other(inspected, code, key):
 def test_what_test_shares_with_train_is_found_with_its_partner(inspected, code, keys):
     warning = inspected.warning(code)
     assert warning["count"] == 1
-    assert warning["examples"] == [
-        [{"set": "test", "key": keys[0]}, {"set": "train", "key": keys[1]}]
-    ]
+    assert warning["examples"] == [[example("test", keys[0]), example("train", keys[1])]]
 
 
 def test_warnings_are_plain_sentences_with_the_gravest_first(inspected):
@@ -83,9 +88,7 @@ def test_only_the_planted_kinds_of_warning_appear(inspected):
 
 def test_the_same_picture_with_two_labels_is_reported(inspected):
     warning = inspected.warning("contradiction_image")
-    assert warning["examples"] == [
-        [{"set": "train", "key": "t00"}, {"set": "test", "key": "same-picture"}]
-    ]
+    assert warning["examples"] == [[example("train", "t00"), example("test", "same-picture")]]
 
 
 def test_the_indexs_own_problems_are_reported(inspected):
@@ -157,6 +160,20 @@ def test_sets_of_one_kind_alone_have_a_page_too(tmp_path, fields, number):
     result = inspect([str(tmp_path)], html, workers=0, progress=False)
     assert result["sets"][0]["samples"] == number
     assert html.read_text(encoding="utf-8").rstrip().endswith("</html>")
+
+
+def test_what_the_index_noted_is_shown(tmp_path, capsys):
+    with ShardWriter(tmp_path / "shards") as writer:
+        for key in range(3):
+            writer.write(str(key), {"txt": b"some words", "cls": b"nan", "npy": b"1"})
+    account = build_index(tmp_path / "shards", MediaConfig(), progress=False).account
+    assert len(account.lines()) == 2
+    html = tmp_path / "r.html"
+    main(["data", "inspect", str(tmp_path / "shards"), "--html", str(html), "--workers", "0"])
+    told, page = capsys.readouterr().out, html.read_text(encoding="utf-8")
+    for what, remedy, count, examples in account.as_json():
+        assert f"check: The index of shards notes {count} {what}\n" in told
+        assert all(text in unescape(page) for text in (what, remedy[1:], *examples))
 
 
 @pytest.mark.parametrize("workers", [1, 3])

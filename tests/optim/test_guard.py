@@ -86,3 +86,4 @@ def test_a_run_that_comes_apart_ends_with_the_steps_and_samples_named(ranks, tmp
     rows = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert all(row["keys"]["digits"] for row in rows)
+    assert all(len(row["shards"]["digits"]) == len(row["keys"]["digits"]) for row in rows)

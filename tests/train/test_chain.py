@@ -67,6 +67,9 @@ def test_a_chain_of_kills_on_changing_ranks_and_workers_is_the_uninterrupted_run
     assert boundaries[5] == {"a"} and boundaries[6] == {"a", "b"} and boundaries[-1] == {"a"}, (
         "every boundary is crossed"
     )
+    for line in map(json.loads, order):  # each key with its shard: other shards may have it, too
+        assert len(line["shards"]) == len(line["keys"]) and line["set"] == line["keys"][0][0]
+        assert {len(name) for name in line["shards"]} == {len("shard-000000.tar")}
 
     draws = prf.Draws(prf.derive_key("kills"))
     for number, (ranks, workers) in enumerate(STAGES):

@@ -23,10 +23,20 @@ shards stay where they are. A config names DIR, and a run fetches what it reads 
 shard to count their tokens. A bad shard does not end the pass: all of them are named at its end.
 See docs/remote.md.
 
+A member is named KEY.FIELD. --key-dots says which dot ends the key: first, the first one of the
+base name, as webdataset has it; last, so that every file is named by its ending alone; a number, so
+many dots are in the key. auto is webdataset's rule, except where it would make one sample of
+several pictures or clips: 22.05.png and 22.06.png are two samples, x.left.png and x.right.png are
+one, and so are x.0.jpg and x.1.jpg. An index keeps its rule when it is made again. See
+docs/formats.md.
+
+The pass ends with what it did not simply take, and what changes it. --strict makes that an error.
+
 examples:
   mmscale data index shards/train
   mmscale data index 's3://bucket/train/part-{0000..0099}.tar' --out indexes/train
   mmscale data index s3://bucket/train/ --out indexes/train
+  mmscale data index /mnt/read-only/train --out indexes/train
   mmscale data index shards/train --tokenizer tokenizer.json --count text json.caption
 """
 
@@ -44,7 +54,25 @@ def add(verbs: Any) -> None:
     index.add_argument(
         "--out",
         metavar="DIR",
-        help="remote shards only: folder for the index; it then stands for the shards",
+        help="folder for the index, for remote shards and for local ones that cannot be written "
+        "beside; it then stands for the shards",
+    )
+    index.add_argument(
+        "--key-dots",
+        metavar="RULE",
+        help="which dot of a member's name ends its key: auto, first, last, or a number of dots "
+        "(default: as the index that is there has it, else auto)",
+    )
+    index.add_argument(
+        "--recursive",
+        action="store_true",
+        help="take the shards in sub-folders of a local folder, too (an index that has some does)",
+    )
+    index.add_argument(
+        "--strict",
+        action="store_true",
+        help="fail where anything is left out or reads otherwise than it may be meant; the index "
+        "that is there stays",
     )
     index.add_argument(
         "--tokenizer",
@@ -76,20 +104,30 @@ def add(verbs: Any) -> None:
 
 def _index(arguments: argparse.Namespace) -> dict[str, Any]:
     from mmscale.data.index.build_index import IndexPass, index_sources
+    from mmscale.data.index.sample_keys import check_key_dots
 
     if arguments.count and not arguments.tokenizer:
         raise UserError("--count: is for --tokenizer FILE; name the tokenizer, or leave it away")
     out = Path(arguments.out) if arguments.out else None
     with open_task_pool(arguments) as pool:
-        how = IndexPass(pool=pool, skip_bad=arguments.skip_bad, every=arguments.all)
+        how = IndexPass(
+            pool=pool,
+            skip_bad=arguments.skip_bad,
+            every=arguments.all,
+            key_dots=None if arguments.key_dots is None else check_key_dots(arguments.key_dots),
+            strict=arguments.strict,
+            recursive=arguments.recursive,
+        )
         manifest = index_sources(arguments.sources, out, media_limits(arguments), how=how)
     if arguments.tokenizer:
         _count_tokens(manifest, arguments.tokenizer, arguments.count)
-    return print_manifest(manifest, arguments.json)
+    facts = print_manifest(manifest, arguments.json)
+    manifest.account.tell()
+    return facts
 
 
 def _count_tokens(manifest: Manifest, file: str, fields: list[str] | None) -> None:
-    from mmscale.data.index.manifest import split_reference
+    from mmscale.data.index.field_reference import split_reference
     from mmscale.data.planning.token_counts import keep_token_counts
     from mmscale.data.tokenizer import Tokenizer
 

@@ -63,10 +63,16 @@ def _order(arguments: argparse.Namespace) -> None:
         ]
         for rank, sequence in sorted(shares, key=lambda share: share[1].number):
             if arguments.rank is None or rank == arguments.rank:
-                dataset = plan.sets[sequence.set_index].dataset
-                keys = [dataset.key(sample) for sample in sequence.samples.tolist()]
-                row = {"step": step, "sequence": sequence.number, "rank": rank, "keys": keys}
-                if plan.sets[sequence.set_index].config.long == "split":
+                planned, samples = plan.sets[sequence.set_index], sequence.samples.tolist()
+                row = {
+                    "step": step,
+                    "sequence": sequence.number,
+                    "rank": rank,
+                    "keys": list(map(planned.dataset.key, samples)),
+                    "set": planned.name,
+                    "shards": list(map(planned.dataset.shard, samples)),
+                }
+                if planned.config.long == "split":
                     row["parts"] = sequence.parts.tolist()
                 print(json.dumps(row, ensure_ascii=False))
 

@@ -16,13 +16,16 @@ from typing import Any
 from tqdm import tqdm
 
 from mmscale.config import CacheConfig, MediaConfig
-from mmscale.data.index.earlier_index import EarlierIndex, write_stamps
-from mmscale.data.index.index_files import FOLDER
+from mmscale.data.account import Account
+from mmscale.data.index.earlier_index import EarlierIndex, kept_choices, write_stamps
+from mmscale.data.index.index_files import FOLDER, is_shard_name
 from mmscale.data.index.index_shard import BadShard, IndexedShard, ShardTask, index_shard
 from mmscale.data.index.index_writer import IndexWriter, replace_index
 from mmscale.data.index.kept_texts import is_text, may_be_kept, too_many_of_shard
-from mmscale.data.index.local_shards import shards_of
+from mmscale.data.index.local_shards import shard_name, shards_of
 from mmscale.data.index.manifest import Manifest
+from mmscale.data.index.sample_keys import AUTO, FIRST
+from mmscale.data.index.set_notes import SetNotes
 from mmscale.data.index.shard_reader import Stamp
 from mmscale.data.storage.remote_file import list_shards
 from mmscale.data.storage.shard_patterns import expand, group_by_folder
@@ -40,11 +43,18 @@ class IndexPass:
         pool: who reads the shards; None: this process, one after the other.
         skip_bad: index the rest where a shard cannot be indexed.
         every: read every shard, also those that have not changed since the index that is there.
+        key_dots: which dot of a member's name ends the key (`sample_keys`); None: as the index that
+            is there has it, else ``auto``.
+        recursive: take shards in sub-folders of a local folder, too; an index that has some does.
+        strict: refuse what is otherwise noted in the account; the index is then not replaced.
     """
 
     pool: TaskPool | None = None
     skip_bad: bool = False
     every: bool = False
+    key_dots: str | None = None
+    strict: bool = False
+    recursive: bool = False
 
 
 def has_index(directory: Path) -> bool:
@@ -59,7 +69,9 @@ def index_sources(
     progress: bool = True,
     how: IndexPass = IndexPass(),
 ) -> Manifest:
-    """Index one local folder (`build_index`), or remote shards into ``out`` (`build_remote_index`).
+    """Index one local folder (`build_index`) or remote shards (`build_remote_index`).
+
+    ``out`` gets the index; None: it lies beside the shards, which must be local.
 
     Raises `UserError` for what they do, and for sources and ``out`` that do not go together.
     """
@@ -70,33 +82,39 @@ def index_sources(
                 "--out: missing; name the folder that is to hold the index of the remote shards"
             )
         return build_remote_index(names, out, media, progress, how)
-    if out is not None:
-        raise UserError(
-            f"--out {out}: the index of local shards lies beside them; leave --out away"
-        )
     if len(names) != 1:
         raise UserError(f"{names[1]}: a second local folder; index one at a time")
-    return build_index(Path(names[0]), media, progress, how)
+    return build_index(Path(names[0]), media, progress, how, out)
 
 
 def build_index(
-    directory: Path, media: MediaConfig, progress: bool = True, how: IndexPass = IndexPass()
+    directory: Path,
+    media: MediaConfig,
+    progress: bool = True,
+    how: IndexPass = IndexPass(),
+    out: Path | None = None,
 ) -> Manifest:
-    """Index every ``.tar`` of ``directory`` and replace the index that is there.
+    """Index every ``.tar`` of ``directory`` and replace the index that is there, or that in
+    ``out``, which then stands for the shards.
 
     A member that cannot be used (unreadable header, over a limit of ``media``, text that is not
     UTF-8 or not JSON) leaves its whole sample out and is listed in ``index/problems.jsonl``;
     `Manifest.problems` gives these as one-line warnings. ``progress`` shows a bar in bytes on
-    stderr.
+    stderr. `Manifest.account` says what was left out, or reads otherwise than it may be meant.
 
     Raises `UserError` for what `tar_headers.scan` does, after all shards were looked at; when there
     is no shard, when the folder cannot be written, and when no sample is usable (its problems are
     on disk then).
     """
     directory = Path(directory)
-    names = [path.name for path in shards_of(directory)]
-    _index(directory, directory, names, media, progress, how)
-    return Manifest.open(directory)
+    how = replace(how, recursive=how.recursive or kept_choices(out or directory).below)
+    names = [shard_name(directory, path) for path in shards_of(directory, how.recursive)]
+    if out is None or out.absolute() == directory.absolute():
+        _index(directory, None, names, media, progress, how)
+        return Manifest.open(directory)
+    _make(out)
+    _index(out, directory.absolute(), names, media, progress, how)
+    return Manifest.open(out)
 
 
 def build_remote_index(
@@ -121,30 +139,42 @@ def build_remote_index(
             f"{odd}: an index is of one remote folder; index each into an --out of its own"
         )
     shards = list_shards(base, CacheConfig().retries) if shards is None else sorted(shards)
+    _make(out)
+    _index(out, base, shards, media, progress, how)
+    return Manifest.open(out)
+
+
+def _make(out: Path) -> None:
+    """Make the folder of an index whose shards lie elsewhere."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"--out {out}: cannot be made ({error.strerror}); name another folder"
         ) from None
-    if any(out.glob("*.tar")):
+    if any(is_shard_name(path.name) for path in out.iterdir()):
         raise UserError(f"--out {out}: holds shards of its own; name an empty folder")
-    _index(out, base, shards, media, progress, how)
-    return Manifest.open(out)
 
 
 def _index(
-    root: Path, base: Path | str, names: list[str], media: MediaConfig, progress: bool,
+    root: Path, elsewhere: Path | str | None, names: list[str], media: MediaConfig, progress: bool,
     how: IndexPass,
 ) -> None:  # fmt: skip
-    """Write ``root/index/`` of the named shards of ``base``."""
-    earlier = EarlierIndex(root, base, media)
-    with replace_index(root, base if isinstance(base, str) else "") as writer:
-        done = _Merged(writer, names, how.skip_bad)
+    """Write ``root/index/`` of the named shards, which lie in ``root`` or ``elsewhere``."""
+    base = root if elsewhere is None else elsewhere
+    kept = kept_choices(root)
+    key_dots = how.key_dots or kept.key_dots or (FIRST if kept.is_there else AUTO)
+    earlier = EarlierIndex(root, base, media, key_dots)
+    # An index of before has no rule and goes on without, until it is given one.
+    asked = how.key_dots or kept.key_dots or not kept.is_there
+    recorded = key_dots if asked else ""
+    with replace_index(root, elsewhere, recorded) as writer:
+        notes = SetNotes(asked=how.key_dots is not None or recorded == FIRST)
+        done = _Merged(writer, names, how.skip_bad, notes)
         new = [name for name in names if how.every or not done.take(earlier, name)]
         if 0 < len(new) < len(names):
             report(f"{len(names) - len(new)} shards have not changed and are not read again")
-        tasks = [ShardTask(base=base, name=name, media=media) for name in new]
+        tasks = [ShardTask(base=base, name=name, media=media, key_dots=key_dots) for name in new]
         with tqdm(
             total=_bytes_of(base, new),
             desc="index",
@@ -159,10 +189,13 @@ def _index(
         done.finish()
         again = done.forgot_texts_that_fit
         if not again:
-            write_stamps(writer.folder, media, done.stamps)
+            write_stamps(writer.folder, media, key_dots, done.stamps, done.accounts)
+        writer.account = notes.finish(base if isinstance(base, Path) else None, how.recursive)
+        if how.strict:
+            writer.account.tell(strict=True)
     if again:
         # The index that was there kept none of the texts, which with the new shards are few.
-        _index(root, base, names, media, progress, replace(how, every=True))
+        _index(root, elsewhere, names, media, progress, replace(how, every=True))
 
 
 def _run(
@@ -185,8 +218,11 @@ class _Merged:
     before it are.
     """
 
-    def __init__(self, writer: IndexWriter, names: list[str], skip_bad: bool) -> None:
+    def __init__(
+        self, writer: IndexWriter, names: list[str], skip_bad: bool, notes: SetNotes
+    ) -> None:
         self._writer, self._names, self._skip_bad = writer, names, skip_bad
+        self._notes = notes
         self._written = 0
         self._earlier: dict[str, Callable[[], IndexedShard]] = {}
         self._new: dict[str, IndexedShard] = {}
@@ -194,6 +230,7 @@ class _Merged:
         self._forgot, self._fits = False, True
         self._text_bytes = self._shard_bytes = 0
         self.stamps: dict[str, Stamp] = {}
+        self.accounts: dict[str, Account] = {}
 
     @property
     def forgot_texts_that_fit(self) -> bool:
@@ -239,7 +276,8 @@ class _Merged:
         if self._bad and not self._skip_bad:
             return  # there will be no index: the rest is read to name all that is bad
         self._writer.add(indexed)
-        self.stamps[name] = indexed.stamp
+        self._notes.add(indexed)
+        self.stamps[name], self.accounts[name] = indexed.stamp, indexed.account
         own = sum(
             facts[1]
             for _, fields in indexed.samples

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Collection, Iterator
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,7 @@ class Dataset:
         self._ends = list(accumulate(len(manifest) for manifest in manifests))
         self._located: dict[tuple[int, str], FieldLocator | None] = {}
         self._kept_texts: dict[tuple[int, str], KeptTexts | None] = {}
+        self._paths: dict[tuple[int, str], str | None] = {}
         self._local = ByteReader()
         self.extents: ExtentMap | None = None
         if any(isinstance(manifest.base, str) for manifest in manifests):
@@ -90,9 +93,27 @@ class Dataset:
         return [manifest.digest for manifest in self.manifests]
 
     def key(self, sample: int) -> str:
-        """The sample's WebDataset key."""
+        """The sample's WebDataset key, which samples of other shards may have too: see `shard`."""
         manifest, row = self._find(sample)
         return self.manifests[manifest].key(row)
+
+    def shard(self, sample: int) -> str:
+        """Name of the shard that holds the sample: with the key what distinguishes it in the set.
+
+        With its folder where the set has shards of that name in several.
+        """
+        number, row = self._find(sample)
+        manifest = self.manifests[number]
+        name = manifest.shards[manifest.shard_of(row)]
+        return f"{manifest.base}/{name}" if name in self._shared_names else name
+
+    @cached_property
+    def _shared_names(self) -> set[str]:
+        """Names of shards that are in several folders."""
+        if len(self.manifests) == 1:
+            return set()
+        counts = Counter(name for manifest in self.manifests for name in manifest.shards)
+        return {name for name, count in counts.items() if count > 1}
 
     def check_field(self, field: str) -> None:
         """Raise `UserError` listing the fields there are if no folder of the set has ``field``."""
@@ -134,7 +155,7 @@ class Dataset:
 
     def text(self, field: str, sample: int) -> str | None:
         """Text of a text, cls or json.<path> field; None where the JSON has no such path."""
-        return _decoded(self.read(field, sample), field)
+        return _decoded(self.read(field, sample), field, self._path(self._find(sample)[0], field))
 
     def texts(self, field: str, samples: NDArray[np.int64]) -> Iterator[str | None]:
         """`text` of ascending neighbours, None also where a sample lacks the field or it is no
@@ -150,7 +171,7 @@ class Dataset:
                 yield from (self._text_or_none(field, sample) for sample in mine.tolist())
             else:
                 yield from (
-                    None if raw is None else _decoded_or_none(raw, field)
+                    None if raw is None else _decoded_or_none(raw, field, self._path(number, field))
                     for raw in kept.read(mine - self._start(number))
                 )
 
@@ -172,15 +193,13 @@ class Dataset:
         located = self._locate(number, field)
         if located is None or not located.bytes_of(row)[0]:
             return None
-        return _decoded_or_none(self.read(field, sample), field)
+        return _decoded_or_none(self.read(field, sample), field, self._path(number, field))
 
     def where(self, sample: int, field: str) -> dict[str, Any]:
         """Where a field lies, for the quarantine log."""
-        number, row = self._find(sample)
-        manifest = self.manifests[number]
         return {
-            "key": manifest.key(row),
-            "shard": manifest.shards[manifest.shard_of(row)],
+            "key": self.key(sample),
+            "shard": self.shard(sample),
             "offset": int(self.facts(field, np.array([sample]))["offset"][0]),
         }
 
@@ -190,6 +209,14 @@ class Dataset:
 
     def _start(self, number: int) -> int:
         return self._ends[number - 1] if number else 0
+
+    def _path(self, number: int, field: str) -> str | None:
+        """Where in a JSON document the field is; None if it is none."""
+        if (number, field) not in self._paths:
+            is_json = field.startswith("json.")
+            path = self.manifests[number].json_path(field) if is_json else None
+            self._paths[number, field] = path
+        return self._paths[number, field]
 
     def _locate(self, number: int, field: str) -> FieldLocator | None:
         """The field in one manifest; None where no sample of that folder has it."""
@@ -203,15 +230,17 @@ class Dataset:
         return self.__dict__ | {"_located": {}, "_kept_texts": {}}
 
 
-def _decoded(raw: bytes, field: str) -> str | None:
-    """Text of a text, cls or json.<path> field. Raises `SampleFault` with the reason."""
+def _decoded(raw: bytes, field: str, path: str | None) -> str | None:
+    """Text of a text or cls field, or what a JSON has at ``path``. Raises `SampleFault` with the
+    reason.
+    """
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
         raise SampleFault(f"{field}: not UTF-8") from None
-    if not field.startswith("json."):
+    if path is None:
         return text.strip()
-    value = json_text(text, field.removeprefix("json."))
+    value = json_text(text, path)
     if (
         value is not None
         and not value.isascii()
@@ -221,8 +250,8 @@ def _decoded(raw: bytes, field: str) -> str | None:
     return value
 
 
-def _decoded_or_none(raw: bytes, field: str) -> str | None:
+def _decoded_or_none(raw: bytes, field: str, path: str | None) -> str | None:
     try:
-        return _decoded(raw, field)
+        return _decoded(raw, field, path)
     except SampleFault:
         return None  # not a text, or a JSON without the path: a property of the indexed bytes

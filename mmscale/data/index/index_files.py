@@ -3,8 +3,9 @@
 Layout of ``DIR/index/``:
 
 - ``manifest.json``: version, digest, samples, shards (name, bytes, sha256, samples), fields,
-  problems, and for remote shards ``base``, the URL of the folder that holds them (absent: they lie
-  in ``DIR``);
+  problems; where the shards do not lie in ``DIR``, ``base``, the URL of the folder that holds them,
+  or ``folder``, its path; ``key_dots``, the rule of the keys (`sample_keys`; absent: webdataset's);
+  ``account``, what was not simply taken (`mmscale.data.account`);
 - ``keys.npy`` uint8, the UTF-8 keys one after another, and ``key_ends.npy`` uint64 [N], where each
   ends; samples stand in the order of the shards;
 - ``field.<name>.npy``, one per field, structured [N] of `FACTS`;
@@ -20,13 +21,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmscale.data.account import Account
+from mmscale.data.index.sample_keys import FIRST, check_key_dots
 from mmscale.errors import UserError
 
 VERSION = 1
@@ -45,17 +48,34 @@ _URL = re.compile(r"[a-z0-9]+://[^\s]+")
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard as it was indexed. ``sha256`` is of the whole file, in hexadecimal."""
+    """One shard as it was indexed.
+
+    Attributes:
+        name: its path from the folder of the set.
+        sha256: of the whole file, in hexadecimal.
+        key_dots: the rule of its keys (`sample_keys`), where any is not webdataset's; else empty.
+    """
 
     name: str
     bytes: int
     sha256: str
     samples: int
+    key_dots: str = ""
+
+    def facts(self) -> dict[str, Any]:
+        """As ``manifest.json`` has it."""
+        return {name: value for name, value in asdict(self).items() if value != ""}
+
+
+def is_shard_name(name: str) -> bool:
+    """Whether a file of that name is taken for a shard: ``.tar`` or ``.TAR``, not hidden."""
+    return name.lower().endswith(".tar") and not name.startswith(".")
 
 
 def identity(shards: list[Shard]) -> str:
     """The digest of a data set: SHA-256 over version, shards (sorted by name) and sample counts."""
-    listed = sorted([shard.name, shard.bytes, shard.sha256, shard.samples] for shard in shards)
+    # A rule that changes no key changes no digest.
+    listed = sorted(list(shard.facts().values()) for shard in shards)
     content = {
         "version": VERSION,
         "shards": listed,
@@ -66,9 +86,11 @@ def identity(shards: list[Shard]) -> str:
     ).hexdigest()
 
 
-def reindex_remedy(root: Path) -> str:
-    """What to do about an index that does not fit its shards."""
-    return f"run `mmscale data index {root}`"
+def reindex_remedy(root: Path, base: Path | str | None = None) -> str:
+    """What to do about an index of shards in ``base`` (None: ``root``) that does not fit them."""
+    if base in (None, root):
+        return f"run `mmscale data index {root}`"
+    return f"run `mmscale data index {base} --out {root}`"
 
 
 class IndexFiles:
@@ -76,7 +98,8 @@ class IndexFiles:
 
     Attributes:
         root: the folder that holds ``index/``.
-        base: where the shards are: ``root``, or the URL of a folder.
+        base: where the shards are: ``root``, another local folder, or the URL of one.
+        key_dots: the rule of the keys; account: what the pass did not simply take.
 
     Raises `UserError` naming the remedy when there is no index, it is damaged, or it holds no
     sample.
@@ -89,11 +112,13 @@ class IndexFiles:
             self.samples, self.problems = tree["samples"], tree["problems"]
             self.shards = [Shard(**shard) for shard in tree["shards"]]
             self.fields: list[str] = sorted(tree["fields"])
-            self.base: Path | str = tree.get("base", root)
+            self.base: Path | str = tree.get("base") or Path(root, tree.get("folder", ""))
             self.kept_texts: dict[str, int] = dict(tree.get("texts", {}))
             self.skipped: dict[str, str] = dict(tree.get("skipped", {}))
+            self.key_dots: str = tree.get("key_dots", FIRST)
+            self.account = Account.from_json(tree.get("account", []))
             sound = self._sound(tree["digest"])
-        except (KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError):
             sound = False
         if not sound:
             raise self.damaged("manifest.json")
@@ -140,6 +165,7 @@ class IndexFiles:
             and set(self.kept_texts) <= set(self.fields)
             and all(type(size) is int and size >= 0 for size in self.kept_texts.values())
             and (isinstance(self.base, Path) or _URL.fullmatch(self.base) is not None)
+            and _is_rule(self.key_dots)
             and digest == identity(self.shards)
         )
 
@@ -186,13 +212,21 @@ class IndexFiles:
 
 
 def _is_sound(shard: Shard) -> bool:
-    # A name with a folder in it would lead out of the data set.
+    # A name may lead into a sub-folder, and not out of the data set.
     return (
-        shard.name.endswith(".tar")
-        and "/" not in shard.name
+        shard.name.lower().endswith(".tar")
+        and not set(shard.name.split("/")) & {"", ".", ".."}
         and type(shard.bytes) is int
         and 0 <= shard.bytes < 1 << 62
         and type(shard.samples) is int
         and shard.samples >= 0
         and _HEX.fullmatch(shard.sha256) is not None
+        and (shard.key_dots == "" or _is_rule(shard.key_dots))
     )
+
+
+def _is_rule(key_dots: Any) -> bool:
+    try:
+        return isinstance(key_dots, str) and check_key_dots(key_dots) == key_dots
+    except UserError:
+        return False

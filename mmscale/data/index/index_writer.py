@@ -4,7 +4,6 @@ data set.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import tempfile
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmscale.data.account import Account
 from mmscale.data.index.index_files import FACTS, FIELD_NAME, FOLDER, VERSION, Shard, identity
 from mmscale.data.index.index_shard import IndexedShard, ShardProblem
 from mmscale.data.index.kept_texts import may_be_kept
@@ -28,11 +28,18 @@ MAX_FIELDS = 256
 class IndexWriter:
     """Collects shards in sorted order and writes their index into ``folder``, an empty one.
 
-    ``base`` is the URL of the folder that holds the shards; empty: they lie beside the index.
+    Args:
+        folder: an empty one.
+        base: URL or path of the folder that holds the shards; None: they lie beside the index.
+        key_dots: the rule of their keys, to be kept with the index; empty: it is not.
+
+    Attributes:
+        account: what is kept with the index as not simply taken.
     """
 
-    def __init__(self, folder: Path, base: str = "") -> None:
-        self.folder, self._base = folder, base
+    def __init__(self, folder: Path, base: Path | str | None = None, key_dots: str = "") -> None:
+        self.folder, self._base, self._key_dots = folder, base, key_dots
+        self.account = Account()
         self._shards: list[Shard] = []
         self._samples = 0
         self._problem_count = 0
@@ -107,7 +114,7 @@ class IndexWriter:
             "version": VERSION,
             "digest": identity(self._shards),
             "samples": self._samples,
-            "shards": [dataclasses.asdict(shard) for shard in self._shards],
+            "shards": [shard.facts() for shard in self._shards],
             "fields": sorted(self._columns),
             "problems": self._problem_count,
         }
@@ -117,8 +124,14 @@ class IndexWriter:
             tree["texts"] = {field: self._texts[field].length for field in sorted(self._texts)}
         if self._skipped:
             tree["skipped"] = dict(sorted(self._skipped.items()))
-        if self._base:
+        if isinstance(self._base, Path):
+            tree["folder"] = str(self._base)
+        elif self._base:
             tree["base"] = self._base
+        if self._key_dots:
+            tree["key_dots"] = self._key_dots
+        if account := self.account.as_json():
+            tree["account"] = account
         (self.folder / "manifest.json").write_text(
             json.dumps(tree, ensure_ascii=False, indent=1), "utf-8"
         )
@@ -161,8 +174,8 @@ class IndexWriter:
         """
         if len(self._columns.keys() | columns | {field}) > MAX_FIELDS:
             raise UserError(
-                f"{shard}: field {field!r} is one of more than {MAX_FIELDS}; a key ends at the "
-                "first dot of the file name, so write other dots in names as '_'"
+                f"{shard}: field {field!r} is one of more than {MAX_FIELDS}; if the dots in names "
+                "belong to keys, index with --key-dots last, or write other dots in names as '_'"
             )
 
     def _column(self, field: str) -> _Column:
@@ -173,23 +186,28 @@ class IndexWriter:
 
 
 @contextmanager
-def replace_index(root: Path, base: str = "") -> Iterator[IndexWriter]:
+def replace_index(
+    root: Path, base: Path | str | None = None, key_dots: str = ""
+) -> Iterator[IndexWriter]:
     """A writer whose index takes the place of ``root``'s when the block ends well; otherwise
     nothing changes.
 
-    ``base`` is that of `IndexWriter`.
+    ``base`` and ``key_dots`` are those of `IndexWriter`.
 
     Raises `UserError` when ``root`` cannot be written.
     """
     try:
         scratch = tempfile.TemporaryDirectory(prefix=f".{FOLDER}-", dir=root)
     except OSError as error:
-        raise UserError(f"{root}: the index cannot be written there ({error.strerror})") from None
+        raise UserError(
+            f"{root}: the index cannot be written there ({error.strerror}); name a folder for it "
+            "with --out"
+        ) from None
     with scratch:
         # One level below the scratch folder, whose access rights are private.
         fresh = Path(scratch.name) / "new"
         fresh.mkdir()
-        writer = IndexWriter(fresh, base)
+        writer = IndexWriter(fresh, base, key_dots)
         try:
             yield writer
             writer.finish()

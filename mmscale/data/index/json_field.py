@@ -29,11 +29,13 @@ def parse_json(document: str) -> Any:
 
 
 def json_text(document: str, path: str) -> str | None:
-    """The scalar at a dotted ``path`` as text, None if there is none. Raises `SampleFault` as
-    `parse_json`.
+    """The scalar at a dotted ``path`` as text, of the whole document where that is empty; None if
+    there is none.
+
+    Raises `SampleFault` as `parse_json`.
     """
     value = parse_json(document)
-    for part in path.split("."):
+    for part in path.split(".") if path else ():
         if isinstance(value, dict) and part in value:
             value = value[part]
         elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):

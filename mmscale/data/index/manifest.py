@@ -11,7 +11,6 @@ import os
 from bisect import bisect_right
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmscale.config import CacheConfig
+from mmscale.data.account import Account
+from mmscale.data.index.field_reference import (
+    fields_meant,
+    json_place,
+    no_such_field,
+    split_reference,
+)
 from mmscale.data.index.index_files import (
     FACTS,
     FOLDER,
     IndexFiles,
     Shard,
     identity,
+    is_shard_name,
     reindex_remedy,
 )
-from mmscale.data.index.probe import ENDINGS, Kind, kind_of
+from mmscale.data.index.probe import kind_of
 from mmscale.data.index.remote_index import fetch_index
 from mmscale.data.storage.remote_file import check_remote
 from mmscale.data.storage.shard_patterns import expand, group_by_folder
@@ -82,7 +89,7 @@ class Manifest:
     Attributes:
         digest: identity of these shards, 64 hexadecimal digits.
         root: the folder that holds the index.
-        base: where the shards are: ``root``, or a URL.
+        base: where the shards are: ``root``, another local folder, or a URL.
         entries: the shards, sorted by name; ``shards`` are their names.
     """
 
@@ -129,9 +136,15 @@ class Manifest:
         """
         if not isinstance(self.base, Path):
             return
-        with os.scandir(self.base) as listing:
-            sizes = {entry.name: entry.stat().st_size for entry in listing if _is_shard(entry)}
-        remedy = reindex_remedy(self.root)
+        try:
+            sizes = _sizes(self.base, self.has_folders)
+        except OSError as error:
+            raise UserError(
+                f"{self.base}: the folder that holds the shards of {self.root} cannot be read "
+                f"({error.strerror}); mount it there, or, where they moved, "
+                f"`mmscale data index FOLDER --out {self.root}` (what has not changed is not read)"
+            ) from None
+        remedy = self.remedy
         for shard in self.entries:
             if shard.name not in sizes:
                 raise UserError(f"{self.base / shard.name}: missing; restore it or {remedy}")
@@ -143,6 +156,16 @@ class Manifest:
         new = sorted(sizes.keys() - set(self.shards) - self.skipped.keys()) if added else []
         if new:
             raise UserError(f"{self.base / new[0]}: not in the index; remove it or {remedy}")
+
+    @property
+    def has_folders(self) -> bool:
+        """Whether shards lie in sub-folders, all of which the index is to have then."""
+        return any("/" in shard.name for shard in self._stored.shards)
+
+    @property
+    def remedy(self) -> str:
+        """What to do about an index that does not fit its shards."""
+        return reindex_remedy(self.root, self.base)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -231,24 +254,16 @@ class Manifest:
 
     def has(self, reference: str) -> bool:
         """Whether some sample of the folder has the field that a config calls ``reference``."""
-        return bool(self._candidates(reference))
+        return bool(self.fields_of(reference))
 
     def locate(self, reference: str) -> FieldLocator:
-        """Resolve a field reference of a config: image, audio, text, cls, json.<path> or
-        <kind>.<name>.
-
-        ``image`` (``audio``) is the first that a sample has of the plain endings in the order of
-        `probe.ENDINGS`, then of longer ones such as ``0.png``, sorted. ``image.left`` is
-        ``left.png``, ``left.jpg`` and so on alone; likewise for audio, text and cls.
+        """Resolve a field reference of a config (`fields_meant`).
 
         Raises `UserError` listing the fields there are if no sample of the folder has it.
         """
-        fields = self._candidates(reference)
+        fields = self.fields_of(reference)
         if not fields:
-            raise UserError(
-                f"{self.root}: no sample has field {reference!r}; fields there are: "
-                f"{', '.join(self.fields)}"
-            )
+            raise UserError(f"{self.root}: {no_such_field(reference, self.fields)}")
         return FieldLocator(self, fields)
 
     def restrict(self, shard_names: list[str]) -> Manifest:
@@ -260,8 +275,7 @@ class Manifest:
         unknown = sorted(wanted - set(self.shards))
         if unknown:
             raise UserError(
-                f"{self.root / unknown[0]}: not in the index; check the name or "
-                f"{reindex_remedy(self.root)}"
+                f"{self.root / unknown[0]}: not in the index; check the name or {self.remedy}"
             )
         own = self._numbers if self._numbers is not None else range(len(self.shards))
         numbers = [number for number, name in zip(own, self.shards, strict=True) if name in wanted]
@@ -284,20 +298,23 @@ class Manifest:
         """The fields of each reference that some sample has; None: every one that can be read."""
         lists = [[field] for field in self.fields if kind_of(field) is not None]
         if references is not None:
-            lists = [self._candidates(reference) for reference in references]
+            lists = [self.fields_of(reference) for reference in references]
         return list(dict.fromkeys(map(tuple, filter(None, lists))))  # json.a and json.b are one
-
-    @cached_property
-    def _by_kind(self) -> dict[str, list[str]]:
-        kinds: dict[str, list[str]] = {}
-        for field in self.fields:
-            kinds.setdefault(str(kind_of(field)), []).append(field)
-        return kinds
 
     @property
     def skipped(self) -> dict[str, str]:
         """Bad shards of the folder that were left out of the index, each with the reason."""
         return self._stored.skipped
+
+    @property
+    def key_dots(self) -> str:
+        """Which dot of a member's name ends the key (`sample_keys`)."""
+        return self._stored.key_dots
+
+    @property
+    def account(self) -> Account:
+        """What of the whole folder was left out, or reads otherwise than it may be meant."""
+        return self._stored.account
 
     @property
     def stored(self) -> IndexFiles:
@@ -308,40 +325,14 @@ class Manifest:
         """The fields that a reference of a config means, the first of them that a sample has; empty
         if there are none.
         """
-        return self._candidates(reference)
+        return fields_meant(reference, self._stored.fields)
 
-    def _candidates(self, reference: str) -> list[str]:
-        kind, name = split_reference(reference)
-        if kind == "json":
-            return [field for field in ENDINGS["json"] if field in self.fields]
-        if name:
-            return [
-                field for ending in ENDINGS[kind] if (field := f"{name}.{ending}") in self.fields
-            ]
-        plain = [field for field in ENDINGS[kind] if field in self.fields]
-        if kind not in ("image", "audio"):
-            return plain
-        return plain + [field for field in self._by_kind.get(kind, []) if field not in plain]
+    def json_path(self, reference: str) -> str:
+        """The path that a reference ``json.<path>`` means, in the JSON of `fields_of` it."""
+        return json_place(split_reference(reference)[1], self._stored.fields)[1]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.root, self._numbers, self.digest)
-
-
-def split_reference(reference: str) -> tuple[Kind, str]:
-    """(kind, name or JSON path) of a field reference; the name is empty for a plain one.
-
-    Raises `UserError` if it is none.
-    """
-    kinds: tuple[Kind, ...] = ("image", "audio", "text", "cls", "json")
-    for kind in kinds:
-        if reference == kind and kind != "json":
-            return kind, ""
-        if reference.startswith(f"{kind}.") and len(reference) > len(kind) + 1:
-            return kind, reference[len(kind) + 1 :]
-    raise UserError(
-        f"unknown field {reference!r}; use image, audio, text, cls, json.<path>, or image.<name> "
-        "for <name>.png"
-    )
 
 
 def open_manifests(shards: list[str], cache: CacheConfig) -> list[Manifest]:
@@ -402,5 +393,14 @@ def _reopen(root: Path, numbers: list[int] | None, digest: str) -> Manifest:
     return manifest
 
 
-def _is_shard(entry: os.DirEntry[str]) -> bool:
-    return entry.name.endswith(".tar") and not entry.name.startswith(".") and entry.is_file()
+def _sizes(folder: Path, below: bool) -> dict[str, int]:
+    """Bytes of the shards of a folder, ``below``: and of its sub-folders, by path from there."""
+    sizes: dict[str, int] = {}
+    with os.scandir(folder) as listing:
+        for entry in listing:
+            if is_shard_name(entry.name) and entry.is_file():
+                sizes[entry.name] = entry.stat().st_size
+            elif below and not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+                inner = _sizes(Path(entry.path), True) if entry.name != FOLDER else {}
+                sizes |= {f"{entry.name}/{name}": size for name, size in inner.items()}
+    return sizes

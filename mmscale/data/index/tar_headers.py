@@ -15,11 +15,12 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn, Protocol
 
+from mmscale.data.index.sample_keys import AUTO, FIRST, split_name, webdataset_key
 from mmscale.errors import UserError
 
 BLOCK = 512
@@ -30,11 +31,6 @@ _ZERO = bytes(BLOCK)
 _CHUNK = 1 << 20
 _OCTAL = re.compile(rb" *([0-7]*) *")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-# Up to the first dot of the base name: the key; the rest: the field. A base name that starts with a
-# dot is a hidden file and has no key.
-_SAMPLE = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")
-# webdataset keeps whole-shard metadata in members and top-level folders named like this.
-_SHARD_METADATA = re.compile(r"__[^/]*__(/|$)")
 
 _REGULAR = (b"0", b"\0", b"7")
 _REFUSED = {
@@ -80,12 +76,12 @@ class TarInput(Protocol):
     def seek(self, offset: int, /) -> int: ...
 
 
-def scan(path: Path | str) -> Iterator[Member]:
+def scan(path: Path | str, key_dots: str = FIRST) -> Iterator[Member]:
     """Members of the shard ``path`` in their order, from one forward pass that skips the payloads.
 
-    The key is the path up to the first dot of the base name, the field the rest in lower case, as
-    in webdataset. Directories, hidden files, files without an extension and webdataset's
-    ``__name__`` metadata are skipped.
+    ``key_dots`` says which dot of the base name ends the key (`sample_keys`); by default the first,
+    as in webdataset. The field is the rest in lower case. Directories, hidden files, files without
+    an extension and webdataset's ``__name__`` metadata are skipped.
 
     Raises `UserError` naming the shard, the byte offset and the remedy for: compressed, truncated
     or concatenated archives, a missing end marker, bad header checksums, links, devices, sparse
@@ -93,7 +89,7 @@ def scan(path: Path | str) -> Iterator[Member]:
     beyond the file, a field that a sample has twice, a key whose members do not stand together.
     """
     with open_shard(path) as file:
-        yield from scan_source(file, os.fstat(file.fileno()).st_size, path)
+        yield from scan_source(file, os.fstat(file.fileno()).st_size, path, key_dots)
 
 
 def open_shard(path: Path | str) -> BinaryIO:
@@ -111,44 +107,49 @@ def open_shard(path: Path | str) -> BinaryIO:
         ) from None
 
 
-def scan_source(source: TarInput, total: int, path: Path | str) -> Iterator[Member]:
-    """`scan` over an open shard of ``total`` bytes; ``path`` is for messages.
+def scan_source(
+    source: TarInput,
+    total: int,
+    path: Path | str,
+    key_dots: str = FIRST,
+    left_out: Callable[[str], object] = lambda name: None,
+) -> Iterator[Member]:
+    """`scan` over an open shard of ``total`` bytes; ``path`` is for messages. ``left_out`` is given
+    the name of each file that belongs to no sample.
 
     Between two members the caller may read the payload from ``source``, which stands at its start.
     When the iterator ends, all ``total`` bytes have been read or skipped.
     """
     finished: set[str] = set()
-    key, fields = "", set[str]()
+    # With ``auto`` the members of a webdataset key, its run, may be samples with longer keys.
+    run, keys, fields = "", set[str](), set[tuple[str, str]]()
     for header in _Reader(source, total, path).entries():
-        split = split_name(header.name)
+        split = split_name(header.name, key_dots)
         if split is None:
+            left_out(header.name)
             continue
-        field = split[1]
-        if split[0] != key:
-            finished.add(key)
-            key, fields = split[0], set()
-            if key in finished:
-                _refuse(
-                    path,
-                    header.start,
-                    f"key {key!r} appears again after other samples",
-                    "write the members of a sample one after another (`tar --sort=name` does)",
-                )
-        if field in fields:
+        key, field = split
+        own_run = webdataset_key(key) if key_dots == AUTO else key
+        if own_run != run:
+            finished |= keys
+            run, keys, fields = own_run, set(), set()
+        if key in finished:
+            _refuse(
+                path,
+                header.start,
+                f"key {key!r} appears again after other samples",
+                "write the members of a sample one after another (`tar --sort=name` does)",
+            )
+        if split in fields:
             _refuse(
                 path,
                 header.start,
                 f"sample {key!r} has field {field!r} twice",
                 "remove or rename one of the two",
             )
-        fields.add(field)
+        keys.add(key)
+        fields.add(split)
         yield Member(header.name, key, field, header.payload, header.size)
-
-
-def split_name(name: str) -> tuple[str, str] | None:
-    """(key, field) of a member; None if it belongs to no sample (see `scan`)."""
-    match = _SAMPLE.fullmatch(name)
-    return None if match is None or _SHARD_METADATA.match(name) else (match[1], match[2].lower())
 
 
 def name_fault(raw: bytes) -> str | None:

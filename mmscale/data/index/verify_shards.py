@@ -8,8 +8,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mmscale.data.index.index_files import Shard
-from mmscale.data.index.local_shards import shards_of
+from mmscale.data.index.local_shards import shard_name, shards_of
 from mmscale.data.index.manifest import Manifest
+from mmscale.data.index.sample_groups import each_sample
 from mmscale.data.index.shard_reader import HashingReader, open_place
 from mmscale.data.index.tar_headers import scan_source
 from mmscale.data.storage.remote_file import check_remote
@@ -44,7 +45,8 @@ def verify_shards(
     known = {shard.name for shard in manifest.entries} | manifest.skipped.keys()
     faults = [f"{reason} (skipped when it was indexed)" for reason in manifest.skipped.values()]
     if isinstance(manifest.base, Path):
-        unknown = [path for path in shards_of(directory) if path.name not in known]
+        there = shards_of(manifest.base, manifest.has_folders)
+        unknown = [path for path in there if shard_name(manifest.base, path) not in known]
         faults += [f"{path}: not in the index" for path in unknown]
     else:
         check_remote(manifest.base)
@@ -74,14 +76,15 @@ def _verify_shard(task: _VerifyTask) -> list[str]:
             if size != shard.bytes:
                 faults.append(f"{place}: {size} bytes, but {shard.bytes} when it was indexed")
             reader = HashingReader(opened.file, lambda _: None)
-            for member in scan_source(reader, size, place):
-                entry = expected.pop((member.key, member.field), None)
-                if entry is None:
-                    continue
-                crc = reader.crc(member.size)
-                if entry != (member.offset, member.size, crc):
-                    where = f"{place}: byte {member.offset}: sample {member.key!r}"
-                    faults.append(f"{where}: {member.field}: differs from the index")
+            members = scan_source(reader, size, place, manifest.key_dots)
+            for sample in each_sample(
+                members, manifest.key_dots, lambda member: reader.crc(member.size), place
+            ):
+                for field, member, crc in sample.members:
+                    entry = expected.pop((sample.key, field), None)
+                    if entry not in (None, (member.offset, member.size, crc)):
+                        where = f"{place}: byte {member.offset}: sample {sample.key!r}"
+                        faults.append(f"{where}: {field}: differs from the index")
     except UserError as error:
         return [*faults, str(error)]
     if reader.hexdigest() != shard.sha256:

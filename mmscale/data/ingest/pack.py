@@ -12,6 +12,7 @@ from mmscale.config import MediaConfig
 from mmscale.data.account import Account
 from mmscale.data.index.build_index import IndexPass
 from mmscale.data.index.manifest import Manifest
+from mmscale.data.index.sample_keys import FIRST
 from mmscale.data.ingest.finished_sets import FinishedSets
 from mmscale.data.ingest.open_layout import SourceOptions
 from mmscale.data.ingest.shard_writer import ShardWriter
@@ -78,7 +79,8 @@ def pack(
         samples_per_shard=samples_per_shard,
         shuffle_gb=shuffle_gb,
         pool=pool or own,
-        index_pass=IndexPass(pool=pool or own) if pool or workers > 1 else IndexPass(),
+        # The keys that are written have no dots.
+        index_pass=IndexPass(pool=(pool or own) if pool or workers > 1 else None, key_dots=FIRST),
         media=media,
         progress=progress,
     )

@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Self
 
 from mmscale.data.index.index_files import FIELD_NAME
-from mmscale.data.index.tar_headers import BLOCK, name_fault, split_name
+from mmscale.data.index.sample_keys import split_name
+from mmscale.data.index.tar_headers import BLOCK, name_fault
 from mmscale.errors import UserError
 
 

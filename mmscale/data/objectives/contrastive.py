@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmscale import prf
-from mmscale.config import TaskConfig
+from mmscale.config import BY_KEY, TaskConfig
 from mmscale.data.objective import Objective, TaskLayout, TaskSizes, column
 from mmscale.data.special_tokens import EMBED
 from mmscale.errors import UserError
@@ -19,6 +19,7 @@ from mmscale.registry import OBJECTIVES
 
 if TYPE_CHECKING:
     from mmscale.data.loading.batch_builder import BatchBuilder
+    from mmscale.data.loading.decoded_sample import DecodedSample
 
 NAME = "contrastive"
 
@@ -39,7 +40,7 @@ class Contrastive(Objective):
 
     def fields(self, task: TaskConfig) -> list[str]:
         """See `Objective`."""
-        return [field for field in [*task.between, task.match] if field]
+        return [field for field in [*task.between, task.match] if field and field != BY_KEY]
 
     def check(self, where: str, task: TaskConfig) -> None:
         """See `Objective`."""
@@ -60,8 +61,8 @@ class Contrastive(Objective):
 
     def lay(self, layout: TaskLayout) -> None:
         """See `Objective`."""
-        task, sample = layout.task, layout.sample
-        match = prf.derive_key("match", sample.raw[task.match] if task.match else sample.key) >> 1
+        task = layout.task
+        match = prf.derive_key("match", _matched(layout.sample, task)) >> 1
         for side, field in enumerate(task.between):
             layout.builder.open_segment()
             layout.add_field(field)
@@ -83,6 +84,15 @@ class Contrastive(Objective):
         add_embedding(
             builder, int(embed), slot=0, group=builder.sequence, task=0, side=0, match=0, weight=1.0
         )
+
+
+def _matched(sample: DecodedSample, task: TaskConfig) -> int | str:
+    """What a sample shares with those that it belongs with: by default its number in the set, which
+    no other sample has. Samples of different shards may well have equal keys.
+    """
+    if not task.match:
+        return sample.sample
+    return sample.key if task.match == BY_KEY else sample.raw[task.match]
 
 
 def add_embedding(

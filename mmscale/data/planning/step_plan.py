@@ -27,7 +27,7 @@ from mmscale.data.planning.lanes import Place, choose_lanes, choose_window_group
 from mmscale.data.planning.mixture_schedule import Change, MixtureSchedule, Slot
 from mmscale.data.planning.rank_balance import deal
 from mmscale.data.planning.sample_sizes import SampleMeasure, text_fields, total_names
-from mmscale.data.planning.token_counts import ABSENT, token_counts
+from mmscale.data.planning.token_counts import ABSENT, named_documents, token_counts
 from mmscale.data.tokenizer import Tokenizer
 from mmscale.data.worker_pool import available_cores
 from mmscale.errors import SampleFault, UserError
@@ -395,7 +395,8 @@ def _depends(
         "sizes": sizes,
         "long": set_config.long,
     }
-    return [json.dumps(facts, sort_keys=True), tokenizer.digest, *dataset.digests]
+    named = named_documents(dataset.manifests, text_fields(set_config.tasks))
+    return [json.dumps(facts, sort_keys=True), tokenizer.digest, *dataset.digests, *named]
 
 
 def _group_counts(

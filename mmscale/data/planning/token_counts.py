@@ -7,7 +7,7 @@ maps them at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +54,7 @@ def token_counts(
             counted = _of_folders(dataset, field, tokenizer)
             if counted is None:
                 counted = _count(dataset, field, tokenizer, progress)
-            counts = derived.save(_file_name(dataset.digests, field, tokenizer), counted)
+            counts = derived.save(_file_name(dataset.manifests, field, tokenizer), counted)
         out[field] = counts
     return out
 
@@ -63,7 +63,7 @@ def kept_token_counts(
     dataset: Dataset, field: str, tokenizer: Tokenizer, derived: ArrayCache
 ) -> CachedArray | None:
     """`token_counts` of one field if they are there; no text is read."""
-    name = _file_name(dataset.digests, field, tokenizer)
+    name = _file_name(dataset.manifests, field, tokenizer)
     return derived.load(name, np.uint32, len(dataset))
 
 
@@ -76,7 +76,7 @@ def keep_token_counts(manifest: Manifest, tokenizer: Tokenizer, fields: list[str
     index = ArrayCache([manifest.root / FOLDER])
     names = []
     for field in fields:
-        name = _file_name([manifest.digest], field, tokenizer)
+        name = _file_name([manifest], field, tokenizer)
         if index.load(name, np.uint32, len(dataset)) is None:
             index.save(name, _count(dataset, field, tokenizer, progress=True))
         names.append(name)
@@ -117,15 +117,33 @@ def sample_texts(dataset: Dataset, field: str, most_bytes: int, key: int) -> Ite
             return
 
 
-def _file_name(digests: list[str], field: str, tokenizer: Tokenizer) -> str:
-    return ArrayCache.name("tokens", tokenizer.digest, field, *digests)
+def _file_name(manifests: list[Manifest], field: str, tokenizer: Tokenizer) -> str:
+    digests = [manifest.digest for manifest in manifests]
+    named = named_documents(manifests, [field])
+    return ArrayCache.name("tokens", tokenizer.digest, field, *digests, *named)
+
+
+def named_documents(manifests: list[Manifest], fields: Iterable[str]) -> list[str]:
+    """The JSON fields that ``fields`` mean, but for the plain one.
+
+    What is kept depends on them: releases of before took ``json.info.label`` for a path in the
+    plain JSON, whatever else there was.
+    """
+    documents = {
+        document
+        for manifest in manifests
+        for field in fields
+        if field.startswith("json.")
+        for document in manifest.fields_of(field)
+    }
+    return sorted(documents - {"json"})
 
 
 def _of_folders(dataset: Dataset, field: str, tokenizer: Tokenizer) -> NDArray[np.uint32] | None:
     """The counts that the indexes of all folders of the set bring with them, if they do."""
     parts = []
     for manifest in dataset.manifests:
-        name = _file_name([manifest.stored.digest], field, tokenizer)
+        name = _file_name([Manifest(manifest.stored)], field, tokenizer)
         kept = _beside_index(manifest, name, dataset.cache)
         if kept is None and manifest.has(field):
             return None

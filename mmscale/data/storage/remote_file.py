@@ -224,7 +224,7 @@ def list_shards(base: str, retries: int) -> list[str]:
         listed: list[str] = attempt(base, retries, lambda system: system.ls(base, detail=False))
     except RemoteFault as fault:
         raise UserError(f"{base}: cannot be listed ({fault}); {_REMEDY}") from None
-    names = sorted(path.rpartition("/")[2] for path in listed if path.endswith(".tar"))
+    names = sorted(path.rpartition("/")[2] for path in listed if path.lower().endswith(".tar"))
     names = [name for name in names if not name.startswith(".")]
     if not names:
         raise UserError(f"{base}: no .tar shards; check the URL")

@@ -97,7 +97,7 @@ def _split_path(name: str) -> tuple[Path, str | None]:
     path = Path(name)
     if os.path.isdir(name):
         return path, None
-    if path.suffix != ".tar":
+    if path.suffix.lower() != ".tar":
         raise UserError(f"{name}: neither a folder nor a .tar file; check the name")
     if not os.path.isfile(name):
         raise UserError(f"{name}: no such shard; check the path")

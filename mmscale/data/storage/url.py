@@ -74,7 +74,7 @@ def split_url(url: str) -> tuple[str, str | None]:
     check_url(url)
     scheme, _, rest = url.partition("://")
     url = f"{scheme.lower()}://{rest}"  # fsspec wants it so
-    if not url.endswith(".tar"):
+    if not url.lower().endswith(".tar"):
         return url.rstrip("/"), None
     base, _, name = url.rpartition("/")
     shard = unquote(name) if _is_web(url) else name

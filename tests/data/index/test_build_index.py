@@ -132,10 +132,10 @@ def test_field_names_outside_the_allowed_ones(tmp_path: Path) -> None:
 
 def test_too_many_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_writer, "MAX_FIELDS", 3)
-    write_shards(tmp_path, {str(n): {f"{n}.png": picture(1, 1)} for n in range(4)})
+    write_shards(tmp_path, {str(n): {f"f{n}.png": picture(1, 1)} for n in range(4)})
     with pytest.raises(
         UserError,
-        match=r"shard-000001.tar: field '3.png' is one of more than 3; .*write other dots",
+        match=r"shard-000001.tar: field 'f3.png' is one of more than 3; .*--key-dots last",
     ):
         build_index(tmp_path, MediaConfig(), progress=False)
 

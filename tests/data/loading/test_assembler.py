@@ -122,6 +122,23 @@ def test_the_grid_keeps_the_aspect_ratio_and_turns_with_the_picture():
     assert fixed.image_grid(7, 9) == (2, 4)
 
 
+@pytest.mark.parametrize(("match", "pairs"), [("", 8), ("key", 4), ("text", 2)])
+def test_equal_keys_in_two_shards_are_a_pair_only_when_asked(tmp_path, match, pairs):
+    """As img2dataset numbers them: every shard's keys begin at 0."""
+    for shard in range(2):
+        with ShardWriter(tmp_path, prefix=f"part{shard}") as writer:
+            for number in range(4):
+                text = f"picture {number % 2}".encode()
+                writer.write(f"{number:05d}", {"png": png(9, 9, 4 * shard + number), "txt": text})
+    build_index(tmp_path, MEDIA, progress=False)
+    task = TaskConfig(objective="contrastive", between=["image", "text"], match=match)
+    plan, assembler = make_plan(tmp_path, [task])
+    planned = plan.step(0)
+    match_T = assembler.batch(planned, planned.sequences).objectives["contrastive"]["match_T"]
+    times = sum(len(sequence.samples) for sequence in planned.sequences) / 8
+    assert np.unique(match_T, return_counts=True)[1].tolist() == [16 * times / pairs] * pairs
+
+
 def test_empty_transcripts_alone_in_a_step(tmp_path):
     with ShardWriter(tmp_path) as writer:
         for number in range(6):
