@@ -150,10 +150,7 @@ class EarlierIndex:
 
     def _stamp(self, name: str) -> Stamp:
         """Of the shard where it is now."""
-        if not self._moved:
-            return self._stamps[name]
-        with open_place(self._base, name) as opened:
-            return opened.stamp
+        return read_stamp(self._base, name) if self._moved else self._stamps[name]
 
 
 def _facts(media: MediaConfig, key_dots: str) -> dict[str, Any]:
