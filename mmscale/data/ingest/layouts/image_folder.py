@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmscale.data.account import Account, Notice
 from mmscale.data.index.probe import kind_of
-from mmscale.data.ingest.folder_walk import walk_folder
+from mmscale.data.ingest.folder_walk import folders_in, walk_folder
 from mmscale.data.ingest.layout import LayoutOptions, SourceRow, Split, SplitRows
 from mmscale.data.ingest.parquet_source import parquet_files
 from mmscale.data.ingest.split_names import is_split
@@ -83,11 +83,7 @@ def split_folders(source: Path, options: LayoutOptions, account: Account) -> lis
     Raises `UserError` where folders of samples lie beside several of them.
     """
     skipped = options.out and options.out.resolve()
-    folders = sorted(
-        path
-        for path in source.iterdir()
-        if path.is_dir() and not path.name.startswith(".") and path.resolve() != skipped
-    )
+    folders = [folder for folder in folders_in(source) if folder.resolve() != skipped]
     found = [folder for folder in folders if is_split(folder.name)]
     if not found:
         return []
