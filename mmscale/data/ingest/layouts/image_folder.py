@@ -22,6 +22,9 @@ NOT_A_SAMPLE = Notice(
     "metadata files not used, as no medium or text has their name",
     "name a json or cls as the file that it describes, or pack by a table",
 )
+TABLE_BESIDE = Notice(
+    "metadata files not used: tables beside the media", "pack by a table by giving its own path"
+)
 HIDDEN = Notice("hidden files and folders", "rename what is to be packed")
 SEVERAL = Notice(
     "samples of several pictures or clips, whose names differ in their endings alone",
@@ -43,6 +46,7 @@ A_CLASS = Notice(
     "classes named like a split, as they lie beside others",
     "if it is one, move the others away, or pack it by itself",
 )
+_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 # What systems and programs leave behind.
 _LITTER = frozenset((".ds_store", ".gitattributes", ".gitignore", ".directory", ".localized"))
 _LITTER_FOLDERS = frozenset((".git", ".cache", ".huggingface", ".pack", ".ipynb_checkpoints"))
@@ -177,6 +181,8 @@ def note_file(account: Account, name: str, shown: str) -> None:
     if name.startswith("."):
         if name.lower() not in _LITTER and not name.startswith("._"):
             account.note(HIDDEN, shown)
+    elif name.lower().endswith(_TABLES):
+        account.note(TABLE_BESIDE, shown)
     elif name.lower() not in ("thumbs.db", "desktop.ini"):
         account.note(ENDINGS_NOT_READ, shown)
 
