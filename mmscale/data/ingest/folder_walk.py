@@ -9,6 +9,13 @@ from pathlib import Path
 from mmscale.errors import UserError
 
 
+def folders_in(folder: Path) -> list[Path]:
+    """The folders directly in ``folder`` that are not hidden, by name."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.name[0] != "." and entry.is_dir()]
+    return [folder / name for name in sorted(names)]
+
+
 def walk_folder(
     folder: Path,
     skipped: Path | None = None,
@@ -22,34 +29,30 @@ def walk_folder(
     is nobody's to pack. Raises `OSError` for a folder that cannot be read.
     """
     skipped, root = skipped and skipped.resolve(), root and root.resolve()
-    yield from _walk(folder, skipped, root, on_hidden, (folder.resolve(),))
-
-
-def _walk(
-    folder: Path,
-    skipped: Path | None,
-    root: Path | None,
-    on_hidden: Callable[[Path], None],
-    above: tuple[Path, ...],
-) -> Iterator[tuple[Path, list[str]]]:
-    folders: list[str] = []
-    files: list[str] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            (folders if entry.is_dir() else files).append(entry.name)
-    yield folder, sorted(files)
-    for name in sorted(folders):
-        inner = folder / name
-        if name.startswith("."):
-            on_hidden(inner)
-            continue
-        place = inner.resolve()
-        if inner.is_symlink() and not (root and place.is_relative_to(root)):
-            raise UserError(
-                f"{inner}: a link to a folder, which is not followed; copy the folder there, or "
-                "name with --root a folder that it lies in"
-            )
-        if place in above:
-            raise UserError(f"{inner}: a link to a folder that it lies in; remove the link")
-        if place != skipped:
-            yield from _walk(inner, skipped, root, on_hidden, (*above, place))
+    # With the real folders above each: a link to one of them would lead in a circle.
+    waiting: list[tuple[Path, tuple[Path, ...]]] = [(folder, (folder.resolve(),))]
+    while waiting:
+        folder, above = waiting.pop()
+        folders: list[str] = []
+        files: list[str] = []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                (folders if entry.is_dir() else files).append(entry.name)
+        yield folder, sorted(files)
+        inner: list[tuple[Path, tuple[Path, ...]]] = []
+        for name in sorted(folders):
+            path = folder / name
+            if name.startswith("."):
+                on_hidden(path)
+                continue
+            place = path.resolve()
+            if path.is_symlink() and not (root and place.is_relative_to(root)):
+                raise UserError(
+                    f"{path}: a link to a folder, which is not followed; copy the folder there, "
+                    "or name with --root a folder that it lies in"
+                )
+            if place in above:
+                raise UserError(f"{path}: a link to a folder that it lies in; remove the link")
+            if place != skipped:
+                inner.append((path, (*above, place)))
+        waiting.extend(reversed(inner))

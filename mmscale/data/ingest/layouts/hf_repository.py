@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mmscale.data.account import Account, Notice
 from mmscale.data.ingest.csv_source import TABLES
-from mmscale.data.ingest.folder_walk import walk_folder
+from mmscale.data.ingest.folder_walk import folders_in, walk_folder
 from mmscale.data.ingest.layout import LayoutOptions, SourceRow, Split, SplitParquet, SplitRows
 from mmscale.data.ingest.layouts.image_folder import note_file
 from mmscale.data.ingest.layouts.media_folder import METADATA
@@ -45,9 +45,13 @@ class HuggingFaceRepository:
     def matches(self, source: Path) -> bool:
         if not source.is_dir():
             return False
-        folders = [path for path in source.iterdir() if path.is_dir() and path.name[0] != "."]
-        inner = [path for folder in folders if is_split(folder.name) or folder.name == "data"
-                 for path in folder.iterdir() if path.is_dir()]  # fmt: skip
+        folders = folders_in(source)
+        inner = [
+            path
+            for folder in folders
+            if is_split(folder.name) or folder.name == "data"
+            for path in folders_in(folder)
+        ]
         if any(_has_tables(folder, (".parquet",)) for folder in (*folders, *inner)):
             return True
         tables = [path for folder in (source, source / "data") if folder.is_dir()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmscale.data.account import Account, Notice
 from mmscale.data.index.probe import kind_of
-from mmscale.data.ingest.folder_walk import walk_folder
+from mmscale.data.ingest.folder_walk import folders_in, walk_folder
 from mmscale.data.ingest.layout import LayoutOptions, SourceRow, Split, SplitRows
 from mmscale.data.ingest.parquet_source import parquet_files
 from mmscale.data.ingest.split_names import is_split
@@ -21,6 +21,9 @@ ENDINGS_NOT_READ = Notice(
 NOT_A_SAMPLE = Notice(
     "metadata files not used, as no medium or text has their name",
     "name a json or cls as the file that it describes, or pack by a table",
+)
+TABLE_BESIDE = Notice(
+    "metadata files not used: tables beside the media", "pack by a table by giving its own path"
 )
 HIDDEN = Notice("hidden files and folders", "rename what is to be packed")
 SEVERAL = Notice(
@@ -43,6 +46,7 @@ A_CLASS = Notice(
     "classes named like a split, as they lie beside others",
     "if it is one, move the others away, or pack it by itself",
 )
+_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 # What systems and programs leave behind.
 _LITTER = frozenset((".ds_store", ".gitattributes", ".gitignore", ".directory", ".localized"))
 _LITTER_FOLDERS = frozenset((".git", ".cache", ".huggingface", ".pack", ".ipynb_checkpoints"))
@@ -83,11 +87,7 @@ def split_folders(source: Path, options: LayoutOptions, account: Account) -> lis
     Raises `UserError` where folders of samples lie beside several of them.
     """
     skipped = options.out and options.out.resolve()
-    folders = sorted(
-        path
-        for path in source.iterdir()
-        if path.is_dir() and not path.name.startswith(".") and path.resolve() != skipped
-    )
+    folders = [folder for folder in folders_in(source) if folder.resolve() != skipped]
     found = [folder for folder in folders if is_split(folder.name)]
     if not found:
         return []
@@ -181,6 +181,8 @@ def note_file(account: Account, name: str, shown: str) -> None:
     if name.startswith("."):
         if name.lower() not in _LITTER and not name.startswith("._"):
             account.note(HIDDEN, shown)
+    elif name.lower().endswith(_TABLES):
+        account.note(TABLE_BESIDE, shown)
     elif name.lower() not in ("thumbs.db", "desktop.ini"):
         account.note(ENDINGS_NOT_READ, shown)
 
