@@ -20,7 +20,7 @@ from servers import FaultyServer, s3_proxy, s3_server, serve
 
 from mmscale.config import CacheConfig, MediaConfig
 from mmscale.data.fetching.census import PAGE, footprint, take_census
-from mmscale.data.index.build_index import index_sources
+from mmscale.data.index.build_index import IndexPass, index_sources
 from mmscale.data.index.dataset import Dataset
 from mmscale.data.index.manifest import Manifest, open_manifests
 from mmscale.data.index.verify_shards import verify_shards
@@ -133,8 +133,9 @@ def test_index_survives_faults_and_reports_damage(
         (("length", 30_000), "the end marker (two zero blocks) is missing"),
     ]:
         server.always["shard-000001.tar"] = fault
+        again = IndexPass(every=True)
         with pytest.raises(UserError) as caught:
-            index_sources([names(server)], tmp_path / "out", MediaConfig(), progress=False)
+            index_sources([names(server)], tmp_path / "out", MediaConfig(), False, again)
         assert str(caught.value).startswith(f"{server.url}/shard-000001.tar: ") and words in str(
             caught.value
         )
@@ -494,7 +495,8 @@ def test_s3_faults(
         )
         proxy.always["shard-000002.tar"] = ("status", (503, "SlowDown"))
         with pytest.raises(
-            UserError, match=r"shard-000002\.tar: cannot be fetched \(.*, 9 times in a row\); check"
+            UserError,
+            match=r"shard-000002\.tar: cannot be fetched \(.*, 17 times in a row\); check",
         ):
             index_sources([bucket], tmp_path / "out", MediaConfig(), progress=False)
         proxy.always["shard-000002.tar"] = ("status", (403, "AccessDenied"))
