@@ -239,7 +239,7 @@ def _decoded(raw: bytes, field: str, path: str | None) -> str | None:
     except UnicodeDecodeError:
         raise SampleFault(f"{field}: not UTF-8") from None
     if path is None:
-        return text.strip()
+        return text.removeprefix("\ufeff").strip()
     value = json_text(text, path)
     if (
         value is not None

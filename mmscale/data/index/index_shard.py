@@ -99,7 +99,9 @@ def _index(task: ShardTask, told: Callable[[int], object]) -> IndexedShard:
     notes = ShardNotes(task.name)
     with open_place(task.base, task.name) as opened:
         reader = HashingReader(opened.file, told)
-        members = scan_source(reader, opened.size, opened.place, task.key_dots, notes.left_out)
+        members = scan_source(
+            reader, opened.size, opened.place, task.key_dots, notes.left_out, notes.forgiven
+        )
         take = _MemberTaker(reader, task.media, opened.size, notes)
         for sample in each_sample(members, task.key_dots, take, opened.place):
             take.held = 0

@@ -15,15 +15,17 @@ _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
 def parse_json(document: str) -> Any:
-    """The value of ``document``. Raises `SampleFault` if it is not JSON, or nested deeper than
-    `MAX_DEPTH`.
+    """The value of ``document``. NaN and Infinity, which are no JSON though Python writes them, are
+    null; a byte-order mark is passed over.
+
+    Raises `SampleFault` if it is not JSON, or nested deeper than `MAX_DEPTH`.
     """
     # Python's parser has no limit but that of the interpreter's stack, of which every caller has
     # used another part.
     if document.count("[") + document.count("{") > MAX_DEPTH and _depth(document) > MAX_DEPTH:
         raise SampleFault(f"JSON nested too deep; {MAX_DEPTH} levels are read")
     try:
-        return json.loads(document)
+        return json.loads(document.removeprefix("\ufeff"), parse_constant=lambda _: None)
     except ValueError as error:
         raise SampleFault(f"not valid JSON: {str(error)[:120]}") from None
 
@@ -44,7 +46,9 @@ def json_text(document: str, path: str) -> str | None:
             return None
     if isinstance(value, bool):
         return "true" if value else "false"
-    return str(value) if isinstance(value, str | int | float) else None
+    if isinstance(value, str):
+        return value.removeprefix("\ufeff")
+    return str(value) if isinstance(value, int | float) else None
 
 
 def _depth(document: str) -> int:

@@ -9,6 +9,7 @@ import re
 from mmscale.data.account import Account, Notice
 from mmscale.data.index.probe import kind_of
 from mmscale.data.index.sample_keys import is_metadata
+from mmscale.data.index.tar_headers import NO_END
 
 UNREAD = Notice(
     "members with endings that nothing reads",
@@ -63,6 +64,10 @@ class ShardNotes:
         """Note a file that belongs to no sample."""
         if not is_metadata(name):
             self._note(UNNAMED, name)
+
+    def forgiven(self, notice: Notice, what: str) -> None:
+        """Note what an index pass goes on after."""
+        self._account.note(notice, what if notice is NO_END else f"{self._shard}: {what}")
 
     def member(self, name: str, field: str, text: bytes | None) -> None:
         """Note what is odd in a member; ``text``: its payload, if it is a text."""

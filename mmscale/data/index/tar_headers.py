@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn, Protocol
 
+from mmscale.data.account import Notice
 from mmscale.data.index.sample_keys import AUTO, FIRST, split_name, webdataset_key
 from mmscale.errors import UserError
 
@@ -52,6 +53,17 @@ _COMPRESSED = (
     (b"\x28\xb5\x2f\xfd", "zstd"),
 )
 _AGAIN = "copy or download the shard again"
+
+# What an index pass may go on after, told; to `data verify` each is a fault.
+Forgive = Callable[[Notice, str], object]
+NO_END = Notice(
+    "shards without an end marker (two zero blocks)",
+    "some writers leave it out; if a shard was cut short, copy it again; `data verify` says which",
+)
+TWICE = Notice(
+    "members of samples that stand twice in a shard, of which the first copy is taken",
+    "write the shard again with each sample once",
+)
 _REWRITE = "write the shard again with plain files only (`mmscale data pack` does)"
 
 
@@ -113,17 +125,20 @@ def scan_source(
     path: Path | str,
     key_dots: str = FIRST,
     left_out: Callable[[str], object] = lambda name: None,
+    forgive: Forgive | None = None,
 ) -> Iterator[Member]:
     """`scan` over an open shard of ``total`` bytes; ``path`` is for messages. ``left_out`` is given
-    the name of each file that belongs to no sample.
+    the name of each file that belongs to no sample. ``forgive`` is told what is `NO_END` or
+    `TWICE`, with an example; without it, they are errors.
 
     Between two members the caller may read the payload from ``source``, which stands at its start.
     When the iterator ends, all ``total`` bytes have been read or skipped.
     """
-    finished: set[str] = set()
+    finished: dict[str, frozenset[str]] = {}  # their fields; most samples have the same
+    known: dict[frozenset[str], frozenset[str]] = {}
     # With ``auto`` the members of a webdataset key, its run, may be samples with longer keys.
     run, keys, fields = "", set[str](), set[tuple[str, str]]()
-    for header in _Reader(source, total, path).entries():
+    for header in _Reader(source, total, path, forgive).entries():
         split = split_name(header.name, key_dots)
         if split is None:
             left_out(header.name)
@@ -131,8 +146,13 @@ def scan_source(
         key, field = split
         own_run = webdataset_key(key) if key_dots == AUTO else key
         if own_run != run:
-            finished |= keys
+            for done in keys:
+                own = frozenset(field for of, field in fields if of == done)
+                finished[done] = known.setdefault(own, own)
             run, keys, fields = own_run, set(), set()
+        if forgive is not None and (split in fields or field in finished.get(key, ())):
+            forgive(TWICE, header.name)
+            continue
         if key in finished:
             _refuse(
                 path,
@@ -178,8 +198,11 @@ class _Header:
 class _Reader:
     """Walks from header to header; holds the extended headers that wait for their member."""
 
-    def __init__(self, source: TarInput, total: int, path: Path | str) -> None:
+    def __init__(
+        self, source: TarInput, total: int, path: Path | str, forgive: Forgive | None
+    ) -> None:
         self._source, self._total, self._path = source, total, path
+        self._forgive = forgive
         self._global: dict[bytes, bytes] = {}
         self._pax: dict[bytes, bytes] = {}
         self._long_name: bytes | None = None
@@ -193,6 +216,8 @@ class _Reader:
             block = self._source.read(BLOCK)
             if len(block) < BLOCK:
                 self._check_plain(block, at)
+                if not block and 0 < at == self._total and self._ends_without_marker():
+                    return
                 what = (
                     "ends in the middle of a header"
                     if block
@@ -341,10 +366,19 @@ class _Reader:
             _refuse(self._path, at, fault, "rename the member and write the shard again")
         return records, raw.decode("utf-8")
 
+    def _ends_without_marker(self) -> bool:
+        """Whether the file may end here, after a whole member."""
+        if self._forgive is None or self._extended >= 0:
+            return False
+        self._forgive(NO_END, str(self._path))
+        return True
+
     def _finish(self, at: int) -> None:
         if self._extended >= 0:
             _refuse(self._path, self._extended, "an extended header without its member", _REWRITE)
         second = self._source.read(BLOCK)
+        if len(second) < BLOCK and not any(second) and at and self._ends_without_marker():
+            return
         if len(second) < BLOCK:
             _refuse(
                 self._path,

@@ -15,6 +15,7 @@ from mmscale.config import MediaConfig
 from mmscale.data.host_error import check_host
 from mmscale.data.media.format import ending_of
 from mmscale.data.media.forward_sound import ForwardSound
+from mmscale.data.media.mended_wav import mended_wav
 from mmscale.data.media.mp3_frames import layer3_samples
 from mmscale.errors import SampleFault
 
@@ -83,6 +84,7 @@ def open_sound(data: bytes, media: MediaConfig) -> Iterator[soundfile.SoundFile]
         # libsndfile would read a shorter clip.
         if size < _UNKNOWN_RIFF_SIZE and size - len(data) > _TOLERATED_GAP_BYTES:
             raise SampleFault(f"sound is cut short: {len(data)} of {size} bytes")
+        data = mended_wav(data)
     if data.startswith(_OGG) and not _ends_stream(data):
         raise SampleFault("sound is cut short: an Ogg file without its last page")
     try:

@@ -16,6 +16,7 @@ from mmscale.config import MediaConfig
 from mmscale.data.media.image_file import check_size, open_picture, orientation, picture_faults
 from mmscale.data.media.image_pixels import rgb_pixels
 from mmscale.data.media.jpeg_header import JpegHeader, read_jpeg_header
+from mmscale.data.media.mended_jpeg import MENDABLE, mended_jpeg
 from mmscale.errors import SampleFault
 
 # How stored pixels become upright, by EXIF orientation: rows and columns exchanged first, then the
@@ -34,8 +35,8 @@ _TURNS = {
 _LEAST_JPEG_REDUCTION = 2
 # Decoded pictures of up to so many bytes lie in memory that stays.
 _MOST_SCRATCH = 48 << 20
-# What takes nothing from the picture: bytes between segments, which every reader skips, and colours
-# of a resolution that libjpeg-turbo's short interface has no name for.
+# What takes nothing from the picture: bytes between scans, which every reader skips, and colours of
+# a resolution that libjpeg-turbo's short interface has no name for.
 _HARMLESS = ("extraneous bytes before marker", "determine subsampling level")
 
 
@@ -163,12 +164,13 @@ def _decode_part(
 
 
 def _decode_jpeg(
-    data: bytes, header: JpegHeader, least: tuple[int, int], ordinary: bool
+    data: bytes, header: JpegHeader, least: tuple[int, int], ordinary: bool, mended: bool = False
 ) -> NDArray[np.uint8] | None:
     """RGB uint8 [h, w, 3] by libjpeg-turbo; None for what only Pillow reads or converts.
 
-    The pixels lie in memory that the thread's next call uses again. Any other complaint of libjpeg
-    is a `SampleFault`: it would fill what it lacks with grey.
+    The pixels lie in memory that the thread's next call uses again. What libjpeg warns of though it
+    takes nothing from the picture is mended first (`mended_jpeg`). Any other complaint is a
+    `SampleFault`: it would fill what it lacks with grey.
     """
     try:
         if not ordinary:
@@ -186,7 +188,12 @@ def _decode_jpeg(
             buffer=_scratch.of(3 * header.height * header.width),
         )
     except ValueError as error:
-        if any(complaint in str(error) for complaint in _HARMLESS):
+        said = str(error)
+        if not mended and any(complaint in said for complaint in MENDABLE):
+            better = mended_jpeg(data)
+            if better is not None:
+                return _decode_jpeg(better, header, least, ordinary, mended=True)
+        if any(complaint in said for complaint in _HARMLESS):
             return None
         raise
 

@@ -28,6 +28,8 @@ from mmscale.messages import report
 ABSENT = np.uint32(0xFFFFFFFF)
 
 _CHUNK = 4096
+# Raise it when a text is read otherwise.
+_RULES = "2"
 _NPY_HEADER_BYTES = 128  # of a one-dimensional array
 # Neighbours that are read together, and more runs of them than are ever sampled.
 _RUN, _MANY = 256, 1 << 20
@@ -120,7 +122,7 @@ def sample_texts(dataset: Dataset, field: str, most_bytes: int, key: int) -> Ite
 def _file_name(manifests: list[Manifest], field: str, tokenizer: Tokenizer) -> str:
     digests = [manifest.digest for manifest in manifests]
     named = named_documents(manifests, [field])
-    return ArrayCache.name("tokens", tokenizer.digest, field, *digests, *named)
+    return ArrayCache.name("tokens", _RULES, tokenizer.digest, field, *digests, *named)
 
 
 def named_documents(manifests: list[Manifest], fields: Iterable[str]) -> list[str]:
