@@ -35,9 +35,13 @@ _TURNS = {
 _LEAST_JPEG_REDUCTION = 2
 # Decoded pictures of up to so many bytes lie in memory that stays.
 _MOST_SCRATCH = 48 << 20
-# What takes nothing from the picture: bytes between scans, which every reader skips, and colours of
-# a resolution that libjpeg-turbo's short interface has no name for.
-_HARMLESS = ("extraneous bytes before marker", "determine subsampling level")
+# What takes nothing from the picture: bytes between scans, which every reader skips, colours of a
+# resolution that libjpeg-turbo's short interface has no name for, and lossless JPEG.
+_HARMLESS = (
+    "extraneous bytes before marker",
+    "determine subsampling level",
+    "Unsupported color conversion request",
+)
 
 
 class _Scratch(threading.local):

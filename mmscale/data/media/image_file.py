@@ -87,9 +87,17 @@ def picture_faults() -> Iterator[None]:
 
 
 def orientation(picture: ImageFile) -> int:
-    """EXIF orientation, 1 to 8; 1 (upright) where it is absent or broken, which spoils no pixel."""
+    """EXIF orientation, 1 to 8; 1 (upright) where it is absent or broken, which spoils no pixel.
+
+    Raises `SampleFault` where the pixels had to be read for it, and are broken.
+    """
     if picture.format == "TIFF":
         return 1  # Pillow turns these itself: size and pixels are those of the upright picture
+    if picture.format == "PNG":
+        # Its Exif may stand behind the pixels, which are read first. A fault of theirs is not one
+        # of the Exif; Pillow reports it once, and the next time gives what it has.
+        with picture_faults():
+            picture.load()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

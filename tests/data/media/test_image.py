@@ -494,3 +494,16 @@ def test_formats_that_start_programs_are_refused():
         decode_image(encode(quarters(), "EPS"), MEDIA)
     with pytest.raises(SampleFault, match="floating-point"):
         decode_image(encode(plain("F", 0.5), "TIFF"), MEDIA)
+
+
+def test_a_png_damaged_in_its_pixels_is_refused() -> None:
+    """Pillow reports it when the pixels are first read, which looking for Exif does."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    data = buffer.getvalue()
+    media = MediaConfig(image_height=64, image_width=64, image_patch=8)
+    assert (decode_image(data, media).transpose(1, 2, 0) == pixels).all()
+    for at in range(100, len(data) - 200, 997):
+        with pytest.raises(SampleFault, match="broken picture"):
+            decode_image(data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :], media)
