@@ -154,9 +154,8 @@ def report(samples: int, first: dict[str, float], runs: list[dict[str, float]]) 
 
 def write_index(folder: Path, samples: int) -> None:
     """A synthetic index and the token counts a first start would have left."""
-    from mmscale.data.index.dataset import Dataset
     from mmscale.data.index.manifest import Manifest
-    from mmscale.data.planning.array_cache import ArrayCache
+    from mmscale.data.planning.token_counts import counts_file_name
 
     index = folder / "index"
     index.mkdir(parents=True)
@@ -192,8 +191,7 @@ def write_index(folder: Path, samples: int) -> None:
         "base": "https://shards.invalid/synthetic",
     }
     (index / "manifest.json").write_text(json.dumps(tree))
-    dataset = Dataset([Manifest.load(folder)])
-    name = ArrayCache.name("tokens", bench_tokenizer().digest, "text", *dataset.digests)
+    name = counts_file_name([Manifest.load(folder)], "text", bench_tokenizer())
     (folder / "tokens.npy").rename(index / name)
 
 

@@ -56,7 +56,7 @@ def token_counts(
             counted = _of_folders(dataset, field, tokenizer)
             if counted is None:
                 counted = _count(dataset, field, tokenizer, progress)
-            counts = derived.save(_file_name(dataset.manifests, field, tokenizer), counted)
+            counts = derived.save(counts_file_name(dataset.manifests, field, tokenizer), counted)
         out[field] = counts
     return out
 
@@ -65,7 +65,7 @@ def kept_token_counts(
     dataset: Dataset, field: str, tokenizer: Tokenizer, derived: ArrayCache
 ) -> CachedArray | None:
     """`token_counts` of one field if they are there; no text is read."""
-    name = _file_name(dataset.manifests, field, tokenizer)
+    name = counts_file_name(dataset.manifests, field, tokenizer)
     return derived.load(name, np.uint32, len(dataset))
 
 
@@ -78,7 +78,7 @@ def keep_token_counts(manifest: Manifest, tokenizer: Tokenizer, fields: list[str
     index = ArrayCache([manifest.root / FOLDER])
     names = []
     for field in fields:
-        name = _file_name([manifest], field, tokenizer)
+        name = counts_file_name([manifest], field, tokenizer)
         if index.load(name, np.uint32, len(dataset)) is None:
             index.save(name, _count(dataset, field, tokenizer, progress=True))
         names.append(name)
@@ -119,7 +119,8 @@ def sample_texts(dataset: Dataset, field: str, most_bytes: int, key: int) -> Ite
             return
 
 
-def _file_name(manifests: list[Manifest], field: str, tokenizer: Tokenizer) -> str:
+def counts_file_name(manifests: list[Manifest], field: str, tokenizer: Tokenizer) -> str:
+    """The file that keeps the counts of a field of these folders."""
     digests = [manifest.digest for manifest in manifests]
     named = named_documents(manifests, [field])
     return ArrayCache.name("tokens", _RULES, tokenizer.digest, field, *digests, *named)
@@ -145,7 +146,7 @@ def _of_folders(dataset: Dataset, field: str, tokenizer: Tokenizer) -> NDArray[n
     """The counts that the indexes of all folders of the set bring with them, if they do."""
     parts = []
     for manifest in dataset.manifests:
-        name = _file_name([Manifest(manifest.stored)], field, tokenizer)
+        name = counts_file_name([Manifest(manifest.stored)], field, tokenizer)
         kept = _beside_index(manifest, name, dataset.cache)
         if kept is None and manifest.has(field):
             return None
