@@ -137,7 +137,7 @@ def scan_source(
     finished: dict[str, frozenset[str]] = {}  # their fields; most samples have the same
     known: dict[frozenset[str], frozenset[str]] = {}
     # With ``auto`` the members of a webdataset key, its run, may be samples with longer keys.
-    run, keys, fields = "", set[str](), set[tuple[str, str]]()
+    run, fields = "", dict[str, set[str]]()
     for header in _Reader(source, total, path, forgive).entries():
         split = split_name(header.name, key_dots)
         if split is None:
@@ -146,11 +146,12 @@ def scan_source(
         key, field = split
         own_run = webdataset_key(key) if key_dots == AUTO else key
         if own_run != run:
-            for done in keys:
-                own = frozenset(field for of, field in fields if of == done)
-                finished[done] = known.setdefault(own, own)
-            run, keys, fields = own_run, set(), set()
-        if forgive is not None and (split in fields or field in finished.get(key, ())):
+            for done, own in fields.items():
+                frozen = frozenset(own)
+                finished[done] = known.setdefault(frozen, frozen)
+            run, fields = own_run, {}
+        again = field in fields.get(key, ())
+        if forgive is not None and (again or field in finished.get(key, ())):
             forgive(TWICE, header.name)
             continue
         if key in finished:
@@ -160,15 +161,14 @@ def scan_source(
                 f"key {key!r} appears again after other samples",
                 "write the members of a sample one after another (`tar --sort=name` does)",
             )
-        if split in fields:
+        if again:
             _refuse(
                 path,
                 header.start,
                 f"sample {key!r} has field {field!r} twice",
                 "remove or rename one of the two",
             )
-        keys.add(key)
-        fields.add(split)
+        fields.setdefault(key, set()).add(field)
         yield Member(header.name, key, field, header.payload, header.size)
 
 
