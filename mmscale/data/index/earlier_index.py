@@ -88,6 +88,7 @@ class EarlierIndex:
         self._stamps: dict[str, Stamp] = {}
         self._manifest: Manifest | None = None
         self._rows: dict[str, tuple[Shard, int]] = {}
+        self._kept: dict[str, KeptTexts] = {}  # by field; where texts end is known by a whole pass
         try:
             tree = json.loads((root / FOLDER / STAMPS).read_bytes())
             stored = IndexFiles(root)
@@ -135,8 +136,7 @@ class EarlierIndex:
                 samples[place][1][field] = facts[place].item()
             lacks = lacks or (is_text(field) and field not in keeps and bool(facts["offset"].any()))
             if len(rows) and field in keeps:
-                kept = KeptTexts(self._manifest, self._manifest.stored, [field])
-                own = [text for text in kept.read(rows) if text is not None]
+                own = [text for text in self._texts(field).read(rows) if text is not None]
                 if own:
                     texts[field] = own
         return IndexedShard(
@@ -147,6 +147,12 @@ class EarlierIndex:
             texts=None if lacks else texts,
             account=self._accounts.get(name, Account()),
         )
+
+    def _texts(self, field: str) -> KeptTexts:
+        assert self._manifest is not None
+        if field not in self._kept:
+            self._kept[field] = KeptTexts(self._manifest, self._manifest.stored, [field])
+        return self._kept[field]
 
     def _stamp(self, name: str) -> Stamp:
         """Of the shard where it is now."""
