@@ -10,6 +10,7 @@ from mmscale.cli.verb import add_plugins, verb
 from mmscale.errors import UserError
 from mmscale.messages import report
 
+_SHOWN = 10  # classes of a head or labels
 _DECODING = ("max_new_tokens", "beams", "temperature", "top_k", "top_p", "seed")
 
 PREDICT_EPILOG = """\
@@ -69,7 +70,6 @@ def add(verbs: Any) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
-    from mmscale.predict.decoding import Decoding
     from mmscale.predict.question import trained_heads, trained_prompts
     from mmscale.release.trained_model import load_trained
 
@@ -79,23 +79,13 @@ def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
         labels = [label.strip() for label in arguments.labels.split(",") if label.strip()]
         if not labels:
             raise UserError("--labels: names no answer; give some, such as --labels cat,dog")
-        for name, value in decoding.items():
-            if value != getattr(Decoding(), name):
-                raise UserError(
-                    f"--{name.replace('_', '-')}: changes nothing beside --labels, which are all "
-                    "scored; leave it out"
-                )
+        _refuse(decoding, "beside --labels, which are all scored")
     model = load_trained(Path(arguments.target))
     inputs = {name: getattr(arguments, name) for name in ("image", "audio", "text")}
     given = [name for name, value in inputs.items() if value is not None]
     trained = trained_prompts(model.config, given)
     if given and not labels and not trained and trained_heads(model.config, given):
-        for name, value in decoding.items():
-            if value != getattr(Decoding(), name):
-                raise UserError(
-                    f"--{name.replace('_', '-')}: changes nothing where a linear head answers; "
-                    "leave it out"
-                )
+        _refuse(decoding, "where a linear head answers")
         return _told(model.classify(None, **inputs, prompt=arguments.prompt), arguments.json)
     if not trained:
         report(
@@ -116,7 +106,14 @@ def _predict(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"answer": answer}
 
 
-_SHOWN = 10  # classes of a head or labels
+def _refuse(decoding: dict[str, Any], where: str) -> None:
+    """Raise `UserError` for an option of decoding that was given where nothing is decoded."""
+    from mmscale.predict.decoding import Decoding
+
+    for name, value in decoding.items():
+        if value != getattr(Decoding(), name):
+            option = name.replace("_", "-")
+            raise UserError(f"--{option}: changes nothing {where}; leave it out")
 
 
 def _told(scored: list[tuple[str, float]], as_json: bool) -> dict[str, Any]:

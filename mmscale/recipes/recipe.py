@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmscale.config import Config
+from mmscale.config import Config, TaskConfig
 from mmscale.config_file import config_from_tree, overlay, override_tree
 from mmscale.data.index.build_index import has_index
 from mmscale.data.index.dataset import Dataset
@@ -58,7 +58,7 @@ def recipe_config(
     if "label" in tree["fields"] and not label:
         found["label"] = _find_label(train, facts)
     _check_fields(name, train, facts, tree.pop("fields"), found)
-    found["head"] = found["label"].replace(".", "_")
+    found["head"] = TaskConfig(target=found["label"]).head_name()
     tree = _filled(tree, found)
     score = tree.pop("eval")
     data_set = tree["data"]["sets"].pop("shards")

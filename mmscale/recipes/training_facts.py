@@ -72,8 +72,6 @@ def read_facts(dataset: Dataset, text: str = "text") -> TrainingFacts:
 
 def _present(dataset: Dataset, field: str, samples: NDArray[np.int64]) -> NDArray[np.void]:
     """The facts of the samples that have the field."""
-    if not any(manifest.has(field) for manifest in dataset.manifests):
-        return np.zeros(0, [("a", "<u4"), ("b", "<u4"), ("size", "<u8")])
     facts = dataset.facts(field, samples)
     return facts[facts["offset"] > 0]
 
@@ -97,8 +95,6 @@ def _text_sizes(dataset: Dataset, field: str, samples: NDArray[np.int64]) -> tup
 
 def _json_names(dataset: Dataset, samples: NDArray[np.int64]) -> set[str]:
     names: set[str] = set()
-    if not any(manifest.has("json.label") for manifest in dataset.manifests):
-        return names  # no JSON at all: any path of it is one field
     facts = dataset.facts("json.label", samples)
     for sample in samples[facts["offset"] > 0][:_DOCUMENTS].tolist():
         try:

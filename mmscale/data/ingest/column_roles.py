@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmscale.errors import UserError
 
+if TYPE_CHECKING:
+    from mmscale.data.index.probe import Kind
+
 # Options that say which column it is, and the name that `RowReader` knows it by.
 OPTIONS = ("image", "audio", "text", "label")
+
+# Names that people give to the column of a kind, and types of features of the `datasets` library.
+OTHER_NAMES: dict[Kind, tuple[str, ...]] = {"image": ("img", "images"), "audio": ("audios",)}
+FEATURES: dict[str, Kind] = {"Image": "image", "Audio": "audio"}
 
 # What becomes of a column of that name.
 USES = {

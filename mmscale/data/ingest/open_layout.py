@@ -70,18 +70,18 @@ def find_layout(source: Path, name: str | None) -> Layout:
         return layout
     layouts = LAYOUTS.all()
     special = [name for name in layouts if name not in _GENERAL and layouts[name].matches(source)]
-    general = [name for name in _GENERAL if layouts[name].matches(source)]
     if len(special) > 1:
         raise UserError(
             f"{source}: may be {' or '.join(special)}; say which with --layout {special[0]}"
         )
-    for name in (*special, *general):
-        found: Layout = layouts[name]
-        return found
-    raise UserError(
-        f"{source}: not a kind of source that is read; use a folder or a table, or name one of "
-        f"--layout {', '.join(layouts)}"
-    )
+    found = special or [name for name in _GENERAL if layouts[name].matches(source)]
+    if not found:
+        raise UserError(
+            f"{source}: not a kind of source that is read; use a folder or a table, or name one of "
+            f"--layout {', '.join(layouts)}"
+        )
+    layout = layouts[found[0]]
+    return layout
 
 
 def _sets(

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmscale.data.account import Account, Notice
-from mmscale.data.index.probe import Kind
-from mmscale.data.ingest.column_roles import ColumnRoles, field_word, rename
+from mmscale.data.ingest.column_roles import FEATURES, OTHER_NAMES, ColumnRoles, field_word, rename
 from mmscale.data.ingest.layout import SourceRow
 from mmscale.data.ingest.row_checks import RowChecks
 from mmscale.data.ingest.table_row import MEDIA_COLUMNS, check_file, is_empty
@@ -27,10 +26,6 @@ _TAR_BYTES = 2048
 _BATCH_ROWS = 1024
 # Rows of a file whose cells are looked at as names of files.
 _LOOKED_AT = 100
-# Names that people give to the column of a kind; taken where it holds bytes.
-_OTHER_NAMES: dict[Kind, tuple[str, ...]] = {"image": ("img", "images"), "audio": ("audios",)}
-# Types of features of the `datasets` library.
-_FEATURES: dict[str, Kind] = {"Image": "image", "Audio": "audio"}
 
 MEDIA_LEFT_OUT = Notice(
     "columns that hold media and are left out", "--image COL or --audio COL takes one"
@@ -254,7 +249,7 @@ def _roles(
     declared = {
         column: kind
         for column, feature in features.items()
-        if column in names and (kind := _FEATURES.get(_innermost(feature).get("_type", "")))
+        if column in names and (kind := FEATURES.get(_innermost(feature).get("_type", "")))
     }
     binary = [column.name for column in schema if _holds_binary(column.type)]
     free = [name for name in names if name not in renamed and name not in left]
@@ -262,7 +257,7 @@ def _roles(
         if kind in free or kind in renamed.values():
             continue
         candidates = [
-            *(name for name in _OTHER_NAMES[kind] if name in binary or name in declared),
+            *(name for name in OTHER_NAMES[kind] if name in binary or name in declared),
             *(name for name in free if declared.get(name) == kind),
         ]
         column = next((name for name in candidates if name in free), None)

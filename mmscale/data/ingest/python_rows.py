@@ -12,15 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from mmscale.data.ingest.column_roles import ColumnRoles, field_word, rename
+from mmscale.data.ingest.column_roles import FEATURES, OTHER_NAMES, ColumnRoles, field_word, rename
 from mmscale.data.ingest.layout import SourceRow
 from mmscale.data.ingest.table_row import MEDIA_COLUMNS
 from mmscale.data.media.format import ending_of
 from mmscale.errors import UserError
 from mmscale.plain_file import read_plain
 
-_KINDS = {"Image": "image", "Audio": "audio"}
-_OTHER_NAMES = {"img": "image", "images": "image", "audios": "audio"}
+_BY_NAME = {name: kind for kind, names in OTHER_NAMES.items() for name in names}
 _LISTS = ("List", "LargeList", "Sequence")
 
 
@@ -55,7 +54,7 @@ def _roles(values: dict[str, Any], columns: dict[str, str], where: str) -> Colum
     for name, value in values.items():
         if name in renamed or name in left or name in MEDIA_COLUMNS or not _is_medium(value):
             continue
-        kind = _OTHER_NAMES.get(name)
+        kind = _BY_NAME.get(name)
         if kind is not None and kind not in values and kind not in renamed.values():
             renamed[name] = kind
         else:
@@ -82,7 +81,7 @@ def _undecoded(rows: Any, features: Mapping[str, Any], columns: dict[str, str]) 
     classes: dict[str, list[str]] = {}
     for column, feature in features.items():
         inner = feature.feature if type(feature).__name__ in _LISTS else feature
-        kind = _KINDS.get(type(inner).__name__)
+        kind = FEATURES.get(type(inner).__name__)
         if kind is not None:
             bare = type(inner)(decode=False)
             rows = rows.cast_column(column, bare if inner is feature else type(feature)(bare))
