@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import soundfile
 from PIL import Image
 
+from mmscale.data.index import build_index as building
 from mmscale.data.index.manifest import Manifest
 from mmscale.data.ingest.pack import ShardWriter
 
@@ -74,3 +76,16 @@ def bytes_of(manifest: Manifest, field: str, i: int) -> bytes | None:
 def edit_json(folder: Path, **changes: Any) -> None:
     path = folder / "index" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def note_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the shards that index passes read whole from now on, in this process."""
+    names: list[str] = []
+    index = building.index_shard
+
+    def noted(task, told=lambda _: None):
+        names.append(task.name)
+        return index(task, told)
+
+    monkeypatch.setattr(building, "index_shard", noted)
+    return names

@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from indexed import note_read
 from PIL import Image
 from servers import serve
 
 from mmscale.config import MediaConfig
-from mmscale.data.index import build_index as building
 from mmscale.data.index.build_index import IndexPass, build_index, index_sources
 from mmscale.data.index.manifest import Manifest
 from mmscale.data.index.verify_shards import verify_shards
@@ -58,15 +58,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the shards that are read whole, as they are."""
-    names: list[str] = []
-    index = building.index_shard
-
-    def noted(task, told=lambda _: None):
-        names.append(task.name)
-        return index(task, told)
-
-    monkeypatch.setattr(building, "index_shard", noted)
-    return names
+    return note_read(monkeypatch)
 
 
 def content(folder: Path) -> dict[str, bytes]:

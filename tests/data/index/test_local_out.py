@@ -10,11 +10,10 @@ from pathlib import Path
 import plans
 import pytest
 import torch
-from indexed import SAMPLES, write_shards
+from indexed import SAMPLES, note_read, write_shards
 
 from mmscale.cli import main
 from mmscale.config import Config, MediaConfig, SetConfig, TaskConfig
-from mmscale.data.index import build_index as building
 from mmscale.data.index.build_index import build_index, index_sources
 from mmscale.data.index.dataset import Dataset
 from mmscale.data.index.manifest import Manifest
@@ -41,15 +40,7 @@ def out(mount: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def read(out: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the shards that are read whole from now on."""
-    names: list[str] = []
-    index = building.index_shard
-
-    def noted(task, told=lambda _: None):
-        names.append(task.name)
-        return index(task, told)
-
-    monkeypatch.setattr(building, "index_shard", noted)
-    return names
+    return note_read(monkeypatch)
 
 
 def test_nothing_is_written_beside_the_shards(mount: Path, out: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from indexed import picture, sound
+from packed_sets import read_shards as read_all
 
 from mmscale.config import MediaConfig
 from mmscale.data.index.manifest import Manifest
@@ -17,22 +18,6 @@ from mmscale.data.index.tar_headers import scan
 from mmscale.data.ingest.pack import ShardWriter, pack
 from mmscale.data.ingest.pack_state import PackState
 from mmscale.errors import UserError
-
-Samples = dict[str, dict[str, bytes]]
-
-
-def read_all(folder: Path) -> Samples:
-    """Every sample in the order of the shards, read by Python's own tarfile."""
-    samples: Samples = {}
-    for path in sorted(folder.glob("*.tar")):
-        with tarfile.open(path) as archive:
-            for info in archive:
-                directory, _, base = info.name.rpartition("/")
-                stem, field = base.split(".", 1)
-                stream = archive.extractfile(info)
-                assert stream is not None
-                samples.setdefault(f"{directory}/{stem}".lstrip("/"), {})[field] = stream.read()
-    return samples
 
 
 def checksums(folder: Path) -> dict[str, str]:

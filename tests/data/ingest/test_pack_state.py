@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from indexed import picture, sound
+from packed_sets import read_shards as read_all
 from patience import patience
 from PIL import Image
 
@@ -29,7 +30,7 @@ from mmscale.data.ingest import pack as pack_module
 from mmscale.data.ingest.pack_state import FOLDER, PackState
 from mmscale.data.worker_pool import WorkerPool
 from mmscale.errors import UserError
-from tests.data.ingest.test_pack import checksums, quietly, read_all
+from tests.data.ingest.test_pack import checksums, quietly
 
 
 @pytest.fixture

@@ -17,13 +17,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from indexed import picture, sound
+from packed_sets import read_shards as read_all
 
 from mmscale.config import MediaConfig
 from mmscale.data.ingest import parquet_source
 from mmscale.data.ingest.pack import pack
 from mmscale.data.ingest.pack_state import PackState
 from mmscale.errors import UserError
-from tests.data.ingest.test_pack import checksums, quietly, read_all
+from tests.data.ingest.test_pack import checksums, quietly
 
 HUGGING_FACE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
